@@ -1,0 +1,36 @@
+"""Mobile-Former: a MobileNet and a transformer of a few tokens, joined by a two-way bridge (CVPR 2022)."""
+
+from mobile_former.cost import Cost, cost
+from mobile_former.errors import InputError
+from mobile_former.factory import (
+    create_model,
+    list_models,
+    mobile_former_26m,
+    mobile_former_52m,
+    mobile_former_96m,
+    mobile_former_151m,
+    mobile_former_214m,
+    mobile_former_294m,
+    mobile_former_508m,
+)
+from mobile_former.model import MobileFormer
+from mobile_former.weights import LoadedWeights, load_weights, save_weights
+
+__all__ = [
+    "Cost",
+    "InputError",
+    "LoadedWeights",
+    "MobileFormer",
+    "cost",
+    "create_model",
+    "list_models",
+    "load_weights",
+    "mobile_former_26m",
+    "mobile_former_52m",
+    "mobile_former_96m",
+    "mobile_former_151m",
+    "mobile_former_214m",
+    "mobile_former_294m",
+    "mobile_former_508m",
+    "save_weights",
+]

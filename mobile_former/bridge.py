@@ -1,0 +1,92 @@
+"""The two-way bridge between the local map and the global tokens.
+
+Both directions are cross-attention with the projections left out on the map's side, where they would cost most
+(Chen et al., Mobile-Former, section 3.1).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobile_former.linear import linear
+from mobile_former.stochastic_depth import StochasticDepth
+
+HEADS = 2
+
+
+class MobileToFormer(nn.Module):
+    """Tokens gather from the map: keys and values are the map itself, without projection.
+
+    Args:
+        channels: of the map.
+        token_dim: width of a token.
+        drop_path: rate of stochastic depth.
+    """
+
+    def __init__(self, channels: int, token_dim: int, drop_path: float = 0.0):
+        super().__init__()
+        self.query = linear(token_dim, channels)
+        self.gate = linear(token_dim, channels)
+        self.output = linear(channels, token_dim)
+        self.norm = nn.LayerNorm(token_dim)
+        self.drop_path = StochasticDepth(drop_path)
+
+    def forward(self, x: Tensor, tokens: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Update the tokens from the map.
+
+        Args:
+            x: ``(B, C, H, W)``.
+            tokens: ``(B, M, d)``.
+            padding: ``(B, 1, H, W)`` bool, True where a position is padding and must not be looked at.
+
+        Returns:
+            The tokens ``(B, M, d)``, and the scaled logits of the attention ``(B, heads, M, H·W)`` before any softmax
+            or mask.
+        """
+        keys = _split_channels(x)  # (B, heads, C/heads, H·W)
+        query = _split_features(self.query(tokens))  # (B, heads, M, C/heads)
+        logits = (query * query.shape[-1] ** -0.5) @ keys
+        visible = logits if padding is None else mask_logits(logits, padding.flatten(2)[:, None])
+        gathered = visible.softmax(-1) @ keys.transpose(2, 3)
+        gathered = gathered.transpose(1, 2).flatten(2)  # (B, M, C)
+        gathered = gathered * (2 * F.hardsigmoid(self.gate(tokens)))
+        return self.norm(tokens + self.drop_path(self.output(gathered))), logits
+
+
+class FormerToMobile(nn.Module):
+    """The map gathers from the tokens: the query is the map itself, and there is no output projection.
+
+    Args:
+        channels: of the map.
+        token_dim: width of a token.
+        drop_path: rate of stochastic depth.
+    """
+
+    def __init__(self, channels: int, token_dim: int, drop_path: float = 0.0):
+        super().__init__()
+        self.key = linear(token_dim, channels)
+        self.value = linear(token_dim, channels)
+        self.drop_path = StochasticDepth(drop_path)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Update the map ``(B, C, H, W)`` from the tokens ``(B, M, d)``; returns ``(B, C, H, W)``."""
+        key = _split_features(self.key(tokens))  # (B, heads, M, C/heads)
+        value = _split_features(self.value(tokens))
+        logits = (key * key.shape[-1] ** -0.5) @ _split_channels(x)  # (B, heads, M, H·W)
+        gathered = value.transpose(2, 3) @ logits.softmax(2)  # (B, heads, C/heads, H·W)
+        return x + self.drop_path(gathered.reshape(x.shape))
+
+
+def mask_logits(logits: Tensor, padding: Tensor) -> Tensor:
+    """Keep attention off padding; the lowest finite number, so that all-padding rows stay free of NaN."""
+    return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+
+
+def _split_channels(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` to ``(B, heads, C/heads, H·W)``: heads are contiguous chunks of channels."""
+    return x.flatten(2).unflatten(1, (HEADS, -1))
+
+
+def _split_features(tokens: Tensor) -> Tensor:
+    """``(B, M, C)`` to ``(B, heads, M, C/heads)``."""
+    return tokens.unflatten(2, (HEADS, -1)).transpose(1, 2)

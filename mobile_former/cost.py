@@ -1,0 +1,40 @@
+"""What a model costs: parameters and multiply-adds."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a model on one image.
+
+    Attributes:
+        params: number of parameters.
+        madds: multiply-adds of the convolutions, linears and both matrix products of every attention.
+    """
+
+    params: int
+    madds: int
+
+    def __str__(self) -> str:
+        return f"{self.params / 1e6:.2f} M parameters, {self.madds / 1e6:.2f} M multiply-adds"
+
+
+def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Cost:
+    """Count parameters and multiply-adds for one image; the model itself stays as it is.
+
+    Args:
+        model: takes images ``(1, C, H, W)`` of float32, with ``C`` its attribute ``in_chans`` or 3.
+        image_size: height and width in pixels.
+    """
+    params = sum(p.numel() for p in model.parameters())
+    # On the meta device nothing is computed, and every kernel of attention is counted; frozen, so that no graph is kept.
+    twin = copy.deepcopy(model).to(device="meta", dtype=torch.float32).eval().requires_grad_(False)
+    images = torch.empty(1, getattr(model, "in_chans", 3), *image_size, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        twin(images)
+    return Cost(params, counter.get_total_flops() // 2)

@@ -1,0 +1,47 @@
+"""Dynamic ReLU: the activation whose two slopes the tokens decide (Chen et al., Dynamic ReLU, ECCV 2020)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobile_former.linear import linear
+
+
+class DynamicReLU(nn.Module):
+    """``max(a₁·x, a₂·x)`` with slopes per channel that a small perceptron reads off the tokens.
+
+    ``θ = hsigmoid(W₂·relu(W₁·z))``, its halves ``θ₁`` and ``θ₂``; ``a₁ = 2(θ₁ − ½) + 1``, ``a₂ = 2(θ₂ − ½)``. Spatially
+    shared, ``z`` is the first token; spatially aware, each position mixes the ``θ`` of all tokens.
+
+    Args:
+        channels: of the map.
+        token_dim: width of a token.
+    """
+
+    def __init__(self, channels: int, token_dim: int):
+        super().__init__()
+        self.reduce = linear(token_dim, token_dim // 4)
+        self.slopes = linear(token_dim // 4, 2 * channels)
+
+    def forward(self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None) -> Tensor:
+        """Activate a map.
+
+        Args:
+            x: ``(B, C, H, W)``.
+            tokens: ``(B, M, d)``; without ``mixing`` only the first is read.
+            mixing: ``(B, M, H, W)``, the weight of each token at each position, summing to 1 over the tokens; makes the
+                activation spatially aware.
+
+        Returns:
+            ``(B, C, H, W)``.
+        """
+        if mixing is None:
+            theta = self._theta(tokens[:, 0])[:, :, None, None]  # (B, 2C, 1, 1)
+        else:
+            theta = self._theta(tokens).transpose(1, 2) @ mixing.flatten(2)  # (B, 2C, H·W)
+            theta = theta.unflatten(2, mixing.shape[2:])
+        theta1, theta2 = theta.chunk(2, dim=1)
+        return torch.maximum(2 * theta1 * x, (2 * theta2 - 1) * x)
+
+    def _theta(self, tokens: Tensor) -> Tensor:
+        return F.hardsigmoid(self.slopes(F.relu(self.reduce(tokens))))

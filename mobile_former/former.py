@@ -1,0 +1,39 @@
+"""Former: the transformer layer over the few global tokens."""
+
+from torch import Tensor, nn
+
+from mobile_former.linear import linear
+from mobile_former.stochastic_depth import StochasticDepth
+
+HEADS = 4
+
+
+class Former(nn.Module):
+    """Self-attention whose keys and values are the tokens without projection, then a feed-forward layer; post-norm.
+
+    Args:
+        token_dim: width of a token.
+        drop_path: rate of stochastic depth on the attention.
+    """
+
+    def __init__(self, token_dim: int, drop_path: float = 0.0):
+        super().__init__()
+        self.query = linear(token_dim, token_dim)
+        self.output = linear(token_dim, token_dim)
+        self.attention_norm = nn.LayerNorm(token_dim)
+        self.ffn = nn.Sequential(linear(token_dim, 2 * token_dim), nn.GELU(), linear(2 * token_dim, token_dim))
+        self.ffn_norm = nn.LayerNorm(token_dim)
+        self.drop_path = StochasticDepth(drop_path)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Let the tokens ``(B, M, d)`` exchange what they gathered; returns ``(B, M, d)``."""
+        query = self._split(self.query(tokens))  # (B, heads, M, d/heads)
+        keys = self._split(tokens)
+        logits = (query * query.shape[-1] ** -0.5) @ keys.transpose(2, 3)
+        gathered = (logits.softmax(-1) @ keys).transpose(1, 2).flatten(2)
+        tokens = self.attention_norm(tokens + self.drop_path(self.output(gathered)))
+        return self.ffn_norm(tokens + self.ffn(tokens))
+
+    @staticmethod
+    def _split(tokens: Tensor) -> Tensor:
+        return tokens.unflatten(2, (HEADS, -1)).transpose(1, 2)

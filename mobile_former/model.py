@@ -1,0 +1,196 @@
+"""Mobile-Former: the backbone, and the classifier over it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobile_former.block import MobileFormerBlock
+from mobile_former.bridge import MobileToFormer
+from mobile_former.conv_norm import ConvNorm, channel_shuffle
+from mobile_former.errors import InputError, nearest
+from mobile_former.linear import linear
+from mobile_former.mobile import Lite
+from mobile_former.padding import mean_pool, padding_pyramid, zero_padding
+from mobile_former.variants import VARIANTS, Variant
+
+MIN_SIZE = 32  # pixels; the last map of a smaller image would be padding and border alone
+
+
+class MobileFormer(nn.Module):
+    """A published Mobile-Former with its classifier.
+
+    Args:
+        variant: name of a published model, see :func:`mobile_former.list_models`.
+        num_classes: number of logits.
+        in_chans: channels of an image.
+        dropout: rate before the last linear, in ``[0, 1)``.
+        drop_path: stochastic depth's rate at the last block, in ``[0, 1)``; it rises linearly with the block's number.
+        spatial_dynamic_relu: spatially aware dynamic ReLU (the detectors' backbone) in place of the shared one.
+
+    Raises:
+        InputError: unknown variant, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        spatial_dynamic_relu: bool = False,
+    ):
+        super().__init__()
+        if variant not in VARIANTS:
+            raise InputError(f"no model is named {variant!r}: {nearest(variant, VARIANTS)}")
+        if num_classes < 1:
+            raise InputError(f"num_classes is {num_classes}: a classifier needs at least 1")
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout is {dropout}: give a rate from 0 to below 1")
+        self.variant = variant
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        spec = VARIANTS[variant]
+        self.backbone = Backbone(
+            spec, in_chans=in_chans, drop_path=drop_path, spatial_dynamic_relu=spatial_dynamic_relu
+        )
+        self.classifier = Classifier(spec, num_classes, dropout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images ``(B, in_chans, H, W)``, both sides at least 32: logits ``(B, num_classes)``."""
+        maps, tokens = self.backbone(images)
+        return self.classifier(maps[32], tokens)
+
+    def forward_features(
+        self, images: Tensor, padding_mask: Tensor | None = None
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """The backbone's maps and tokens, see :meth:`Backbone.forward`."""
+        return self.backbone(images, padding_mask)
+
+
+class Backbone(nn.Module):
+    """Stem, tokens and blocks, without the classifier.
+
+    Args:
+        spec: the numbers of a variant.
+        in_chans: channels of an image.
+        drop_path: stochastic depth's rate at the last block, in ``[0, 1)``.
+        spatial_dynamic_relu: spatially aware dynamic ReLU in place of the shared one.
+
+    Raises:
+        InputError: a number out of range.
+    """
+
+    def __init__(
+        self, spec: Variant, *, in_chans: int = 3, drop_path: float = 0.0, spatial_dynamic_relu: bool = False
+    ):
+        super().__init__()
+        if in_chans < 1:
+            raise InputError(f"in_chans is {in_chans}: an image needs at least 1 channel")
+        if not 0 <= drop_path < 1:
+            raise InputError(f"drop_path is {drop_path}: give a rate from 0 to below 1")
+        self.in_chans = in_chans
+        self.stem = ConvNorm(in_chans, spec.stem, kernel_size=3, stride=2)
+        self.tokens = nn.Parameter(torch.randn(spec.tokens))
+        self.blocks = nn.ModuleList()
+        self.strides: list[int] = []  # of each block's output
+        self.channels: dict[int, int] = {}  # of the returned map at each stride
+        channels, stride = spec.stem, 2
+        for number, block in enumerate(spec.blocks, start=1):
+            if block.kind == "lite":
+                self.blocks.append(
+                    Lite(channels, block.out_channels, *block.expansions, block.stride, groups=spec.groups)
+                )
+            else:
+                self.blocks.append(
+                    MobileFormerBlock(
+                        block,
+                        channels,
+                        spec.tokens[1],
+                        groups=spec.groups,
+                        drop_path=drop_path * number / len(spec.blocks),
+                        spatial_dynamic_relu=spatial_dynamic_relu,
+                    )
+                )
+            channels, stride = block.out_channels, stride * block.stride
+            self.strides.append(stride)
+            if stride >= 4:
+                self.channels[stride] = channels
+
+    def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], Tensor]:
+        """Compute features.
+
+        Args:
+            images: ``(B, in_chans, H, W)``, normalised, both sides at least 32 pixels; odd sides too.
+            padding_mask: ``(B, H, W)`` bool, True on padding. A cell of a map is padding where all of its pixels are;
+                what is computed elsewhere does not depend on what padding holds.
+
+        Returns:
+            The map of the last block at each stride, ``{4: (B, C, ⌈H/4⌉, ⌈W/4⌉), 8: …, 16: …, 32: …}``, and the tokens
+            after the last block, ``(B, M, d)``.
+
+        Raises:
+            InputError: images of another shape, or smaller than 32 pixels.
+        """
+        self._check(images, padding_mask)
+        padding = {} if padding_mask is None else padding_pyramid(padding_mask, (1, 2, 4, 8, 16, 32))
+        x = F.relu6(self.stem(zero_padding(images, padding.get(1))))
+        tokens = self.tokens.expand(len(images), -1, -1)
+        maps = {}
+        in_stride = 2
+        for block, stride in zip(self.blocks, self.strides, strict=True):
+            if isinstance(block, Lite):
+                x = block(x, padding.get(in_stride))
+            else:
+                x, tokens = block(x, tokens, padding.get(in_stride), padding.get(stride))
+            if stride >= 4:
+                maps[stride] = x
+            in_stride = stride
+        return maps, tokens
+
+    def _check(self, images: Tensor, padding_mask: Tensor | None) -> None:
+        if images.ndim != 4 or images.shape[1] != self.in_chans:
+            raise InputError(f"images have shape {tuple(images.shape)}: the model takes (B, {self.in_chans}, H, W)")
+        if images.shape[2] < MIN_SIZE or images.shape[3] < MIN_SIZE:
+            raise InputError(
+                f"images of {images.shape[2]}x{images.shape[3]} pixels: both sides must be at least {MIN_SIZE}; "
+                "resize or pad them"
+            )
+        if padding_mask is not None and padding_mask.shape != (images.shape[0], *images.shape[2:]):
+            raise InputError(
+                f"padding_mask has shape {tuple(padding_mask.shape)}: images of shape {tuple(images.shape)} "
+                f"need {(images.shape[0], *images.shape[2:])}"
+            )
+
+
+class Classifier(nn.Module):
+    """A last bridge, the pooled map and the first token, and two linears.
+
+    Args:
+        spec: the numbers of a variant.
+        num_classes: number of logits.
+        dropout: rate before the last linear.
+    """
+
+    def __init__(self, spec: Variant, num_classes: int, dropout: float):
+        super().__init__()
+        channels, token_dim = spec.blocks[-1].out_channels, spec.tokens[1]
+        hidden = 6 * channels
+        self.to_former = MobileToFormer(channels, token_dim)
+        self.shuffle = channel_shuffle(spec.groups, enabled=spec.groups > 1)
+        self.expand = ConvNorm(channels, hidden, groups=spec.groups)
+        self.features = linear(hidden + token_dim, spec.features)
+        self.norm = nn.BatchNorm1d(spec.features)
+        self.dropout = nn.Dropout(dropout)
+        self.logits = linear(spec.features, num_classes)
+
+    def forward(self, x: Tensor, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Classify the last map ``(B, C, H, W)`` and the tokens ``(B, M, d)``: logits ``(B, num_classes)``.
+
+        ``padding`` is ``(B, 1, H, W)`` bool, True on padding, which is left out of attention and average.
+        """
+        tokens, _ = self.to_former(x, tokens, padding)
+        pooled = mean_pool(F.relu6(self.expand(self.shuffle(x))), padding)
+        features = torch.cat([F.hardswish(pooled), tokens[:, 0]], dim=1)
+        features = F.hardswish(self.norm(self.features(features)))
+        return self.logits(self.dropout(features))

@@ -1,0 +1,50 @@
+"""Padding masks: what an image gets must not depend on what the padded area of its batch holds."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def padding_pyramid(padding_mask: Tensor, strides: tuple[int, ...]) -> dict[int, Tensor]:
+    """The mask of every map of a backbone.
+
+    Args:
+        padding_mask: ``(B, H, W)`` bool, True on padding.
+        strides: of the maps, in pixels.
+
+    Returns:
+        For each stride ``s``, ``(B, 1, ⌈H/s⌉, ⌈W/s⌉)`` bool: a cell is padding where all of its pixels are.
+    """
+    content = (~padding_mask)[:, None].float()
+    return {
+        stride: F.max_pool2d(content, stride, stride, ceil_mode=True) == 0 if stride > 1 else content == 0
+        for stride in strides
+    }
+
+
+def zero_padding(x: Tensor, padding: Tensor | None) -> Tensor:
+    """Set padded positions to zero, as a convolution sees beyond the border of an image that stands alone.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        padding: ``(B, 1, H, W)`` bool, True on padding, or None for none.
+    """
+    return x if padding is None else x.masked_fill(padding, 0)
+
+
+def mean_pool(x: Tensor, padding: Tensor | None) -> Tensor:
+    """The mean of ``(B, C, H, W)`` over the positions that are not padding: ``(B, C)``."""
+    if padding is None:
+        return x.mean((2, 3))
+    content = (~padding).sum((2, 3)).clamp(min=1)  # (B, 1)
+    return zero_padding(x, padding).sum((2, 3)) / content
+
+
+def halve(x: Tensor, padding: Tensor | None) -> Tensor:
+    """Average-pool by 2, padding and what lies beyond the border left out: ``(B, C, ⌈H/2⌉, ⌈W/2⌉)``."""
+    if padding is None:
+        return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+    weights = (~padding).to(x.dtype)
+    total = F.avg_pool2d(x * weights, 2, ceil_mode=True, count_include_pad=False)
+    share = F.avg_pool2d(weights, 2, ceil_mode=True, count_include_pad=False)
+    return total / share.clamp(min=torch.finfo(x.dtype).tiny)

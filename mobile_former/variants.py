@@ -1,0 +1,169 @@
+"""The seven published models as data (Chen et al., Mobile-Former, CVPR 2022, tables 1 and 8)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One block of a variant.
+
+    Attributes:
+        kind: ``"lite"`` (a MobileNet block alone), ``"down"`` (a Mobile-Former block that halves the map) or ``"same"``
+            (a Mobile-Former block that keeps the map's size).
+        out_channels: channels of the map that the block returns.
+        expansions: hidden channels over input channels, one number for each depthwise convolution.
+        stride: of the block's first depthwise convolution.
+    """
+
+    kind: Literal["lite", "down", "same"]
+    out_channels: int
+    expansions: tuple[int, ...]
+    stride: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The numbers that tell one published model from another.
+
+    Attributes:
+        stem: channels of the stem.
+        tokens: number of global tokens and their width, ``(M, d)``.
+        features: width of the classifier's hidden layer.
+        groups: groups of every pointwise convolution; with more than one, channels are shuffled in between.
+        blocks: the blocks in order.
+    """
+
+    stem: int
+    tokens: tuple[int, int]
+    features: int
+    groups: int
+    blocks: tuple[BlockSpec, ...]
+
+
+def _lite(out_channels: int, expansion: int, stride: int = 1) -> BlockSpec:
+    return BlockSpec("lite", out_channels, (expansion,), stride)
+
+
+def _down(out_channels: int) -> BlockSpec:
+    return BlockSpec("down", out_channels, (6, 4), 2)
+
+
+def _same(out_channels: int, expansion: int) -> BlockSpec:
+    return BlockSpec("same", out_channels, (expansion,), 1)
+
+
+_BLOCKS_52M = (
+    _lite(12, 3, stride=2),
+    _same(12, 3),
+    _down(24),
+    _same(24, 3),
+    _down(48),
+    _same(48, 4),
+    _same(64, 6),
+    _down(96),
+    _same(96, 6),
+)
+
+# By size, the smallest first.
+VARIANTS: dict[str, Variant] = {
+    "mobile_former_26m": Variant(stem=8, tokens=(3, 128), features=1024, groups=4, blocks=_BLOCKS_52M),
+    "mobile_former_52m": Variant(stem=8, tokens=(3, 128), features=1024, groups=1, blocks=_BLOCKS_52M),
+    "mobile_former_96m": Variant(
+        stem=12,
+        tokens=(4, 128),
+        features=1280,
+        groups=1,
+        blocks=(
+            _lite(12, 2),
+            _down(16),
+            _down(32),
+            _same(32, 3),
+            _down(64),
+            _same(64, 4),
+            _same(88, 6),
+            _down(128),
+            _same(128, 6),
+        ),
+    ),
+    "mobile_former_151m": Variant(
+        stem=12,
+        tokens=(6, 192),
+        features=1280,
+        groups=1,
+        blocks=(
+            _lite(12, 2),
+            _down(16),
+            _same(16, 3),
+            _down(32),
+            _same(32, 3),
+            _down(64),
+            _same(64, 4),
+            _same(88, 6),
+            _same(88, 6),
+            _down(128),
+            _same(128, 6),
+            _same(128, 6),
+        ),
+    ),
+    "mobile_former_214m": Variant(
+        stem=12,
+        tokens=(6, 192),
+        features=1600,
+        groups=1,
+        blocks=(
+            _lite(12, 2),
+            _down(20),
+            _same(20, 3),
+            _down(40),
+            _same(40, 4),
+            _down(80),
+            _same(80, 4),
+            _same(112, 6),
+            _same(112, 6),
+            _down(160),
+            _same(160, 6),
+            _same(160, 6),
+        ),
+    ),
+    "mobile_former_294m": Variant(
+        stem=16,
+        tokens=(6, 192),
+        features=1920,
+        groups=1,
+        blocks=(
+            _lite(16, 2),
+            _down(24),
+            _same(24, 4),
+            _down(48),
+            _same(48, 4),
+            _down(96),
+            _same(96, 4),
+            _same(128, 6),
+            _same(128, 6),
+            _down(192),
+            _same(192, 6),
+            _same(192, 6),
+        ),
+    ),
+    "mobile_former_508m": Variant(
+        stem=24,
+        tokens=(6, 192),
+        features=1920,
+        groups=1,
+        blocks=(
+            _lite(24, 2),
+            _down(40),
+            _same(40, 3),
+            _down(72),
+            _same(72, 3),
+            _down(128),
+            _same(128, 4),
+            _same(176, 6),
+            _same(176, 6),
+            _down(240),
+            _same(240, 6),
+            _same(240, 6),
+        ),
+    ),
+}
