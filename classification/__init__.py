@@ -1,0 +1,1 @@
+"""Image classification with Mobile-Former: train, validate, test, predict."""

@@ -43,9 +43,7 @@ class Mobile(nn.Module):
         self.residual = in_channels == out_channels
         self.drop_path = StochasticDepth(drop_path)
 
-    def forward(
-        self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None, padding: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
         """Transform a map.
 
         Args:

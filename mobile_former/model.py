@@ -61,9 +61,7 @@ class MobileFormer(nn.Module):
         maps, tokens = self.backbone(images)
         return self.classifier(maps[32], tokens)
 
-    def forward_features(
-        self, images: Tensor, padding_mask: Tensor | None = None
-    ) -> tuple[dict[int, Tensor], Tensor]:
+    def forward_features(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], Tensor]:
         """The backbone's maps and tokens, see :meth:`Backbone.forward`."""
         return self.backbone(images, padding_mask)
 
@@ -81,9 +79,7 @@ class Backbone(nn.Module):
         InputError: a number out of range.
     """
 
-    def __init__(
-        self, spec: Variant, *, in_chans: int = 3, drop_path: float = 0.0, spatial_dynamic_relu: bool = False
-    ):
+    def __init__(self, spec: Variant, *, in_chans: int = 3, drop_path: float = 0.0, spatial_dynamic_relu: bool = False):
         super().__init__()
         if in_chans < 1:
             raise InputError(f"in_chans is {in_chans}: an image needs at least 1 channel")

@@ -123,7 +123,7 @@ def read_weights(path: Path, ema: bool = False) -> tuple[dict[str, Tensor], str]
         FileNotFoundError: no such file.
         InputError: not a weights file, cut short, or holding anything but data.
     """
-    state, entry = _select(path, _read_file(path), ema)
+    state, entry = _select(path, read_file(path), ema)
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise InputError(f"{path}: {entry} is not a set of named tensors, so this is not a weights file")
     state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in state.items()}
@@ -135,7 +135,13 @@ def read_weights(path: Path, ema: bool = False) -> tuple[dict[str, Tensor], str]
     return _our_names(state), entry
 
 
-def _read_file(path: Path) -> object:
+def read_file(path: Path) -> object:
+    """A file's content, as data: never executed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: not a weights file, cut short, or holding anything but data.
+    """
     if not path.exists():
         raise FileNotFoundError(f"no weights file {path}")
     if path.is_dir():

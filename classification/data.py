@@ -1,0 +1,206 @@
+"""The LightningDataModule of classification."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from albumentations.core.serialization import Serializable
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from classification.dataset import EvaluationImages, Source, TrainingImages, collate
+from classification.digits import Digits
+from classification.image_folder import ImageFolder, list_classes
+from classification.transforms import IMAGENET_MEAN, IMAGENET_STD, custom_transform, eval_transform, train_transform
+from mobile_former.errors import InputError
+from mobile_former.model import MIN_SIZE
+from mobile_former.training.figures import image_sheet
+from mobile_former.training.images import normalise
+from mobile_former.training.sampler import Draw, EpochSampler
+
+_logger = logging.getLogger(__name__)
+
+
+class ClassificationData(LightningDataModule):
+    """Labelled images for training and evaluation.
+
+    Args:
+        dataset: "folder" (train/<class>/* and val/<class>/* under root) or "digits" (embedded).
+        root: the folder with train/ and val/.
+        image_size: side in pixels of the square that the model sees.
+        batch_size: images in a batch of one process.
+        num_workers: loading processes; default: one for each core but one, at most 16, and none for digits.
+        crop_scale: smallest and largest share of the area that a random crop takes.
+        flip: probability of a horizontal flip.
+        rand_augment: whether to apply RandAugment (2 operations, magnitude 9, standard deviation 0.5).
+        random_erasing: probability that noise replaces a rectangle.
+        train_transforms: albumentations transforms in place of crop, flip, RandAugment and erasing; resizing to
+            image_size, where they give another size, follows.
+        crop_fraction: share of the shorter side that evaluation sees.
+        mean: of the channels, in 0..1.
+        std: of the channels, in 0..1.
+
+    Raises:
+        InputError: a number out of range, or "folder" without root.
+    """
+
+    def __init__(
+        self,
+        dataset: Literal["folder", "digits"] = "folder",
+        root: str | None = None,
+        image_size: int = 224,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        flip: float = 0.5,
+        rand_augment: bool = False,
+        random_erasing: float = 0.0,
+        train_transforms: list[Serializable] | None = None,
+        crop_fraction: float = 0.875,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ):
+        super().__init__()
+        if image_size < MIN_SIZE:
+            raise InputError(f"--data.image_size is {image_size}: the model takes images from {MIN_SIZE} pixels up")
+        if batch_size < 1:
+            raise InputError(f"--data.batch_size is {batch_size}: give at least 1")
+        if not 0 < crop_fraction <= 1:
+            raise InputError(f"--data.crop_fraction is {crop_fraction}: give a share above 0, at most 1")
+        if dataset == "folder" and root is None:
+            raise InputError(
+                "no images: give --data.root DIR, a folder with train/<class>/* and val/<class>/* "
+                "(classification/configs/finetune.yaml is made for it)"
+            )
+        # What evaluation needs travels in the checkpoint, as plain types.
+        self.save_hyperparameters(
+            {
+                "dataset": dataset,
+                "root": root,
+                "image_size": image_size,
+                "batch_size": batch_size,
+                "crop_fraction": crop_fraction,
+                "mean": list(mean),
+                "std": list(std),
+            },
+            logger=False,
+        )
+        self.root = None if root is None else Path(root)
+        # Digits are made faster than they could be passed on.
+        self.num_workers = num_workers if num_workers is not None else 0 if dataset == "digits" else default_workers()
+        if train_transforms is None:
+            self.train_transforms = train_transform(
+                image_size,
+                crop_scale=crop_scale,
+                flip=flip,
+                rand_augment=rand_augment,
+                random_erasing=random_erasing,
+            )
+        else:
+            self.train_transforms = custom_transform(train_transforms, image_size)
+        self.eval_transforms = eval_transform(image_size, crop_fraction)
+        self.skipped: set[str] = set()  # messages about training images that could not be read
+        self._class_names: list[str] | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes in the order of their labels; those of the training images, unless set before."""
+        if self._class_names is None:
+            digits = self.hparams.dataset == "digits"
+            self._class_names = list(Digits.class_names) if digits else list_classes(self.root, "train")
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: list[str]) -> None:
+        self._class_names = list(names)
+
+    @property
+    def dataset_name(self) -> str:
+        """A short name for tables and folders."""
+        return "digits" if self.hparams.dataset == "digits" else self.root.resolve().name
+
+    def setup(self, stage: str) -> None:
+        """List the images that a stage (``"fit"``, ``"validate"`` or ``"test"``) needs."""
+        if stage == "fit":
+            # The process's seed, which seed_everything has set before.
+            self.train_set = TrainingImages(self._source("train"), self.train_transforms, torch.initial_seed())
+        if stage in {"fit", "validate"}:
+            self.val_set = EvaluationImages(self._source("val"), self.eval_transforms)
+        if stage == "test":
+            self.test_split = "test" if self.root is not None and (self.root / "test").is_dir() else "val"
+            self.test_set = EvaluationImages(self._source(self.test_split), self.eval_transforms)
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of augmented images; the last, smaller one is left out where there are others."""
+        return DataLoader(
+            self.train_set,
+            self.hparams.batch_size,
+            sampler=EpochSampler(len(self.train_set), self.train_set.seed),
+            drop_last=len(self.train_set) >= self.hparams.batch_size,
+            **self._loading(),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches of validation images."""
+        return DataLoader(self.val_set, self.hparams.batch_size, **self._loading())
+
+    def test_dataloader(self) -> DataLoader:
+        """Batches of test images (of ``test/`` where there is one, else of ``val/``)."""
+        return DataLoader(self.test_set, self.hparams.batch_size, **self._loading())
+
+    def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+        """Tell of images that could not be read: a warning in training, an error where the score would change."""
+        failures = batch.pop("failures")
+        if failures and not self.trainer.training:
+            raise InputError(f"{failures[0]} (leaving it out would change the score)")
+        for failure in set(failures) - self.skipped:
+            self.skipped.add(failure)
+            _logger.warning("%s; training goes on without it", failure)
+        return batch
+
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+        """Normalise on the device: ``image`` becomes ``(B, 3, H, W)`` of the model's floating-point type."""
+        dtype = self.trainer.lightning_module.dtype
+        return batch | {"image": normalise(batch["image"], self.hparams.mean, self.hparams.std, dtype)}
+
+    def describe(self) -> str:
+        """What is loaded, in a line."""
+        size = self.hparams.image_size
+        return (
+            f"{self.dataset_name}: {len(self.train_set)} training and {len(self.val_set)} validation images of "
+            f"{len(self.class_names)} classes, {size}x{size} pixels, batches of {self.hparams.batch_size}"
+        )
+
+    def draw_augmented(self, path: Path) -> None:
+        """Write a sheet of training images as the model sees them."""
+        count = min(24, len(self.train_set))
+        indices = [round(step * (len(self.train_set) - 1) / max(1, count - 1)) for step in range(count)]
+        samples = [self.train_set[Draw(index, 0)] for index in indices]
+        image_sheet(
+            [sample["image"].permute(1, 2, 0).numpy() for sample in samples],
+            [self.class_names[sample["label"]] for sample in samples],
+            path,
+            title="training images as the model sees them",
+        )
+
+    def _source(self, split: str) -> Source:
+        if self.hparams.dataset == "digits":
+            return Digits("train" if split == "train" else "val")
+        return ImageFolder(self.root, split, self.class_names)
+
+    def _loading(self) -> dict:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": collate,
+        }
+
+
+def default_workers() -> int:
+    """Loading processes for this machine: one for each core but one, from 1 to 16."""
+    # Only Linux tells which cores this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, max(1, cores - 1))

@@ -1,0 +1,19 @@
+"""``python -m classification.fit``: train a classifier."""
+
+from pathlib import Path
+
+from classification.data import ClassificationData
+from classification.module import ClassificationModule
+from mobile_former.training.cli import FitCLI
+from mobile_former.training.command import run_command
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def main() -> None:
+    """Train by the command line's options and configs; on the embedded digits where none is given."""
+    FitCLI("classification", ClassificationModule, ClassificationData, configs=CONFIGS, embedded="digits.yaml").fit()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,82 @@
+"""A user's own images: ``train/<class>/*`` and ``val/<class>/*``, ImageNet's layout."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mobile_former.errors import InputError
+from mobile_former.training.images import find_images, read_image
+
+_LAYOUT = "expected DIR/train/<class>/<images> and DIR/val/<class>/<images>"
+
+
+class ImageFolder:
+    """The labelled images of one split.
+
+    Args:
+        root: the folder that holds the splits.
+        split: name of the split's folder.
+        class_names: the classes in the order of their labels; names of folders.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        InputError: a class that is not among ``class_names``, or one without images.
+    """
+
+    def __init__(self, root: Path, split: str, class_names: list[str]):
+        self.folder = root / split
+        present = list_classes(root, split)
+        if unknown := sorted(set(present) - set(class_names)):
+            raise InputError(
+                f"{self.folder} has the class{'es' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}, "
+                f"which the model has not (it knows {_abridged(class_names)}): rename or remove the folder, "
+                "or train with it"
+            )
+        self.paths: list[Path] = []
+        self.labels: list[int] = []
+        for label, name in enumerate(class_names):
+            if name not in present:
+                continue
+            paths = find_images(self.folder / name)
+            if not paths:
+                raise InputError(f"{self.folder / name} holds no images: add some, or remove the folder")
+            self.paths += paths
+            self.labels += [label] * len(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> np.ndarray:
+        """The image, ``(H, W, 3)`` uint8 RGB."""
+        return read_image(self.paths[index])
+
+    def name(self, index: int) -> str:
+        """What to call an image in messages."""
+        return str(self.paths[index])
+
+
+def list_classes(root: Path, split: str) -> list[str]:
+    """Names of the class folders of a split, sorted.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        InputError: no class folder in it.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root} (--data.root): {_LAYOUT}")
+    folder = root / split
+    if not folder.is_dir():
+        found = sorted(path.name for path in root.iterdir() if path.is_dir())
+        raise FileNotFoundError(
+            f"{root} has no folder {split!r} (it has {_abridged(found) if found else 'no folders'}): {_LAYOUT}"
+        )
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise InputError(f"{folder} has no class folders: {_LAYOUT}")
+    return names
+
+
+def _abridged(names: list[str], most: int = 10) -> str:
+    """The first names, and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + rest

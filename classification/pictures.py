@@ -1,0 +1,44 @@
+"""Pictures of what a classifier says."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from classification.data import ClassificationData
+from mobile_former.training.figures import RIGHT, WRONG, image_sheet
+from mobile_former.training.images import normalise
+
+
+def draw_predictions(model: nn.Module, data: ClassificationData, path: Path, most: int = 24) -> None:
+    """Write a sheet of validation images with the class that the model gives each; wrong ones in another colour.
+
+    Args:
+        model: from ``(B, 3, H, W)`` to logits.
+        data: set up for validation.
+        path: the picture.
+        most: number of images, taken evenly over the validation set.
+    """
+    dataset = data.val_set
+    count = min(most, len(dataset))
+    indices = [round(step * (len(dataset) - 1) / max(1, count - 1)) for step in range(count)]
+    samples = [dataset[index] for index in indices]
+    device = next(model.parameters()).device
+    images = torch.stack([sample["image"] for sample in samples])
+    model.eval()
+    with torch.inference_mode():
+        normalised = normalise(images.to(device), data.hparams.mean, data.hparams.std)
+        probabilities = model(normalised).softmax(1).cpu()
+    names, captions, colours = data.class_names, [], []
+    for sample, scores in zip(samples, probabilities, strict=True):
+        predicted, label = int(scores.argmax()), sample["label"]
+        right = predicted == label
+        captions.append(f"{names[predicted]}  {scores[predicted]:.0%}\n" + ("" if right else f"is {names[label]}"))
+        colours.append(RIGHT if right else WRONG)
+    image_sheet(
+        list(images.permute(0, 2, 3, 1).numpy()),
+        captions,
+        path,
+        title="validation images and predictions (mistakes name the true class)",
+        colours=colours,
+    )

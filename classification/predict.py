@@ -1,0 +1,184 @@
+"""``python -m classification.predict``: classify images, folders and globs."""
+
+import csv
+import glob
+import json
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader, Dataset
+
+from classification.checkpoint import load_checkpoint
+from classification.data import default_workers
+from classification.module import ClassificationModule
+from classification.transforms import eval_transform
+from mobile_former.errors import InputError
+from mobile_former.training.command import Parser, run_command
+from mobile_former.training.figures import image_sheet
+from mobile_former.training.images import ImageError, find_images, normalise, read_image, to_planes
+
+SHEET_MOST = 60  # images; more would be too small to look at
+
+
+def main() -> None:
+    """Predict by the command line's options."""
+    parser = Parser(prog="python -m classification.predict", description="Classify images.")
+    parser.add_argument("images", type=str, nargs="+", help="images, folders, or quoted globs")
+    parser.add_argument("--ckpt_path", required=True, help="a run's checkpoints/best.ckpt")
+    parser.add_argument("--output", type=Path | None, default=None, help="a .csv or .json file to write")
+    parser.add_argument("--sheet", type=Path | None, default=None, help="a .png to write: images with their classes")
+    parser.add_argument("--top_k", type=int, default=5, help="classes to tell for each image")
+    parser.add_argument("--batch_size", type=int, default=32, help="images in a batch")
+    options = parser.parse_args()
+    if options.output and options.output.suffix not in {".csv", ".json"}:
+        raise InputError(f"--output {options.output}: give a name that ends in .csv or .json")
+    if options.sheet and options.sheet.suffix != ".png":
+        raise InputError(f"--sheet {options.sheet}: give a name that ends in .png")
+    for name in ("top_k", "batch_size"):
+        if options[name] < 1:
+            raise InputError(f"--{name} is {options[name]}: give at least 1")
+
+    paths = expand(options.images)
+    module, data_options = load_checkpoint(options.ckpt_path)
+    predictions = predict(module, data_options, paths, top_k=options.top_k, batch_size=options.batch_size)
+    _print(predictions)
+    for target, write in ((options.output, _write), (options.sheet, _draw)):
+        if target:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write(predictions, target)
+            print(f"written: {target}")
+    failed = [prediction for prediction in predictions if "error" in prediction]
+    if failed:
+        for prediction in failed:
+            print(f"error: {prediction['error']}", file=sys.stderr)
+        print(f"error: {len(failed)} of {len(paths)} images could not be read", file=sys.stderr)
+        sys.exit(1)
+
+
+def expand(patterns: list[str]) -> list[Path]:
+    """The images that files, folders and globs name, each once, in the order given.
+
+    Raises:
+        FileNotFoundError: a pattern that names nothing.
+        InputError: a folder without images.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        matches = [path] if path.exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+        if not matches:
+            raise FileNotFoundError(f"no image, folder or glob match: {pattern}")
+        for match in matches:
+            images = find_images(match) if match.is_dir() else [match]
+            if not images and match == path:
+                raise InputError(f"the folder {match} holds no images")
+            found |= dict.fromkeys(images)
+    return list(found)
+
+
+def predict(
+    module: ClassificationModule, data_options: dict, paths: list[Path], *, top_k: int = 5, batch_size: int = 32
+) -> list[dict]:
+    """Classify image files.
+
+    Args:
+        module: and
+        data_options: as :func:`classification.checkpoint.load_checkpoint` gives them.
+        paths: the images.
+        top_k: classes to tell for each image, at most.
+        batch_size: images in a batch.
+
+    Returns:
+        For each image ``{"path", "class", "probability", "top_k": [{"class", "probability"}, …]}``, or
+        ``{"path", "error"}`` where it cannot be read.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = module.to(device).eval()
+    names = module.hparams.class_names
+    transform = eval_transform(data_options["image_size"], data_options["crop_fraction"])
+    mean, std = data_options["mean"], data_options["std"]
+    workers = default_workers() if len(paths) > 4 * batch_size else 0
+    loader = DataLoader(_Images(paths, transform), batch_size, num_workers=workers, collate_fn=list)
+    predictions = []
+    for batch in loader:
+        images = [image for image in batch if isinstance(image, torch.Tensor)]
+        with torch.inference_mode():
+            images = normalise(torch.stack(images).to(device), mean, std) if images else None
+            logits = torch.empty(0, len(names)) if images is None else module(images)
+        best = logits.softmax(1).topk(min(top_k, len(names)))
+        rows = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True))
+        for image in batch:
+            path = str(paths[len(predictions)])
+            if isinstance(image, str):
+                predictions.append({"path": path, "error": image})
+                continue
+            top = [
+                {"class": names[label], "probability": round(value, 6)}
+                for value, label in zip(*next(rows), strict=True)
+            ]
+            predictions.append({"path": path, **top[0], "top_k": top})
+    return predictions
+
+
+class _Images(Dataset):
+    """Images ready for the model, or the message of one that cannot be read."""
+
+    def __init__(self, paths: list[Path], transform):
+        self.paths = paths
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor | str:
+        try:
+            return to_planes(self.transform(image=read_image(self.paths[index]))["image"])
+        except ImageError as error:
+            return str(error)
+
+
+def _print(predictions: list[dict]) -> None:
+    table = Table("image", "class", "probability", "next")
+    for prediction in predictions:
+        if "error" in prediction:
+            table.add_row(prediction["path"], "[red]unreadable[/red]", "", "")
+            continue
+        others = ", ".join(f"{other['class']} {other['probability']:.3f}" for other in prediction["top_k"][1:3])
+        table.add_row(prediction["path"], prediction["class"], f"{prediction['probability']:.3f}", others)
+    Console().print(table)
+
+
+def _write(predictions: list[dict], path: Path) -> None:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(predictions, indent=2) + "\n")
+        return
+    ranks = range(1, 1 + max((len(prediction.get("top_k", ())) for prediction in predictions), default=0))
+    columns = [f"{name}_{rank}" if rank > 1 else name for rank in ranks for name in ("class", "probability")]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", *columns, "error"])
+        for prediction in predictions:
+            cells = [value for top in prediction.get("top_k", ()) for value in (top["class"], top["probability"])]
+            cells += [""] * (len(columns) - len(cells))
+            writer.writerow([prediction["path"], *cells, prediction.get("error", "")])
+
+
+def _draw(predictions: list[dict], path: Path) -> None:
+    readable = [prediction for prediction in predictions if "error" not in prediction]
+    shown = readable[:SHEET_MOST]
+    image_sheet(
+        [read_image(prediction["path"]) for prediction in shown],
+        [
+            f"{prediction['class']}  {prediction['probability']:.0%}\n{Path(prediction['path']).name}"
+            for prediction in shown
+        ],
+        path,
+        title=f"the first {len(shown)} of {len(readable)} images" if len(shown) < len(readable) else "",
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

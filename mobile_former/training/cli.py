@@ -1,0 +1,157 @@
+"""``fit`` for both tasks: Lightning's command line, a folder for the run, and a report at its end."""
+
+import sys
+from pathlib import Path
+
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from mobile_former.errors import InputError, nearest
+from mobile_former.training.command import Parser
+from mobile_former.training.progress import EpochLines, StopOnNonFiniteLoss, Throughput, TrainingBar
+from mobile_former.training.report import RunReport
+from mobile_former.training.run_folder import ContinuedCSVLogger, RunFolder
+
+
+class FitCLI(LightningCLI):
+    """Parse, build, fit, report.
+
+    Args:
+        task: name of the task, and of the folder under ``runs/``.
+        model_class: the task's LightningModule; it has ``monitor`` (the score to maximise), takes ``class_names``, and
+            draws its results by ``draw_results(folder, datamodule)``.
+        data_class: the task's LightningDataModule; it has ``class_names``, ``dataset_name`` and
+            ``draw_augmented(path)``.
+        configs: folder of the task's own configs.
+        embedded: the config among them that is used where none is given.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        model_class: type[LightningModule],
+        data_class: type[LightningDataModule],
+        *,
+        configs: Path,
+        embedded: str,
+    ):
+        self.task = task
+        self.configs = configs
+        self.embedded = embedded
+        super().__init__(
+            model_class,
+            data_class,
+            save_config_callback=None,  # where it is saved is decided with the run's folder
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={"prog": f"python -m {task}.fit", "description": f"Train a model for {task}."},
+            trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
+            run=False,
+        )
+
+    def fit(self) -> None:
+        """Train, then score the best checkpoint and write the run's figures and pictures."""
+        ckpt_path = self.config.get("ckpt_path")
+        if self.folder and ckpt_path == "last":
+            ckpt_path = self.folder.last
+        self.trainer.fit(self.model, self.datamodule, ckpt_path=ckpt_path, weights_only=True)
+        if self.report:
+            self.report.finish(self.trainer, self.model, self.datamodule)
+
+    def add_arguments_to_parser(self, parser: Parser) -> None:
+        """Options of the run itself."""
+        parser.add_argument("--name", type=str | None, default=None, help="the run's name; default: model and data set")
+        parser.add_argument("--runs_folder", type=str, default="runs", help="where the folders of all runs lie")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="go on from a checkpoint: a file, or 'last' for the last one of the run of this name",
+        )
+        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+
+    def parse_arguments(self, parser: Parser, args) -> None:
+        """Parse the command line, with the embedded data's config where none is given."""
+        given = list(sys.argv[1:] if args is None else args)
+        given = self._find_configs(given)
+        if not any(_is_config(argument) for argument in given):
+            if any(argument.split("=")[0] == "--data.root" for argument in given):
+                raise InputError(
+                    f"--data.root without --config: give --config {self.task}/configs/finetune.yaml as well "
+                    "(with no --config at all, training runs on the embedded data)"
+                )
+            given = ["--config", str(self.configs / self.embedded), *given]
+        self.config = parser.parse_args(given)
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; a constructor's ValueError is about the options it was given."""
+        try:
+            super().instantiate_classes()
+        except (InputError, FileNotFoundError):
+            raise
+        except ValueError as error:
+            raise InputError(f"an option's value cannot be used: {error}") from error
+
+    def instantiate_trainer(self, **kwargs) -> Trainer:
+        """Build the trainer with the run's folder, loggers and callbacks."""
+        options = self.config_init["trainer"]
+        callbacks = [StopOnNonFiniteLoss(), Throughput()]
+        if options.get("enable_progress_bar") is not False:
+            kwargs["enable_progress_bar"] = sys.stdout.isatty()
+            callbacks.append(TrainingBar() if sys.stdout.isatty() else EpochLines())
+        if options.get("fast_dev_run"):
+            self.folder = self.report = None
+        else:
+            self.folder, step = self._choose_folder()
+            kwargs["default_root_dir"] = str(self.folder.path)
+            if options.get("logger") in (None, True):
+                kwargs["logger"] = [
+                    ContinuedCSVLogger(self.folder, step),
+                    TensorBoardLogger(str(self.folder.path), name="", version="tensorboard"),
+                ]
+            self.report = RunReport(self.folder)
+            callbacks += [self.report, *self._checkpoints(validates=options.get("limit_val_batches") != 0)]
+        kwargs["callbacks"] = [*(options.get("callbacks") or []), *callbacks]
+        return super().instantiate_trainer(**kwargs)
+
+    def _choose_folder(self) -> tuple[RunFolder, int | None]:
+        """The run's folder, with its config in it, and the step that it goes on from."""
+        runs = Path(self.config["runs_folder"])
+        name = self.config["name"] or f"{self.model.hparams.name}-{self.datamodule.dataset_name}"
+        if self.config["ckpt_path"] == "last":
+            folder = RunFolder.resume(runs, self.task, name)
+            step = torch.load(folder.last, map_location="cpu", weights_only=True)["global_step"]
+        else:
+            folder, step = RunFolder.create(runs, self.task, name), None
+        self.parser.save(self.config, folder.path / "config.yaml", overwrite=True, multifile=False)
+        return folder, step
+
+    def _checkpoints(self, *, validates: bool) -> list[ModelCheckpoint]:
+        options = {"dirpath": self.folder.checkpoints, "enable_version_counter": False}
+        last = ModelCheckpoint(filename="last", **options)
+        if not validates:
+            return [last]
+        best = ModelCheckpoint(filename="best", monitor=self.model.monitor, mode="max", **options)
+        return [best, last]
+
+    def _find_configs(self, arguments: list[str]) -> list[str]:
+        """Let the task's own configs be named where the repository's folders are not at hand: ``finetune.yaml``."""
+        found = []
+        for position, argument in enumerate(arguments):
+            name = argument.split("=", 1)[1] if "=" in argument else argument
+            follows = position > 0 and arguments[position - 1] in {"--config", "-c"}
+            if (follows or (_is_config(argument) and "=" in argument)) and not Path(name).exists():
+                packaged = self.configs / Path(name).name
+                if Path(name).parent.as_posix() not in {".", f"{self.task}/configs"} or not packaged.is_file():
+                    known = sorted(path.name for path in self.configs.glob("*.yaml"))
+                    raise FileNotFoundError(f"no config {name}: {nearest(Path(name).name, known)}")
+                argument = argument.replace(name, str(packaged))
+            found.append(argument)
+        return found
+
+
+def _is_config(argument: str) -> bool:
+    return argument in {"--config", "-c"} or argument.startswith(("--config=", "-c="))

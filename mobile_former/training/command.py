@@ -1,0 +1,72 @@
+"""What every command shares: a parser that helps with misspelt options, and errors told without a traceback."""
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from typing import NoReturn
+
+from pytorch_lightning.cli import LightningArgumentParser
+
+from mobile_former.errors import InputError, nearest
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Run a command's ``main``; errors in what the user gave are printed in a line, and end it with status 1."""
+    _quieten()
+    try:
+        main()
+    except (InputError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+class Parser(LightningArgumentParser):
+    """A parser without abbreviations whose errors name the nearest valid options."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong, and what was probably meant, without the list of a hundred options."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        print(f"error: {message}{self._suggestion(message)}", file=sys.stderr)
+        print(f"all options: {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+    def _suggestion(self, message: str) -> str:
+        unknown = re.search(r"[Uu]nrecognized arguments: --([\w.]+)", message) or re.search(
+            r"[Kk]ey ['\"]([\w.]+)['\"] is not expected|[Oo]ption ['\"]([\w.]+)['\"] is not accepted", message
+        )
+        if not unknown:
+            return ""
+        name = next(group for group in unknown.groups() if group)
+        options = [option[2:] for action in self._actions for option in action.option_strings if option[:2] == "--"]
+        # The last part alone is compared as well, so that `--max_epochs` finds `--trainer.max_epochs`.
+        leaf = name.rsplit(".", 1)[-1]
+        same_leaf = [option for option in options if option.rsplit(".", 1)[-1] == leaf]
+        return "\n" + nearest(name, same_leaf or options) if same_leaf or options else ""
+
+
+def _quieten() -> None:
+    """Leave only those messages of the libraries that a user can act upon."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("mobile_former").setLevel(logging.INFO)
+    # Devices not used, and advertisements; the commands print a header of their own.
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # the number of workers is chosen for the machine
+        ".*number of training batches.*smaller than the logging interval.*",  # a small data set is no mistake
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
+        ".*isinstance.treespec, LeafSpec.*",  # between torch's releases, out of a user's hands
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    # Lightning calls jsonargparse by its older names.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(pytorch_lightning|jsonargparse)\b.*")

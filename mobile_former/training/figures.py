@@ -1,0 +1,118 @@
+"""Pictures of a run: sheets of images and curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure  # without pyplot, which would look for a screen
+
+# Okabe and Ito's palette, told apart by colour-blind readers as well.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+RIGHT, WRONG = "#009E73", "#D55E00"
+
+
+def image_sheet(
+    images: Sequence[np.ndarray],
+    captions: Sequence[str],
+    path: Path,
+    *,
+    title: str = "",
+    colours: Sequence[str] | None = None,
+    columns: int = 6,
+) -> None:
+    """Write a grid of captioned images.
+
+    Args:
+        images: each ``(H, W, 3)`` uint8 RGB, of any size.
+        captions: one for each; a line break begins a second line.
+        path: the picture, its ending telling the format.
+        title: above the grid.
+        colours: of the captions; default: black.
+        columns: images in a row, at most.
+    """
+    columns = max(1, min(columns, len(images)))
+    rows = -(-len(images) // columns)
+    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
+    heading = 0.45 if title else 0.1
+    figure = Figure(figsize=(2.0 * columns, (2.0 + 0.19 * lines) * rows + heading))
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, image, caption, colour in zip(axes, images, captions, colours or ["black"] * len(images), strict=False):
+        axis.imshow(image, interpolation="nearest" if max(image.shape) < 200 else "antialiased")
+        axis.set_title(_shorten(caption), fontsize=9, color=colour, pad=3)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    figure.tight_layout(pad=0.4)
+    figure.savefig(path, dpi=110)
+
+
+def draw_curves(rows: Sequence[dict[str, float]], panels: dict[str, Sequence[str]], path: Path) -> None:
+    """Write the curves of a run.
+
+    Args:
+        rows: logged figures with their ``epoch`` and ``step``, as :meth:`RunFolder.history` gives them.
+        panels: for each panel's vertical axis, the figures to draw in it.
+        path: the picture.
+    """
+    rows = [row for row in rows if "step" in row and "epoch" in row]
+    last = max(rows, key=lambda row: row["step"], default={"step": 0, "epoch": 0})
+    steps_per_epoch = (last["step"] + 1) / (last["epoch"] + 1)
+    figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")
+    for axis, (label, names) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        for name, colour in zip(names, COLOURS, strict=False):
+            points = [((row["step"] + 1) / steps_per_epoch, row[name]) for row in rows if name in row]
+            if points:
+                # Few points would be invisible as a line alone.
+                axis.plot(*zip(*points, strict=True), color=colour, label=name, marker="." if len(points) < 60 else "")
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend()
+    figure.savefig(path, dpi=110)
+
+
+def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
+    """Write a confusion matrix, each row in shares of its class.
+
+    Args:
+        matrix: ``(K, K)`` counts, true classes in rows.
+        class_names: of the K classes.
+        path: the picture.
+    """
+    count = len(class_names)
+    side = float(np.clip(1.6 + 0.42 * count, 3.6, 16))
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axis = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(picture, ax=axis, label="share of the true class", shrink=0.8)
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
+    if count <= 40:  # beyond, names and numbers would overlap
+        names = [_shorten(name, 18) for name in class_names]
+        axis.set_xticks(
+            range(count),
+            names,
+            rotation=45 if max(map(len, names)) > 3 else 0,
+            ha="right" if max(map(len, names)) > 3 else "center",
+        )
+        axis.set_yticks(range(count), names)
+        for row, column in np.argwhere(matrix > 0):
+            axis.text(
+                column,
+                row,
+                str(int(matrix[row, column])),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if shares[row, column] > 0.5 else "black",
+            )
+    figure.savefig(path, dpi=110)
+
+
+def _shorten(text: str, width: int = 28) -> str:
+    """Cut each line in the middle, where file names differ least."""
+    half = (width - 1) // 2
+    return "\n".join(line if len(line) <= width else f"{line[:half]}…{line[-half:]}" for line in text.splitlines())

@@ -1,0 +1,95 @@
+"""What a run shows while it trains."""
+
+import sys
+import time
+from collections import deque
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import RichProgressBar
+
+from mobile_former.errors import InputError
+
+
+class Throughput(Callback):
+    """Logs ``images/s``: training images over wall time, loading included, in the last steps."""
+
+    def __init__(self):
+        self._recent: deque[tuple[float, int]] = deque(maxlen=21)  # (time, images) at the end of each step
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock afresh, so that validation is not counted."""
+        self._recent.clear()
+        self._recent.append((time.perf_counter(), 0))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        """Count one step."""
+        self._recent.append((time.perf_counter(), len(batch["image"])))
+        seconds = self._recent[-1][0] - self._recent[0][0]
+        images = sum(count for _, count in list(self._recent)[1:]) * trainer.world_size
+        pl_module.log("images/s", images / seconds, prog_bar=True, batch_size=1)
+
+
+class StopOnNonFiniteLoss(Callback):
+    """Stops a run whose loss is no number, before the optimiser or a checkpoint takes it up."""
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss) -> None:
+        """Check the training loss."""
+        if not loss.isfinite().all():
+            self._stop(trainer, "training", loss.item())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the validation loss, before the checkpoint of this epoch is written."""
+        loss = trainer.callback_metrics.get("val/loss")
+        if loss is not None and not loss.isfinite() and not trainer.sanity_checking and trainer.training:
+            self._stop(trainer, "validation", loss.item())
+
+    @staticmethod
+    def _stop(trainer: Trainer, stage: str, loss: float) -> None:
+        checkpoints = [
+            callback.last_model_path or callback.best_model_path for callback in trainer.checkpoint_callbacks
+        ]
+        kept = next(
+            (f"the last good checkpoint is {path}" for path in checkpoints[::-1] if path), "no epoch was finished"
+        )
+        raise InputError(
+            f"the {stage} loss is {loss} at step {trainer.global_step} (epoch {trainer.current_epoch}); {kept}. "
+            "Lower --model.learning_rate, lengthen --model.warmup_epochs or set --trainer.gradient_clip_val"
+        )
+
+
+class TrainingBar(RichProgressBar):
+    """Lightning's rich bar, less the version number, which a named run has no use for."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict:
+        """The figures beside the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class EpochLines(Callback):
+    """A line an epoch, for logs and pipes, where a moving bar cannot be shown."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the epoch's clock and mean."""
+        self._start = time.perf_counter()
+        self._loss, self._steps = 0.0, 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        """Add a step's loss to the mean."""
+        self._loss += outputs["loss"].detach()
+        self._steps += 1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the line."""
+        figures = {"loss": float(self._loss) / max(1, self._steps)}
+        figures |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        speed = trainer.callback_metrics.get("images/s", 0.0)
+        print(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+            *(f"{name} {value:.4f}" for name, value in figures.items()),
+            f"{speed:.0f} images/s",
+            f"{time.perf_counter() - self._start:.1f} s",
+            sep="  ",
+        )
+        sys.stdout.flush()  # a pipe's reader should not wait for the end

@@ -1,0 +1,101 @@
+"""What a run says at its start and leaves at its end."""
+
+import time
+
+import torch
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from mobile_former.training.figures import draw_curves
+from mobile_former.training.run_folder import RunFolder
+
+
+class RunReport(Callback):
+    """Pictures what the model will see, counts the seconds, and at the end scores the best checkpoint.
+
+    The module has ``curves`` (figures of ``metrics.csv`` by panel), ``describe()`` (a line) and
+    ``draw_results(folder, datamodule)``; the datamodule ``describe()`` and ``draw_augmented(path)``.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+        self._seconds = 0.0  # of this run, before it was last resumed
+        self._start = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is trained on what, and draw the augmented images."""
+        if not trainer.is_global_zero:
+            return
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(f"model  {pl_module.describe()}")
+        console.print(f"data   {trainer.datamodule.describe()}")
+        augmented = self.folder.path / "augmented.png"
+        trainer.datamodule.draw_augmented(augmented)
+        console.print(f"run    {self.folder.path}/ (what the model sees: {augmented.name})")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._seconds, self._start = self._elapsed(), None
+
+    def state_dict(self) -> dict:
+        """The seconds so far, so that a resumed run counts on."""
+        return {"seconds": self._elapsed()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Count on from a checkpoint's seconds."""
+        self._seconds = state_dict["seconds"]
+
+    def finish(self, trainer: Trainer, module: LightningModule, datamodule: LightningDataModule) -> None:
+        """Score the best checkpoint; write figures and pictures; print the summary."""
+        # Validating a checkpoint puts back the callbacks' state of its time, so what is known now is kept.
+        finished_epochs, seconds = trainer.current_epoch, self._seconds
+        if not self.folder.last.is_file():
+            raise RuntimeError(f"training ended without a checkpoint in {self.folder.checkpoints}")
+        metrics = {"model": module.hparams.name, "data": datamodule.dataset_name}
+        checkpoint = self.folder.best if self.folder.best.is_file() else self.folder.last
+        if self.folder.best.is_file():
+            figures = trainer.validate(module, datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
+            metrics |= {name: round(value, 6) for name, value in figures.items()}
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        module.load_state_dict(content["state_dict"])  # with averaged weights, Trainer.validate puts back the others
+        metrics |= {
+            "epochs": finished_epochs,
+            "best_epoch": content["epoch"] + 1,
+            "seconds": round(seconds, 1),
+            "images/s": round(self._images_per_second(), 1),
+            "skipped_images": len(datamodule.skipped),
+            "best_checkpoint": str(checkpoint),
+            "last_checkpoint": str(self.folder.last),
+        }
+        if trainer.is_global_zero:
+            module.draw_results(self.folder.path, datamodule)
+            draw_curves(self.folder.history(), module.curves, self.folder.path / "curves.png")
+            self.folder.write_metrics(metrics)
+            self._print(metrics)
+
+    def _elapsed(self) -> float:
+        return self._seconds + (0.0 if self._start is None else time.perf_counter() - self._start)
+
+    def _images_per_second(self) -> float:
+        speeds = sorted(row["images/s"] for row in self.folder.history() if "images/s" in row)
+        return speeds[len(speeds) // 2] if speeds else 0.0
+
+    def _print(self, metrics: dict) -> None:
+        table = Table(title=f"{metrics['model']} on {metrics['data']}", show_header=False, title_justify="left")
+        for name, value in metrics.items():
+            if not isinstance(value, str):
+                table.add_row(name, f"{value:.4f}" if "/" in name and name != "images/s" else str(value))
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(table)
+        # Below the table, where a narrow terminal does not cut them.
+        console.print(f"checkpoint  {metrics['best_checkpoint']}")
+        pictures = ", ".join(sorted(path.name for path in self.folder.path.glob("*.png")))
+        console.print(f"pictures    {self.folder.path}/: {pictures}")

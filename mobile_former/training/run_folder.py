@@ -1,0 +1,124 @@
+"""A run's folder: where it lies, and what it holds."""
+
+import csv
+import json
+import warnings
+from pathlib import Path
+
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+
+from mobile_former.errors import InputError
+
+
+class RunFolder:
+    """``<runs>/<task>/<name>/``.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def create(cls, runs: Path, task: str, name: str) -> "RunFolder":
+        """Make a new folder; where the name is taken, ``name-2``, ``name-3``, …, so that no run is overwritten.
+
+        Raises:
+            InputError: a name that is no single folder's, or a place where none can be made.
+        """
+        _require_plain(name)
+        number = 1
+        while True:
+            path = runs / task / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.mkdir()  # fails where it exists, so two runs started at once never share a folder
+                return cls(path)
+            except FileExistsError:
+                if not path.is_dir():
+                    raise InputError(f"cannot make the run's folder {path}: something else has that name") from None
+                number += 1
+            except OSError as error:
+                raise InputError(
+                    f"cannot make the run's folder {path}: {error.strerror}; choose --runs_folder"
+                ) from error
+
+    @classmethod
+    def resume(cls, runs: Path, task: str, name: str) -> "RunFolder":
+        """The existing folder of an interrupted run.
+
+        Raises:
+            FileNotFoundError: it holds no checkpoint to go on from.
+        """
+        _require_plain(name)
+        folder = cls(runs / task / name)
+        if not folder.last.is_file():
+            others = sorted(path.parts[-3] for path in (runs / task).glob("*/checkpoints/last.ckpt"))
+            known = f"runs with one: {', '.join(others)}" if others else f"no run in {runs / task} has one"
+            raise FileNotFoundError(f"nothing to go on from: no {folder.last}. Choose the run by --name ({known})")
+        return folder
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best score."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the last finished epoch."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def metrics_csv(self) -> Path:
+        """All logged figures, a row a logging."""
+        return self.path / "metrics.csv"
+
+    def history(self) -> list[dict[str, float]]:
+        """The rows of ``metrics.csv``, each with the figures that it holds."""
+        if not self.metrics_csv.is_file():
+            return []
+        with self.metrics_csv.open(newline="") as file:
+            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+    def write_metrics(self, metrics: dict) -> None:
+        """Write the final figures, which also mark the run as finished."""
+        (self.path / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+class ContinuedCSVLogger(CSVLogger):
+    """Lightning's CSV logger, writing ``metrics.csv`` into a run's folder and going on with the file that is there.
+
+    Args:
+        folder: the run's folder.
+        resumed_step: optimiser steps that the resumed checkpoint has taken; rows from there on tell of steps that the
+            run takes again, and are dropped. None for a new run.
+    """
+
+    def __init__(self, folder: RunFolder, resumed_step: int | None = None):
+        super().__init__(save_dir=str(folder.path.parent), name=folder.path.name, version="")
+        self._kept = [] if resumed_step is None else [row for row in folder.history() if row["step"] < resumed_step]
+
+    @property
+    def experiment(self) -> ExperimentWriter:
+        """The writer, which starts with the rows kept."""
+        if self._experiment is None:
+            with warnings.catch_warnings():
+                # It announces that it deletes the file of before, which is put back below.
+                warnings.filterwarnings("ignore", message="Experiment logs directory")
+                writer = super().experiment
+            if self._kept:
+                writer.metrics.extend(self._kept)
+                writer.save()
+        return super().experiment
+
+
+def _require_plain(name: str) -> None:
+    if not name or Path(name).name != name or name in {".", ".."}:
+        raise InputError(f"--name {name!r} must be the name of one folder, without slashes")

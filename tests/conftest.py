@@ -1,0 +1,70 @@
+"""Fixtures for all tests."""
+
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = Path(__file__).parent / "reference"
+
+
+def reference_fill(name: str, shape: list[int]) -> np.ndarray:
+    """The value of an entry of the reference checkpoints, drawn from its own name (reference/README.md)."""
+    values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    leaf = name.rsplit(".", 1)[1]
+    if leaf == "running_var":
+        return np.exp(0.1 * values)
+    if leaf in {"running_mean", "bias"}:
+        return 0.1 * values
+    if name == "tokens.weight":
+        return values
+    if len(shape) == 1:
+        return 1 + 0.1 * values
+    fan_in = np.prod(shape[1:])
+    return values * np.float32((2 / fan_in) ** 0.5 if len(shape) == 4 else (1 / fan_in) ** 0.5)
+
+
+def reference_state_dict(stem: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """A reference file's description, and the checkpoint in the authors' names that it describes."""
+    description = json.loads((REFERENCE / f"{stem}.json").read_text())
+    state = {
+        name: torch.tensor(0) if name.endswith("num_batches_tracked") else torch.from_numpy(reference_fill(name, shape))
+        for name, shape in description["state_dict"]
+    }
+    return description, state
+
+
+def write_image_folder(root: Path, classes: tuple[str, ...], *, train: int, val: int, side: int = 64) -> Path:
+    """JPEGs of noise around one colour for each class, in train/ and val/."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for number, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            colour = np.array([(number * 85) % 256, 128, 255 - (number * 85) % 256])
+            for index in range(count):
+                image = np.clip(colour + generator.normal(0, 20, (side, side, 3)), 0, 255).astype(np.uint8)
+                cv2.imwrite(str(folder / f"{index}.jpg"), image)
+    return root
+
+
+def run_module(*arguments: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess:
+    """Run ``python -m …`` as a user would, elsewhere than in the repository."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    """An image folder of three classes, ``blue``, ``green``, ``red``."""
+    return write_image_folder(tmp_path_factory.mktemp("data") / "colours", ("blue", "green", "red"), train=8, val=4)
