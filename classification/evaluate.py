@@ -34,7 +34,7 @@ def evaluate(stage: str) -> None:
     parser.set_defaults({"trainer.logger": False, "trainer.enable_model_summary": False})
     parser.set_defaults({"trainer.enable_checkpointing": False, "trainer.enable_progress_bar": False})
     options = parser.parse_args()
-    trainer_options = parser.instantiate_classes(options).trainer
+    trainer_options = parser.instantiate(options).trainer
 
     module, data_options = load_checkpoint(options.ckpt_path)
     given = {name: value for name, value in options.data.items() if value is not None}

@@ -1,0 +1,1 @@
+"""What was tried, how to run it again, what came out."""

@@ -32,7 +32,7 @@ def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Cost:
         image_size: height and width in pixels.
     """
     params = sum(p.numel() for p in model.parameters())
-    # On the meta device nothing is computed, and every kernel of attention is counted; frozen, so that no graph is kept.
+    # On the meta device nothing is computed, and every kernel of attention is counted.
     twin = copy.deepcopy(model).to(device="meta", dtype=torch.float32).eval().requires_grad_(False)
     images = torch.empty(1, getattr(model, "in_chans", 3), *image_size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -32,8 +32,8 @@ class LoadedWeights:
 
     Attributes:
         path: the file.
-        entry: which of the file's sets of weights was taken: ``"state_dict"``, ``"state_dict_ema"``, or ``"file"`` where
-            the file holds one set and nothing else.
+        entry: which of the file's sets of weights was taken: ``"state_dict"``, ``"state_dict_ema"``, or ``"file"``
+            where the file holds one set and nothing else.
         num_classes: number of classes in the file.
         new_head: True where that is not the model's number, so that the last linear was left as it was.
     """
@@ -143,7 +143,7 @@ def read_file(path: Path) -> object:
         InputError: not a weights file, cut short, or holding anything but data.
     """
     if not path.exists():
-        raise FileNotFoundError(f"no weights file {path}")
+        raise FileNotFoundError(f"no such file: {path}")
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the weights file itself")
     with path.open("rb") as file:
@@ -163,9 +163,9 @@ def read_file(path: Path) -> object:
     except InputError:
         raise
     except Exception as error:  # a damaged file can fail anywhere in its format's reader, with any exception
+        reason = (str(error).splitlines() or [""])[0][:200]
         raise InputError(
-            f"{path} is cut short or damaged ({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}): "
-            "fetch or save it again"
+            f"{path} is cut short or damaged ({type(error).__name__}: {reason}): fetch or save it again"
         ) from error
 
 

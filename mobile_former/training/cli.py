@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningCLI
@@ -14,6 +13,7 @@ from mobile_former.training.command import Parser
 from mobile_former.training.progress import EpochLines, StopOnNonFiniteLoss, Throughput, TrainingBar
 from mobile_former.training.report import RunReport
 from mobile_former.training.run_folder import ContinuedCSVLogger, RunFolder
+from mobile_former.weights import read_file
 
 
 class FitCLI(LightningCLI):
@@ -121,13 +121,31 @@ class FitCLI(LightningCLI):
         """The run's folder, with its config in it, and the step that it goes on from."""
         runs = Path(self.config["runs_folder"])
         name = self.config["name"] or f"{self.model.hparams.name}-{self.datamodule.dataset_name}"
+        folder, step = None, None
         if self.config["ckpt_path"] == "last":
             folder = RunFolder.resume(runs, self.task, name)
-            step = torch.load(folder.last, map_location="cpu", weights_only=True)["global_step"]
-        else:
-            folder, step = RunFolder.create(runs, self.task, name), None
+            step = self._require_same_run(folder.last)
+        elif self.config["ckpt_path"]:
+            self._require_same_run(Path(self.config["ckpt_path"]))
+        folder = folder or RunFolder.create(runs, self.task, name)
         self.parser.save(self.config, folder.path / "config.yaml", overwrite=True, multifile=False)
         return folder, step
+
+    def _require_same_run(self, checkpoint: Path) -> int:
+        """The step that a checkpoint goes on from; InputError where model or classes are others."""
+        content = read_file(checkpoint)
+        try:
+            theirs, step = content["hyper_parameters"], content["global_step"]
+        except (KeyError, TypeError):
+            raise InputError(f"--ckpt_path {checkpoint}: not a checkpoint of {self.task}.fit") from None
+        for what in ("name", "class_names"):
+            if theirs.get(what) != self.model.hparams[what]:
+                raise InputError(
+                    f"--ckpt_path {checkpoint} was trained with {what} {theirs.get(what)}, this run has "
+                    f"{self.model.hparams[what]}: give the options of that run, or start a new one from its weights "
+                    "by --model.pretrained"
+                )
+        return step
 
     def _checkpoints(self, *, validates: bool) -> list[ModelCheckpoint]:
         options = {"dirpath": self.folder.checkpoints, "enable_version_counter": False}

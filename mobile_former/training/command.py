@@ -41,17 +41,25 @@ class Parser(LightningArgumentParser):
         sys.exit(2)
 
     def _suggestion(self, message: str) -> str:
-        unknown = re.search(r"[Uu]nrecognized arguments: --([\w.]+)", message) or re.search(
-            r"[Kk]ey ['\"]([\w.]+)['\"] is not expected|[Oo]ption ['\"]([\w.]+)['\"] is not accepted", message
-        )
-        if not unknown:
+        name = _unknown_option(message)
+        if name is None:
             return ""
-        name = next(group for group in unknown.groups() if group)
-        options = [option[2:] for action in self._actions for option in action.option_strings if option[:2] == "--"]
+        options = [option for action in self._actions for option in action.option_strings if option[:2] == "--"]
         # The last part alone is compared as well, so that `--max_epochs` finds `--trainer.max_epochs`.
-        leaf = name.rsplit(".", 1)[-1]
-        same_leaf = [option for option in options if option.rsplit(".", 1)[-1] == leaf]
-        return "\n" + nearest(name, same_leaf or options) if same_leaf or options else ""
+        leaf = name.rsplit(".", 1)[-1].removeprefix("--")
+        same_leaf = [option for option in options if option.rsplit(".", 1)[-1].removeprefix("--") == leaf]
+        return "\n" + nearest(name, same_leaf or options)
+
+
+def _unknown_option(message: str) -> str | None:
+    """The option that a message of jsonargparse does not know, as one would type it, or None."""
+    if found := re.search(r"[Uu]nrecognized arguments: (--[\w.]+)", message):
+        return found[1]
+    if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
+        return f"--{found[1]}.{found[2]}"
+    if found := re.search(r"Option '([\w.]+)' is not accepted", message):
+        return f"--{found[1]}"
+    return None
 
 
 def _quieten() -> None:

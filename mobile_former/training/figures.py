@@ -92,12 +92,8 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     axis.set_ylabel("true class")
     if count <= 40:  # beyond, names and numbers would overlap
         names = [_shorten(name, 18) for name in class_names]
-        axis.set_xticks(
-            range(count),
-            names,
-            rotation=45 if max(map(len, names)) > 3 else 0,
-            ha="right" if max(map(len, names)) > 3 else "center",
-        )
+        slanted = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
+        axis.set_xticks(range(count), names, **slanted)
         axis.set_yticks(range(count), names)
         for row, column in np.argwhere(matrix > 0):
             axis.text(

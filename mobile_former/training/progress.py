@@ -45,14 +45,11 @@ class StopOnNonFiniteLoss(Callback):
 
     @staticmethod
     def _stop(trainer: Trainer, stage: str, loss: float) -> None:
-        checkpoints = [
-            callback.last_model_path or callback.best_model_path for callback in trainer.checkpoint_callbacks
-        ]
-        kept = next(
-            (f"the last good checkpoint is {path}" for path in checkpoints[::-1] if path), "no epoch was finished"
-        )
+        # A checkpoint callback without a monitored score calls what it wrote last the best.
+        kept = [callback.best_model_path for callback in trainer.checkpoint_callbacks if callback.best_model_path]
+        told = f"the last good checkpoint is {kept[-1]}" if kept else "no epoch was finished"
         raise InputError(
-            f"the {stage} loss is {loss} at step {trainer.global_step} (epoch {trainer.current_epoch}); {kept}. "
+            f"the {stage} loss is {loss} at step {trainer.global_step} (epoch {trainer.current_epoch}); {told}. "
             "Lower --model.learning_rate, lengthen --model.warmup_epochs or set --trainer.gradient_clip_val"
         )
 

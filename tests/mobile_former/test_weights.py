@@ -78,24 +78,20 @@ def test_options_and_numpy_scalars_of_the_training_program_are_read(authors, tmp
     assert same(model, authors)
 
 
-def test_numpy_scalars_under_their_old_name_are_read(authors, tmp_path, monkeypatch):
+def test_numpy_scalars_under_their_old_name_are_read(authors, tmp_path):
     # numpy before 2 wrote its scalars' constructor as numpy.core.multiarray.scalar.
     path = tmp_path / "old.pth.tar"
-    real = pickle._Pickler.save_global
-
-    def save_global(self, obj, name=None):
-        if obj is np._core.multiarray.scalar:
-            self.write(pickle.GLOBAL + b"numpy.core.multiarray\nscalar\n")
-            self.memoize(obj)
-        else:
-            real(self, obj, name)
 
     class OldPickler(pickle._Pickler):
-        dispatch = dict(pickle._Pickler.dispatch)
+        def save_global(self, obj, name=None):
+            if obj is np._core.multiarray.scalar:
+                self.write(pickle.GLOBAL + b"numpy.core.multiarray\nscalar\n")
+                self.memoize(obj)
+            else:
+                super().save_global(obj, name)
 
-    OldPickler.save_global = save_global
-    dispatch = OldPickler.dispatch
-    dispatch[type(np._core.multiarray.scalar)] = save_global
+        dispatch = pickle._Pickler.dispatch | {type(np._core.multiarray.scalar): save_global}
+
     old = argparse.Namespace(Pickler=OldPickler, dumps=pickle.dumps, dump=pickle.dump, __name__="old")
     torch.save({"state_dict": authors, "best": np.float64(64.0)}, path, pickle_module=old)
     assert b"numpy.core.multiarray" in path.read_bytes()
