@@ -18,7 +18,7 @@ from mobile_former.errors import InputError
 from mobile_former.model import MIN_SIZE
 from mobile_former.training.figures import image_sheet
 from mobile_former.training.images import normalise
-from mobile_former.training.sampler import Draw, EpochSampler
+from mobile_former.training.sampler import Draw, EpochSampler, EvaluationSampler
 
 _logger = logging.getLogger(__name__)
 
@@ -134,21 +134,22 @@ class ClassificationData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches of augmented images; the last, smaller one is left out where there are others."""
+        sampler = EpochSampler(len(self.train_set), self.train_set.seed)
         return DataLoader(
             self.train_set,
             self.hparams.batch_size,
-            sampler=EpochSampler(len(self.train_set), self.train_set.seed),
-            drop_last=len(self.train_set) >= self.hparams.batch_size,
+            sampler=sampler,
+            drop_last=len(sampler) >= self.hparams.batch_size,
             **self._loading(),
         )
 
     def val_dataloader(self) -> DataLoader:
         """Batches of validation images."""
-        return DataLoader(self.val_set, self.hparams.batch_size, **self._loading())
+        return self._evaluation_loader(self.val_set)
 
     def test_dataloader(self) -> DataLoader:
         """Batches of test images (of ``test/`` where there is one, else of ``val/``)."""
-        return DataLoader(self.test_set, self.hparams.batch_size, **self._loading())
+        return self._evaluation_loader(self.test_set)
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         """Tell of images that could not be read: a warning in training, an error where the score would change."""
@@ -184,6 +185,10 @@ class ClassificationData(LightningDataModule):
             path,
             title="training images as the model sees them",
         )
+
+    def _evaluation_loader(self, dataset: EvaluationImages) -> DataLoader:
+        sampler = EvaluationSampler(len(dataset))
+        return DataLoader(dataset, self.hparams.batch_size, sampler=sampler, **self._loading())
 
     def _source(self, split: str) -> Source:
         if self.hparams.dataset == "digits":

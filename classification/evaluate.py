@@ -33,6 +33,7 @@ def evaluate(stage: str) -> None:
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.set_defaults({"trainer.logger": False, "trainer.enable_model_summary": False})
     parser.set_defaults({"trainer.enable_checkpointing": False, "trainer.enable_progress_bar": False})
+    parser.set_defaults({"trainer.use_distributed_sampler": False})  # the data's own samplers split by process
     options = parser.parse_args()
     trainer_options = parser.instantiate(options).trainer
 

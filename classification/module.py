@@ -1,5 +1,6 @@
 """The LightningModule of classification."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 import mobile_former
@@ -85,6 +86,7 @@ class ClassificationModule(LightningModule):
         }
         self.val_metrics = MetricCollection(metrics, prefix="val/", compute_groups=False)
         self.test_metrics = self.val_metrics.clone(prefix="test/")
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify normalised images ``(B, 3, H, W)``: logits ``(B, K)``."""
@@ -102,7 +104,7 @@ class ClassificationModule(LightningModule):
         logits = self(images)
         loss = F.cross_entropy(logits, targets, label_smoothing=self.hparams.label_smoothing)
         self.train_top1(logits, labels)
-        self.log("train/loss", loss, on_epoch=True, on_step=False, batch_size=len(images))
+        self.log("train/loss", loss, on_epoch=True, on_step=False, sync_dist=True, batch_size=len(images))
         self.log("train/top1", self.train_top1, on_epoch=True, on_step=False, batch_size=len(images))
         self.log("loss", loss, prog_bar=True, batch_size=len(images))
         self.log("lr", self.lr_schedulers().get_last_lr()[0], batch_size=len(images))
@@ -110,30 +112,33 @@ class ClassificationModule(LightningModule):
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Classify and count."""
-        self._evaluate("val", batch, self.val_metrics)
+        self._evaluate(batch, self.val_metrics, self.val_loss)
 
     def on_validation_epoch_end(self) -> None:
-        """Log top-1 and top-5."""
-        self._log_metrics(self.val_metrics)
+        """Log loss, top-1 and top-5."""
+        self._log_scores(self.val_metrics, self.val_loss)
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
         """Classify and count."""
-        self._evaluate("test", batch, self.test_metrics)
+        self._evaluate(batch, self.test_metrics, self.test_loss)
 
     def on_test_epoch_end(self) -> None:
-        """Log top-1 and top-5."""
-        self._log_metrics(self.test_metrics)
+        """Log loss, top-1 and top-5."""
+        self._log_scores(self.test_metrics, self.test_loss)
 
     def configure_optimizers(self) -> dict:
         """AdamW, warm-up and cosine by step."""
-        steps = self.trainer.estimated_stepping_batches
+        self.trainer.fit_loop.setup_data()  # so that the number of batches is known
+        total_steps = self.trainer.estimated_stepping_batches
+        if math.isinf(total_steps):
+            raise InputError("a cosine needs an end: give --trainer.max_epochs or --trainer.max_steps")
         return adamw_warmup_cosine(
             self.model,
             learning_rate=self.hparams.learning_rate,
             weight_decay=self.hparams.weight_decay,
             warmup_epochs=self.hparams.warmup_epochs,
-            total_steps=int(steps),
-            epochs=self.trainer.max_epochs,
+            total_steps=int(total_steps),
+            steps_per_epoch=math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches),
         )
 
     def configure_callbacks(self) -> list[Callback]:
@@ -157,16 +162,18 @@ class ClassificationModule(LightningModule):
         draw_confusion(self.confusion, self.hparams.class_names, folder / "confusion_matrix.png")
         draw_predictions(self, datamodule, folder / "predictions.png")
 
-    def _evaluate(self, stage: str, batch: dict, metrics: MetricCollection) -> None:
+    def _evaluate(self, batch: dict, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
         logits = self(batch["image"])
-        self.log(f"{stage}/loss", F.cross_entropy(logits, batch["label"]), batch_size=len(logits))
+        mean_loss.update(F.cross_entropy(logits, batch["label"]), weight=len(logits))
         metrics.update(logits, batch["label"])
 
-    def _log_metrics(self, metrics: MetricCollection) -> None:
-        values = metrics.compute()
-        metrics.reset()
-        prefix = metrics.prefix
-        self.log(f"{prefix}top1", values[f"{prefix}top1"], prog_bar=True)
-        self.log(f"{prefix}top5", values[f"{prefix}top5"])
+    def _log_scores(self, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
+        values, prefix = metrics.compute(), metrics.prefix
+        # The metrics have gathered over processes already; sync_dist tells Lightning that nothing is forgotten.
+        self.log(f"{prefix}loss", mean_loss.compute(), sync_dist=True)
+        self.log(f"{prefix}top1", values[f"{prefix}top1"], prog_bar=True, sync_dist=True)
+        self.log(f"{prefix}top5", values[f"{prefix}top5"], sync_dist=True)
         self.per_class = values[f"{prefix}per_class"].cpu().numpy()
         self.confusion = values[f"{prefix}confusion"].cpu().numpy()
+        metrics.reset()
+        mean_loss.reset()

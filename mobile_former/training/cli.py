@@ -7,6 +7,7 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.command import Parser
@@ -48,7 +49,11 @@ class FitCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs={"prog": f"python -m {task}.fit", "description": f"Train a model for {task}."},
-            trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
+            trainer_defaults={
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,  # the data's own samplers split by process
+            },
             run=False,
         )
 
@@ -121,13 +126,15 @@ class FitCLI(LightningCLI):
         """The run's folder, with its config in it, and the step that it goes on from."""
         runs = Path(self.config["runs_folder"])
         name = self.config["name"] or f"{self.model.hparams.name}-{self.datamodule.dataset_name}"
-        folder, step = None, None
         if self.config["ckpt_path"] == "last":
             folder = RunFolder.resume(runs, self.task, name)
             step = self._require_same_run(folder.last)
-        elif self.config["ckpt_path"]:
-            self._require_same_run(Path(self.config["ckpt_path"]))
-        folder = folder or RunFolder.create(runs, self.task, name)
+        elif rank_zero_only.rank != 0:
+            return RunFolder(runs / self.task / name), None  # the first process chooses; RunReport tells the others
+        else:
+            if self.config["ckpt_path"]:
+                self._require_same_run(Path(self.config["ckpt_path"]))
+            folder, step = RunFolder.create(runs, self.task, name), None
         self.parser.save(self.config, folder.path / "config.yaml", overwrite=True, multifile=False)
         return folder, step
 

@@ -73,6 +73,7 @@ def _quieten() -> None:
         ".*does not have many workers.*",  # the number of workers is chosen for the machine
         ".*number of training batches.*smaller than the logging interval.*",  # a small data set is no mistake
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
+        ".*loading a checkpoint outside the 'fit' stage.*",  # scoring a checkpoint that holds the average already
         ".*isinstance.treespec, LeafSpec.*",  # between torch's releases, out of a user's hands
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -126,8 +126,8 @@ def to_planes(image: np.ndarray) -> torch.Tensor:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(
             f"an image has become an array of shape {image.shape} and type {image.dtype}, where (H, W, 3) and uint8 "
-            "are needed: leave Normalize, ToFloat and ToTensorV2 out of the transforms (they follow on the device), and "
-            "let greyscale keep 3 channels"
+            "are needed: leave Normalize, ToFloat and ToTensorV2 out of the transforms (they follow on the device), "
+            "and let greyscale keep 3 channels"
         )
     planes = np.empty((3, *image.shape[:2]), np.uint8)
     cv2.split(image, list(planes))

@@ -44,7 +44,7 @@ def adamw_warmup_cosine(
     weight_decay: float,
     warmup_epochs: float,
     total_steps: int,
-    epochs: int,
+    steps_per_epoch: int,
 ) -> dict:
     """AdamW whose learning rate follows :func:`warmup_cosine`, in the form that ``configure_optimizers`` returns.
 
@@ -54,9 +54,9 @@ def adamw_warmup_cosine(
         weight_decay: of all but biases and norms.
         warmup_epochs: length of the warm-up.
         total_steps: optimiser steps of the whole run.
-        epochs: of the whole run.
+        steps_per_epoch: optimiser steps of an epoch.
     """
     optimizer = AdamW(parameter_groups(model, weight_decay), lr=learning_rate)
-    warmup_steps = round(total_steps * min(1.0, warmup_epochs / max(1, epochs)))
+    warmup_steps = min(total_steps, round(warmup_epochs * steps_per_epoch))
     scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -79,6 +79,8 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line."""
+        if not trainer.is_global_zero:
+            return
         figures = {"loss": float(self._loss) / max(1, self._steps)}
         figures |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         speed = trainer.callback_metrics.get("images/s", 0.0)

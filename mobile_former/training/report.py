@@ -26,6 +26,10 @@ class RunReport(Callback):
         self._seconds = 0.0  # of this run, before it was last resumed
         self._start = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let all processes know the folder that the first one has chosen."""
+        self.folder.path = trainer.strategy.broadcast(self.folder.path)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is trained on what, and draw the augmented images."""
         if not trainer.is_global_zero:
@@ -57,11 +61,12 @@ class RunReport(Callback):
         """Score the best checkpoint; write figures and pictures; print the summary."""
         # Validating a checkpoint puts back the callbacks' state of its time, so what is known now is kept.
         finished_epochs, seconds = trainer.current_epoch, self._seconds
-        if not self.folder.last.is_file():
-            raise RuntimeError(f"training ended without a checkpoint in {self.folder.checkpoints}")
+        speed = float(trainer.callback_metrics.get("images/s", 0))  # none where a finished run had nothing left to do
         metrics = {"model": module.hparams.name, "data": datamodule.dataset_name}
+        validated = trainer.limit_val_batches != 0
         checkpoint = self.folder.best if self.folder.best.is_file() else self.folder.last
-        if self.folder.best.is_file():
+        if validated:
+            trainer.loggers = []  # this is no point of the curves
             figures = trainer.validate(module, datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
             metrics |= {name: round(value, 6) for name, value in figures.items()}
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -70,23 +75,20 @@ class RunReport(Callback):
             "epochs": finished_epochs,
             "best_epoch": content["epoch"] + 1,
             "seconds": round(seconds, 1),
-            "images/s": round(self._images_per_second(), 1),
+            "images/s": round(speed, 1),
             "skipped_images": len(datamodule.skipped),
             "best_checkpoint": str(checkpoint),
             "last_checkpoint": str(self.folder.last),
         }
         if trainer.is_global_zero:
-            module.draw_results(self.folder.path, datamodule)
+            if validated:
+                module.draw_results(self.folder.path, datamodule)
             draw_curves(self.folder.history(), module.curves, self.folder.path / "curves.png")
             self.folder.write_metrics(metrics)
             self._print(metrics)
 
     def _elapsed(self) -> float:
         return self._seconds + (0.0 if self._start is None else time.perf_counter() - self._start)
-
-    def _images_per_second(self) -> float:
-        speeds = sorted(row["images/s"] for row in self.folder.history() if "images/s" in row)
-        return speeds[len(speeds) // 2] if speeds else 0.0
 
     def _print(self, metrics: dict) -> None:
         table = Table(title=f"{metrics['model']} on {metrics['data']}", show_header=False, title_justify="left")

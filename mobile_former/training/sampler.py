@@ -22,7 +22,8 @@ class Draw(NamedTuple):
 class EpochSampler(Sampler[Draw]):
     """Every sample once an epoch, in an order that depends on seed and epoch alone.
 
-    Lightning tells the epoch by :meth:`set_epoch`.
+    Lightning tells the epoch by :meth:`set_epoch`. Several processes take turns in one order, which begins again at its
+    end until all have equally many.
 
     Args:
         size: number of samples.
@@ -33,6 +34,7 @@ class EpochSampler(Sampler[Draw]):
         self.size = size
         self.seed = seed
         self.epoch = 0
+        self.rank, self.world_size = _rank_and_world_size()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, that the next iteration goes through."""
@@ -40,11 +42,30 @@ class EpochSampler(Sampler[Draw]):
 
     def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
-        for index in torch.randperm(self.size, generator=generator).tolist():
-            yield Draw(index, self.epoch)
+        order = torch.randperm(self.size, generator=generator).tolist()
+        for position in range(self.rank, len(self) * self.world_size, self.world_size):
+            yield Draw(order[position % self.size], self.epoch)
 
     def __len__(self) -> int:
-        return self.size
+        return -(-self.size // self.world_size)
+
+
+class EvaluationSampler(Sampler[int]):
+    """Every sample exactly once over all processes, in order; some processes may have one more than others.
+
+    Args:
+        size: number of samples.
+    """
+
+    def __init__(self, size: int):
+        rank, world_size = _rank_and_world_size()
+        self.indices = range(rank, size, world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
 
 
 def seed_transforms(transforms, seed: int, draw: Draw) -> None:
@@ -65,3 +86,9 @@ def seed_transforms(transforms, seed: int, draw: Draw) -> None:
 def _mix(*numbers: int) -> int:
     """One well-mixed 63-bit seed from several numbers."""
     return int(np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
