@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import torch
 from albumentations.core.serialization import Serializable
 from pytorch_lightning import LightningDataModule
@@ -201,7 +202,12 @@ class ClassificationData(LightningDataModule):
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": collate,
+            "worker_init_fn": _start_worker,
         }
+
+
+def _start_worker(number: int) -> None:
+    cv2.setNumThreads(0)  # one core for each worker: OpenCV would start a thread on every core in each of them
 
 
 def default_workers() -> int:

@@ -10,7 +10,8 @@ from sklearn.model_selection import train_test_split
 
 from mobile_former.training.command import run_command
 
-SIDE = 64  # pixels; the originals have 8
+SIDE = 64  # pixels
+BORDER = 1  # black pixels around the 8×8 of an original, which its digit fills to the edge
 
 
 class Digits:
@@ -36,7 +37,8 @@ class Digits:
 
     def read(self, index: int) -> np.ndarray:
         """The image, ``(64, 64, 3)`` uint8 RGB."""
-        grey = cv2.resize(self.images[index], (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+        grey = cv2.copyMakeBorder(self.images[index], *[BORDER] * 4, cv2.BORDER_CONSTANT, value=0)
+        grey = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
         return np.repeat(grey[:, :, None], 3, axis=2)
 
     def name(self, index: int) -> str:

@@ -63,6 +63,8 @@ class ClassificationModule(LightningModule):
         freeze_backbone: bool = False,
     ):
         super().__init__()
+        if len(class_names) < 2:
+            raise InputError(f"a classifier tells two classes or more apart, and {len(class_names)} is given")
         if mixup_alpha < 0:
             raise InputError(f"--model.mixup_alpha is {mixup_alpha}: give 0 (no mixup) or more")
         if not 0 <= label_smoothing < 1:
@@ -87,6 +89,7 @@ class ClassificationModule(LightningModule):
         self.val_metrics = MetricCollection(metrics, prefix="val/", compute_groups=False)
         self.test_metrics = self.val_metrics.clone(prefix="test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.train()  # Lightning keeps the mode it finds; this one leaves a frozen backbone in evaluation mode
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify normalised images ``(B, 3, H, W)``: logits ``(B, K)``."""

@@ -33,7 +33,7 @@ def draw_predictions(model: nn.Module, data: ClassificationData, path: Path, mos
     for sample, scores in zip(samples, probabilities, strict=True):
         predicted, label = int(scores.argmax()), sample["label"]
         right = predicted == label
-        captions.append(f"{names[predicted]}  {scores[predicted]:.0%}\n" + ("" if right else f"is {names[label]}"))
+        captions.append(f"{names[predicted]}  {scores[predicted]:.0%}" + ("" if right else f"\nis {names[label]}"))
         colours.append(RIGHT if right else WRONG)
     image_sheet(
         list(images.permute(0, 2, 3, 1).numpy()),

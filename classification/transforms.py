@@ -61,7 +61,7 @@ def eval_transform(image_size: int, crop_fraction: float = 0.875) -> A.Compose:
         A pipeline from a ``(H, W, 3)`` uint8 RGB image to one of ``(image_size, image_size, 3)``.
     """
     shorter = math.floor(image_size / crop_fraction)
-    return A.Compose([ResizeShorterSide(shorter), A.CenterCrop(image_size, image_size)])
+    return A.Compose([ResizeShorterSide(shorter), CentreCrop(image_size)])
 
 
 class RandomResizedCrop(A.RandomResizedCrop):
@@ -97,7 +97,24 @@ class ResizeShorterSide(A.ImageOnlyTransform):
         return resize(img, height * self.size // shorter, width * self.size // shorter)
 
 
-def rand_augment_ops(num_ops: int, magnitude: float, magnitude_std: float) -> A.SomeOf:
+class CentreCrop(A.ImageOnlyTransform):
+    """Cut out the central square, its corner rounded as torchvision does: a half goes to the even side.
+
+    Args:
+        size: of the square in pixels; no side of the image is shorter.
+    """
+
+    def __init__(self, size: int, p: float = 1.0):
+        super().__init__(p=p)
+        self.size = size
+
+    def apply(self, img: np.ndarray, **params) -> np.ndarray:
+        """Crop an ``(H, W, 3)`` image."""
+        top, left = (round((side - self.size) / 2) for side in img.shape[:2])
+        return img[top : top + self.size, left : left + self.size]
+
+
+def rand_augment_ops(num_ops: int, magnitude: float, magnitude_std: float) -> A.RandomOrder:
     """RandAugment (Cubuk et al., 2020) composed of albumentations' operations.
 
     Operations, their ranges and the probability ½ of each are those of timm's ``rand-m9-mstd0.5``, in which the
@@ -140,7 +157,7 @@ def rand_augment_ops(num_ops: int, magnitude: float, magnitude_std: float) -> A.
     sharpen = tuple(max(0.0, value - 1) / 13 for value in factor)
     bits = tuple(max(1, math.floor(4 * value)) for value in (low, high))
     operations = [
-        A.AutoContrast(p=0.5),
+        A.AutoContrast(method="pil", p=0.5),
         A.Equalize(p=0.5),
         A.InvertImg(p=0.5),
         signed(lambda degrees: affine(rotate=degrees), 30),
@@ -155,4 +172,4 @@ def rand_augment_ops(num_ops: int, magnitude: float, magnitude_std: float) -> A.
         signed(shift("x"), 0.45),
         signed(shift("y"), 0.45),
     ]
-    return A.SomeOf(operations, n=num_ops, replace=True)
+    return A.RandomOrder(operations, n=num_ops, replace=True)

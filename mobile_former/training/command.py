@@ -53,7 +53,7 @@ class Parser(LightningArgumentParser):
 
 def _unknown_option(message: str) -> str | None:
     """The option that a message of jsonargparse does not know, as one would type it, or None."""
-    if found := re.search(r"[Uu]nrecognized arguments: (--[\w.]+)", message):
+    if found := re.search(r"[Uu]nrecognized arguments: (--[\w.-]+)", message):
         return found[1]
     if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
         return f"--{found[1]}.{found[2]}"
@@ -73,6 +73,7 @@ def _quieten() -> None:
         ".*does not have many workers.*",  # the number of workers is chosen for the machine
         ".*number of training batches.*smaller than the logging interval.*",  # a small data set is no mistake
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
+        ".*in eval mode at the start of training.*",  # a frozen backbone
         ".*loading a checkpoint outside the 'fit' stage.*",  # scoring a checkpoint that holds the average already
         ".*isinstance.treespec, LeafSpec.*",  # between torch's releases, out of a user's hands
     ):

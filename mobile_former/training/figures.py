@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure  # without pyplot, which would look for a screen
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's palette, told apart by colour-blind readers as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -33,17 +34,16 @@ def image_sheet(
     columns = max(1, min(columns, len(images)))
     rows = -(-len(images) // columns)
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
-    heading = 0.45 if title else 0.1
-    figure = Figure(figsize=(2.0 * columns, (2.0 + 0.19 * lines) * rows + heading))
+    heading = 0.4 if title else 0.1
+    figure = Figure(figsize=(2.0 * columns, (1.9 + 0.18 * lines) * rows + heading), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
     for axis, image, caption, colour in zip(axes, images, captions, colours or ["black"] * len(images), strict=False):
         axis.imshow(image, interpolation="nearest" if max(image.shape) < 200 else "antialiased")
-        axis.set_title(_shorten(caption), fontsize=9, color=colour, pad=3)
+        axis.set_title(_shorten(caption), fontsize=9, color=colour, pad=3, parse_math=False)
     if title:
-        figure.suptitle(title, fontsize=11)
-    figure.tight_layout(pad=0.4)
+        figure.suptitle(title, fontsize=11, parse_math=False)
     figure.savefig(path, dpi=110)
 
 
@@ -66,6 +66,7 @@ def draw_curves(rows: Sequence[dict[str, float]], panels: dict[str, Sequence[str
                 # Few points would be invisible as a line alone.
                 axis.plot(*zip(*points, strict=True), color=colour, label=name, marker="." if len(points) < 60 else "")
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
         if axis.lines:
@@ -93,8 +94,8 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     if count <= 40:  # beyond, names and numbers would overlap
         names = [_shorten(name, 18) for name in class_names]
         slanted = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
-        axis.set_xticks(range(count), names, **slanted)
-        axis.set_yticks(range(count), names)
+        axis.set_xticks(range(count), names, parse_math=False, **slanted)
+        axis.set_yticks(range(count), names, parse_math=False)
         for row, column in np.argwhere(matrix > 0):
             axis.text(
                 column,

@@ -15,10 +15,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         weight_decay: of the first group.
     """
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
-    decay, no_decay = [], []
+    decay, no_decay, seen = [], [], set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
                 (no_decay if name == "bias" or isinstance(module, norms) else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
 
@@ -31,10 +32,12 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
         warmup_steps: length of the linear part.
         total_steps: length of the whole; from there on the factor is 0.
     """
+    if step >= total_steps:
+        return 0.0
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    progress = (step - warmup_steps) / (total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def adamw_warmup_cosine(

@@ -40,7 +40,8 @@ class StopOnNonFiniteLoss(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the validation loss, before the checkpoint of this epoch is written."""
         loss = trainer.callback_metrics.get("val/loss")
-        if loss is not None and not loss.isfinite() and not trainer.sanity_checking and trainer.training:
+        # While it validates, trainer.training is False in a fit as well.
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and loss is not None and not loss.isfinite():
             self._stop(trainer, "validation", loss.item())
 
     @staticmethod

@@ -1,5 +1,7 @@
 import math
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -291,9 +293,6 @@ def test_images_of_other_channels_work():
 
 
 def test_the_backbone_needs_neither_lightning_nor_a_data_library():
-    import subprocess
-    import sys
-
     code = (
         "import sys, mobile_former; mobile_former.mobile_former_26m();"
         "heavy = {'pytorch_lightning', 'albumentations', 'cv2', 'torchmetrics', 'sklearn', 'torchvision'};"
@@ -301,3 +300,13 @@ def test_the_backbone_needs_neither_lightning_nor_a_data_library():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_compiles_with_inductor_and_gives_the_same():
+    torch._dynamo.reset()
+    model = mobile_former.mobile_former_26m(spatial_dynamic_relu=True).eval()
+    x = images(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-3, atol=1e-4)

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import torch
+
+from classification.mixup import mixup
+
+
+def batch(count, classes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, 5, 4, generator=generator), torch.randint(classes, (count,), generator=generator)
+
+
+class Fixed:
+    """Gives known weights in place of drawn ones."""
+
+    def __init__(self, weights):
+        self.weights = np.array(weights)
+
+    def beta(self, a, b, size):
+        assert a == b
+        assert size == len(self.weights)
+        return self.weights
+
+
+@pytest.mark.parametrize("weights", [[0.3, 1.0, 0.0, 0.75], [0.2, 0.5, 0.9]])
+def test_each_image_and_label_is_blended_with_the_one_as_far_from_the_other_end(weights):
+    count = len(weights)
+    images, labels = batch(count, 6)
+    before = images.clone()
+    mixed, targets = mixup(images, labels, 6, 0.2, Fixed(weights))
+    for index, weight in enumerate(weights):
+        partner = count - 1 - index
+        expected = weight * before[index] + (1 - weight) * before[partner]
+        torch.testing.assert_close(mixed[index], expected)
+        target = torch.zeros(6)
+        target[labels[index]] += weight
+        target[labels[partner]] += 1 - weight
+        torch.testing.assert_close(targets[index], target)
+    assert torch.equal(images, before), "what was given should stay as it was"
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_targets_are_distributions_of_the_images_type(count, dtype):
+    images, labels = batch(count, 10)
+    mixed, targets = mixup(images.to(dtype), labels, 10, 0.2, np.random.default_rng(0))
+    assert mixed.shape == images.shape
+    assert targets.shape == (count, 10)
+    assert mixed.dtype == targets.dtype == dtype
+    assert targets.min() >= 0
+    torch.testing.assert_close(
+        targets.float().sum(1), torch.ones(count), atol=1e-6 if dtype != torch.bfloat16 else 0.01, rtol=0
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
+def test_each_images_own_weight_has_the_mean_and_variance_of_beta(alpha):
+    count = 20_000
+    images = torch.zeros(count, 3, 1, 1, dtype=torch.float64)
+    images[: count // 2] = 1  # an image of the first half keeps its weight, its partner is 0
+    mixed, _ = mixup(images, torch.zeros(count, dtype=torch.long), 2, alpha, np.random.default_rng(0))
+    weights = mixed[: count // 2, 0, 0, 0].numpy()
+    assert len(np.unique(weights)) > count // 4
+    assert abs(weights.mean() - 0.5) < 0.02
+    assert weights.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
+
+
+def test_the_generator_alone_decides():
+    images, labels = batch(8, 3)
+    torch.manual_seed(0), np.random.seed(0)
+    first = mixup(images, labels, 3, 0.2, np.random.default_rng([5, 1]))
+    torch.manual_seed(1), np.random.seed(1)
+    again = mixup(images, labels, 3, 0.2, np.random.default_rng([5, 1]))
+    other = mixup(images, labels, 3, 0.2, np.random.default_rng([5, 2]))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])

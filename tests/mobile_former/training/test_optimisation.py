@@ -1,0 +1,141 @@
+import math
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+import mobile_former
+from mobile_former.training.optimisation import adamw_warmup_cosine, parameter_groups, warmup_cosine
+
+
+def names_of(groups, model):
+    names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return [[names[id(parameter)] for parameter in group["params"]] for group in groups]
+
+
+def test_biases_and_norms_do_not_decay_and_all_else_does():
+    model = mobile_former.mobile_former_26m(num_classes=4)
+    groups = parameter_groups(model, 0.2)
+    assert [group["weight_decay"] for group in groups] == [0.2, 0.0]
+    decay, no_decay = names_of(groups, model)
+    norms = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm)
+    }
+    expected = {name for name, _ in model.named_parameters() if name.endswith("bias") or name in norms}
+    assert set(no_decay) == expected
+    assert any(isinstance(module, nn.LayerNorm) for module in model.modules())
+    assert "backbone.tokens" in decay
+    assert "classifier.logits.weight" in decay
+
+
+@pytest.mark.parametrize("name", ["mobile_former_26m", "mobile_former_508m"])
+def test_every_parameter_is_in_one_group_once(name):
+    model = mobile_former.create_model(name, num_classes=4)
+    given = [id(parameter) for group in parameter_groups(model, 0.1) for parameter in group["params"]]
+    assert sorted(given) == sorted(id(parameter) for parameter in model.parameters())
+
+
+def test_a_parameter_that_two_modules_share_is_given_once():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    given = [id(parameter) for group in parameter_groups(model, 0.1) for parameter in group["params"]]
+    assert sorted(given) == sorted({id(parameter) for parameter in model.parameters()})
+
+
+def test_frozen_parameters_are_left_out():
+    model = mobile_former.mobile_former_26m(num_classes=4)
+    model.backbone.requires_grad_(False)
+    decay, no_decay = names_of(parameter_groups(model, 0.1), model)
+    assert set(decay + no_decay) == {name for name, _ in model.named_parameters() if name.startswith("classifier.")}
+
+
+def test_a_step_without_gradient_shrinks_what_decays_and_leaves_the_rest():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    nn.init.ones_(model[0].bias)
+    before = {name: parameter.clone() for name, parameter in model.state_dict().items()}
+    chosen = adamw_warmup_cosine(
+        model, learning_rate=0.1, weight_decay=0.5, warmup_epochs=0, total_steps=10, steps_per_epoch=10
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    chosen["optimizer"].step()
+    torch.testing.assert_close(model[0].weight.data, before["0.weight"] * (1 - 0.1 * 0.5))
+    for name in ("0.bias", "1.weight", "1.bias"):
+        assert torch.equal(model.state_dict()[name], before[name])
+
+
+def schedule(warmup, total):
+    """Factors of all steps of a run, by an angle that turns at constant speed after a ramp of equal increments."""
+    ramp = [sum([1 / warmup] * (step + 1)) for step in range(warmup)]
+    rest = total - warmup
+    return ramp + [math.cos(math.pi / 2 * step / rest) ** 2 for step in range(rest)] + [0.0] * 3
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 7), (1, 10), (5, 50), (9, 10), (10, 10)])
+def test_the_factor_rises_in_a_line_and_falls_along_half_a_cosine_to_zero(warmup, total):
+    actual = [warmup_cosine(step, warmup, total) for step in range(total + 3)]
+    assert actual == pytest.approx(schedule(warmup, total), abs=1e-12)
+    assert max(actual) == pytest.approx(1)
+
+
+class Recorder(LightningModule):
+    """A linear layer that notes the learning rate of each optimiser step."""
+
+    def __init__(self, warmup_epochs):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.warmup_epochs = warmup_epochs
+        self.rates = []
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).square().mean()
+
+    def configure_optimizers(self):
+        return adamw_warmup_cosine(
+            self.layer,
+            learning_rate=0.5,
+            weight_decay=0.0,
+            warmup_epochs=self.warmup_epochs,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            steps_per_epoch=math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches),
+        )
+
+    def on_before_optimizer_step(self, optimizer):
+        self.rates.append([group["lr"] for group in optimizer.param_groups])
+
+
+@pytest.mark.parametrize(
+    ("warmup_epochs", "accumulate", "warmup_steps", "total_steps"),
+    [
+        (0, 1, 0, 24),
+        (1, 1, 6, 24),
+        (1.5, 1, 9, 24),
+        (0.25, 1, 2, 24),  # one and a half, rounded
+        (1, 2, 3, 12),
+        (0.5, 4, 1, 8),  # six batches are two steps, the second of half a load
+        (9, 1, 24, 24),  # longer than the run
+    ],
+)
+def test_lightning_steps_the_schedule_once_an_optimiser_step(
+    tmp_path, warmup_epochs, accumulate, warmup_steps, total_steps
+):
+    module = Recorder(warmup_epochs)
+    trainer = Trainer(
+        max_epochs=4,
+        accumulate_grad_batches=accumulate,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(torch.randn(12, 2, generator=torch.Generator().manual_seed(0)), batch_size=2))
+    assert trainer.global_step == len(module.rates) == total_steps
+    expected = schedule(warmup_steps, total_steps)[:total_steps]
+    assert [rates[0] for rates in module.rates] == pytest.approx([0.5 * factor for factor in expected])
+    assert all(rates[0] == rates[1] for rates in module.rates)

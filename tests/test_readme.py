@@ -1,0 +1,100 @@
+"""Every command and every piece of code in the README does what it says."""
+
+import re
+import shlex
+
+import pytest
+import torch
+import yaml
+
+import mobile_former
+from tests.conftest import ROOT, run_module, write_image_folder
+
+README = (ROOT / "README.md").read_text()
+
+# A few steps instead of hundreds; everything else stays as printed.
+SHORTER = {
+    "--trainer.limit_train_batches": "2",
+    "--trainer.limit_val_batches": "2",
+    "--trainer.devices": "1",
+    "--data.batch_size": "4",
+}
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    lines = [line.strip() for text in blocks("bash") for line in text.replace("\\\n", " ").splitlines()]
+    return [line.split(" # ")[0].strip() for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """The folder of somebody who follows the README: his images and the authors' weights where it says."""
+    folder = tmp_path_factory.mktemp("reader")
+    write_image_folder(folder / "path" / "to" / "images", ("cat", "dog"), train=6, val=3)
+    write_image_folder(folder / "path" / "to" / "imagenet", ("n01", "n02"), train=6, val=3)
+    # Stands for the authors' file, which is read alike (test_weights.py, test_reference.py).
+    model = mobile_former.mobile_former_294m()
+    torch.save({"state_dict": model.state_dict()}, folder / "path" / "to" / "mobile_former_294m.pth.tar")
+    return folder
+
+
+def test_the_commands_of_the_readme_run_in_its_order(reader):
+    ran = []
+    for command in commands():
+        words = shlex.split(command)
+        if words[0] == "make" or "venv" in command:
+            continue  # test_house.py
+        assert words[:2] == ["python", "-m"], command
+        if words[2].endswith(".fit"):
+            for option, value in SHORTER.items():
+                words += [option, value]
+            # The run that goes on has one epoch more than the one that it goes on from.
+            words += ["--trainer.max_epochs", "2" if "last" in words else "1"]
+        result = run_module(*words[2:], cwd=reader)
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+        ran.append(words[2])
+    assert {"classification.fit", "classification.validate", "classification.test", "classification.predict"} <= {*ran}
+    assert (reader / "predictions.csv").is_file()
+    assert (reader / "predictions.png").is_file()
+
+
+def test_the_code_of_the_readme_runs(reader, monkeypatch):
+    monkeypatch.chdir(reader)
+    for text in blocks("python"):
+        exec(compile(text, "README.md", "exec"), {})
+    assert (reader / "mobile_former_294m.safetensors").is_file()
+
+
+def test_the_yaml_of_the_readme_is_a_config(reader):
+    (reader / "augment.yaml").write_text(blocks("yaml")[0])
+    arguments = ("--config", "finetune.yaml", "--config", "augment.yaml", "--data.root", "path/to/images")
+    result = run_module("classification.fit", *arguments, "--print_config", cwd=reader)
+    assert result.returncode == 0, result.stderr
+    steps = yaml.safe_load(result.stdout)["data"]["train_transforms"]
+    assert [step["class_path"].rsplit(".", 1)[1] for step in steps] == ["RandomResizedCrop", "ColorJitter"]
+
+
+def test_every_option_that_the_readme_names_exists():
+    named = set(re.findall(r"--(?:model|data|trainer)\.\w+", README))
+    result = run_module("classification.fit", "--help", cwd=ROOT)
+    assert not {option for option in named if option not in result.stdout}
+
+
+def test_the_table_of_models_is_true():
+    rows = re.findall(r"\| `(mobile_former_\w+)` \| ([\d ]+) \| ([\d.]+) M", README)
+    assert [name for name, _, _ in rows] == mobile_former.list_models()
+    for name, params, madds in rows:
+        cost = mobile_former.cost(mobile_former.create_model(name))
+        assert cost.params == int(params.replace(" ", ""))
+        assert round(cost.madds / 1e6, 2) == float(madds)
+
+
+def test_every_file_and_folder_that_the_readme_links_or_names_exists():
+    linked = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("http")]
+    named = re.findall(r"`((?:mobile_former|classification|experiments|tests)/[\w./]*)`", README)
+    assert len(named) > 5
+    assert not [name for name in [*linked, *named] if not (ROOT / name).exists()]
