@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pytorch_lightning import Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from classification.checkpoint import load_checkpoint
@@ -50,7 +51,7 @@ def evaluate(stage: str) -> None:
     source = data.test_set.source if stage == "test" else data.val_set.source
     split = "val" if stage == "validate" else data.test_split
     title = f"{module.hparams.name} on {split} of {data.dataset_name}: {len(source)} images"
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=escape(title), title_justify="left", show_header=False)
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     console = Console(soft_wrap=True)
@@ -61,7 +62,7 @@ def evaluate(stage: str) -> None:
         folder = options.output or beside / "test"
         _write(folder, metrics, module)
         console.print(_class_table(module))
-        console.print(f"written: {folder}/: metrics.json, per_class.csv, confusion_matrix.png")
+        print(f"written: {folder}/: metrics.json, per_class.csv, confusion_matrix.png")
 
 
 def _write(folder: Path, metrics: dict[str, float], module: ClassificationModule) -> None:
@@ -90,5 +91,5 @@ def _class_table(module: ClassificationModule, most: int = 30) -> Table:
     title = "accuracy by class" + (f" (the lowest {most} of {len(rows)})" if len(rows) > most else "")
     table = Table("class", "images", "accuracy", title=title, title_justify="left")
     for name, count, accuracy in rows[:most]:
-        table.add_row(name, str(count), f"{accuracy:.4f}")
+        table.add_row(escape(name), str(count), f"{accuracy:.4f}")
     return table

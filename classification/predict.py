@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
@@ -144,10 +145,11 @@ def _print(predictions: list[dict]) -> None:
     table = Table("image", "class", "probability", "next")
     for prediction in predictions:
         if "error" in prediction:
-            table.add_row(prediction["path"], "[red]unreadable[/red]", "", "")
-            continue
-        others = ", ".join(f"{other['class']} {other['probability']:.3f}" for other in prediction["top_k"][1:3])
-        table.add_row(prediction["path"], prediction["class"], f"{prediction['probability']:.3f}", others)
+            row = (prediction["path"], "unreadable", "", "")
+        else:
+            others = ", ".join(f"{other['class']} {other['probability']:.3f}" for other in prediction["top_k"][1:3])
+            row = (prediction["path"], prediction["class"], f"{prediction['probability']:.3f}", others)
+        table.add_row(*map(escape, row))  # names may hold what rich takes for markup
     Console().print(table)
 
 

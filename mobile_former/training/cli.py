@@ -62,7 +62,13 @@ class FitCLI(LightningCLI):
         ckpt_path = self.config.get("ckpt_path")
         if self.folder and ckpt_path == "last":
             ckpt_path = self.folder.last
-        self.trainer.fit(self.model, self.datamodule, ckpt_path=ckpt_path, weights_only=True)
+        try:
+            self.trainer.fit(self.model, self.datamodule, ckpt_path=ckpt_path, weights_only=True)
+        except SystemExit:  # how Lightning ends a run on Ctrl-C
+            if self.folder and self.folder.last.is_file():
+                told = f"--name {self.folder.path.name} --ckpt_path last"
+                print(f"stopped; the same command with {told} goes on", file=sys.stderr)
+            raise
         if self.report:
             self.report.finish(self.trainer, self.model, self.datamodule)
 

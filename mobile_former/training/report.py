@@ -5,6 +5,7 @@ import time
 import torch
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mobile_former.training.figures import draw_curves
@@ -34,12 +35,11 @@ class RunReport(Callback):
         """Say what is trained on what, and draw the augmented images."""
         if not trainer.is_global_zero:
             return
-        console = Console(soft_wrap=True, highlight=False)
-        console.print(f"model  {pl_module.describe()}")
-        console.print(f"data   {trainer.datamodule.describe()}")
+        print(f"model  {pl_module.describe()}")
+        print(f"data   {trainer.datamodule.describe()}")
         augmented = self.folder.path / "augmented.png"
         trainer.datamodule.draw_augmented(augmented)
-        console.print(f"run    {self.folder.path}/ (what the model sees: {augmented.name})")
+        print(f"run    {self.folder.path}/ (what the model sees: {augmented.name})", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -91,13 +91,13 @@ class RunReport(Callback):
         return self._seconds + (0.0 if self._start is None else time.perf_counter() - self._start)
 
     def _print(self, metrics: dict) -> None:
-        table = Table(title=f"{metrics['model']} on {metrics['data']}", show_header=False, title_justify="left")
+        title = escape(f"{metrics['model']} on {metrics['data']}")
+        table = Table(title=title, show_header=False, title_justify="left")
         for name, value in metrics.items():
             if not isinstance(value, str):
                 table.add_row(name, f"{value:.4f}" if "/" in name and name != "images/s" else str(value))
-        console = Console(soft_wrap=True, highlight=False)
-        console.print(table)
+        Console(soft_wrap=True).print(table)
         # Below the table, where a narrow terminal does not cut them.
-        console.print(f"checkpoint  {metrics['best_checkpoint']}")
+        print(f"checkpoint  {metrics['best_checkpoint']}")
         pictures = ", ".join(sorted(path.name for path in self.folder.path.glob("*.png")))
-        console.print(f"pictures    {self.folder.path}/: {pictures}")
+        print(f"pictures    {self.folder.path}/: {pictures}")
