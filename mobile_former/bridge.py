@@ -21,35 +21,48 @@ class MobileToFormer(nn.Module):
         channels: of the map.
         token_dim: width of a token.
         drop_path: rate of stochastic depth.
+        gated: whether the tokens gate what they gathered, as in the backbone.
     """
 
-    def __init__(self, channels: int, token_dim: int, drop_path: float = 0.0):
+    def __init__(self, channels: int, token_dim: int, drop_path: float = 0.0, gated: bool = True):
         super().__init__()
         self.query = linear(token_dim, channels)
-        self.gate = linear(token_dim, channels)
+        self.gate = linear(token_dim, channels) if gated else None
         self.output = linear(channels, token_dim)
         self.norm = nn.LayerNorm(token_dim)
         self.drop_path = StochasticDepth(drop_path)
 
-    def forward(self, x: Tensor, tokens: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        tokens: Tensor,
+        padding: Tensor | None = None,
+        *,
+        token_position: Tensor | None = None,
+        map_position: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Update the tokens from the map.
 
         Args:
             x: ``(B, C, H, W)``.
             tokens: ``(B, M, d)``.
             padding: ``(B, 1, H, W)`` bool, True where a position is padding and must not be looked at.
+            token_position: ``(B, M, d)``, added to the tokens where they serve as queries.
+            map_position: ``(B, C, H, W)``, added to the map where it serves as keys.
 
         Returns:
             The tokens ``(B, M, d)``, and the scaled logits of the attention ``(B, heads, M, H·W)`` before any softmax
             or mask.
         """
-        keys = _split_channels(x)  # (B, heads, C/heads, H·W)
-        query = _split_features(self.query(tokens))  # (B, heads, M, C/heads)
+        values = _split_channels(x)  # (B, heads, C/heads, H·W)
+        keys = values if map_position is None else _split_channels(x + map_position)
+        query = _split_features(self.query(located(tokens, token_position)))  # (B, heads, M, C/heads)
         logits = (query * query.shape[-1] ** -0.5) @ keys
         visible = logits if padding is None else mask_logits(logits, padding.flatten(2)[:, None])
-        gathered = visible.softmax(-1) @ keys.transpose(2, 3)
+        gathered = visible.softmax(-1) @ values.transpose(2, 3)
         gathered = gathered.transpose(1, 2).flatten(2)  # (B, M, C)
-        gathered = gathered * (2 * F.hardsigmoid(self.gate(tokens)))
+        if self.gate is not None:
+            gathered = gathered * (2 * F.hardsigmoid(self.gate(tokens)))
         return self.norm(tokens + self.drop_path(self.output(gathered))), logits
 
 
@@ -68,13 +81,21 @@ class FormerToMobile(nn.Module):
         self.value = linear(token_dim, channels)
         self.drop_path = StochasticDepth(drop_path)
 
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Update the map ``(B, C, H, W)`` from the tokens ``(B, M, d)``; returns ``(B, C, H, W)``."""
-        key = _split_features(self.key(tokens))  # (B, heads, M, C/heads)
+    def forward(self, x: Tensor, tokens: Tensor, token_position: Tensor | None = None) -> Tensor:
+        """Update the map ``(B, C, H, W)`` from the tokens ``(B, M, d)``; returns ``(B, C, H, W)``.
+
+        ``token_position`` ``(B, M, d)`` is added to the tokens where they serve as keys.
+        """
+        key = _split_features(self.key(located(tokens, token_position)))  # (B, heads, M, C/heads)
         value = _split_features(self.value(tokens))
         logits = (key * key.shape[-1] ** -0.5) @ _split_channels(x)  # (B, heads, M, H·W)
         gathered = value.transpose(2, 3) @ logits.softmax(2)  # (B, heads, C/heads, H·W)
         return x + self.drop_path(gathered.reshape(x.shape))
+
+
+def located(tokens: Tensor, position: Tensor | None) -> Tensor:
+    """Tokens with their positions, where they have some."""
+    return tokens if position is None else tokens + position
 
 
 def mask_logits(logits: Tensor, padding: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from mobile_former.bridge import located
 from mobile_former.linear import linear
 from mobile_former.stochastic_depth import StochasticDepth
 
@@ -25,12 +26,15 @@ class Former(nn.Module):
         self.ffn_norm = nn.LayerNorm(token_dim)
         self.drop_path = StochasticDepth(drop_path)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Let the tokens ``(B, M, d)`` exchange what they gathered; returns ``(B, M, d)``."""
-        query = self._split(self.query(tokens))  # (B, heads, M, d/heads)
-        keys = self._split(tokens)
-        logits = (query * query.shape[-1] ** -0.5) @ keys.transpose(2, 3)
-        gathered = (logits.softmax(-1) @ keys).transpose(1, 2).flatten(2)
+    def forward(self, tokens: Tensor, position: Tensor | None = None) -> Tensor:
+        """Let the tokens ``(B, M, d)`` exchange what they gathered; returns ``(B, M, d)``.
+
+        ``position`` ``(B, M, d)`` is added to the tokens where they serve as queries and keys.
+        """
+        placed = located(tokens, position)
+        query = self._split(self.query(placed))  # (B, heads, M, d/heads)
+        logits = (query * query.shape[-1] ** -0.5) @ self._split(placed).transpose(2, 3)
+        gathered = (logits.softmax(-1) @ self._split(tokens)).transpose(1, 2).flatten(2)
         tokens = self.attention_norm(tokens + self.drop_path(self.output(gathered)))
         return self.ffn_norm(tokens + self.ffn(tokens))
 

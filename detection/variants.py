@@ -1,0 +1,34 @@
+"""The E2E-MF detectors as data (Chen et al., Mobile-Former, CVPR 2022, section 4.2)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class E2EVariant:
+    """The numbers that tell one detector from another.
+
+    Attributes:
+        backbone: name of a published classifier, whose backbone it is.
+        width: channels of the head's maps.
+        queries: number of object queries.
+        query_dim: width of a query.
+        blocks: the head's blocks in order, each by the stride of its map and its expansion.
+    """
+
+    backbone: str
+    width: int
+    queries: int
+    query_dim: int
+    blocks: tuple[tuple[int, int], ...]
+
+
+# The paper's expansions are not public; these keep within the published parameters and multiply-adds.
+_NINE_BLOCKS = ((32, 6),) * 5 + ((16, 5),) * 2 + ((8, 5),) * 2
+
+E2E_VARIANTS: dict[str, E2EVariant] = {
+    "e2e_mf_26m": E2EVariant("mobile_former_26m", 64, 50, 128, _NINE_BLOCKS),
+    "e2e_mf_151m": E2EVariant("mobile_former_151m", 128, 100, 256, _NINE_BLOCKS),
+    "e2e_mf_214m": E2EVariant("mobile_former_214m", 160, 100, 256, _NINE_BLOCKS),
+    "e2e_mf_294m": E2EVariant("mobile_former_294m", 192, 100, 256, _NINE_BLOCKS),
+    "e2e_mf_508m": E2EVariant("mobile_former_508m", 256, 100, 256, _NINE_BLOCKS),
+}
