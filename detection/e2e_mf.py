@@ -1,9 +1,12 @@
 """E2E-MF: a DETR whose backbone, encoder and decoder are Mobile-Former blocks (section 4.2 of the paper)."""
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detection.boxes import cxcywh_to_xyxy
+from detection.criterion import SetCriterion
 from detection.position_encoding import sine_encoding
 from detection.variants import E2EVariant
 from mobile_former.bridge import FormerToMobile, MobileToFormer
@@ -12,7 +15,7 @@ from mobile_former.former import Former
 from mobile_former.linear import linear
 from mobile_former.mobile import Mobile
 from mobile_former.model import Backbone
-from mobile_former.padding import padding_pyramid, zero_padding
+from mobile_former.padding import double, padding_pyramid, zero_padding
 from mobile_former.variants import VARIANTS
 
 
@@ -35,6 +38,7 @@ class E2EMobileFormer(nn.Module):
         self.strides = [stride for stride, _ in spec.blocks]
         self.blocks = nn.ModuleList(HeadBlock(spec.width, spec.query_dim, expansion) for _, expansion in spec.blocks)
         self.predict = PredictionHeads(spec.query_dim, num_classes)
+        self.criterion = SetCriterion(num_classes)
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict:
         """Detect objects.
@@ -56,20 +60,48 @@ class E2EMobileFormer(nn.Module):
         x, scale, predictions = None, None, []
         for block, stride in zip(self.blocks, self.strides, strict=True):
             if stride != scale:
-                x, scale = self._enter_scale(x, maps, stride, padding[stride]), stride
+                x, scale = self._enter_scale(x, maps, stride, padding), stride
                 encoding = sine_encoding(padding[stride], x.shape[1], x.dtype)
             x, content, position = block(x, content, position, encoding, padding[stride])
             predictions.append(self.predict(content))
         return predictions[-1] | {"auxiliary": predictions[:-1]}
 
-    def _enter_scale(self, x: Tensor | None, maps: dict[int, Tensor], stride: int, padding: Tensor) -> Tensor:
+    def loss(self, outputs: dict, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Compare what :meth:`forward` gave with the objects, see :class:`SetCriterion`."""
+        return self.criterion(outputs, targets)
+
+    def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        """Each query's best class and its box in pixels.
+
+        Args:
+            outputs: what :meth:`forward` gave.
+            image_sizes: for each image height and width of the frame in which its boxes are wanted.
+
+        Returns:
+            For each image ``boxes`` ``(Q, 4)`` xyxy, clipped to the frame, ``scores`` ``(Q,)`` in 0..1 and ``labels``
+            ``(Q,)``, best first.
+        """
+        scores, labels = outputs["logits"].float().softmax(-1)[..., :-1].max(-1)
+        boxes = cxcywh_to_xyxy(outputs["boxes"].float()).clamp(0, 1)
+        detections = []
+        for image_scores, image_labels, image_boxes, (height, width) in zip(
+            scores, labels, boxes, image_sizes, strict=True
+        ):
+            order = image_scores.argsort(descending=True, stable=True)
+            frame = image_boxes.new_tensor([width, height, width, height])
+            detections.append(
+                {"boxes": image_boxes[order] * frame, "scores": image_scores[order], "labels": image_labels[order]}
+            )
+        return detections
+
+    def _enter_scale(
+        self, x: Tensor | None, maps: dict[int, Tensor], stride: int, padding: dict[int, Tensor]
+    ) -> Tensor:
         projected = self.project[str(stride)](maps[stride])
         if x is None:
             return projected
-        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)[
-            ..., : projected.shape[2], : projected.shape[3]
-        ]
-        return self.merge[str(stride)](zero_padding(x + projected, padding))
+        x = double(x, padding[2 * stride], projected.shape[2:])
+        return self.merge[str(stride)](zero_padding(x + projected, padding[stride]))
 
 
 class HeadBlock(nn.Module):

@@ -48,3 +48,19 @@ def halve(x: Tensor, padding: Tensor | None) -> Tensor:
     total = F.avg_pool2d(x * weights, 2, ceil_mode=True, count_include_pad=False)
     share = F.avg_pool2d(weights, 2, ceil_mode=True, count_include_pad=False)
     return total / share.clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def double(x: Tensor, padding: Tensor, size: tuple[int, int]) -> Tensor:
+    """Enlarge by 2 with bilinear interpolation between the positions that are not padding.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        padding: ``(B, 1, H, W)`` bool, True on padding.
+        size: of the result, which is cut off there: ``(2H or 2H − 1, 2W or 2W − 1)``.
+    """
+    weights = (~padding).to(x.dtype)
+    total, share = (
+        F.interpolate(each, scale_factor=2, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]
+        for each in (x * weights, weights)
+    )
+    return total / share.clamp(min=torch.finfo(x.dtype).tiny)

@@ -1,0 +1,7 @@
+"""Object detection with Mobile-Former."""
+
+from detection.criterion import SetCriterion
+from detection.factory import create_detector, list_detectors
+from detection.matcher import HungarianMatcher
+
+__all__ = ["HungarianMatcher", "SetCriterion", "create_detector", "list_detectors"]
