@@ -1,0 +1,152 @@
+"""COCO's average precision, by pycocotools."""
+
+import contextlib
+import io
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+_logger = logging.getLogger(__name__)
+
+# In the order of pycocotools' summary. Sizes are of boxes, 32² and 96² pixels being the borders; AR_1 and AR_10 are
+# recalls of the best 1 and 10 detections of each class in an image, the others of the best 100.
+NUMBERS = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR_1",
+    "AR_10",
+    "AR",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
+
+
+class CocoAP(Metric):
+    """The twelve COCO numbers and the AP of each class, over the images that were evaluated.
+
+    Every number is the one that pycocotools computes from :meth:`results`, and -1 where there is nothing to find: a
+    class or a size without objects. An image that comes twice, as a distributed sampler may have it, counts once.
+
+    Args:
+        ground_truth: images, annotations and categories in COCO's format.
+        category_ids: of the classes in the order of their labels.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+
+    def __init__(self, ground_truth: dict[str, list[dict]], category_ids: Sequence[int]):
+        super().__init__()
+        self.category_ids = np.array(category_ids)
+        names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+        self.class_names = [names[category_id] for category_id in category_ids]
+        # pycocotools writes into annotations
+        self.ground_truth = _coco(ground_truth | {"annotations": [dict(row) for row in ground_truth["annotations"]]})
+        for name in ("image_ids", "counts", "boxes", "scores", "labels"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, detections: Sequence[dict[str, Tensor]], image_ids: Sequence[int] | Tensor) -> None:
+        """Add what was detected in some images.
+
+        Args:
+            detections: for each image ``boxes`` ``(n, 4)`` xyxy in its original pixels, ``scores`` ``(n,)`` in 0..1
+                and ``labels`` ``(n,)``.
+            image_ids: of the images.
+        """
+        if not len(detections):
+            return
+        self.image_ids.append(torch.as_tensor(image_ids, device=self.device))
+        self.counts.append(torch.tensor([len(found["scores"]) for found in detections], device=self.device))
+        self.boxes.append(torch.cat([found["boxes"].detach().reshape(-1, 4).float() for found in detections]))
+        self.scores.append(torch.cat([found["scores"].detach().float() for found in detections]))
+        self.labels.append(torch.cat([found["labels"] for found in detections]))
+
+    def compute(self) -> dict[str, float | dict[str, float]]:
+        """The numbers by their names in ``NUMBERS``, and ``"per_class"``: the AP of each class by its name."""
+        image_ids, rows = self._gathered()
+        evaluation = COCOeval(self.ground_truth, _detections(rows, self.ground_truth), "bbox")
+        evaluation.params.imgIds = image_ids
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        # (10 thresholds, 101 recalls, K categories in the order of their ids, all sizes, 100 detections)
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        order = np.searchsorted(evaluation.params.catIds, self.category_ids)
+        per_class = (precision[:, :, position] for position in order)
+        return dict(zip(NUMBERS, evaluation.stats.tolist(), strict=True)) | {
+            "per_class": {
+                name: float(values[values > -1].mean()) if (values > -1).any() else -1.0
+                for name, values in zip(self.class_names, per_class, strict=True)
+            }
+        }
+
+    def results(self) -> list[dict]:
+        """The detections as rows of COCO's results format, by image, to be written as JSON; all processes call it."""
+        with self.sync_context():
+            return self._gathered()[1]
+
+    def sync(self, *args, **kwargs) -> None:
+        """Gather from all processes; one that had no images takes part with tensors of the right shapes and types."""
+        self._begin()
+        super().sync(*args, **kwargs)
+
+    def _begin(self) -> None:
+        if isinstance(self.image_ids, list) and not self.image_ids:
+            none = torch.zeros(0, dtype=torch.long, device=self.device)
+            self.image_ids, self.counts, self.labels = [none], [none], [none]
+            self.boxes, self.scores = [torch.zeros((0, 4), device=self.device)], [none.float()]
+
+    def _gathered(self) -> tuple[list[int], list[dict]]:
+        """The ids of the images evaluated, and their detections."""
+        self._begin()
+        image_ids, counts, boxes, scores, labels = (
+            dim_zero_cat(getattr(self, name)).cpu().numpy()
+            for name in ("image_ids", "counts", "boxes", "scores", "labels")
+        )
+        image_ids, counts, labels = (values.astype(np.int64) for values in (image_ids, counts, labels))
+        image_ids, first = np.unique(image_ids, return_index=True)
+        ends = np.cumsum(counts)
+        chosen = np.concatenate([np.arange(ends[i] - counts[i], ends[i]) for i in first] or [[]]).astype(np.int64)
+        image = np.repeat(image_ids, counts[first])
+        boxes, scores = boxes[chosen].astype(np.float64), scores[chosen].astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        category = self.category_ids[labels[chosen]]
+        # To pycocotools an overlap that isn't a number would be a perfect one.
+        finite = np.isfinite(boxes).all(1) & np.isfinite(scores)
+        if not finite.all():
+            _logger.warning("%d detections are left out: their boxes or scores are not finite", (~finite).sum())
+        columns = (column[finite].tolist() for column in (image, category, boxes, scores))
+        return image_ids.tolist(), [
+            {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+            for image_id, category_id, box, score in zip(*columns, strict=True)
+        ]
+
+
+def _detections(rows: list[dict], ground_truth: COCO) -> COCO:
+    """pycocotools' index of results, as its ``loadRes`` makes it, which takes no empty list."""
+    annotations = [
+        row | {"area": row["bbox"][2] * row["bbox"][3], "id": number, "iscrowd": 0}
+        for number, row in enumerate(rows, start=1)
+    ]
+    return _coco(ground_truth.dataset | {"annotations": annotations})
+
+
+def _coco(dataset: dict[str, list[dict]]) -> COCO:
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco

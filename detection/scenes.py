@@ -1,0 +1,259 @@
+"""The embedded data set: handwritten digits on photographs. Run as a command, it writes them in COCO's format."""
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from sklearn.datasets import load_digits, load_sample_images
+from sklearn.model_selection import train_test_split
+
+from mobile_former.training.command import run_command
+
+SIDE = 128  # pixels, of a scene
+COUNTS = {"train": 4000, "val": 400}  # scenes
+MOST = 5  # digits in a scene
+LENGTHS = (20, 56)  # pixels, of a digit's longer side
+OVERLAP = 0.1  # share of the smaller of two boxes that the larger may cover
+
+_SEEDS = {"train": 1, "val": 2}
+_TRIES = 20  # places tried for a digit before it is left out
+_ENLARGED = 64  # pixels, of the longer side of a digit as kept
+
+
+class Digit(NamedTuple):
+    """One digit of a scene."""
+
+    label: int
+    left: int
+    top: int
+    ink: np.ndarray  # (h, w) uint8, 255 where it covers the photograph; reaches all four sides
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Corners, xyxy in pixels."""
+        height, width = self.ink.shape
+        return self.left, self.top, self.left + width, self.top + height
+
+
+class Scenes:
+    """scikit-learn's handwritten digits at random sizes and places on its two photographs.
+
+    A scene depends on split and index alone. Digits of ``"val"`` are those that the digits classifier holds out, and
+    its photographs' parts are not seen in training.
+
+    Args:
+        split: ``"train"`` or ``"val"``.
+        count: number of scenes; default: that of ``COUNTS``.
+    """
+
+    class_names = tuple(str(digit) for digit in range(10))
+    category_ids = tuple(range(1, 11))
+
+    def __init__(self, split: str, count: int | None = None):
+        self.split = split
+        self.count = COUNTS[split] if count is None else count
+        self._inks, self._ink_labels = _enlarged_digits(split)
+        self._photographs = _photographs(split)
+        self._last: tuple[int, list[Digit]] | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> np.ndarray:
+        """The image, ``(128, 128, 3)`` uint8 RGB."""
+        draw = self._draw(index, "picture")
+        image = self._background(draw)
+        for digit in self._digits(index):
+            _paint(image, digit, draw)
+        return image
+
+    def boxes(self, index: int) -> np.ndarray:
+        """The digits' boxes, tight around the ink: ``(n, 4)`` float32 xyxy in pixels."""
+        return np.array([digit.box for digit in self._digits(index)], dtype=np.float32)
+
+    def labels(self, index: int) -> np.ndarray:
+        """Which digits they are, ``(n,)`` int64."""
+        return np.array([digit.label for digit in self._digits(index)])
+
+    def image_id(self, index: int) -> int:
+        """The id that results call the image by."""
+        return index + 1
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return SIDE, SIDE
+
+    def name(self, index: int) -> str:
+        """What to call an image in messages."""
+        return f"{self.split} scene {index}"
+
+    def ground_truth(self) -> dict[str, list[dict]]:
+        """What detections are scored against, in COCO's format."""
+        annotations = []
+        for index in range(len(self)):
+            for digit in self._digits(index):
+                height, width = digit.ink.shape
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": self.image_id(index),
+                        "category_id": self.category_ids[digit.label],
+                        "bbox": [digit.left, digit.top, width, height],
+                        "area": width * height,
+                        "iscrowd": 0,
+                    }
+                )
+        return {
+            "images": [
+                {"id": self.image_id(index), "file_name": self._file_name(index), "height": SIDE, "width": SIDE}
+                for index in range(len(self))
+            ],
+            "annotations": annotations,
+            "categories": [
+                {"id": category_id, "name": name}
+                for category_id, name in zip(self.category_ids, self.class_names, strict=True)
+            ],
+        }
+
+    def _file_name(self, index: int) -> str:
+        return f"{self.split}_{index:05d}.png"
+
+    def _draw(self, index: int, purpose: str) -> random.Random:
+        # Of Python's generator only random() is used, which is the same in all versions.
+        return random.Random(f"{_SEEDS[self.split]} {index} {purpose}")
+
+    def _digits(self, index: int) -> list[Digit]:
+        """The digits of a scene, which read, boxes and labels ask for one after the other."""
+        if self._last is None or self._last[0] != index:
+            self._last = index, self._place(self._draw(index, "digits"))
+        return self._last[1]
+
+    def _place(self, draw: random.Random) -> list[Digit]:
+        digits: list[Digit] = []
+        for _ in range(_below(draw, MOST) + 1):
+            number = _below(draw, len(self._inks))
+            length = LENGTHS[0] + _below(draw, LENGTHS[1] - LENGTHS[0] + 1)
+            ink = _shrink(self._inks[number], length)
+            for _ in range(_TRIES):
+                left, top = _below(draw, SIDE - ink.shape[1] + 1), _below(draw, SIDE - ink.shape[0] + 1)
+                digit = Digit(self._ink_labels[number], left, top, ink)
+                if all(_overlap(digit.box, other.box) <= OVERLAP for other in digits):
+                    digits.append(digit)
+                    break
+        return digits
+
+    def _background(self, draw: random.Random) -> np.ndarray:
+        """A part of a photograph, of random scale, contrast and brightness."""
+        photograph = self._photographs[_below(draw, len(self._photographs))]
+        side = 80 + _below(draw, 81)
+        top, left = (_below(draw, length - side + 1) for length in photograph.shape[:2])
+        part = photograph[top : top + side, left : left + side]
+        if draw.random() < 0.5:
+            part = part[:, ::-1]
+        part = cv2.resize(part, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+        mean = sum(cv2.mean(part)[:3]) / 3
+        contrast = 0.4 + 0.4 * draw.random()
+        brightness = mean + (0.6 * draw.random() - 0.3) * 128
+        return cv2.convertScaleAbs(part, alpha=contrast, beta=max(0.0, brightness - contrast * mean))
+
+
+def write_coco(folder: Path, split: str, count: int | None = None) -> None:
+    """Write scenes as ``FOLDER/annotations/instances_<split>.json`` and ``FOLDER/images/<split>_<number>.png``.
+
+    Args:
+        folder: made if there is none.
+        split: ``"train"`` or ``"val"``.
+        count: number of scenes; default: that of ``COUNTS``.
+    """
+    scenes = Scenes(split, count)
+    for name in ("annotations", "images"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    ground_truth = scenes.ground_truth()
+    for index, record in enumerate(ground_truth["images"]):
+        cv2.imwrite(str(folder / "images" / record["file_name"]), scenes.read(index)[:, :, ::-1])
+    (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(ground_truth), encoding="utf-8")
+
+
+def _paint(image: np.ndarray, digit: Digit, draw: random.Random) -> None:
+    """Lay a digit's ink over an image: light where it is dark, dark where it is light."""
+    left, top, right, bottom = digit.box
+    below = image[top:bottom, left:right]
+    dark = sum(cv2.mean(below)[:3]) / 3 > 127
+    colour = [(45 * draw.random()) if dark else (210 + 45 * draw.random()) for _ in range(3)]
+    cover = (digit.ink * np.float32(1 / 255))[:, :, None]
+    below[:] = below + (np.array(colour, dtype=np.float32) - below) * cover + np.float32(0.5)
+
+
+def _shrink(ink: np.ndarray, length: int) -> np.ndarray:
+    """Ink of which the longer side has a length in pixels."""
+    scale = length / max(ink.shape)
+    height, width = (max(1, round(side * scale)) for side in ink.shape)
+    return _tight(cv2.resize(ink, (width, height), interpolation=cv2.INTER_AREA))
+
+
+def _tight(ink: np.ndarray) -> np.ndarray:
+    """Cut off what no pixel covers by half."""
+    left, top, width, height = cv2.boundingRect(cv2.compare(ink, 127, cv2.CMP_GT))
+    return ink[top : top + height, left : left + width]
+
+
+def _overlap(first: tuple[int, ...], second: tuple[int, ...]) -> float:
+    """Intersection over the smaller area of two boxes, xyxy."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return max(width, 0) * max(height, 0) / min(areas)
+
+
+def _below(draw: random.Random, limit: int) -> int:
+    """A whole number from 0, below the limit."""
+    return int(draw.random() * limit)
+
+
+def _enlarged_digits(split: str) -> tuple[list[np.ndarray], list[int]]:
+    """Smooth strokes, ``(h, w)`` uint8 with the longer side 64, from digits of 8×8 pixels; and their labels."""
+    data = load_digits()
+    # As in classification: fixed, so that what is held out stays the same under every seed of a run.
+    chosen = train_test_split(np.arange(len(data.target)), test_size=0.2, stratify=data.target, random_state=0)
+    indices = np.sort(chosen[split == "val"])
+    inks = []
+    for original in data.images[indices].astype(np.float32) / 16:
+        # A digit fills its 8×8 pixels to the edge, so that cubic interpolation needs a border to come down to 0 in.
+        padded = cv2.copyMakeBorder(original, *[1] * 4, cv2.BORDER_CONSTANT, value=0)
+        large = cv2.resize(padded, None, fx=10, fy=10, interpolation=cv2.INTER_CUBIC)
+        ink = (255 * np.clip((large - 0.3) / 0.28, 0, 1)).astype(np.uint8)
+        inks.append(_shrink(_tight(ink), _ENLARGED))
+    return inks, data.target[indices].tolist()
+
+
+def _photographs(split: str) -> list[np.ndarray]:
+    """Parts of scikit-learn's two photographs, ``(H, W, 3)`` uint8 RGB: the left 70 % in training, else the right."""
+    parts = []
+    for photograph in load_sample_images().images:
+        border = photograph.shape[1] * 7 // 10
+        parts.append(photograph[:, :border] if split == "train" else photograph[:, border:])
+    return parts
+
+
+def main() -> None:
+    """Write the scenes in COCO's format."""
+    parser = argparse.ArgumentParser(
+        prog="python -m detection.scenes",
+        description="Write the embedded scenes in COCO's format.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", type=Path, help="where to write annotations/ and images/")
+    parser.add_argument("--limit", type=int, default=None, help="scenes of each split, at most")
+    arguments = parser.parse_args()
+    for split, count in COUNTS.items():
+        count = count if arguments.limit is None else min(arguments.limit, count)
+        write_coco(arguments.folder, split, count)
+        print(f"{count} {split} scenes in {arguments.folder}/")
+
+
+if __name__ == "__main__":
+    run_command(main)
