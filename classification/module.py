@@ -65,6 +65,12 @@ class ClassificationModule(LightningModule):
         super().__init__()
         if len(class_names) < 2:
             raise InputError(f"a classifier tells two classes or more apart, and {len(class_names)} is given")
+        if learning_rate <= 0:
+            raise InputError(f"--model.learning_rate is {learning_rate}: give more than 0")
+        if weight_decay < 0 or warmup_epochs < 0:
+            raise InputError(
+                f"--model.weight_decay is {weight_decay}, --model.warmup_epochs {warmup_epochs}: give 0 or more"
+            )
         if mixup_alpha < 0:
             raise InputError(f"--model.mixup_alpha is {mixup_alpha}: give 0 (no mixup) or more")
         if not 0 <= label_smoothing < 1:
