@@ -75,6 +75,8 @@ class ClassificationData(LightningDataModule):
         for name, value in (("flip", flip), ("random_erasing", random_erasing)):
             if not 0 <= value <= 1:
                 raise InputError(f"--data.{name} is {value}: give a probability from 0 to 1")
+        if min(std) <= 0:
+            raise InputError(f"--data.std is {list(std)}: give three numbers above 0")
         if not 0 < crop_fraction <= 1:
             raise InputError(f"--data.crop_fraction is {crop_fraction}: give a share above 0, at most 1")
         if dataset == "folder" and root is None:

@@ -386,6 +386,8 @@ def test_a_folder_that_cannot_be_trained_on_is_told_what_it_lacks(make, expected
         (("--data.num_workers", "-1"), "num_workers"),
         (("--data.crop_scale", "[2,1]"), "crop_scale"),
         (("--data.flip", "2"), "flip"),
+        (("--data.std", "[0,0,0]"), "std"),
+        (("--trainer.limit_train_batches", "0"), "limit_train_batches"),
         (("--trainer.max_epochs", "-3"), "max_epochs"),
         (("--trainer.max_epochs", "0"), "max_epochs"),
         (("--trainer.accelerator", "abacus"), "abacus"),
