@@ -68,6 +68,15 @@ class ClassificationData(LightningDataModule):
             raise InputError(f"--data.image_size is {image_size}: the model takes images from {MIN_SIZE} pixels up")
         if batch_size < 1:
             raise InputError(f"--data.batch_size is {batch_size}: give at least 1")
+        if num_workers is not None and num_workers < 0:
+            raise InputError(f"--data.num_workers is {num_workers}: give 0 (load in the main process) or more")
+        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise InputError(f"--data.crop_scale is {list(crop_scale)}: give two shares, 0 < smallest <= largest <= 1")
+        for name, value in (("flip", flip), ("random_erasing", random_erasing)):
+            if not 0 <= value <= 1:
+                raise InputError(f"--data.{name} is {value}: give a probability from 0 to 1")
+        if min(std) <= 0:
+            raise InputError(f"--data.std is {list(std)}: give three numbers above 0")
         if not 0 < crop_fraction <= 1:
             raise InputError(f"--data.crop_fraction is {crop_fraction}: give a share above 0, at most 1")
         if dataset == "folder" and root is None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from classification.checkpoint import load_checkpoint
 from classification.data import ClassificationData
 from classification.module import ClassificationModule
-from mobile_former.training.command import Parser
+from mobile_former.training.command import Parser, require_writable
 from mobile_former.training.figures import draw_confusion
 
 
@@ -38,7 +38,12 @@ def evaluate(stage: str) -> None:
     options = parser.parse_args()
     trainer_options = parser.instantiate(options).trainer
 
-    module, data_options = load_checkpoint(options.ckpt_path)
+    checkpoint = Path(options.ckpt_path)
+    module, data_options = load_checkpoint(checkpoint)
+    if stage == "test":
+        beside = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+        folder = options.output or beside / "test"
+        require_writable(folder / "metrics.json")  # before the work, so that none is lost
     given = {name: value for name, value in options.data.items() if value is not None}
     if "root" in given:
         given["dataset"] = "folder"
@@ -57,16 +62,12 @@ def evaluate(stage: str) -> None:
     console = Console(soft_wrap=True)
     console.print(table)
     if stage == "test":
-        checkpoint = Path(options.ckpt_path)
-        beside = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-        folder = options.output or beside / "test"
         _write(folder, metrics, module)
         console.print(_class_table(module))
         print(f"written: {folder}/: metrics.json, per_class.csv, confusion_matrix.png")
 
 
 def _write(folder: Path, metrics: dict[str, float], module: ClassificationModule) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     with (folder / "per_class.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -65,6 +65,12 @@ class ClassificationModule(LightningModule):
         super().__init__()
         if len(class_names) < 2:
             raise InputError(f"a classifier tells two classes or more apart, and {len(class_names)} is given")
+        if learning_rate <= 0:
+            raise InputError(f"--model.learning_rate is {learning_rate}: give more than 0")
+        if weight_decay < 0 or warmup_epochs < 0:
+            raise InputError(
+                f"--model.weight_decay is {weight_decay}, --model.warmup_epochs {warmup_epochs}: give 0 or more"
+            )
         if mixup_alpha < 0:
             raise InputError(f"--model.mixup_alpha is {mixup_alpha}: give 0 (no mixup) or more")
         if not 0 <= label_smoothing < 1:
@@ -132,6 +138,9 @@ class ClassificationModule(LightningModule):
     def configure_optimizers(self) -> dict:
         """AdamW, warm-up and cosine by step."""
         self.trainer.fit_loop.setup_data()  # so that the number of batches is known
+        batches = self.trainer.num_training_batches
+        if batches == 0 or math.isinf(batches):
+            raise InputError("there is no batch to train on: is --trainer.limit_train_batches 0?")
         total_steps = self.trainer.estimated_stepping_batches
         if math.isinf(total_steps):
             raise InputError("a cosine needs an end: give --trainer.max_epochs or --trainer.max_steps")
@@ -141,7 +150,7 @@ class ClassificationModule(LightningModule):
             weight_decay=self.hparams.weight_decay,
             warmup_epochs=self.hparams.warmup_epochs,
             total_steps=int(total_steps),
-            steps_per_epoch=math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches),
+            steps_per_epoch=math.ceil(batches / self.trainer.accumulate_grad_batches),
         )
 
     def configure_callbacks(self) -> list[Callback]:

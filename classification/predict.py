@@ -17,7 +17,7 @@ from classification.data import default_workers
 from classification.module import ClassificationModule
 from classification.transforms import eval_transform
 from mobile_former.errors import InputError
-from mobile_former.training.command import Parser, run_command
+from mobile_former.training.command import Parser, require_writable, run_command
 from mobile_former.training.figures import image_sheet
 from mobile_former.training.images import ImageError, find_images, normalise, read_image, to_planes
 
@@ -43,12 +43,13 @@ def main() -> None:
             raise InputError(f"--{name} is {options[name]}: give at least 1")
 
     paths = expand(options.images)
+    for target in filter(None, (options.output, options.sheet)):  # before the work, so that none is lost
+        require_writable(target)
     module, data_options = load_checkpoint(options.ckpt_path)
     predictions = predict(module, data_options, paths, top_k=options.top_k, batch_size=options.batch_size)
     _print(predictions)
     for target, write in ((options.output, _write), (options.sheet, _draw)):
         if target:
-            target.parent.mkdir(parents=True, exist_ok=True)
             write(predictions, target)
             print(f"written: {target}")
     failed = [prediction for prediction in predictions if "error" in prediction]

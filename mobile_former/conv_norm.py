@@ -32,6 +32,22 @@ def depthwise(channels: int, expansion: int, stride: int = 1) -> ConvNorm:
     return ConvNorm(channels, channels * expansion, kernel_size=3, stride=stride, groups=channels)
 
 
+class ChannelShuffle(nn.Module):
+    """Channels seen as ``(groups, C / groups)`` and transposed, in operations that every exporter knows.
+
+    Args:
+        groups: a divisor of the number of channels.
+    """
+
+    def __init__(self, groups: int):
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reorder the channels of ``(B, C, H, W)``."""
+        return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
 def channel_shuffle(groups: int, *, enabled: bool) -> nn.Module:
-    """Channels seen as ``(groups, C / groups)`` and transposed, or nothing where pointwise convolutions are whole."""
-    return nn.ChannelShuffle(groups) if enabled else nn.Identity()
+    """A shuffle, or nothing where pointwise convolutions are whole."""
+    return ChannelShuffle(groups) if enabled else nn.Identity()

@@ -17,7 +17,8 @@ def nearest(given: str, valid: Iterable[str]) -> str:
     Returns ``"did you mean 'x' or 'y'?"`` where valid names resemble the given one, else the list of all of them.
     """
     valid = list(valid)
-    close = difflib.get_close_matches(given, valid, n=3, cutoff=0.5)
+    close = [name for name in valid if given and name.startswith(given)][:3]
+    close = close or difflib.get_close_matches(given, valid, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(name) for name in close) + "?"
     return "choose from " + ", ".join(repr(name) for name in valid)

@@ -1,5 +1,6 @@
 """``fit`` for both tasks: Lightning's command line, a folder for the run, and a report at its end."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -64,6 +65,10 @@ class FitCLI(LightningCLI):
             ckpt_path = self.folder.last
         try:
             self.trainer.fit(self.model, self.datamodule, ckpt_path=ckpt_path, weights_only=True)
+        except (InputError, OSError):
+            if self.folder and self.trainer.global_step == 0 and self.trainer.is_global_zero:
+                shutil.rmtree(self.folder.path)  # nothing was trained, so nothing is lost and no name taken
+            raise
         except SystemExit:  # how Lightning ends a run on Ctrl-C
             if self.folder and self.folder.last.is_file():
                 told = f"--name {self.folder.path.name} --ckpt_path last"

@@ -1,13 +1,16 @@
 """What every command shares: a parser that helps with misspelt options, and errors told without a traceback."""
 
 import logging
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from mobile_former.errors import InputError, nearest
 
@@ -17,13 +20,31 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     _quieten()
     try:
         main()
-    except (InputError, FileNotFoundError) as error:
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (InputError, OSError, MisconfigurationException) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def require_writable(path: Path) -> None:
+    """Make the folder of a file that will be written.
+
+    Raises:
+        InputError: a folder has the file's name, or its own folder cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror} at {error.filename}") from error
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give a file's name")
 
 
 class Parser(LightningArgumentParser):
@@ -45,10 +66,17 @@ class Parser(LightningArgumentParser):
         if name is None:
             return ""
         options = [option for action in self._actions for option in action.option_strings if option[:2] == "--"]
-        # The last part alone is compared as well, so that `--max_epochs` finds `--trainer.max_epochs`.
-        leaf = name.rsplit(".", 1)[-1].removeprefix("--")
-        same_leaf = [option for option in options if option.rsplit(".", 1)[-1].removeprefix("--") == leaf]
-        return "\n" + nearest(name, same_leaf or options)
+        # `--max_epochs` means `--trainer.max_epochs`; of `--model.lr` the group is known, only its last part is not.
+        group, _, leaf = name.removeprefix("--").rpartition(".")
+        same_leaf = [option for option in options if option.rpartition(".")[2].removeprefix("--") == leaf]
+        if same_leaf:
+            return "\n" + nearest(name, same_leaf)
+        in_group = [
+            option.rpartition(".")[2] for option in options if group and option.rpartition(".")[0] == f"--{group}"
+        ]
+        if in_group:
+            return "\n" + re.sub(r"'(\w+)'", rf"'--{group}.\1'", nearest(leaf, in_group))
+        return "\n" + nearest(name, options)
 
 
 def _unknown_option(message: str) -> str | None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mobile_former.errors import InputError
 from mobile_former.training.figures import draw_curves
 from mobile_former.training.run_folder import RunFolder
 
@@ -65,6 +66,8 @@ class RunReport(Callback):
         metrics = {"model": module.hparams.name, "data": datamodule.dataset_name}
         validated = trainer.limit_val_batches != 0
         checkpoint = self.folder.best if self.folder.best.is_file() else self.folder.last
+        if not checkpoint.is_file():
+            raise InputError("nothing was trained: give --trainer.max_epochs (or max_steps) of 1 or more")
         if validated:
             trainer.loggers = []  # this is no point of the curves
             figures = trainer.validate(module, datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]

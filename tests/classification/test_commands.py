@@ -329,9 +329,10 @@ def test_weights_of_another_number_of_classes_start_a_fine_tuning(image_folder, 
 
 
 def test_options_that_do_not_exist_are_told_with_the_nearest(failing):
-    assert "--trainer.max_epochs" in failing("classification.fit", "--trainer.max_epoch", 3, status=2)
+    assert "did you mean '--trainer.max_epochs'" in failing("classification.fit", "--trainer.max_epoch", 3, status=2)
     assert "--trainer.max_epochs" in failing("classification.fit", "--max_epochs", 3, status=2)
     assert "--ckpt_path" in failing("classification.validate", "--ckpt", "x", status=2)
+    assert "--model.learning_rate" in failing("classification.fit", "--model.lr", 3, status=2)
 
 
 def test_a_config_key_that_does_not_exist_is_told_with_the_nearest(failing, tmp_path):
@@ -380,6 +381,17 @@ def test_a_folder_that_cannot_be_trained_on_is_told_what_it_lacks(make, expected
         (("--data.batch_size", "0"), "batch_size"),
         (("--model.label_smoothing", "1"), "label_smoothing"),
         (("--name", "a/b"), "one folder"),
+        (("--model.learning_rate", "-1"), "learning_rate"),
+        (("--model.warmup_epochs", "-1"), "warmup_epochs"),
+        (("--data.num_workers", "-1"), "num_workers"),
+        (("--data.crop_scale", "[2,1]"), "crop_scale"),
+        (("--data.flip", "2"), "flip"),
+        (("--data.std", "[0,0,0]"), "std"),
+        (("--trainer.limit_train_batches", "0"), "limit_train_batches"),
+        (("--trainer.max_epochs", "-3"), "max_epochs"),
+        (("--trainer.max_epochs", "0"), "max_epochs"),
+        (("--trainer.accelerator", "abacus"), "abacus"),
+        (("--runs_folder", __file__), "test_commands.py"),
         (("--ckpt_path", "nowhere.ckpt"), "nowhere.ckpt"),
         (("--model.pretrained", "nowhere.pth"), "nowhere.pth"),
         (("--data.train_transforms=[{class_path: albumentations.HorizontalFlop}]",), "HorizontalFlop"),
@@ -422,6 +434,7 @@ def test_a_corrupt_validation_image_stops_the_run_with_its_name(image_folder, tm
     assert result.returncode == 1
     assert str(bad) in result.stderr
     assert "Traceback" not in result.stderr
+    assert not list((tmp_path / "runs" / "classification").iterdir())  # nothing was trained, so no name is taken
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint_of_before(image_folder, tmp_path):
@@ -452,3 +465,8 @@ def test_predict_refuses_what_it_cannot_find_or_write(failing, tmp_path):
     assert ".csv or .json" in failing("classification.predict", "x", "--ckpt_path", "x", "--output", "x.txt")
     (tmp_path / "empty").mkdir()
     assert "no images" in failing("classification.predict", tmp_path / "empty", "--ckpt_path", "x")
+    image = tmp_path / "x.png"
+    image.touch()
+    for output in (tmp_path / "folder.csv", image / "out.csv"):
+        (tmp_path / "folder.csv").mkdir(exist_ok=True)
+        assert str(output) in failing("classification.predict", image, "--ckpt_path", "x", "--output", output)
