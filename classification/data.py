@@ -88,7 +88,7 @@ class ClassificationData(LightningDataModule):
         self.save_hyperparameters(
             {
                 "dataset": dataset,
-                "root": root,
+                "root": None if root is None else os.path.abspath(root),
                 "image_size": image_size,
                 "batch_size": batch_size,
                 "crop_fraction": crop_fraction,
@@ -112,6 +112,7 @@ class ClassificationData(LightningDataModule):
             self.train_transforms = custom_transform(train_transforms, image_size)
         self.eval_transforms = eval_transform(image_size, crop_fraction)
         self.skipped: set[str] = set()  # messages about training images that could not be read
+        self.first_epoch = 0  # of the fit that follows; later in a resumed run
         self._class_names: list[str] | None = None
 
     @property
@@ -145,6 +146,7 @@ class ClassificationData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches of augmented images; the last, smaller one is left out where there are others."""
         sampler = EpochSampler(len(self.train_set), self.train_set.seed)
+        sampler.set_epoch(self.first_epoch)
         return DataLoader(
             self.train_set,
             self.hparams.batch_size,

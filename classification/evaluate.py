@@ -69,7 +69,7 @@ def evaluate(stage: str) -> None:
 
 def _write(folder: Path, metrics: dict[str, float], module: ClassificationModule) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    with (folder / "per_class.csv").open("w", newline="") as file:
+    with (folder / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "images", "accuracy"])
         writer.writerows(_per_class(module))

@@ -156,11 +156,11 @@ def _print(predictions: list[dict]) -> None:
 
 def _write(predictions: list[dict], path: Path) -> None:
     if path.suffix == ".json":
-        path.write_text(json.dumps(predictions, indent=2) + "\n")
+        path.write_text(json.dumps(predictions, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return
     ranks = range(1, 1 + max((len(prediction.get("top_k", ())) for prediction in predictions), default=0))
     columns = [f"{name}_{rank}" if rank > 1 else name for rank in ranks for name in ("class", "probability")]
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", *columns, "error"])
         for prediction in predictions:
@@ -172,6 +172,8 @@ def _write(predictions: list[dict], path: Path) -> None:
 def _draw(predictions: list[dict], path: Path) -> None:
     readable = [prediction for prediction in predictions if "error" not in prediction]
     shown = readable[:SHEET_MOST]
+    if not shown:
+        raise InputError(f"no sheet {path}: none of the images could be read")
     image_sheet(
         [read_image(prediction["path"]) for prediction in shown],
         [

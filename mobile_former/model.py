@@ -131,7 +131,7 @@ class Backbone(nn.Module):
         self._check(images, padding_mask)
         padding = {} if padding_mask is None else padding_pyramid(padding_mask, (1, 2, 4, 8, 16, 32))
         x = F.relu6(self.stem(zero_padding(images, padding.get(1))))
-        tokens = self.tokens.expand(len(images), -1, -1)
+        tokens = self.tokens.expand(images.shape[0], -1, -1)  # len() would fix the batch in torch.export
         maps = {}
         in_stride = 2
         for block, stride in zip(self.blocks, self.strides, strict=True):

@@ -85,7 +85,7 @@ def load_weights(model: MobileFormer, path: str | Path, ema: bool = False) -> Lo
             model.num_classes,
         )
     model.load_state_dict(state)
-    _logger.info("loaded %s of %s", entry, path)
+    _logger.info("loaded the weights in %s", path)
     return LoadedWeights(path, entry, num_classes, new_head)
 
 

@@ -74,6 +74,7 @@ def test_the_yaml_of_the_readme_is_a_config(reader):
     arguments = ("--config", "finetune.yaml", "--config", "augment.yaml", "--data.root", "path/to/images")
     result = run_module("classification.fit", *arguments, "--print_config", cwd=reader)
     assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
     steps = yaml.safe_load(result.stdout)["data"]["train_transforms"]
     assert [step["class_path"].rsplit(".", 1)[1] for step in steps] == ["RandomResizedCrop", "ColorJitter"]
 

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -14,7 +13,7 @@ from mobile_former.errors import InputError, nearest
 from mobile_former.training.command import Parser
 from mobile_former.training.progress import EpochLines, StopOnNonFiniteLoss, Throughput, TrainingBar
 from mobile_former.training.report import RunReport
-from mobile_former.training.run_folder import ContinuedCSVLogger, RunFolder
+from mobile_former.training.run_folder import ContinuedCSVLogger, RunCheckpoint, RunFolder
 from mobile_former.weights import read_file
 
 
@@ -56,6 +55,7 @@ class FitCLI(LightningCLI):
                 "use_distributed_sampler": False,  # the data's own samplers split by process
             },
             run=False,
+            auto_configure_optimizers=False,  # the recipe's optimiser and schedule are the model's options
         )
 
     def fit(self) -> None:
@@ -146,7 +146,8 @@ class FitCLI(LightningCLI):
             if self.config["ckpt_path"]:
                 self._require_same_run(Path(self.config["ckpt_path"]))
             folder, step = RunFolder.create(runs, self.task, name), None
-        self.parser.save(self.config, folder.path / "config.yaml", overwrite=True, multifile=False)
+        name = "config.yaml" if step is None else "config.resumed.yaml"  # what the run began with stays
+        self.parser.save(self.config, folder.path / name, overwrite=True, multifile=False)
         return folder, step
 
     def _require_same_run(self, checkpoint: Path) -> int:
@@ -165,12 +166,12 @@ class FitCLI(LightningCLI):
                 )
         return step
 
-    def _checkpoints(self, *, validates: bool) -> list[ModelCheckpoint]:
+    def _checkpoints(self, *, validates: bool) -> list[RunCheckpoint]:
         options = {"dirpath": self.folder.checkpoints, "enable_version_counter": False}
-        last = ModelCheckpoint(filename="last", **options)
+        last = RunCheckpoint(filename="last", **options)
         if not validates:
             return [last]
-        best = ModelCheckpoint(filename="best", monitor=self.model.monitor, mode="max", **options)
+        best = RunCheckpoint(filename="best", monitor=self.model.monitor, mode="max", **options)
         return [best, last]
 
     def _find_configs(self, arguments: list[str]) -> list[str]:

@@ -103,6 +103,7 @@ def _quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
         ".*in eval mode at the start of training.*",  # a frozen backbone
         ".*loading a checkpoint outside the 'fit' stage.*",  # scoring a checkpoint that holds the average already
+        "(?s).*does not round-trip.*",  # a tuple comes back as a list, which is taken as well
         ".*isinstance.treespec, LeafSpec.*",  # between torch's releases, out of a user's hands
     ):
         warnings.filterwarnings("ignore", message=message)

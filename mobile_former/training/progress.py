@@ -75,7 +75,8 @@ class EpochLines(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         """Add a step's loss to the mean."""
-        self._loss += outputs["loss"].detach()
+        # Lightning has divided the loss for the sum of gradients over several batches.
+        self._loss += outputs["loss"].detach() * trainer.accumulate_grad_batches
         self._steps += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -5,6 +5,7 @@ import json
 import warnings
 from pathlib import Path
 
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
@@ -90,6 +91,20 @@ class RunFolder:
     def write_metrics(self, metrics: dict) -> None:
         """Write the final figures, which also mark the run as finished."""
         (self.path / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoint callback, which goes on comparing scores where the run's folder was moved meanwhile."""
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take up a checkpoint's state, its paths led to this run's folder."""
+
+        def here(path: str) -> str:
+            return str(Path(self.dirpath) / Path(path).name) if path else path
+
+        paths = {name: here(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | paths | {"best_k_models": best, "dirpath": self.dirpath})
 
 
 class ContinuedCSVLogger(CSVLogger):

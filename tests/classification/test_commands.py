@@ -129,6 +129,26 @@ def test_a_taken_name_gets_a_number_and_a_stopped_run_goes_on_in_its_folder(imag
     assert epochs == [0, 1]
 
 
+def test_a_stopped_run_ends_with_the_weights_of_one_left_alone_even_if_moved(image_folder, tmp_path):
+    options = ("--trainer.max_epochs", "4", "--model.dropout", "0")  # dropout draws from a stream that is not resumed
+    whole = finetune(image_folder, "--name", "whole", *options, cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    stop = "trainer: {callbacks: [{class_path: tests.classification.explode.StopAtThirdEpoch}]}"
+    (tmp_path / "stop.yaml").write_text(stop)
+    stopped = finetune(image_folder, "--name", "stopped", *options, "--config", "stop.yaml", cwd=tmp_path)
+    assert stopped.returncode != 0
+    assert "--name stopped --ckpt_path last" in stopped.stderr
+    runs = tmp_path / "runs" / "classification"
+    (runs / "stopped").rename(runs / "moved")
+    resumed = finetune(image_folder, "--name", "moved", *options, "--ckpt_path", "last", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stderr == ""
+    for file in ("last.ckpt", "best.ckpt"):
+        ends = [torch.load(runs / name / "checkpoints" / file, weights_only=True) for name in ("whole", "moved")]
+        assert ends[0]["epoch"] == ends[1]["epoch"]
+        assert all(torch.equal(ends[0]["state_dict"][name], value) for name, value in ends[1]["state_dict"].items())
+
+
 def test_going_on_without_a_checkpoint_names_the_runs_that_have_one(run, failing, monkeypatch):
     runs = run[0] / "runs"
     message = failing("classification.fit", "--ckpt_path", "last", "--name", "other", "--runs_folder", runs)

@@ -206,6 +206,19 @@ def test_exports_to_a_graph_with_the_same_outputs():
         torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
 
 
+def test_exports_with_batch_height_and_width_left_open():
+    model = mobile_former.mobile_former_26m().eval()
+    sizes = {
+        0: torch.export.Dim("b", min=1, max=64),
+        2: torch.export.Dim("h", min=33),
+        3: torch.export.Dim("w", min=33),
+    }
+    exported = torch.export.export(model, (images(2, 3, 64, 96),), dynamic_shapes={"images": sizes}).module()
+    for shape in ((1, 3, 50, 70), (5, 3, 96, 64)):
+        with torch.no_grad():
+            torch.testing.assert_close(exported(images(*shape)), model(images(*shape)))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_bfloat16_autocast_and_channels_last_stay_near_float32(name):
     torch.manual_seed(0)
