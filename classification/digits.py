@@ -5,10 +5,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from mobile_former.training.command import run_command
+from mobile_former.training.digits import digits_of
 
 SIDE = 64  # pixels
 BORDER = 1  # black pixels around the 8×8 of an original, which its digit fills to the edge
@@ -24,12 +23,8 @@ class Digits:
     class_names = tuple(str(digit) for digit in range(10))
 
     def __init__(self, split: str):
-        data = load_digits()
-        # Fixed, so that what is held out stays the same under every seed of a run.
-        chosen = train_test_split(np.arange(len(data.target)), test_size=0.2, stratify=data.target, random_state=0)
-        indices = np.sort(chosen[split == "val"])
-        self.images = (data.images[indices] * (255 / 16)).astype(np.uint8)
-        self.labels = data.target[indices].tolist()
+        images, self.labels = digits_of(split)
+        self.images = (images * (255 / 16)).astype(np.uint8)
         self.split = split
 
     def __len__(self) -> int:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from sklearn.datasets import load_digits, load_sample_images
-from sklearn.model_selection import train_test_split
+from sklearn.datasets import load_sample_images
 
 from mobile_former.training.command import run_command
+from mobile_former.training.digits import digits_of
 
 SIDE = 128  # pixels, of a scene
 COUNTS = {"train": 4000, "val": 400}  # scenes
@@ -216,18 +216,15 @@ def _below(draw: random.Random, limit: int) -> int:
 
 def _enlarged_digits(split: str) -> tuple[list[np.ndarray], list[int]]:
     """Smooth strokes, ``(h, w)`` uint8 with the longer side 64, from digits of 8×8 pixels; and their labels."""
-    data = load_digits()
-    # As in classification: fixed, so that what is held out stays the same under every seed of a run.
-    chosen = train_test_split(np.arange(len(data.target)), test_size=0.2, stratify=data.target, random_state=0)
-    indices = np.sort(chosen[split == "val"])
+    images, labels = digits_of(split)
     inks = []
-    for original in data.images[indices].astype(np.float32) / 16:
+    for original in images.astype(np.float32) / 16:
         # A digit fills its 8×8 pixels to the edge, so that cubic interpolation needs a border to come down to 0 in.
         padded = cv2.copyMakeBorder(original, *[1] * 4, cv2.BORDER_CONSTANT, value=0)
         large = cv2.resize(padded, None, fx=10, fy=10, interpolation=cv2.INTER_CUBIC)
         ink = (255 * np.clip((large - 0.3) / 0.28, 0, 1)).astype(np.uint8)
         inks.append(_shrink(_tight(ink), _ENLARGED))
-    return inks, data.target[indices].tolist()
+    return inks, labels
 
 
 def _photographs(split: str) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-PACKAGES = ("mobile_former", "classification", "experiments")
+PACKAGES = ("mobile_former", "classification", "detection", "experiments")
 
 
 def imports(path):
@@ -39,8 +39,9 @@ def test_imports_run_one_way():
                     name.split(".")[0] in {"mobile_former", "torch", "safetensors", "numpy"} | sys.stdlib_module_names
                 ), path
                 assert not name.startswith("mobile_former.training"), path
-    for path in sources("classification"):
-        assert not [name for name in imports(path) if name.split(".")[0] in {"detection", "experiments", "tests"}], path
+    for task, other in (("classification", "detection"), ("detection", "classification")):
+        for path in sources(task):
+            assert not {name.split(".")[0] for name in imports(path)} & {other, "experiments", "tests"}, path
 
 
 def test_torchvision_and_timm_are_needed_nowhere():
@@ -81,7 +82,7 @@ def test_the_wheel_holds_packages_and_configs_and_works_elsewhere(tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     names = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
-    assert names == {"mobile_former", "classification"}
+    assert names == {"mobile_former", "classification", "detection"}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
         "PYTHONPATH": str(site)
     }
