@@ -178,6 +178,14 @@ class ClassificationData(LightningDataModule):
         dtype = self.trainer.lightning_module.dtype
         return batch | {"image": normalise(batch["image"], self.hparams.mean, self.hparams.std, dtype)}
 
+    def state_dict(self) -> dict:
+        """The epoch that a checkpoint ends with."""
+        return {"epoch": self.trainer.current_epoch}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Begin with the epoch after a checkpoint's: the loader is made before Lightning's loops know of it."""
+        self.first_epoch = state_dict["epoch"] + 1
+
     def describe(self) -> str:
         """What is loaded, in a line."""
         size = self.hparams.image_size

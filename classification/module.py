@@ -157,10 +157,6 @@ class ClassificationModule(LightningModule):
         """The moving average of the weights, where one is asked for."""
         return [EMAWeightAveraging(decay=self.hparams.ema_decay)] if self.hparams.ema_decay > 0 else []
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Tell the data the epoch that a resumed run begins with, since its loader is made before the loops know it."""
-        self.trainer.datamodule.first_epoch = checkpoint["epoch"] + 1
-
     def train(self, mode: bool = True) -> "ClassificationModule":
         """Set the mode; a frozen backbone stays in evaluation mode, so that its BatchNorms stay as they are."""
         super().train(mode)
