@@ -1,30 +1,26 @@
 """The LightningDataModule of classification."""
 
-import logging
 import os
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import torch
 from albumentations.core.serialization import Serializable
-from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader
 
-from classification.dataset import EvaluationImages, Source, TrainingImages, collate
+from classification.dataset import Source, collate, make_sample
 from classification.digits import Digits
 from classification.image_folder import ImageFolder, list_classes
-from classification.transforms import IMAGENET_MEAN, IMAGENET_STD, custom_transform, eval_transform, train_transform
+from classification.transforms import custom_transform, eval_transform, train_transform
 from mobile_former.errors import InputError
 from mobile_former.model import MIN_SIZE
+from mobile_former.training.data import ImageData
+from mobile_former.training.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.figures import image_sheet
-from mobile_former.training.images import normalise
-from mobile_former.training.sampler import Draw, EpochSampler, EvaluationSampler
-
-_logger = logging.getLogger(__name__)
+from mobile_former.training.images import IMAGENET_MEAN, IMAGENET_STD
+from mobile_former.training.sampler import Draw
 
 
-class ClassificationData(LightningDataModule):
+class ClassificationData(ImageData):
     """Labelled images for training and evaluation.
 
     Args:
@@ -63,20 +59,20 @@ class ClassificationData(LightningDataModule):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
     ):
-        super().__init__()
+        super().__init__(
+            root=None if dataset == "digits" or root is None else Path(root),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            std=std,
+            collate=collate,
+        )
         if image_size < MIN_SIZE:
             raise InputError(f"--data.image_size is {image_size}: the model takes images from {MIN_SIZE} pixels up")
-        if batch_size < 1:
-            raise InputError(f"--data.batch_size is {batch_size}: give at least 1")
-        if num_workers is not None and num_workers < 0:
-            raise InputError(f"--data.num_workers is {num_workers}: give 0 (load in the main process) or more")
         if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise InputError(f"--data.crop_scale is {list(crop_scale)}: give two shares, 0 < smallest <= largest <= 1")
         for name, value in (("flip", flip), ("random_erasing", random_erasing)):
             if not 0 <= value <= 1:
                 raise InputError(f"--data.{name} is {value}: give a probability from 0 to 1")
-        if min(std) <= 0:
-            raise InputError(f"--data.std is {list(std)}: give three numbers above 0")
         if not 0 < crop_fraction <= 1:
             raise InputError(f"--data.crop_fraction is {crop_fraction}: give a share above 0, at most 1")
         if dataset == "folder" and root is None:
@@ -97,9 +93,6 @@ class ClassificationData(LightningDataModule):
             },
             logger=False,
         )
-        self.root = None if root is None else Path(root)
-        # Digits are made faster than they could be passed on.
-        self.num_workers = num_workers if num_workers is not None else 0 if dataset == "digits" else default_workers()
         if train_transforms is None:
             self.train_transforms = train_transform(
                 image_size,
@@ -111,8 +104,6 @@ class ClassificationData(LightningDataModule):
         else:
             self.train_transforms = custom_transform(train_transforms, image_size)
         self.eval_transforms = eval_transform(image_size, crop_fraction)
-        self.skipped: set[str] = set()  # messages about training images that could not be read
-        self.first_epoch = 0  # of the fit that follows; later in a resumed run
         self._class_names: list[str] | None = None
 
     @property
@@ -136,55 +127,14 @@ class ClassificationData(LightningDataModule):
         """List the images that a stage (``"fit"``, ``"validate"`` or ``"test"``) needs."""
         if stage == "fit":
             # The process's seed, which seed_everything has set before.
-            self.train_set = TrainingImages(self._source("train"), self.train_transforms, torch.initial_seed())
+            self.train_set = TrainingImages(
+                self._source("train"), self.train_transforms, make_sample, torch.initial_seed()
+            )
         if stage in {"fit", "validate"}:
-            self.val_set = EvaluationImages(self._source("val"), self.eval_transforms)
+            self.val_set = EvaluationImages(self._source("val"), self.eval_transforms, make_sample)
         if stage == "test":
             self.test_split = "test" if self.root is not None and (self.root / "test").is_dir() else "val"
-            self.test_set = EvaluationImages(self._source(self.test_split), self.eval_transforms)
-
-    def train_dataloader(self) -> DataLoader:
-        """Batches of augmented images; the last, smaller one is left out where there are others."""
-        sampler = EpochSampler(len(self.train_set), self.train_set.seed)
-        sampler.set_epoch(self.first_epoch)
-        return DataLoader(
-            self.train_set,
-            self.hparams.batch_size,
-            sampler=sampler,
-            drop_last=len(sampler) >= self.hparams.batch_size,
-            **self._loading(),
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        """Batches of validation images."""
-        return self._evaluation_loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader:
-        """Batches of test images (of ``test/`` where there is one, else of ``val/``)."""
-        return self._evaluation_loader(self.test_set)
-
-    def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Tell of images that could not be read: a warning in training, an error where the score would change."""
-        failures = batch.pop("failures")
-        if failures and not self.trainer.training:
-            raise InputError(f"{failures[0]} (leaving it out would change the score)")
-        for failure in set(failures) - self.skipped:
-            self.skipped.add(failure)
-            _logger.warning("%s; training goes on without it", failure)
-        return batch
-
-    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Normalise on the device: ``image`` becomes ``(B, 3, H, W)`` of the model's floating-point type."""
-        dtype = self.trainer.lightning_module.dtype
-        return batch | {"image": normalise(batch["image"], self.hparams.mean, self.hparams.std, dtype)}
-
-    def state_dict(self) -> dict:
-        """The epoch that a checkpoint ends with."""
-        return {"epoch": self.trainer.current_epoch}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Begin with the epoch after a checkpoint's: the loader is made before Lightning's loops know of it."""
-        self.first_epoch = state_dict["epoch"] + 1
+            self.test_set = EvaluationImages(self._source(self.test_split), self.eval_transforms, make_sample)
 
     def describe(self) -> str:
         """What is loaded, in a line."""
@@ -206,31 +156,7 @@ class ClassificationData(LightningDataModule):
             title="training images as the model sees them",
         )
 
-    def _evaluation_loader(self, dataset: EvaluationImages) -> DataLoader:
-        sampler = EvaluationSampler(len(dataset))
-        return DataLoader(dataset, self.hparams.batch_size, sampler=sampler, **self._loading())
-
     def _source(self, split: str) -> Source:
         if self.hparams.dataset == "digits":
             return Digits("train" if split == "train" else "val")
         return ImageFolder(self.root, split, self.class_names)
-
-    def _loading(self) -> dict:
-        return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-            "collate_fn": collate,
-            "worker_init_fn": _start_worker,
-        }
-
-
-def _start_worker(number: int) -> None:
-    cv2.setNumThreads(0)  # one core for each worker: OpenCV would start a thread on every core in each of them
-
-
-def default_workers() -> int:
-    """Loading processes for this machine: one for each core but one, from 1 to 16."""
-    # Only Linux tells which cores this process may use.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores - 1))

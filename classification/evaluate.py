@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from classification.checkpoint import load_checkpoint
 from classification.data import ClassificationData
 from classification.module import ClassificationModule
-from mobile_former.training.command import Parser, require_writable
+from mobile_former.training.checkpoint import load_checkpoint
+from mobile_former.training.evaluation import evaluation_parser, output_folder, score
 from mobile_former.training.figures import draw_confusion
 
 
@@ -22,36 +22,17 @@ def evaluate(stage: str) -> None:
     Args:
         stage: ``"validate"`` (prints the scores) or ``"test"`` (also those of each class, and writes a folder).
     """
-    parser = Parser(prog=f"python -m classification.{stage}", description="Score a checkpoint on labelled images.")
-    parser.add_argument("--ckpt_path", required=True, help="a run's checkpoints/best.ckpt")
-    parser.add_argument("--data.root", type=str | None, default=None, help="the images; default: those of training")
-    parser.add_argument("--data.batch_size", type=int | None, default=None, help="default: that of training")
-    parser.add_argument("--data.num_workers", type=int | None, default=None, help="loading processes")
-    if stage == "test":
-        parser.add_argument(
-            "--output", type=Path | None, default=None, help="folder to write; default: test/ beside checkpoints/"
-        )
-    parser.add_lightning_class_args(Trainer, "trainer")
-    parser.set_defaults({"trainer.logger": False, "trainer.enable_model_summary": False})
-    parser.set_defaults({"trainer.enable_checkpointing": False, "trainer.enable_progress_bar": False})
-    parser.set_defaults({"trainer.use_distributed_sampler": False})  # the data's own samplers split by process
+    parser = evaluation_parser("classification", stage)
     options = parser.parse_args()
-    trainer_options = parser.instantiate(options).trainer
-
-    checkpoint = Path(options.ckpt_path)
-    module, data_options = load_checkpoint(checkpoint)
+    trainer = Trainer(**parser.instantiate(options).trainer)
+    module, data_options = load_checkpoint(options.ckpt_path, ClassificationModule, "classification")
     if stage == "test":
-        beside = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-        folder = options.output or beside / "test"
-        require_writable(folder / "metrics.json")  # before the work, so that none is lost
+        folder = output_folder(options)
     given = {name: value for name, value in options.data.items() if value is not None}
     if "root" in given:
         given["dataset"] = "folder"
     data = ClassificationData(**(data_options | given))
-    data.class_names = module.hparams.class_names
-    trainer = Trainer(**trainer_options)
-    run = trainer.test if stage == "test" else trainer.validate
-    (metrics,) = run(module, data, verbose=False)
+    metrics = score(stage, trainer, module, data)
 
     source = data.test_set.source if stage == "test" else data.val_set.source
     split = "val" if stage == "validate" else data.test_split

@@ -1,6 +1,5 @@
 """The LightningModule of classification."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from classification.mixup import mixup
 from classification.pictures import draw_predictions
 from mobile_former.errors import InputError
 from mobile_former.training.figures import draw_confusion
-from mobile_former.training.optimisation import adamw_warmup_cosine
+from mobile_former.training.optimisation import adamw, run_length
 
 
 class ClassificationModule(LightningModule):
@@ -137,20 +136,12 @@ class ClassificationModule(LightningModule):
 
     def configure_optimizers(self) -> dict:
         """AdamW, warm-up and cosine by step."""
-        self.trainer.fit_loop.setup_data()  # so that the number of batches is known
-        batches = self.trainer.num_training_batches
-        if batches == 0 or math.isinf(batches):
-            raise InputError("there is no batch to train on: is --trainer.limit_train_batches 0?")
-        total_steps = self.trainer.estimated_stepping_batches
-        if math.isinf(total_steps):
-            raise InputError("a cosine needs an end: give --trainer.max_epochs or --trainer.max_steps")
-        return adamw_warmup_cosine(
+        return adamw(
             self.model,
             learning_rate=self.hparams.learning_rate,
             weight_decay=self.hparams.weight_decay,
             warmup_epochs=self.hparams.warmup_epochs,
-            total_steps=int(total_steps),
-            steps_per_epoch=math.ceil(batches / self.trainer.accumulate_grad_batches),
+            **run_length(self.trainer),
         )
 
     def configure_callbacks(self) -> list[Callback]:

@@ -1,7 +1,6 @@
 """``python -m classification.predict``: classify images, folders and globs."""
 
 import csv
-import glob
 import json
 import sys
 from pathlib import Path
@@ -10,16 +9,16 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from classification.checkpoint import load_checkpoint
-from classification.data import default_workers
 from classification.module import ClassificationModule
 from classification.transforms import eval_transform
 from mobile_former.errors import InputError
+from mobile_former.training.checkpoint import load_checkpoint
 from mobile_former.training.command import Parser, require_writable, run_command
+from mobile_former.training.data import default_workers
 from mobile_former.training.figures import image_sheet
-from mobile_former.training.images import ImageError, find_images, normalise, read_image, to_planes
+from mobile_former.training.images import ImageFiles, expand, normalise, read_image
 
 SHEET_MOST = 60  # images; more would be too small to look at
 
@@ -45,7 +44,7 @@ def main() -> None:
     paths = expand(options.images)
     for target in filter(None, (options.output, options.sheet)):  # before the work, so that none is lost
         require_writable(target)
-    module, data_options = load_checkpoint(options.ckpt_path)
+    module, data_options = load_checkpoint(options.ckpt_path, ClassificationModule, "classification")
     predictions = predict(module, data_options, paths, top_k=options.top_k, batch_size=options.batch_size)
     _print(predictions)
     for target, write in ((options.output, _write), (options.sheet, _draw)):
@@ -60,27 +59,6 @@ def main() -> None:
         sys.exit(1)
 
 
-def expand(patterns: list[str]) -> list[Path]:
-    """The images that files, folders and globs name, each once, in the order given.
-
-    Raises:
-        FileNotFoundError: a pattern that names nothing.
-        InputError: a folder without images.
-    """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        matches = [path] if path.exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
-        if not matches:
-            raise FileNotFoundError(f"no image, folder or glob match: {pattern}")
-        for match in matches:
-            images = find_images(match) if match.is_dir() else [match]
-            if not images and match == path:
-                raise InputError(f"the folder {match} holds no images")
-            found |= dict.fromkeys(images)
-    return list(found)
-
-
 def predict(
     module: ClassificationModule, data_options: dict, paths: list[Path], *, top_k: int = 5, batch_size: int = 32
 ) -> list[dict]:
@@ -88,7 +66,7 @@ def predict(
 
     Args:
         module: and
-        data_options: as :func:`classification.checkpoint.load_checkpoint` gives them.
+        data_options: as :func:`mobile_former.training.checkpoint.load_checkpoint` gives them.
         paths: the images.
         top_k: classes to tell for each image, at most.
         batch_size: images in a batch.
@@ -103,19 +81,19 @@ def predict(
     transform = eval_transform(data_options["image_size"], data_options["crop_fraction"])
     mean, std = data_options["mean"], data_options["std"]
     workers = default_workers() if len(paths) > 4 * batch_size else 0
-    loader = DataLoader(_Images(paths, transform), batch_size, num_workers=workers, collate_fn=list)
+    loader = DataLoader(ImageFiles(paths, transform), batch_size, num_workers=workers, collate_fn=list)
     predictions = []
     for batch in loader:
-        images = [image for image in batch if isinstance(image, torch.Tensor)]
+        images = [sample[0] for sample in batch if not isinstance(sample, str)]
         with torch.inference_mode():
             images = normalise(torch.stack(images).to(device), mean, std) if images else None
             logits = torch.empty(0, len(names)) if images is None else module(images)
         best = logits.softmax(1).topk(min(top_k, len(names)))
         rows = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True))
-        for image in batch:
+        for sample in batch:
             path = str(paths[len(predictions)])
-            if isinstance(image, str):
-                predictions.append({"path": path, "error": image})
+            if isinstance(sample, str):
+                predictions.append({"path": path, "error": sample})
                 continue
             top = [
                 {"class": names[label], "probability": round(value, 6)}
@@ -123,23 +101,6 @@ def predict(
             ]
             predictions.append({"path": path, **top[0], "top_k": top})
     return predictions
-
-
-class _Images(Dataset):
-    """Images ready for the model, or the message of one that cannot be read."""
-
-    def __init__(self, paths: list[Path], transform):
-        self.paths = paths
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> torch.Tensor | str:
-        try:
-            return to_planes(self.transform(image=read_image(self.paths[index]))["image"])
-        except ImageError as error:
-            return str(error)
 
 
 def _print(predictions: list[dict]) -> None:

@@ -8,10 +8,7 @@ import cv2
 import numpy as np
 from albumentations.core.serialization import Serializable
 
-from mobile_former.training.images import resize
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from mobile_former.training.images import IMAGENET_MEAN, resize
 
 # What rotated, sheared and shifted images show beyond their border: ImageNet's mean colour.
 _FILL = tuple(round(255 * value) for value in IMAGENET_MEAN)

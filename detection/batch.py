@@ -6,28 +6,23 @@ from typing import Protocol
 import albumentations as A
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 from detection.boxes import xyxy_to_cxcywh
-from mobile_former.errors import InputError
-from mobile_former.training.images import ImageError, to_planes
-from mobile_former.training.sampler import Draw, EpochSampler, seed_transforms
+from mobile_former.training.dataset import ImageSource, split_messages
+from mobile_former.training.images import to_planes
+from mobile_former.training.sampler import Draw, EpochSampler
 
 MULTIPLE = 32  # of pixels: the coarsest stride
 
 _WINDOW = 50  # batches among which images of similar shape find together
 
 
-class Source(Protocol):
+class Source(ImageSource, Protocol):
     """Where images with boxes come from."""
 
     class_names: Sequence[str]
     category_ids: Sequence[int]
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> np.ndarray:
-        """The image, ``(H, W, 3)`` uint8 RGB; raises ImageError where it cannot be read."""
 
     def boxes(self, index: int) -> np.ndarray:
         """The objects to train on: ``(n, 4)`` xyxy in pixels, within the image."""
@@ -41,72 +36,26 @@ class Source(Protocol):
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels."""
 
-    def name(self, index: int) -> str:
-        """What to call an image in messages."""
-
     def ground_truth(self) -> dict[str, list[dict]]:
         """What detections are scored against, in COCO's format."""
 
 
-class TrainingImages(Dataset):
-    """Augmented images. In place of one that cannot be read comes the next, and its failure is told in the batch.
-
-    Args:
-        source: the images.
-        transforms: of images with boxes.
-        seed: of the run; with it and the :class:`Draw`, a sample is the same whoever loads it.
-    """
-
-    def __init__(self, source: Source, transforms: A.Compose, seed: int):
-        self.source = source
-        self.transforms = transforms
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, draw: Draw) -> dict:
-        failures = []
-        for offset in range(len(self.source)):
-            index = (draw.index + offset) % len(self.source)
-            try:
-                image = self.source.read(index)
-            except ImageError as error:
-                failures.append(str(error))
-                continue
-            except InputError as error:
-                return {"failures": failures, "error": str(error)}
-            seed_transforms(self.transforms, self.seed, draw)
-            return _sample(self.source, index, image, self.transforms) | {"failures": failures}
-        return {
-            "failures": [],
-            "error": f"none of the {len(self.source)} training images can be read; the first: {failures[0]}",
-        }
-
-
-class EvaluationImages(Dataset):
-    """Images in order, without augmentation; one that cannot be read is told as the failure it is.
-
-    Args:
-        source: the images.
-        transforms: of images with boxes.
-    """
-
-    def __init__(self, source: Source, transforms: A.Compose):
-        self.source = source
-        self.transforms = transforms
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict:
-        try:
-            image = self.source.read(index)
-        except ImageError as error:
-            return {"failures": [str(error)]}
-        except InputError as error:
-            return {"failures": [], "error": str(error)}
-        return _sample(self.source, index, image, self.transforms) | {"failures": []}
+def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Compose) -> dict:
+    """An image as read, made ready for a batch: ``image`` ``(3, H, W)`` uint8, and what :func:`collate` tells of it."""
+    labels = np.asarray(source.labels(index), dtype=np.int64)
+    result = transforms(image=image, bboxes=np.asarray(source.boxes(index), dtype=np.float64), labels=labels)
+    planes = to_planes(result["image"])
+    # albumentations passes labels through as what is lighter for it
+    labels = torch.from_numpy(np.asarray(result["labels"]).astype(np.int64))
+    corners = torch.from_numpy(np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 4))
+    height, width = planes.shape[1:]
+    boxes = xyxy_to_cxcywh(corners / torch.tensor([width, height, width, height])).float()
+    return {
+        "image": planes,
+        "target": {"labels": labels, "boxes": boxes},
+        "image_id": source.image_id(index),
+        "size": source.size(index),
+    }
 
 
 class ShapeBatchSampler(Sampler[list[Draw]]):
@@ -151,22 +100,18 @@ def collate(samples: list[dict]) -> dict:
     """A batch, its images padded on the right and below to the largest of them, and to a multiple of 32.
 
     Returns:
-        ``images`` ``(B, 3, H, W)`` uint8, 0 on padding; ``padding_mask`` ``(B, H, W)`` bool, True on padding;
+        ``image`` ``(B, 3, H, W)`` uint8, 0 on padding; ``padding_mask`` ``(B, H, W)`` bool, True on padding, or None
+        where nothing is;
         ``targets``, for each image ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)`` float cxcywh in 0..1 of the image
         without its padding; ``image_ids`` ``(B,)`` long; ``image_sizes`` ``(B, 2)`` long, height and width before any
-        transform; and, not one for each image, ``failures``, messages about images that could not be read, and
-        ``errors``, messages of input for which the run has to stop. Of nothing but such images, these two alone.
+        transform; and the lists of :func:`split_messages`, which stand alone where no image could be read.
     """
-    messages = {
-        "failures": [failure for sample in samples for failure in sample["failures"]],
-        "errors": [sample["error"] for sample in samples if "error" in sample],
-    }
-    samples = [sample for sample in samples if "image" in sample]
+    samples, messages = split_messages(samples)
     if not samples:
         return messages
     images, padding_mask = pad([sample["image"] for sample in samples])
     return messages | {
-        "images": images,
+        "image": images,
         "padding_mask": padding_mask,
         "targets": [sample["target"] for sample in samples],
         "image_ids": torch.tensor([sample["image_id"] for sample in samples]),
@@ -174,14 +119,15 @@ def collate(samples: list[dict]) -> dict:
     }
 
 
-def pad(images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Lay images into one array, at the top left.
 
     Args:
         images: each ``(3, H, W)`` uint8, of sizes of their own.
 
     Returns:
-        ``(B, 3, H, W)`` uint8, and a ``(B, H, W)`` bool mask, True on padding; H and W are multiples of 32.
+        ``(B, 3, H, W)`` uint8, H and W being multiples of 32; and a ``(B, H, W)`` bool mask, True on padding, or None
+        where all images fill their places, so that nothing has to be masked.
     """
     height, width = (-(-max(image.shape[axis] for image in images) // MULTIPLE) * MULTIPLE for axis in (1, 2))
     batch = torch.zeros((len(images), 3, height, width), dtype=torch.uint8)
@@ -189,21 +135,4 @@ def pad(images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     for number, image in enumerate(images):
         batch[number, :, : image.shape[1], : image.shape[2]] = image
         mask[number, : image.shape[1], : image.shape[2]] = False
-    return batch, mask
-
-
-def _sample(source: Source, index: int, image: np.ndarray, transforms: A.Compose) -> dict:
-    labels = np.asarray(source.labels(index), dtype=np.int64)
-    result = transforms(image=image, bboxes=np.asarray(source.boxes(index), dtype=np.float64), labels=labels)
-    planes = to_planes(result["image"])
-    # albumentations passes labels through as what is lighter for it
-    labels = torch.from_numpy(np.asarray(result["labels"]).astype(np.int64))
-    corners = torch.from_numpy(np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 4))
-    height, width = planes.shape[1:]
-    boxes = xyxy_to_cxcywh(corners / torch.tensor([width, height, width, height])).float()
-    return {
-        "image": planes,
-        "target": {"labels": labels, "boxes": boxes},
-        "image_id": source.image_id(index),
-        "size": source.size(index),
-    }
+    return batch, mask if mask.any() else None

@@ -288,7 +288,10 @@ def find_split(
     if annotations is not None and images is not None:
         return Path(annotations), Path(images)
     if root is None:
-        raise InputError(f"no data: give --data.root DIR ({_LAYOUT})")
+        raise InputError(
+            f"no {split} data: give --data.root DIR ({_LAYOUT}), or both --data.annotations.{split} FILE and "
+            f"--data.images.{split} DIR"
+        )
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root} (--data.root): {_LAYOUT}")

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection.boxes import cxcywh_to_xyxy, generalised_iou
+from detection.focal import focal_loss
 from detection.matcher import HungarianMatcher, Pairs
+from detection.precision import at_least_float32
 
 
 class SetCriterion(nn.Module):
@@ -15,9 +17,11 @@ class SetCriterion(nn.Module):
 
     Args:
         num_classes: number of classes K; class K is "no object".
-        matcher: assigns predictions to objects.
+        focal: whether classes are told by sigmoid, without a class "no object"; focal loss, divided like the box
+            losses, is then the classes' loss.
+        matcher: assigns predictions to objects; default: DETR's costs, with ``focal`` Deformable DETR's.
         no_object_weight: weight of "no object" in the cross-entropy.
-        weight_ce: weight of the cross-entropy in the total.
+        weight_ce: weight of the cross-entropy in the total; default: 1, with ``focal`` 2.
         weight_bbox: weight of the L1 distance in the total.
         weight_giou: weight of the generalised IoU loss in the total.
     """
@@ -25,15 +29,20 @@ class SetCriterion(nn.Module):
     def __init__(
         self,
         num_classes: int,
+        *,
+        focal: bool = False,
         matcher: HungarianMatcher | None = None,
         no_object_weight: float = 0.1,
-        weight_ce: float = 1,
+        weight_ce: float | None = None,
         weight_bbox: float = 5,
         weight_giou: float = 2,
     ):
         super().__init__()
         self.num_classes = num_classes
-        self.matcher = matcher or HungarianMatcher()
+        self.focal = focal
+        self.matcher = matcher or HungarianMatcher(cost_class=2 if focal else 1, focal=focal)
+        if weight_ce is None:
+            weight_ce = 2 if focal else 1
         self.weights = {"loss_ce": weight_ce, "loss_bbox": weight_bbox, "loss_giou": weight_giou}
         class_weights = torch.ones(num_classes + 1)
         class_weights[num_classes] = no_object_weight
@@ -43,8 +52,8 @@ class SetCriterion(nn.Module):
         """Compare predictions with objects.
 
         Args:
-            outputs: ``logits`` ``(B, Q, K+1)``, ``boxes`` ``(B, Q, 4)``, and in ``auxiliary`` a list of the same for
-                earlier layers.
+            outputs: ``logits`` ``(B, Q, K+1)`` (``focal``: ``(B, Q, K)``), ``boxes`` ``(B, Q, 4)``, and in
+                ``auxiliary`` a list of the same for earlier layers.
             targets: for each image ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``; boxes are cxcywh in 0..1.
 
         Returns:
@@ -54,7 +63,7 @@ class SetCriterion(nn.Module):
         layers = [outputs, *outputs.get("auxiliary", ())]
         losses = {}
         with torch.autocast(outputs["logits"].device.type, enabled=False):
-            layers = [{name: _at_least_float(layer[name]) for name in ("logits", "boxes")} for layer in layers]
+            layers = [{name: at_least_float32(layer[name]) for name in ("logits", "boxes")} for layer in layers]
             count = self._count(targets, layers[0]["boxes"])
             for number, (layer, pairs) in enumerate(
                 zip(layers, self.matcher.match_layers(layers, targets), strict=True)
@@ -76,21 +85,22 @@ class SetCriterion(nn.Module):
         predicted = boxes[image, query]
         overlap = generalised_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(expected))
         return {
-            "loss_ce": F.cross_entropy(logits.transpose(1, 2), classes, self.class_weights.to(logits.dtype)),
+            "loss_ce": self._classification(logits, classes, count),
             "loss_bbox": (predicted - expected).abs().sum() / count,
             "loss_giou": (1 - overlap).sum() / count,
         }
 
-    @staticmethod
-    def _count(targets: Sequence[dict], like: Tensor) -> Tensor:
-        """Objects in the batch, averaged over processes, at least 1."""
+    def _classification(self, logits: Tensor, classes: Tensor, count: Tensor) -> Tensor:
+        if not self.focal:
+            return F.cross_entropy(logits.transpose(1, 2), classes, self.class_weights.to(logits.dtype))
+        wanted = F.one_hot(classes, self.num_classes + 1)[..., :-1].to(logits.dtype)
+        return focal_loss(logits, wanted).sum() / count
+
+    def _count(self, targets: Sequence[dict], like: Tensor) -> Tensor:
+        """Objects in the batch, in training averaged over processes, at least 1."""
         count = like.new_tensor(float(sum(len(target["labels"]) for target in targets)))
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # In evaluation processes may have different numbers of batches, and would wait for each other for ever.
+        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(count)
             count /= torch.distributed.get_world_size()
         return count.clamp(min=1)
-
-
-def _at_least_float(x: Tensor) -> Tensor:
-    """Losses are computed in float32 at least."""
-    return x if x.dtype == torch.float64 else x.float()

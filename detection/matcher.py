@@ -8,6 +8,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detection.boxes import cxcywh_to_xyxy, generalised_iou
+from detection.focal import focal_loss
+from detection.precision import at_least_float32
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -16,26 +18,30 @@ class HungarianMatcher:
     """The assignment of queries to objects with the least total cost, each used at most once.
 
     Args:
-        cost_class: weight of the class cost, minus the probability of the object's class.
+        cost_class: weight of the class cost: minus the probability of the object's class.
         cost_l1: weight of the L1 distance of the boxes.
         cost_giou: weight of minus the generalised IoU.
+        focal: whether classes are told by sigmoid; the class cost is then what the focal loss would gain (Zhu et al.,
+            Deformable DETR, ICLR 2021).
 
     Raises:
         ValueError: all weights are 0.
     """
 
-    def __init__(self, cost_class: float = 1, cost_l1: float = 5, cost_giou: float = 2):
+    def __init__(self, cost_class: float = 1, cost_l1: float = 5, cost_giou: float = 2, focal: bool = False):
         if cost_class == cost_l1 == cost_giou == 0:
             raise ValueError("all of the matcher's costs are 0: give at least one of them a weight")
         self.cost_class = cost_class
         self.cost_l1 = cost_l1
         self.cost_giou = cost_giou
+        self.focal = focal
 
     def __call__(self, outputs: dict[str, Tensor], targets: Sequence[dict[str, Tensor]]) -> Pairs:
         """Match one layer's predictions.
 
         Args:
-            outputs: ``logits`` ``(B, Q, K+1)``, the last class being "no object"; ``boxes`` ``(B, Q, 4)``.
+            outputs: ``logits`` ``(B, Q, K+1)``, the last class being "no object" (``focal``: ``(B, Q, K)``); ``boxes``
+                ``(B, Q, 4)``.
             targets: for each image ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``; boxes are cxcywh in 0..1.
 
         Returns:
@@ -59,7 +65,7 @@ class HungarianMatcher:
         with torch.autocast(device.type, enabled=False):
             logits = torch.stack([layer["logits"] for layer in layers])  # (L, B, Q, K+1)
             boxes = torch.stack([layer["boxes"] for layer in layers])
-            costs = self._costs(_at_least_float(logits), _at_least_float(boxes), targets, max(counts, default=0))
+            costs = self._costs(at_least_float32(logits), at_least_float32(boxes), targets, max(counts, default=0))
         costs = costs.cpu().numpy()  # (L, B, Q, most objects)
         matched = []
         for layer in costs:
@@ -84,14 +90,14 @@ class HungarianMatcher:
             labels[index, : len(target["labels"])] = target["labels"]
             objects[index, : len(target["labels"])] = target["boxes"].to(boxes)
         index = labels[None, :, None, :].expand(*logits.shape[:3], most)
-        probabilities = logits.softmax(-1).gather(3, index)
+        classes = self._class_costs(logits).gather(3, index)
         distances = (boxes[..., :, None, :] - objects[:, None]).abs().sum(-1)
         overlaps = generalised_iou(cxcywh_to_xyxy(boxes)[..., :, None, :], cxcywh_to_xyxy(objects)[:, None])
-        costs = -self.cost_class * probabilities + self.cost_l1 * distances - self.cost_giou * overlaps
+        costs = self.cost_class * classes + self.cost_l1 * distances - self.cost_giou * overlaps
         # A prediction that is no number must not stop the solver; the loss tells of it.
         return costs.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6)
 
-
-def _at_least_float(x: Tensor) -> Tensor:
-    """Half precision is too coarse for costs; double stays."""
-    return x if x.dtype == torch.float64 else x.float()
+    def _class_costs(self, logits: Tensor) -> Tensor:
+        if not self.focal:
+            return -logits.softmax(-1)
+        return focal_loss(logits, torch.ones_like(logits)) - focal_loss(logits, torch.zeros_like(logits))

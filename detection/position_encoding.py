@@ -5,27 +5,35 @@ import math
 import torch
 from torch import Tensor
 
+from mobile_former.bridge import HEADS
+
 TEMPERATURE = 10000
 
 
-def sine_encoding(padding: Tensor, channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Encode rows in the first half of the channels and columns in the second, relative to the image's own extent.
+def sine_encoding(x: Tensor, padding: Tensor | None = None) -> Tensor:
+    """Encode the rows and columns of a map, relative to the image's own extent.
+
+    Each head of the bridge sees a contiguous part of the channels, so each part has rows and columns in it: the first
+    half of a part is of rows, the second of columns, and the parts share the frequencies out among them.
 
     Args:
-        padding: ``(B, 1, H, W)`` bool, True on padding.
-        channels: a multiple of 4.
-        dtype: of the result.
+        x: the map, ``(B, C, H, W)``, C a multiple of 8.
+        padding: ``(B, 1, H, W)`` bool, True on padding, or None for none.
 
     Returns:
-        ``(B, channels, H, W)``.
+        ``(B, C, H, W)``, or ``(1, C, H, W)`` where nothing is padding; of the map's type.
     """
+    _, channels, height, width = x.shape
+    if padding is None:
+        padding = x.new_zeros((1, 1, height, width), dtype=torch.bool)
     content = (~padding[:, 0]).to(torch.float32)
-    exponents = torch.arange(channels // 4, device=padding.device) / (channels // 4)
-    frequencies = TEMPERATURE**-exponents  # (channels / 4,)
+    count = channels // 4  # frequencies
+    frequencies = TEMPERATURE ** -(torch.arange(count, device=x.device) / count)
     parts = []
-    for dim in (1, 2):
-        place = content.cumsum(dim)
-        place = 2 * math.pi * (place - 0.5) / place.amax(dim, keepdim=True).clamp(min=1)
-        angles = place[:, None] * frequencies[:, None, None]  # (B, channels / 4, H, W)
-        parts += [angles.sin(), angles.cos()]
-    return torch.cat(parts, dim=1).to(dtype)
+    for head in range(HEADS):
+        for dim in (1, 2):
+            place = content.cumsum(dim)
+            place = 2 * math.pi * (place - 0.5) / place.amax(dim, keepdim=True).clamp(min=1)
+            angles = place[:, None] * frequencies[head::HEADS, None, None]
+            parts += [angles.sin(), angles.cos()]
+    return torch.cat(parts, dim=1).to(x.dtype)

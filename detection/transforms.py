@@ -20,20 +20,23 @@ _CROP_SIDES = (384, 600)
 _FILL = (124, 116, 104)
 
 
-def train_transform(short_sides: Sequence[int] = SHORT_SIDES, longest: int = LONGEST) -> A.Compose:
-    """DETR's recipe: flip; a random crop, with probability ½; resize.
+def train_transform(
+    short_sides: Sequence[int] = SHORT_SIDES, longest: int = LONGEST, *, flip: float = 0.5, crop: float = 0.5
+) -> A.Compose:
+    """DETR's recipe: flip, random crop, resize.
 
     Args:
         short_sides: lengths in pixels of which the shorter side takes one at random.
         longest: most pixels of the longer side.
+        flip: probability of a horizontal flip.
+        crop: probability of a random crop.
 
     Returns:
         A pipeline from ``image`` ``(H, W, 3)`` uint8 RGB, ``bboxes`` ``(n, 4)`` xyxy in pixels and ``labels`` ``(n,)``
         to the same. Of a box that a crop cuts, the part in sight stays, however small, as in DETR.
     """
-    crop = [ResizeShortSide(_CROP_SHORT_SIDES), RandomSizeCrop(*_CROP_SIDES)]
-    resizing = ResizeShortSide(short_sides, longest)
-    return _compose([A.HorizontalFlip(p=0.5), A.Sequential(crop, p=0.5), resizing])
+    cropping = A.Sequential([ResizeShortSide(_CROP_SHORT_SIDES), RandomSizeCrop(*_CROP_SIDES)], p=crop)
+    return _compose([A.HorizontalFlip(p=flip), cropping, ResizeShortSide(short_sides, longest)])
 
 
 def scenes_transform() -> A.Compose:

@@ -1,37 +1,54 @@
-"""``make demo``: train on the embedded digits, validate, predict held-out images, and say where everything lies."""
+"""``make demo``: train both tasks on embedded data, validate, predict held-out images, say where everything lies."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 FOLDER = Path("runs") / "demo"
+IMAGES = 12  # held-out images that are predicted
 
 
 def main() -> None:
     """Run the commands that a user would type, showing each."""
-    digits = FOLDER / "digits"
-    name = "demo"
+    classifier, detector = new_run("classification"), new_run("detection")
+    digits, scenes = FOLDER / "digits", FOLDER / "scenes"
+    run("classification.fit", "--name", classifier.name)
+    run("classification.validate", "--ckpt_path", best(classifier))
+    run("classification.digits", digits, "--limit", IMAGES)
+    run(
+        "classification.predict", digits / "val", "--ckpt_path", best(classifier), "--sheet", classifier / "sheet.png"
+    )  # fmt: skip
+    run("detection.fit", "--name", detector.name)
+    run("detection.validate", "--ckpt_path", best(detector))
+    run("detection.scenes", scenes, "--limit", IMAGES)
+    run(
+        "detection.predict", scenes / "images" / "val_*.png", "--ckpt_path", best(detector),
+        "--output", detector / "detections.json", "--drawings", detector / "drawings",
+    )  # fmt: skip
+    for folder in (classifier, detector):
+        pictures = sorted(path.name for path in folder.glob("*.png"))
+        print(f"\ncheckpoint  {best(folder)}\npictures    {folder}/: {', '.join(pictures)}")
+    print(f"            {detector / 'drawings'}/: {IMAGES} scenes with what was detected")
+
+
+def new_run(task: str) -> Path:
+    """A folder for a run that no earlier one has."""
     number = 1
-    while (Path("runs") / "classification" / name).exists():
+    while (folder := Path("runs") / task / ("demo" if number == 1 else f"demo-{number}")).exists():
         number += 1
-        name = f"demo-{number}"
-    run = Path("runs") / "classification" / name
-    checkpoint = str(run / "checkpoints" / "best.ckpt")
-    steps = [
-        ("classification.fit", "--name", name),
-        ("classification.validate", "--ckpt_path", checkpoint),
-        ("classification.digits", str(digits), "--limit", "12"),
-        ("classification.predict", str(digits / "val"), "--ckpt_path", checkpoint, "--sheet", str(run / "sheet.png")),
-    ]
-    for step in steps:
-        print(f"\n$ python -m {' '.join(step)}", flush=True)
-        subprocess.run([sys.executable, "-m", *step], check=True)
-    print(
-        f"\ncheckpoint  {checkpoint}"
-        f"\ncurves      {run / 'curves.png'}"
-        f"\npictures    {run / 'augmented.png'}, {run / 'predictions.png'}, {run / 'confusion_matrix.png'}, "
-        f"{run / 'sheet.png'}"
-    )
+    return folder
+
+
+def best(folder: Path) -> Path:
+    """The checkpoint to use of a run."""
+    return folder / "checkpoints" / "best.ckpt"
+
+
+def run(module: str, *arguments: object) -> None:
+    """Show a command and run it."""
+    words = [module, *map(str, arguments)]
+    print(f"\n$ python -m {' '.join(words)}", flush=True)
+    subprocess.run([sys.executable, "-m", *words], check=True)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from torch.utils.data import default_collate
 
-from classification.transforms import IMAGENET_MEAN, IMAGENET_STD, train_transform
-from mobile_former.training.images import find_images, normalise, read_image, to_planes
+from classification.transforms import train_transform
+from mobile_former.training.images import IMAGENET_MEAN, IMAGENET_STD, find_images, normalise, read_image, to_planes
 
 BATCH = 12
 

@@ -40,6 +40,7 @@ class MobileToFormer(nn.Module):
         *,
         token_position: Tensor | None = None,
         map_position: Tensor | None = None,
+        focus: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Update the tokens from the map.
 
@@ -48,17 +49,20 @@ class MobileToFormer(nn.Module):
             tokens: ``(B, M, d)``.
             padding: ``(B, 1, H, W)`` bool, True where a position is padding and must not be looked at.
             token_position: ``(B, M, d)``, added to the tokens where they serve as queries.
-            map_position: ``(B, C, H, W)``, added to the map where it serves as keys.
+            map_position: ``(B or 1, C, H, W)``, added to the map where it serves as keys.
+            focus: ``(B, M, H·W)``, added to the logits of every head: where each token shall look.
 
         Returns:
-            The tokens ``(B, M, d)``, and the scaled logits of the attention ``(B, heads, M, H·W)`` before any softmax
-            or mask.
+            The tokens ``(B, M, d)``, and the scaled logits of the attention ``(B, heads, M, H·W)`` before any softmax,
+            mask or focus.
         """
         values = _split_channels(x)  # (B, heads, C/heads, H·W)
         keys = values if map_position is None else _split_channels(x + map_position)
         query = _split_features(self.query(located(tokens, token_position)))  # (B, heads, M, C/heads)
         logits = (query * query.shape[-1] ** -0.5) @ keys
-        visible = logits if padding is None else mask_logits(logits, padding.flatten(2)[:, None])
+        visible = logits if focus is None else logits + focus[:, None].to(logits.dtype)
+        if padding is not None:
+            visible = mask_logits(visible, padding.flatten(2)[:, None])
         gathered = visible.softmax(-1) @ values.transpose(2, 3)
         gathered = gathered.transpose(1, 2).flatten(2)  # (B, M, C)
         if self.gate is not None:

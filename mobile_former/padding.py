@@ -22,6 +22,19 @@ def padding_pyramid(padding_mask: Tensor, strides: tuple[int, ...]) -> dict[int,
     }
 
 
+def content_size(images: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Width and height in pixels of images without their padding: ``(B, 2)`` float.
+
+    Args:
+        images: ``(B, C, H, W)``, each at the top left of its place.
+        padding_mask: ``(B, H, W)`` bool, True on padding, or None for none.
+    """
+    if padding_mask is None:
+        return images.new_tensor([[images.shape[3], images.shape[2]]]).float().expand(len(images), 2)
+    content = ~padding_mask
+    return torch.stack([content.any(1).sum(1), content.any(2).sum(1)], dim=1).float()
+
+
 def zero_padding(x: Tensor, padding: Tensor | None) -> Tensor:
     """Set padded positions to zero, as a convolution sees beyond the border of an image that stands alone.
 
@@ -50,17 +63,20 @@ def halve(x: Tensor, padding: Tensor | None) -> Tensor:
     return total / share.clamp(min=torch.finfo(x.dtype).tiny)
 
 
-def double(x: Tensor, padding: Tensor, size: tuple[int, int]) -> Tensor:
+def double(x: Tensor, padding: Tensor | None, size: tuple[int, int]) -> Tensor:
     """Enlarge by 2 with bilinear interpolation between the positions that are not padding.
 
     Args:
         x: ``(B, C, H, W)``.
-        padding: ``(B, 1, H, W)`` bool, True on padding.
+        padding: ``(B, 1, H, W)`` bool, True on padding, or None for none.
         size: of the result, which is cut off there: ``(2H or 2H − 1, 2W or 2W − 1)``.
     """
+    if padding is None:
+        return _enlarge(x, size)
     weights = (~padding).to(x.dtype)
-    total, share = (
-        F.interpolate(each, scale_factor=2, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]
-        for each in (x * weights, weights)
-    )
+    total, share = _enlarge(x * weights, size), _enlarge(weights, size)
     return total / share.clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def _enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mobile_former.errors import InputError
-from mobile_former.model import MobileFormer
+from mobile_former.model import Backbone, MobileFormer
 from mobile_former.variants import VARIANTS
 
 _logger = logging.getLogger(__name__)
@@ -68,12 +68,8 @@ def load_weights(model: MobileFormer, path: str | Path, ema: bool = False) -> Lo
     path = Path(path)
     state, entry = read_weights(path, ema)
     expected = model.state_dict()
-    _require_variant(path, state, model)
-    if state[_STEM].shape != expected[_STEM].shape:
-        raise InputError(
-            f"{path} is for images of {state[_STEM].shape[1]} channels, the model for {model.in_chans}: "
-            f"create the model with in_chans={state[_STEM].shape[1]}"
-        )
+    _require_variant(path, state, model.variant)
+    _require_channels(path, state, model.in_chans)
     num_classes = len(state[_HEAD[1]])
     new_head = num_classes != model.num_classes
     if new_head:
@@ -87,6 +83,27 @@ def load_weights(model: MobileFormer, path: str | Path, ema: bool = False) -> Lo
     model.load_state_dict(state)
     _logger.info("loaded the weights in %s", path)
     return LoadedWeights(path, entry, num_classes, new_head)
+
+
+def load_backbone_weights(backbone: Backbone, variant: str, path: str | Path) -> None:
+    """Load the backbone out of a classifier's weights file, in place.
+
+    Args:
+        backbone: of a model of another task; whether its dynamic ReLU is spatially aware makes no difference.
+        variant: name of the published model that it is the backbone of.
+        path: the file, as of :func:`load_weights`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: as of :func:`load_weights`.
+    """
+    path = Path(path)
+    state, _ = read_weights(path)
+    _require_variant(path, state, variant)
+    _require_channels(path, state, backbone.in_chans)
+    prefix = "backbone."
+    backbone.load_state_dict({n.removeprefix(prefix): tensor for n, tensor in state.items() if n.startswith(prefix)})
+    _logger.info("loaded the backbone out of %s", path)
 
 
 def save_weights(model: MobileFormer, path: str | Path) -> None:
@@ -205,24 +222,33 @@ def _select(path: Path, content: object, ema: bool) -> tuple[object, str]:
     return (content["state_dict"], "state_dict") if wrapped else (content, "file")
 
 
-def _require_variant(path: Path, state: dict[str, Tensor], model: MobileFormer) -> None:
+def _require_variant(path: Path, state: dict[str, Tensor], expected_variant: str) -> None:
     """Raise InputError where a file's tensors are not those of the model's variant."""
     layout = _layout(state)
     for variant in VARIANTS:
         if layout == _published_layout(variant):
-            if variant == model.variant:
+            if variant == expected_variant:
                 return
             raise InputError(
-                f"{path} holds the weights of {variant}, but the model is {model.variant}: create {variant!r}"
+                f"{path} holds the weights of {variant}, but the model is {expected_variant}: create {variant!r}"
             )
-    expected = _published_layout(model.variant)
+    expected = _published_layout(expected_variant)
     differences = [
         (f"it lacks {len(expected.keys() - layout.keys())}", sorted(expected.keys() - layout.keys())),
         (f"it has {len(layout.keys() - expected.keys())} unknown", sorted(layout.keys() - expected.keys())),
         ("shapes differ", sorted(n for n in expected.keys() & layout.keys() if expected[n] != layout[n])),
     ]
     told = "; ".join(f"{what}, first {names[0]!r}" for what, names in differences if names)
-    raise InputError(f"{path} holds no published Mobile-Former. Of the entries of {model.variant}, {told}")
+    raise InputError(f"{path} holds no published Mobile-Former. Of the entries of {expected_variant}, {told}")
+
+
+def _require_channels(path: Path, state: dict[str, Tensor], in_chans: int) -> None:
+    found = state[_STEM].shape[1]
+    if found != in_chans:
+        raise InputError(
+            f"{path} is for images of {found} channels, the model for {in_chans}: create the model with "
+            f"in_chans={found}"
+        )
 
 
 def _layout(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

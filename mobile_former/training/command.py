@@ -93,7 +93,8 @@ def _unknown_option(message: str) -> str | None:
 def _quieten() -> None:
     """Leave only those messages of the libraries that a user can act upon."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("mobile_former").setLevel(logging.INFO)
+    for name in ("mobile_former", "classification", "detection"):
+        logging.getLogger(name).setLevel(logging.INFO)
     # Devices not used, and advertisements; the commands print a header of their own.
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,9 +1,10 @@
 """Image files of any kind as RGB arrays, and arrays as normalised batches."""
 
+import glob
 import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,12 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
 
 from mobile_former.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
@@ -91,6 +96,54 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
             raise InputError(f"{os.fspath(folder)}: a file; give the folder that holds the images")
         raise FileNotFoundError(f"{os.fspath(folder)}: no such folder of images (looked from {os.getcwd()})")
     return [Path(path) for path in _walk(os.fspath(folder))]
+
+
+def expand(patterns: Sequence[str]) -> list[Path]:
+    """The images that files, folders and globs name, each once, in the order given.
+
+    Raises:
+        FileNotFoundError: a pattern that names nothing.
+        InputError: a folder without images.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        matches = [path] if path.exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+        if not matches:
+            raise FileNotFoundError(f"no image, folder or glob match: {pattern}")
+        for match in matches:
+            images = find_images(match) if match.is_dir() else [match]
+            if not images and match == path:
+                raise InputError(f"the folder {match} holds no images")
+            found |= dict.fromkeys(images)
+    return list(found)
+
+
+class ImageFiles(Dataset):
+    """Image files, each made ready for a model, or the message of one that cannot be read.
+
+    An item is ``(3, H, W)`` uint8 with the height and width of the file's image, or a message.
+
+    Args:
+        paths: the files.
+        transforms: albumentations' of images.
+        targets: what the transforms ask for besides the image.
+    """
+
+    def __init__(self, paths: Sequence[Path], transforms: Callable[..., dict], **targets):
+        self.paths = paths
+        self.transforms = transforms
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, tuple[int, int]] | str:
+        try:
+            image = read_image(self.paths[index])
+        except (ImageError, FileNotFoundError) as error:  # a link may lead nowhere
+            return str(error)
+        return to_planes(self.transforms(image=image, **self.targets)["image"]), image.shape[:2]
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -81,11 +81,16 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line."""
+        metrics = trainer.callback_metrics  # gathered over the processes, so that all of them have to ask
         if not trainer.is_global_zero:
             return
         figures = {"loss": float(self._loss) / max(1, self._steps)}
-        figures |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        speed = trainer.callback_metrics.get("images/s", 0.0)
+        # Those that the curves show; a detector's twelve numbers would be too many for a line.
+        shown = [name for names in pl_module.curves.values() for name in names if name in metrics]
+        terms = {name.removeprefix("train/"): metrics[name] for name in shown if name.startswith("train/loss_")}
+        scores = {name: metrics[name] for name in shown if name.startswith("val/")}
+        figures |= {name: float(value) for name, value in (terms | scores).items()}
+        speed = metrics.get("images/s", 0.0)
         print(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
             *(f"{name} {value:.4f}" for name, value in figures.items()),

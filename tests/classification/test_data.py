@@ -268,7 +268,7 @@ def test_a_training_image_that_cannot_be_read_is_replaced_and_told_once(folder, 
     spoil(broken)
     data = data_of(folder, num_workers=workers, batch_size=3)
     module = fit(data, epochs=3)
-    warnings = [record.getMessage() for record in caplog.records if record.name == "classification.data"]
+    warnings = [record.getMessage() for record in caplog.records if record.name == "mobile_former.training.data"]
     assert len(warnings) == 1
     assert str(broken) in warnings[0]
     assert "training goes on without it" in warnings[0]

@@ -7,13 +7,14 @@ import torch
 from lightning_fabric.utilities.data import _set_sampler_epoch
 from torch.utils.data import DataLoader
 
-from detection.batch import EvaluationImages, ShapeBatchSampler, TrainingImages, collate, pad
+from detection.batch import ShapeBatchSampler, collate, make_sample, pad
 from detection.boxes import cxcywh_to_xyxy
 from detection.coco_dataset import CocoDataset, find_split
 from detection.scenes import Scenes, write_coco
 from detection.transforms import custom_transform, eval_transform, train_transform
 from mobile_former.errors import InputError
 from mobile_former.training import sampler as sampler_module
+from mobile_former.training.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.images import ImageError
 from mobile_former.training.sampler import Draw, EpochSampler
 
@@ -64,10 +65,10 @@ SIZES = [(50, 70), (40, 30), (64, 20), (33, 90), (60, 60), (10, 96)]
 
 def test_images_are_padded_right_and_below_to_a_multiple_of_32_and_the_mask_tells_where():
     source = Made(SIZES)
-    dataset = EvaluationImages(source, UNCHANGED)
+    dataset = EvaluationImages(source, UNCHANGED, make_sample)
     batch = collate([dataset[index] for index in range(6)])
-    assert batch["images"].shape == (6, 3, 64, 96)
-    assert batch["images"].dtype == torch.uint8
+    assert batch["image"].shape == (6, 3, 64, 96)
+    assert batch["image"].dtype == torch.uint8
     assert batch["padding_mask"].shape == (6, 64, 96)
     assert batch["padding_mask"].dtype == torch.bool
     for index, (height, width) in enumerate(SIZES):
@@ -75,8 +76,8 @@ def test_images_are_padded_right_and_below_to_a_multiple_of_32_and_the_mask_tell
         expected[:height, :width] = False
         assert torch.equal(batch["padding_mask"][index], expected)
         image = torch.from_numpy(source.read(index)).permute(2, 0, 1)
-        assert torch.equal(batch["images"][index, :, :height, :width], image)
-        assert not batch["images"][index][:, expected].any()
+        assert torch.equal(batch["image"][index, :, :height, :width], image)
+        assert not batch["image"][index][:, expected].any()
     assert batch["image_ids"].tolist() == [100, 101, 102, 103, 104, 105]
     assert [tuple(size) for size in batch["image_sizes"].tolist()] == SIZES
     assert batch["failures"] == batch["errors"] == []
@@ -86,12 +87,15 @@ def test_images_are_padded_right_and_below_to_a_multiple_of_32_and_the_mask_tell
 def test_a_single_image_is_padded_too(size, padded):
     images, mask = pad([torch.full((3, *size), 7, dtype=torch.uint8)])
     assert images.shape == (1, 3, *padded)
-    assert mask.shape == (1, *padded)
-    assert (~mask).sum() == size[0] * size[1]
+    if size == padded:
+        assert mask is None  # nothing has to be masked
+    else:
+        assert mask.shape == (1, *padded)
+        assert (~mask).sum() == size[0] * size[1]
 
 
 def test_boxes_are_shares_of_the_image_without_its_padding():
-    dataset = EvaluationImages(Made(SIZES), UNCHANGED)
+    dataset = EvaluationImages(Made(SIZES), UNCHANGED, make_sample)
     batch = collate([dataset[index] for index in range(6)])
     for index, (target, (height, width)) in enumerate(zip(batch["targets"], SIZES, strict=True)):
         assert target["labels"].tolist() == [1, 0][: index % 3]
@@ -103,12 +107,12 @@ def test_boxes_are_shares_of_the_image_without_its_padding():
         white = torch.zeros(height, width, dtype=torch.bool)
         for left, top, right, bottom in corners.round().long():
             white[top:bottom, left:right] = True
-        assert torch.equal(batch["images"][index, 0, :height, :width] == 255, white)
+        assert torch.equal(batch["image"][index, 0, :height, :width] == 255, white)
 
 
 def test_shares_stay_the_same_when_an_image_is_resized_and_its_original_size_is_told():
     source = Made([(60, 80)] * 3)
-    sample = EvaluationImages(source, eval_transform(120, 1333))[2]
+    sample = EvaluationImages(source, eval_transform(120, 1333), make_sample)[2]
     assert sample["image"].shape == (3, 120, 160)
     assert sample["size"] == (60, 80)
     expected = [[0.25, 0.125, 0.5, 0.25], [0.75, 0.75, 0.5, 0.5]]
@@ -116,7 +120,7 @@ def test_shares_stay_the_same_when_an_image_is_resized_and_its_original_size_is_
 
 
 def test_in_place_of_a_training_image_that_cannot_be_read_comes_the_next_and_the_failure_is_told():
-    dataset = TrainingImages(Made(SIZES, broken={4, 5, 0}), UNCHANGED, seed=0)
+    dataset = TrainingImages(Made(SIZES, broken={4, 5, 0}), UNCHANGED, make_sample, seed=0)
     batch = collate([dataset[Draw(4, 0)], dataset[Draw(2, 0)]])
     assert batch["image_ids"].tolist() == [101, 102]
     assert [message.split(":")[0] for message in batch["failures"]] == ["image4.jpg", "image5.jpg", "image0.jpg"]
@@ -124,7 +128,7 @@ def test_in_place_of_a_training_image_that_cannot_be_read_comes_the_next_and_the
 
 
 def test_an_evaluation_image_that_cannot_be_read_is_told_and_no_other_takes_its_place():
-    dataset = EvaluationImages(Made(SIZES, broken={1}), UNCHANGED)
+    dataset = EvaluationImages(Made(SIZES, broken={1}), UNCHANGED, make_sample)
     batch = collate([dataset[index] for index in range(3)])
     assert batch["image_ids"].tolist() == [100, 102]
     assert batch["failures"] == ["image1.jpg: cut short"]
@@ -133,16 +137,19 @@ def test_an_evaluation_image_that_cannot_be_read_is_told_and_no_other_takes_its_
 
 def test_what_has_to_stop_a_run_is_told_as_an_error():
     source = Made(SIZES, broken={2}, wrong={3})
-    for sample in (EvaluationImages(source, UNCHANGED)[3], TrainingImages(source, UNCHANGED, seed=0)[Draw(2, 0)]):
+    for sample in (
+        EvaluationImages(source, UNCHANGED, make_sample)[3],
+        TrainingImages(source, UNCHANGED, make_sample, seed=0)[Draw(2, 0)],
+    ):
         assert collate([sample])["errors"] == ["image3.jpg is of another size"]
-    dataset = TrainingImages(Made(SIZES, broken=range(6)), UNCHANGED, seed=0)
+    dataset = TrainingImages(Made(SIZES, broken=range(6)), UNCHANGED, make_sample, seed=0)
     (error,) = collate([dataset[Draw(3, 0)]])["errors"]
     assert error == "none of the 6 training images can be read; the first: image3.jpg: cut short"
 
 
 def loader(workers, seed=0, epoch=0):
     source = Made([(60, 80), (80, 60), (70, 70), (50, 90)])
-    dataset = TrainingImages(source, train_transform((64, 96, 128), 200), seed)
+    dataset = TrainingImages(source, train_transform((64, 96, 128), 200), make_sample, seed)
     sampler = EpochSampler(4, seed)
     sampler.set_epoch(epoch)
     return DataLoader(dataset, 2, sampler=sampler, num_workers=workers, collate_fn=collate)
@@ -150,7 +157,7 @@ def loader(workers, seed=0, epoch=0):
 
 def test_training_batches_are_the_same_with_and_without_workers():
     for first, second in zip(loader(0), loader(2), strict=True):
-        for name in ("images", "padding_mask", "image_ids", "image_sizes"):
+        for name in ("image", "padding_mask", "image_ids", "image_sizes"):
             assert torch.equal(first[name], second[name])
         for mine, other in zip(first["targets"], second["targets"], strict=True):
             assert torch.equal(mine["boxes"], other["boxes"])
@@ -159,7 +166,7 @@ def test_training_batches_are_the_same_with_and_without_workers():
 
 def test_another_epoch_draws_anew():
     first, second = next(iter(loader(0))), next(iter(loader(0, epoch=1)))
-    assert first["images"].shape != second["images"].shape or not torch.equal(first["images"], second["images"])
+    assert first["image"].shape != second["image"].shape or not torch.equal(first["image"], second["image"])
 
 
 def shapes(count=403):
@@ -223,7 +230,7 @@ def test_processes_share_the_images_and_have_equally_many_batches(monkeypatch):
 
 
 def test_lightning_tells_the_batches_their_epoch():
-    dataset = TrainingImages(Made(shapes()), UNCHANGED, 3)
+    dataset = TrainingImages(Made(shapes()), UNCHANGED, make_sample, 3)
     batched = DataLoader(dataset, batch_sampler=batches(), collate_fn=collate)
     _set_sampler_epoch(batched, 7)
     assert next(iter(batched.batch_sampler))[0].epoch == 7
@@ -232,9 +239,9 @@ def test_lightning_tells_the_batches_their_epoch():
 def test_an_image_on_disk_becomes_a_batch(tmp_path):
     write_coco(tmp_path, "val", 3)
     source = CocoDataset(*find_split(tmp_path, "val"))
-    batch = collate([EvaluationImages(source, UNCHANGED)[index] for index in range(3)])
-    assert batch["images"].shape == (3, 3, 128, 128)
-    assert not batch["padding_mask"].any()
-    assert torch.equal(batch["images"][1].permute(1, 2, 0), torch.from_numpy(Scenes("val").read(1)))
+    batch = collate([EvaluationImages(source, UNCHANGED, make_sample)[index] for index in range(3)])
+    assert batch["image"].shape == (3, 3, 128, 128)
+    assert batch["padding_mask"] is None
+    assert torch.equal(batch["image"][1].permute(1, 2, 0), torch.from_numpy(Scenes("val").read(1)))
     picture = cv2.imread(source.name(1))[:, :, ::-1]
-    np.testing.assert_array_equal(batch["images"][1].permute(1, 2, 0), picture)
+    np.testing.assert_array_equal(batch["image"][1].permute(1, 2, 0), picture)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import mobile_former
-from mobile_former.training.optimisation import adamw_warmup_cosine, parameter_groups, warmup_cosine
+from mobile_former.training.optimisation import adamw, parameter_groups, warmup_cosine
 
 
 def names_of(groups, model):
@@ -57,9 +57,7 @@ def test_a_step_without_gradient_shrinks_what_decays_and_leaves_the_rest():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     nn.init.ones_(model[0].bias)
     before = {name: parameter.clone() for name, parameter in model.state_dict().items()}
-    chosen = adamw_warmup_cosine(
-        model, learning_rate=0.1, weight_decay=0.5, warmup_epochs=0, total_steps=10, steps_per_epoch=10
-    )
+    chosen = adamw(model, learning_rate=0.1, weight_decay=0.5, warmup_epochs=0, total_steps=10, steps_per_epoch=10)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     chosen["optimizer"].step()
@@ -95,7 +93,7 @@ class Recorder(LightningModule):
         return self.layer(batch).square().mean()
 
     def configure_optimizers(self):
-        return adamw_warmup_cosine(
+        return adamw(
             self.layer,
             learning_rate=0.5,
             weight_decay=0.0,

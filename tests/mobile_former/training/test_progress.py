@@ -170,6 +170,8 @@ def test_throughput_goes_into_the_log_as_images_per_second(tmp_path):
 
 def test_a_line_an_epoch_tells_mean_training_loss_validation_loss_and_speed(tmp_path, capsys):
     class Known(Tiny):
+        curves = {"loss": ("train/loss", "val/loss")}  # noqa: RUF012
+
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) * 0 + batch_idx
 

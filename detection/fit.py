@@ -1,0 +1,19 @@
+"""``python -m detection.fit``: train a detector."""
+
+from pathlib import Path
+
+from detection.data import DetectionData
+from detection.module import DetectionModule
+from mobile_former.training.cli import FitCLI
+from mobile_former.training.command import run_command
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def main() -> None:
+    """Train by the command line's options and configs; on the embedded scenes where none is given."""
+    FitCLI("detection", DetectionModule, DetectionData, configs=CONFIGS, embedded="scenes.yaml").fit()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,238 @@
+"""``python -m detection.predict``: detect objects in images, folders and globs."""
+
+import csv
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Column, Table
+from torch.utils.data import DataLoader
+
+from detection.module import DetectionModule
+from detection.pictures import caption, draw_detections
+from detection.transforms import eval_transform
+from mobile_former.errors import InputError
+from mobile_former.training.checkpoint import load_checkpoint
+from mobile_former.training.command import Parser, require_writable, run_command
+from mobile_former.training.data import default_workers
+from mobile_former.training.images import ImageFiles, expand, read_image
+
+_LISTED = 3  # detections in the table's row of an image
+_PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # of images whose drawings keep their names
+
+
+def main() -> None:
+    """Predict by the command line's options."""
+    parser = Parser(prog="python -m detection.predict", description="Detect objects in images.")
+    parser.add_argument("images", type=str, nargs="+", help="images, folders, or quoted globs")
+    parser.add_argument("--ckpt_path", required=True, help="a run's checkpoints/best.ckpt")
+    parser.add_argument("--output", type=Path | None, default=None, help="a .json (COCO results) or .csv file to write")
+    parser.add_argument(
+        "--drawings", type=Path | None, default=None, help="a folder to write: each image with its boxes"
+    )
+    parser.add_argument("--score_threshold", type=float, default=0.3, help="least score of what is told, 0 to 1")
+    parser.add_argument("--batch_size", type=int, default=8, help="images in a batch")
+    options = parser.parse_args()
+    if options.output and options.output.suffix not in {".json", ".csv"}:
+        raise InputError(f"--output {options.output}: give a name that ends in .json or .csv")
+    if not 0 <= options.score_threshold <= 1:
+        raise InputError(f"--score_threshold is {options.score_threshold}: give a score from 0 to 1")
+    if options.batch_size < 1:
+        raise InputError(f"--batch_size is {options.batch_size}: give at least 1")
+
+    paths = expand(options.images)
+    drawings = _drawing_paths(paths, options.drawings) if options.drawings else []
+    for target in filter(None, (options.output, *drawings)):  # before the work, so that none is lost
+        require_writable(target)
+    module, data_options = load_checkpoint(options.ckpt_path, DetectionModule, "detection")
+    found = predict(module, data_options, paths, score_threshold=options.score_threshold, batch_size=options.batch_size)
+    predictions = []
+    console = Console(stderr=True)
+    for prediction in track(
+        found,
+        "detecting",
+        total=len(paths),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal or len(paths) <= options.batch_size,
+    ):
+        if drawings and "error" not in prediction:
+            _draw(prediction, drawings[len(predictions)])
+        predictions.append(prediction)
+
+    _print(predictions)
+    if options.output:
+        if options.output.suffix == ".json":
+            _write_json(predictions, module.hparams.class_names, options.output)
+        else:
+            _write_csv(predictions, options.output)
+        print(f"written: {options.output}")
+    failed = [prediction for prediction in predictions if "error" in prediction]
+    if drawings:
+        print(f"written: {len(predictions) - len(failed)} pictures in {options.drawings}/")
+    if failed:
+        for prediction in failed:
+            print(f"error: {prediction['error']}", file=sys.stderr)
+        print(f"error: {len(failed)} of {len(paths)} images could not be read", file=sys.stderr)
+        sys.exit(1)
+
+
+def predict(
+    module: DetectionModule,
+    data_options: dict,
+    paths: Sequence[Path],
+    *,
+    score_threshold: float = 0.3,
+    batch_size: int = 8,
+) -> Iterator[dict]:
+    """Detect objects in image files.
+
+    Args:
+        module: and
+        data_options: as :func:`mobile_former.training.checkpoint.load_checkpoint` gives them.
+        paths: the images.
+        score_threshold: least score of a detection, in 0..1.
+        batch_size: images in a batch.
+
+    Yields:
+        For each image, in order, ``{"path", "width", "height", "detections"}``, the last a list of ``{"label", "class",
+        "score", "box"}``, best first, with ``box`` xyxy in the image's own pixels; or ``{"path", "error"}`` where it
+        cannot be read.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = module.to(device).eval()
+    names = module.hparams.class_names
+    transform = eval_transform(data_options["short_side"], data_options["longest"])
+    images = ImageFiles(paths, transform, bboxes=np.zeros((0, 4)), labels=[])
+    workers = default_workers() if len(paths) > 4 * batch_size else 0
+    loader = DataLoader(images, batch_size, num_workers=workers, collate_fn=list)
+    number = 0
+    for batch in loader:
+        readable = [sample for sample in batch if not isinstance(sample, str)]
+        found = iter(())
+        if readable:
+            planes, sizes = zip(*readable, strict=True)
+            found = iter(module.detect(planes, sizes, data_options["mean"], data_options["std"]))
+        for sample in batch:
+            path, number = str(paths[number]), number + 1
+            if isinstance(sample, str):
+                yield {"path": path, "error": sample}
+                continue
+            height, width = sample[1]
+            detections = _listed(next(found), names, score_threshold)
+            yield {"path": path, "width": width, "height": height, "detections": detections}
+
+
+def _listed(found: dict[str, torch.Tensor], names: Sequence[str], score_threshold: float) -> list[dict]:
+    # A model that has diverged gives boxes that are no numbers.
+    kept = (found["scores"] >= score_threshold) & found["boxes"].isfinite().all(1)
+    labels, scores, boxes = (found[name][kept].tolist() for name in ("labels", "scores", "boxes"))
+    return [
+        {"label": label, "class": names[label], "score": score, "box": box}
+        for label, score, box in zip(labels, scores, boxes, strict=True)
+    ]
+
+
+def _drawing_paths(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """For each image a file of its name in the folder; where names are the same, with its own folders' before it.
+
+    Raises:
+        InputError: a picture would replace an image.
+    """
+    images = {path.resolve() for path in paths}
+    taken: set[str] = set()
+    drawings = []
+    for path in paths:
+        name = path.name if path.suffix.lower() in _PICTURE_SUFFIXES else f"{path.name}.png"
+        folders = path.absolute().parts[1:-1]
+        candidates = itertools.chain(
+            ("-".join((*folders[len(folders) - depth :], name)) for depth in range(len(folders) + 1)),
+            (f"{number}-{name}" for number in itertools.count(2)),
+        )
+        # Not every file system tells A.jpg from a.jpg.
+        chosen = next(candidate for candidate in candidates if candidate.casefold() not in taken)
+        taken.add(chosen.casefold())
+        drawing = folder / chosen
+        if drawing.resolve() in images:
+            raise InputError(f"--drawings {folder} would replace the image {drawing}: give another folder")
+        drawings.append(drawing)
+    return drawings
+
+
+def _draw(prediction: dict, path: Path) -> None:
+    detections = prediction["detections"]
+    draw_detections(
+        read_image(prediction["path"]),
+        [detection["box"] for detection in detections],
+        [detection["label"] for detection in detections],
+        [caption(detection["class"], detection["score"]) for detection in detections],
+        path,
+    )
+
+
+def _print(predictions: list[dict]) -> None:
+    table = Table(Column("image", overflow="fold"), "detections", Column("best", overflow="fold"))
+    for prediction in predictions:
+        if "error" in prediction:
+            row = (prediction["path"], "unreadable", "")
+        else:
+            found = prediction["detections"]
+            best = ", ".join(f"{detection['class']} {detection['score']:.3f}" for detection in found[:_LISTED])
+            row = (prediction["path"], str(len(found)), best)
+        # Names may hold what rich takes for markup, and paths bytes that are no text.
+        table.add_row(*(escape(cell.encode(errors="backslashreplace").decode()) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=100_000)  # in a pipe or file each image has one line, however long
+    console.print(table)
+
+
+def _write_json(predictions: list[dict], names: Sequence[str], path: Path) -> None:
+    images, annotations, errors = [], [], []
+    for number, prediction in enumerate(predictions, start=1):
+        if "error" in prediction:
+            errors.append({"file_name": prediction["path"], "message": prediction["error"]})
+            continue
+        size = {"width": prediction["width"], "height": prediction["height"]}
+        images.append({"id": number, "file_name": prediction["path"], **size})
+        for detection in prediction["detections"]:
+            left, top, right, bottom = detection["box"]
+            annotations.append(
+                {
+                    "image_id": number,
+                    "category_id": detection["label"] + 1,
+                    "bbox": [round(value, 2) for value in (left, top, right - left, bottom - top)],
+                    "score": round(detection["score"], 6),
+                }
+            )
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(names)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    if errors:
+        content["errors"] = errors
+    # A path may hold bytes that are no text: JSON has an escape for them.
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(json.dumps(content, ensure_ascii=False) + "\n")
+
+
+def _write_csv(predictions: list[dict], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "class", "score", "left", "top", "right", "bottom", "error"])
+        for prediction in predictions:
+            if "error" in prediction:
+                writer.writerow([prediction["path"], *[""] * 6, prediction["error"]])
+                continue
+            for detection in prediction["detections"]:
+                box = (round(value, 2) for value in detection["box"])
+                writer.writerow([prediction["path"], detection["class"], round(detection["score"], 6), *box, ""])
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,13 @@
+"""``python -m detection.validate``: score a checkpoint on validation images."""
+
+from detection.evaluate import evaluate
+from mobile_former.training.command import run_command
+
+
+def main() -> None:
+    """Score by the command line's options."""
+    evaluate("validate")
+
+
+if __name__ == "__main__":
+    run_command(main)

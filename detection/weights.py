@@ -1,0 +1,55 @@
+"""Start a detector from weights: of a classifier with its backbone, or of a detector."""
+
+import logging
+from pathlib import Path
+
+from torch import nn
+
+from mobile_former.errors import InputError
+from mobile_former.weights import load_backbone_weights, read_weights
+
+_logger = logging.getLogger(__name__)
+
+
+def load_detector_weights(detector: nn.Module, path: str | Path) -> None:
+    """Load a weights file into a detector, in place.
+
+    Of a classifier (the authors' file, or this project's) the backbone is taken. Of a detector of the same name and
+    options everything is taken, less what predicts classes where their number differs, which a logged warning says.
+
+    Args:
+        detector: as :func:`detection.create_detector` builds it.
+        path: the file: ``.pth``, ``.pth.tar``, ``.ckpt`` or ``.safetensors``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: not a weights file, or one of another model.
+    """
+    path = Path(path)
+    state, _ = read_weights(path)
+    expected = detector.state_dict()
+    # A classifier is a backbone and `classifier.…`, and nothing else.
+    if not any(name.split(".")[0] not in {"backbone", "classifier"} for name in state):
+        load_backbone_weights(detector.backbone, detector.backbone_name, path)
+        return
+    differing = {name for name in state.keys() & expected.keys() if state[name].shape != expected[name].shape}
+    by_class = {name for name in expected if name.rsplit(".", 2)[-2] == "classify"}
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or unknown or differing - by_class:
+        told = [
+            (f"it lacks {len(missing)}", missing),
+            (f"it has {len(unknown)} unknown", unknown),
+            ("shapes differ", sorted(differing - by_class)),
+        ]
+        raise InputError(
+            f"{path} does not fit this detector: "
+            + "; ".join(f"{what} entries, first {names[0]!r}" for what, names in told if names)
+            + ". Give the weights of a detector of the same name and options, or of a classifier with its backbone, "
+            + detector.backbone_name
+        )
+    if differing:
+        _logger.warning(
+            "%s was trained for other classes: loaded all but what predicts them, which starts afresh", path
+        )
+    detector.load_state_dict(state | {name: expected[name] for name in differing})
+    _logger.info("loaded the weights in %s", path)

@@ -1,0 +1,92 @@
+"""What share of a training step of E2E-MF-508M the Hungarian matching takes.
+
+    python -m experiments.matching                       # batch 2, 800×1056 pixels, 9 layers, 20 objects an image
+
+A step is forward, matching, loss, backward and the optimiser's step, on a GPU where there is one. Matching is timed
+within the step: from the predictions of all layers to the pairs, the transfer to the host included. Reported is the
+median over the steps of matching's share.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+import detection
+from mobile_former.training.optimisation import parameter_groups
+
+
+def main() -> None:
+    """Time the steps and print the share."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.matching", description=__doc__.partition("\n")[0])
+    parser.add_argument("--name", default="e2e_mf_508m", help="the detector (default: e2e_mf_508m)")
+    parser.add_argument("--size", type=int, nargs=2, default=(800, 1056), help="height and width in pixels")
+    parser.add_argument("--batch", type=int, default=2, help="images in a step (default: 2)")
+    parser.add_argument("--objects", type=int, default=20, help="objects in an image (default: 20)")
+    parser.add_argument("--steps", type=int, default=5, help="steps that are timed, after one that is not (default: 5)")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = detection.create_detector(options.name, num_classes=80).to(device).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-4), lr=1e-4)
+    images = torch.randn(options.batch, 3, *options.size, device=device)
+    targets = [
+        {
+            "labels": torch.randint(0, 80, (options.objects,), device=device),
+            "boxes": torch.rand(options.objects, 4, device=device) * 0.4 + 0.1,
+        }
+        for _ in range(options.batch)
+    ]
+    matcher = TimedMatcher(model.criterion.matcher, device)
+    model.criterion.matcher = matcher
+    shares, steps = [], []
+    for number in range(options.steps + 1):
+        matcher.seconds = 0.0
+        start = now(device)
+        model.loss(model(images), targets)["total"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds = now(device) - start
+        if number:
+            steps.append(seconds)
+            shares.append(matcher.seconds / seconds)
+    layers = len(model.blocks)
+    print(
+        f"{options.name}, batch {options.batch}, {options.size[0]}x{options.size[1]} pixels, {layers} layers, "
+        f"{options.objects} objects an image, {device}: a step takes {statistics.median(steps):.2f} s, matching "
+        f"{statistics.median(shares):.2%} of it"
+    )
+
+
+class TimedMatcher:
+    """A matcher that counts the seconds it takes.
+
+    Args:
+        matcher: the matcher itself.
+        device: where the predictions lie.
+    """
+
+    def __init__(self, matcher: detection.HungarianMatcher, device: torch.device):
+        self.matcher = matcher
+        self.device = device
+        self.seconds = 0.0
+
+    def match_layers(self, layers: list, targets: list) -> list:
+        """As :meth:`HungarianMatcher.match_layers`."""
+        start = now(self.device)
+        pairs = self.matcher.match_layers(layers, targets)
+        self.seconds += now(self.device) - start
+        return pairs
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Fixtures of the tests of detection."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+# Ids neither in order nor without gaps: labels are 0 for "bar" and 1 for "disc".
+CATEGORIES = [{"id": 40, "name": "disc"}, {"id": 7, "name": "bar"}]
+SIZES = [(64, 96), (96, 64), (72, 80)]  # height, width
+
+
+def write_shapes(root: Path, categories: list[dict] = CATEGORIES, **counts: int) -> Path:
+    """A COCO folder of bright discs and bars on dark noise, in images of three shapes, none of them square.
+
+    Args:
+        root: the folder to write.
+        categories: a disc's and a bar's.
+        **counts: images by split.
+    """
+    generator = np.random.default_rng(0)
+    for folder in ("annotations", "images"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for split, count in counts.items():
+        images, annotations = [], []
+        for index in range(count):
+            height, width = SIZES[index % len(SIZES)]
+            image = generator.integers(0, 60, (height, width, 3), dtype=np.uint8)
+            for number, (kind, (left, right)) in enumerate((("disc", (0, width // 2)), ("bar", (width // 2, width)))):
+                across = int(generator.integers(16, 28))
+                down = across if kind == "disc" else across // 2
+                x = int(generator.integers(left, right - across))
+                y = int(generator.integers(0, height - down))
+                if kind == "disc":
+                    cv2.ellipse(image, ((x + across / 2, y + down / 2), (across, down), 0), (40, 200, 240), -1)
+                else:
+                    image[y : y + down, x : x + across] = (230, 90, 60)
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": 10 * index + 5,
+                        "category_id": categories[number]["id"],
+                        "bbox": [x, y, across, down],
+                        "area": across * down,
+                        "iscrowd": 0,
+                    }
+                )
+            name = f"{split}_{index}.png"
+            cv2.imwrite(str(root / "images" / name), image)
+            images.append({"id": 10 * index + 5, "file_name": name, "height": height, "width": width})
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A COCO folder of the classes ``bar`` and ``disc``: six training, three validation, two test images."""
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=6, val=3, test=2)

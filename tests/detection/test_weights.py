@@ -1,0 +1,127 @@
+import logging
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+
+import detection
+import mobile_former
+from classification.module import ClassificationModule
+from detection.module import DetectionModule
+from mobile_former.errors import InputError
+from tests.conftest import reference_state_dict
+
+OPTIONS = {"focal": True, "refine_boxes": True, "dense_head": True, "choose_queries": True}
+
+
+def detector_of(name="e2e_mf_26m", num_classes=3, seed=1, **options):
+    torch.manual_seed(seed)
+    return detection.create_detector(name, num_classes, **(OPTIONS | options))
+
+
+def checkpoint_of(module, path):
+    """What ``fit`` writes of a module."""
+    trainer = Trainer(accelerator="cpu", logger=False, enable_model_summary=False, enable_progress_bar=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path)
+    return path
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    torch.manual_seed(0)
+    return mobile_former.mobile_former_26m(num_classes=5)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return detector_of(seed=0)
+
+
+@pytest.mark.parametrize("kind", [".ckpt", ".safetensors", "authors"])
+def test_of_a_classifier_the_backbone_is_taken_and_nothing_else(kind, classifier, tmp_path, caplog):
+    path = tmp_path / f"weights{kind}"
+    expected = classifier.state_dict()
+    if kind == ".safetensors":
+        mobile_former.save_weights(classifier, path)
+    elif kind == ".ckpt":
+        module = ClassificationModule(list("abcde"), "mobile_former_26m")
+        module.model.load_state_dict(expected)
+        checkpoint_of(module, path)
+    else:
+        state = reference_state_dict("mobile_former_26m")[1]
+        torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 449}, path)
+        model = mobile_former.mobile_former_26m()
+        mobile_former.load_weights(model, path)
+        expected = model.state_dict()
+    fresh, started = detector_of().state_dict(), detector_of(pretrained=path).state_dict()
+    for name, value in started.items():
+        assert torch.equal(value, expected[name] if name.startswith("backbone.") else fresh[name]), name
+    assert any(not torch.equal(started[name], fresh[name]) for name in started)
+    assert not warnings(caplog)
+
+
+def test_another_backbone_is_refused_and_both_are_named(classifier, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    mobile_former.save_weights(classifier, path)
+    with pytest.raises(InputError, match=r"mobile_former_26m.*mobile_former_52m") as error:
+        detector_of("e2e_mf_52m", pretrained=path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("options", [OPTIONS, dict.fromkeys(OPTIONS, False)], ids=["helped", "published"])
+@pytest.mark.parametrize("kind", [".ckpt", ".pth"])
+def test_of_a_detector_everything_is_taken(kind, options, tmp_path, caplog):
+    path = tmp_path / f"weights{kind}"
+    torch.manual_seed(0)
+    module = DetectionModule(list("abc"), "e2e_mf_26m", **options)
+    if kind == ".ckpt":
+        checkpoint_of(module, path)
+    else:
+        torch.save(module.model.state_dict(), path)
+    started = detector_of(pretrained=path, **options).state_dict()
+    for name, value in module.model.state_dict().items():
+        assert torch.equal(started[name], value), name
+    assert not warnings(caplog)
+
+
+@pytest.mark.parametrize("options", [OPTIONS, dict.fromkeys(OPTIONS, False)], ids=["helped", "published"])
+@pytest.mark.parametrize("num_classes", [1, 4])
+def test_of_a_detector_of_other_classes_all_but_what_predicts_them_is_taken(num_classes, options, tmp_path, caplog):
+    source = detector_of(seed=0, **options)
+    path = tmp_path / "weights.pth"
+    torch.save(source.state_dict(), path)
+    fresh = detector_of(num_classes=num_classes, **options).state_dict()
+    started = detector_of(num_classes=num_classes, pretrained=path, **options).state_dict()
+    left = {name for name in fresh if fresh[name].shape != source.state_dict()[name].shape}
+    assert left
+    assert len(left) < 10
+    for name, value in started.items():
+        assert torch.equal(value, fresh[name] if name in left else source.state_dict()[name]), name
+    (warning,) = warnings(caplog)
+    assert str(path) in warning
+    assert "other classes" in warning
+
+
+def test_a_detector_of_another_name_or_options_is_refused_with_an_example(detector, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(detector.state_dict(), path)
+    with pytest.raises(InputError, match=r"does not fit this detector.*mobile_former_52m"):
+        detector_of("e2e_mf_52m", pretrained=path)
+    with pytest.raises(InputError, match="unknown entries, first 'dense"):
+        detector_of(dense_head=False, choose_queries=False, pretrained=path)
+    torch.save(detector_of(dense_head=False, choose_queries=False).state_dict(), path)
+    with pytest.raises(InputError, match=r"it lacks \d+ entries, first 'dense"):
+        detector_of(pretrained=path)
+
+
+def test_files_that_hold_no_weights_are_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+        detector_of(pretrained=tmp_path / "nowhere.pth")
+    torch.save({"backbone.tokens": torch.zeros(2)}, tmp_path / "part.pth")
+    with pytest.raises(InputError, match=r"part\.pth holds no published Mobile-Former"):
+        detector_of(pretrained=tmp_path / "part.pth")
