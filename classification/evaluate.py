@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 
 from pytorch_lightning import Trainer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from classification.data import ClassificationData
 from classification.module import ClassificationModule
 from mobile_former.training.checkpoint import load_checkpoint
+from mobile_former.training.command import console
 from mobile_former.training.evaluation import evaluation_parser, output_folder, score
 from mobile_former.training.figures import draw_confusion
 
@@ -40,11 +40,10 @@ def evaluate(stage: str) -> None:
     table = Table(title=escape(title), title_justify="left", show_header=False)
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
-    console = Console(soft_wrap=True)
-    console.print(table)
+    console().print(table)
     if stage == "test":
         _write(folder, metrics, module)
-        console.print(_class_table(module))
+        console().print(_class_table(module))
         print(f"written: {folder}/: metrics.json, per_class.csv, confusion_matrix.png")
 
 

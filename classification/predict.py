@@ -2,11 +2,9 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch.utils.data import DataLoader
@@ -15,7 +13,7 @@ from classification.module import ClassificationModule
 from classification.transforms import eval_transform
 from mobile_former.errors import InputError
 from mobile_former.training.checkpoint import load_checkpoint
-from mobile_former.training.command import Parser, require_writable, run_command
+from mobile_former.training.command import Parser, console, require_writable, run_command, tell_unreadable
 from mobile_former.training.data import default_workers
 from mobile_former.training.figures import image_sheet
 from mobile_former.training.images import ImageFiles, expand, normalise, read_image
@@ -51,12 +49,7 @@ def main() -> None:
         if target:
             write(predictions, target)
             print(f"written: {target}")
-    failed = [prediction for prediction in predictions if "error" in prediction]
-    if failed:
-        for prediction in failed:
-            print(f"error: {prediction['error']}", file=sys.stderr)
-        print(f"error: {len(failed)} of {len(paths)} images could not be read", file=sys.stderr)
-        sys.exit(1)
+    tell_unreadable([prediction["error"] for prediction in predictions if "error" in prediction], len(paths))
 
 
 def predict(
@@ -112,7 +105,7 @@ def _print(predictions: list[dict]) -> None:
             others = ", ".join(f"{other['class']} {other['probability']:.3f}" for other in prediction["top_k"][1:3])
             row = (prediction["path"], prediction["class"], f"{prediction['probability']:.3f}", others)
         table.add_row(*map(escape, row))  # names may hold what rich takes for markup
-    Console().print(table)
+    console().print(table)
 
 
 def _write(predictions: list[dict], path: Path) -> None:

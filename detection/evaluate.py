@@ -47,6 +47,7 @@ def evaluate(stage: str) -> None:
     title = f"{module.hparams.name} on {split} of {data.dataset_name}: {len(dataset)} images"
     if trainer.is_global_zero:
         module.print_scores(title)
+        module.print_classes()
     results = module.average_precision.results()  # of all processes
     if not trainer.is_global_zero:
         return

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.callbacks import EMAWeightAveraging
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
@@ -19,8 +18,10 @@ from detection.evaluation import NUMBERS, CocoAP
 from detection.factory import create_detector
 from detection.pictures import draw_comparison
 from mobile_former.errors import InputError
+from mobile_former.training.command import console
 from mobile_former.training.images import normalise
 from mobile_former.training.optimisation import adamw, run_length
+from mobile_former.training.report import figure
 
 SHEET_THRESHOLD = 0.3  # score from which the sheet shows detections
 _SHEET_IMAGES = 8
@@ -166,9 +167,9 @@ class DetectionModule(LightningModule):
         return f"{self.hparams.name}: {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M parameters"
 
     def draw_results(self, folder: Path, datamodule: DetectionData) -> None:
-        """Write ``ap.json`` and a sheet of validation images with objects and detections; print the AP table."""
+        """Write ``ap.json`` and a sheet of validation images with objects and detections; print the classes' AP."""
         self.write_scores(folder / "ap.json")
-        self.print_scores(f"{self.hparams.name} on {datamodule.val_split} of {datamodule.dataset_name}")
+        self.print_classes()
         dataset = datamodule.val_set
         count = min(_SHEET_IMAGES, len(dataset))
         samples = [dataset[round(step * (len(dataset) - 1) / max(1, count - 1))] for step in range(count)]
@@ -214,20 +215,22 @@ class DetectionModule(LightningModule):
         """Write the numbers of the last evaluation, and the AP of each class, as JSON."""
         path.write_text(json.dumps(self.scores | {"per_class": self.per_class}, indent=2, ensure_ascii=False) + "\n")
 
-    def print_scores(self, title: str, most: int = 30) -> None:
-        """Print the twelve COCO numbers and the classes with the lowest AP."""
-        console = Console(soft_wrap=True)
+    def print_scores(self, title: str) -> None:
+        """Print the twelve COCO numbers."""
         table = Table(title=escape(title), title_justify="left", show_header=False)
         for name in NUMBERS:
-            table.add_row(name, _figure(self.scores[name]))
-        console.print(table)
+            table.add_row(name, figure(self.scores[name]))
+        console().print(table)
+
+    def print_classes(self, most: int = 30) -> None:
+        """Print the AP of the classes, the lowest first."""
         rows = sorted(self.per_class.items(), key=lambda row: row[1])
         rows = [row for row in rows if row[1] >= 0] + [row for row in rows if row[1] < 0]
         title = "AP by class" + (f" (the lowest {most} of {len(rows)})" if len(rows) > most else "")
         table = Table("class", "AP", title=title, title_justify="left")
         for name, value in rows[:most]:
-            table.add_row(escape(name), _figure(value))
-        console.print(table)
+            table.add_row(escape(name), figure(value))
+        console().print(table)
 
     def _start_evaluation(self, source: Source) -> None:
         self.average_precision = CocoAP(source.ground_truth(), source.category_ids).to(self.device)
@@ -248,8 +251,3 @@ class DetectionModule(LightningModule):
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in {"AP", "AP50"}, sync_dist=True)
         mean_loss.reset()
-
-
-def _figure(value: float) -> str:
-    """A number of pycocotools, which is -1 where there is nothing to find."""
-    return "none to find" if value < 0 else f"{value:.4f}"

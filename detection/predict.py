@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from detection.pictures import caption, draw_detections
 from detection.transforms import eval_transform
 from mobile_former.errors import InputError
 from mobile_former.training.checkpoint import load_checkpoint
-from mobile_former.training.command import Parser, require_writable, run_command
+from mobile_former.training.command import Parser, console, require_writable, run_command, tell_unreadable
 from mobile_former.training.data import default_workers
 from mobile_former.training.images import ImageFiles, expand, read_image
 
@@ -54,14 +53,14 @@ def main() -> None:
     module, data_options = load_checkpoint(options.ckpt_path, DetectionModule, "detection")
     found = predict(module, data_options, paths, score_threshold=options.score_threshold, batch_size=options.batch_size)
     predictions = []
-    console = Console(stderr=True)
+    terminal = Console(stderr=True)
     for prediction in track(
         found,
         "detecting",
         total=len(paths),
-        console=console,
+        console=terminal,
         transient=True,
-        disable=not console.is_terminal or len(paths) <= options.batch_size,
+        disable=not terminal.is_terminal or len(paths) <= options.batch_size,
     ):
         if drawings and "error" not in prediction:
             _draw(prediction, drawings[len(predictions)])
@@ -74,14 +73,10 @@ def main() -> None:
         else:
             _write_csv(predictions, options.output)
         print(f"written: {options.output}")
-    failed = [prediction for prediction in predictions if "error" in prediction]
+    failed = [prediction["error"] for prediction in predictions if "error" in prediction]
     if drawings:
         print(f"written: {len(predictions) - len(failed)} pictures in {options.drawings}/")
-    if failed:
-        for prediction in failed:
-            print(f"error: {prediction['error']}", file=sys.stderr)
-        print(f"error: {len(failed)} of {len(paths)} images could not be read", file=sys.stderr)
-        sys.exit(1)
+    tell_unreadable(failed, len(paths))
 
 
 def predict(
@@ -188,10 +183,7 @@ def _print(predictions: list[dict]) -> None:
             row = (prediction["path"], str(len(found)), best)
         # Names may hold what rich takes for markup, and paths bytes that are no text.
         table.add_row(*(escape(cell.encode(errors="backslashreplace").decode()) for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=100_000)  # in a pipe or file each image has one line, however long
-    console.print(table)
+    console().print(table)
 
 
 def _write_json(predictions: list[dict], names: Sequence[str], path: Path) -> None:

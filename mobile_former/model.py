@@ -119,7 +119,8 @@ class Backbone(nn.Module):
         Args:
             images: ``(B, in_chans, H, W)``, normalised, both sides at least 32 pixels; odd sides too.
             padding_mask: ``(B, H, W)`` bool, True on padding. A cell of a map is padding where all of its pixels are;
-                what is computed elsewhere does not depend on what padding holds.
+                what is computed elsewhere does not depend on what padding holds, but for BatchNorm's statistics in
+                training, which count padded cells like others.
 
         Returns:
             The map of the last block at each stride, ``{4: (B, C, ⌈H/4⌉, ⌈W/4⌉), 8: …, 16: …, 32: …}``, and the tokens

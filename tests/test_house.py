@@ -89,9 +89,14 @@ def test_the_wheel_holds_packages_and_configs_and_works_elsewhere(tmp_path):
     where = "import classification; print(classification.__file__)"
     found = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert Path(found.stdout.strip()).is_relative_to(site)
-    for config in ("finetune.yaml", "classification/configs/imagenet_26m.yaml", "digits.yaml"):
+    configs = [
+        ("classification", ("finetune.yaml", "classification/configs/imagenet_26m.yaml", "digits.yaml")),
+        ("detection", ("finetune.yaml", "detection/configs/coco_e2e_mf_508m.yaml", "scenes.yaml")),
+    ]
+    for task, config in ((task, config) for task, names in configs for config in names):
+        data = () if config in {"digits.yaml", "scenes.yaml"} else ("--data.root", "path/to/images")
         result = subprocess.run(
-            [sys.executable, "-m", "classification.fit", "--config", config, "--print_config"],
+            [sys.executable, "-m", f"{task}.fit", "--config", config, *data, "--print_config"],
             cwd=tmp_path, env=environment, capture_output=True, text=True,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
@@ -99,16 +104,27 @@ def test_the_wheel_holds_packages_and_configs_and_works_elsewhere(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_make_demo_trains_validates_predicts_and_says_where_everything_lies(tmp_path):
     """As on a fresh machine: a clean checkout, in which make sets everything up."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "clone")], check=True)
     environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
     result = subprocess.run(
-        ["make", "demo"], cwd=tmp_path / "clone", env=environment, capture_output=True, text=True, timeout=1500
+        ["make", "demo"], cwd=tmp_path / "clone", env=environment, capture_output=True, text=True, timeout=2400
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    for line in ("checkpoint", "curves", "pictures"):
-        named = re.search(rf"^{line}\s+(runs/\S+?),?( |$)", result.stdout.split("written:")[-1], re.MULTILINE)[1]
+    told = result.stdout.split("written:")[-1]  # after the last step
+    checkpoints = re.findall(r"^checkpoint\s+(runs/\S+)$", told, re.MULTILINE)
+    assert [checkpoint.split("/")[1] for checkpoint in checkpoints] == ["classification", "detection"]
+    pictures = [
+        f"{folder}/{name}"
+        for folder, names in re.findall(r"^pictures\s+(runs/\S+)/: (.*)$", told, re.MULTILINE)
+        for name in names.split(", ")
+    ]
+    assert {Path(picture).name for picture in pictures} > {"curves.png", "predictions.png", "confusion_matrix.png"}
+    for named in (*checkpoints, *pictures):
         assert (tmp_path / "clone" / named).is_file(), named
+    (drawings,) = re.findall(r"^\s+(runs/\S+/drawings)/", told, re.MULTILINE)
+    assert len(list((tmp_path / "clone" / drawings).iterdir())) == 12
     again = subprocess.run(["make", "venv"], cwd=tmp_path / "clone", env=environment, capture_output=True, text=True)
     assert "Nothing to be done" in again.stdout

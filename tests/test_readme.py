@@ -1,5 +1,6 @@
 """Every command and every piece of code in the README does what it says."""
 
+import json
 import re
 import shlex
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 import yaml
 
+import detection
 import mobile_former
+from detection.scenes import write_coco
 from tests.conftest import ROOT, run_module, write_image_folder
 
 README = (ROOT / "README.md").read_text()
@@ -19,6 +22,7 @@ SHORTER = {
     "--trainer.devices": "1",
     "--data.batch_size": "4",
 }
+SMALLER = {"--data.short_sides": "[96]", "--data.short_side": "96"}
 
 
 def blocks(language):
@@ -36,6 +40,8 @@ def reader(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
     write_image_folder(folder / "path" / "to" / "images", ("cat", "dog"), train=6, val=3)
     write_image_folder(folder / "path" / "to" / "imagenet", ("n01", "n02"), train=6, val=3)
+    write_coco(folder / "path" / "to" / "coco", "train", 6)
+    write_coco(folder / "path" / "to" / "coco", "val", 3)
     # Stands for the authors' file, which is read alike (test_weights.py, test_reference.py).
     model = mobile_former.mobile_former_294m()
     torch.save({"state_dict": model.state_dict()}, folder / "path" / "to" / "mobile_former_294m.pth.tar")
@@ -50,16 +56,20 @@ def test_the_commands_of_the_readme_run_in_its_order(reader):
             continue  # test_house.py
         assert words[:2] == ["python", "-m"], command
         if words[2].endswith(".fit"):
-            for option, value in SHORTER.items():
+            for option, value in (SHORTER | (SMALLER if words[2] == "detection.fit" else {})).items():
                 words += [option, value]
             # The run that goes on has one epoch more than the one that it goes on from.
             words += ["--trainer.max_epochs", "2" if "last" in words else "1"]
         result = run_module(*words[2:], cwd=reader)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
         ran.append(words[2])
-    assert {"classification.fit", "classification.validate", "classification.test", "classification.predict"} <= {*ran}
+    commands_of_a_task = ("fit", "validate", "test", "predict")
+    assert {f"{task}.{name}" for task in ("classification", "detection") for name in commands_of_a_task} <= {*ran}
     assert (reader / "predictions.csv").is_file()
     assert (reader / "predictions.png").is_file()
+    assert len(list((reader / "drawings").glob("*.png"))) == 9
+    assert json.loads((reader / "found.json").read_text())["images"]
+    assert isinstance(json.loads((reader / "detections.json").read_text()), list)
 
 
 def test_the_code_of_the_readme_runs(reader, monkeypatch):
@@ -81,8 +91,9 @@ def test_the_yaml_of_the_readme_is_a_config(reader):
 
 def test_every_option_that_the_readme_names_exists():
     named = set(re.findall(r"--(?:model|data|trainer)\.\w+", README))
-    result = run_module("classification.fit", "--help", cwd=ROOT)
-    assert not {option for option in named if option not in result.stdout}
+    known = "".join(run_module(f"{task}.fit", "--help", cwd=ROOT).stdout for task in ("classification", "detection"))
+    known += run_module("detection.test", "--help", cwd=ROOT).stdout
+    assert not {option for option in named if option not in known}
 
 
 def test_the_table_of_models_is_true():
@@ -94,8 +105,17 @@ def test_the_table_of_models_is_true():
         assert round(cost.madds / 1e6, 2) == float(madds)
 
 
+def test_the_table_of_detectors_is_true():
+    rows = re.findall(r"\| `(e2e_mf_\w+)` \| ([\d.]+) M \| ([\d.]+) G", README)
+    assert [name for name, _, _ in rows] == detection.list_detectors()
+    for name, params, madds in rows:
+        cost = mobile_former.cost(detection.create_detector(name, 80), (800, 1056))
+        assert f"{cost.params / 1e6:.1f}" == params
+        assert f"{cost.madds / 1e9:.1f}" == madds
+
+
 def test_every_file_and_folder_that_the_readme_links_or_names_exists():
     linked = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("http")]
-    named = re.findall(r"`((?:mobile_former|classification|experiments|tests)/[\w./]*)`", README)
+    named = re.findall(r"`((?:mobile_former|classification|detection|experiments|tests)/[\w./]*)`", README)
     assert len(named) > 5
     assert not [name for name in [*linked, *named] if not (ROOT / name).exists()]

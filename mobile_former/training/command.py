@@ -5,12 +5,13 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 
 from mobile_former.errors import InputError, nearest
 
@@ -45,6 +46,26 @@ def require_writable(path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror} at {error.filename}") from error
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; give a file's name")
+
+
+def tell_unreadable(errors: Sequence[str], total: int) -> None:
+    """Print what is wrong with images that could not be read, and how many of all they are; end with status 1 if any.
+
+    Args:
+        errors: a message for each of them.
+        total: number of all images.
+    """
+    if errors:
+        for error in errors:
+            print(f"error: {error}", file=sys.stderr)
+        print(f"error: {len(errors)} of {total} images could not be read", file=sys.stderr)
+        sys.exit(1)
+
+
+def console() -> Console:
+    """Where tables are printed: in a pipe or file each row has one line, however long."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=100_000)
 
 
 class Parser(LightningArgumentParser):

@@ -4,13 +4,18 @@ import time
 
 import torch
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mobile_former.errors import InputError
+from mobile_former.training.command import console
 from mobile_former.training.figures import draw_curves
 from mobile_former.training.run_folder import RunFolder
+
+
+def figure(value: float) -> str:
+    """A score as text; pycocotools gives -1 where there is nothing to find."""
+    return "none to find" if value < 0 else f"{value:.4f}"
 
 
 class RunReport(Callback):
@@ -98,8 +103,8 @@ class RunReport(Callback):
         table = Table(title=title, show_header=False, title_justify="left")
         for name, value in metrics.items():
             if not isinstance(value, str):
-                table.add_row(name, f"{value:.4f}" if "/" in name and name != "images/s" else str(value))
-        Console(soft_wrap=True).print(table)
+                table.add_row(name, figure(value) if "/" in name and name != "images/s" else str(value))
+        console().print(table)
         # Below the table, where a narrow terminal does not cut them.
         print(f"checkpoint  {metrics['best_checkpoint']}")
         pictures = ", ".join(sorted(path.name for path in self.folder.path.glob("*.png")))
