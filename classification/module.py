@@ -44,6 +44,7 @@ class ClassificationModule(LightningModule):
     """
 
     monitor = "val/top1"
+    architecture = ("name",)
     curves = {"loss": ("train/loss", "val/loss"), "accuracy": ("train/top1", "val/top1", "val/top5")}  # noqa: RUF012
 
     def __init__(

@@ -247,6 +247,11 @@ class CocoDataset:
         limits = np.array(self._sizes, dtype=np.float64)[annotations["image"]][:, [1, 0, 1, 0]]
         corners = annotations["box"].copy()
         corners[:, 2:] += corners[:, :2]
+        if len(corners) and corners.max() <= 1:
+            raise InputError(
+                f"{self.path}: no box reaches beyond 1 pixel, so they seem to be shares of their images' sides: COCO's "
+                "[left, top, width, height] are pixels, so multiply them by width and height of their image"
+            )
         boxes = np.clip(corners, 0, limits)
         usable = (annotations["box"][:, 2:] > 0).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
         clipped = usable & (np.abs(boxes - corners).max(1, initial=0) > _TOLERANCE)
@@ -339,7 +344,7 @@ def _id_or_position(record: dict, position: int) -> str:
 def _whole(record: dict, name: str, what: str) -> int:
     """The whole number under a name of a record."""
     value = record.get(name)
-    if not _is_number(value) or value != int(value):
+    if not _is_number(value) or value != int(value) or abs(value) >= 2**63:
         raise InputError(f"{what} has {name!r} {value!r}, where a whole number is needed")
     return int(value)
 

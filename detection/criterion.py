@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection.boxes import cxcywh_to_xyxy, generalised_iou
+from detection.distributed import average_over_processes
 from detection.focal import focal_loss
 from detection.matcher import HungarianMatcher, Pairs
-from detection.precision import at_least_float32
+from detection.precision import at_least_float32, without_autocast
+from mobile_former.errors import InputError
 
 
 class SetCriterion(nn.Module):
@@ -38,6 +40,8 @@ class SetCriterion(nn.Module):
         weight_giou: float = 2,
     ):
         super().__init__()
+        if matcher is not None and matcher.focal != focal:
+            raise InputError(f"the matcher's focal is {matcher.focal}, the criterion's {focal}: they must be the same")
         self.num_classes = num_classes
         self.focal = focal
         self.matcher = matcher or HungarianMatcher(cost_class=2 if focal else 1, focal=focal)
@@ -59,10 +63,14 @@ class SetCriterion(nn.Module):
         Returns:
             ``loss_ce``, ``loss_bbox`` and ``loss_giou``, unweighted, with suffix ``_k`` for auxiliary layer k; and
             ``total``, their weighted sum. Box losses are divided by the number of objects in the batch, at least 1.
+
+        Raises:
+            InputError: targets of another form.
         """
+        check_targets(targets, len(outputs["logits"]), self.num_classes)
         layers = [outputs, *outputs.get("auxiliary", ())]
         losses = {}
-        with torch.autocast(outputs["logits"].device.type, enabled=False):
+        with without_autocast(outputs["logits"].device):
             layers = [{name: at_least_float32(layer[name]) for name in ("logits", "boxes")} for layer in layers]
             count = self._count(targets, layers[0]["boxes"])
             for number, (layer, pairs) in enumerate(
@@ -100,7 +108,30 @@ class SetCriterion(nn.Module):
         """Objects in the batch, in training averaged over processes, at least 1."""
         count = like.new_tensor(float(sum(len(target["labels"]) for target in targets)))
         # In evaluation processes may have different numbers of batches, and would wait for each other for ever.
-        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(count)
-            count /= torch.distributed.get_world_size()
+        if self.training:
+            count = average_over_processes(count)
         return count.clamp(min=1)
+
+
+def check_targets(targets: Sequence[dict[str, Tensor]], images: int, num_classes: int) -> None:
+    """Raise InputError where targets are not as many, or not of the form, that a loss needs.
+
+    Values are looked at on the CPU alone: on a GPU, looking would make it wait.
+    """
+    if len(targets) != images:
+        raise InputError(f"there are {len(targets)} targets for {images} images: give one for each")
+    for number, target in enumerate(targets):
+        labels, boxes = target["labels"], target["boxes"]
+        if labels.ndim != 1 or labels.dtype != torch.long or boxes.shape != (len(labels), 4):
+            raise InputError(
+                f"target {number} has labels of shape {tuple(labels.shape)} and type {labels.dtype}, and boxes of "
+                f"shape {tuple(boxes.shape)}: give labels (n,) of type torch.long and boxes (n, 4)"
+            )
+        if labels.device.type != "cpu" or len(labels) == 0:
+            continue
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise InputError(
+                f"target {number} has labels {labels.tolist()}: they count from 0, to {num_classes - 1} here"
+            )
+        if boxes.min() < 0 or boxes.max() > 1.001:
+            raise InputError(f"target {number} has boxes beyond 0..1: give cxcywh in shares of the image's sides")

@@ -43,7 +43,7 @@ class DetectionData(ImageData):
         batch_size: images in a batch of one process.
         num_workers: loading processes; default: one for each core but one, at most 16, and none for scenes.
         short_sides: lengths in pixels of which the shorter side takes one at random in training.
-        short_side: length in pixels of the shorter side in evaluation.
+        short_side: length in pixels of the shorter side in evaluation; scenes have their own.
         longest: most pixels of the longer side.
         flip: probability of a horizontal flip.
         crop: probability of a random crop.
@@ -103,6 +103,11 @@ class DetectionData(ImageData):
         for name, paths in (("annotations", annotations), ("images", images)):
             if unknown := set(paths or {}) - set(SPLITS):
                 raise InputError(f"--data.{name} names {sorted(unknown)}: the splits are {', '.join(SPLITS)}")
+        if dataset == "scenes" and (root, annotations, images) != (None, None, None):
+            raise InputError(
+                "--data.dataset scenes is embedded and takes no --data.root, --data.annotations or --data.images: for "
+                "your own data leave it out, and give --config detection/configs/finetune.yaml"
+            )
         if dataset == "coco" and root is None and not annotations:
             raise InputError(
                 "no data: give --data.root DIR, a folder with annotations/instances_train.json, "
@@ -148,6 +153,11 @@ class DetectionData(ImageData):
         self._class_names = list(names)
 
     @property
+    def category_ids(self) -> list[int]:
+        """What the training data calls the classes by, in the order of their labels."""
+        return list(self.train_source.category_ids)
+
+    @property
     def train_source(self) -> Source:
         """The training images, with the classes of their annotations."""
         return self._source("train", None)
@@ -169,6 +179,8 @@ class DetectionData(ImageData):
                     f"--data.split is {self.split}, but training validates on 'val': leave it out; "
                     "python -m detection.validate and test take it"
                 )
+            if not any(len(self.train_source.labels(index)) for index in range(len(self.train_source))):
+                raise InputError(f"{self.dataset_name}: no image of the training data has an object to learn")
             # The process's seed, which seed_everything has set before.
             self.train_set = TrainingImages(self.train_source, self.train_transforms, make_sample, torch.initial_seed())
         if stage in {"fit", "validate"}:

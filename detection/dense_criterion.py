@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection.boxes import cxcywh_to_xyxy, generalised_iou, iou
+from detection.distributed import average_over_processes
 from detection.focal import GAMMA
+from detection.precision import without_autocast
 
 TOP_POSITIONS = 10  # of an object
 SCORE_POWER, IOU_POWER = 0.5, 6.0  # of the alignment
@@ -33,9 +35,10 @@ class DenseCriterion(nn.Module):
 
         Returns:
             ``loss_dense_ce`` (of which easy negatives count little), ``loss_dense_bbox`` and ``loss_dense_giou``,
-            unweighted, divided by the sum of what positions shall score, at least 1; and ``total``, their weighted sum.
+            unweighted, divided by the sum of what positions shall score (in training averaged over processes), at
+            least 1; and ``total``, their weighted sum.
         """
-        with torch.autocast(dense["logits"].device.type, enabled=False):
+        with without_autocast(dense["logits"].device):
             logits, boxes = dense["logits"], dense["boxes"]
             wanted = torch.zeros_like(logits)
             images, positions, qualities, objects = [], [], [], []
@@ -52,7 +55,9 @@ class DenseCriterion(nn.Module):
                 objects.append(target["boxes"][chosen].to(boxes))
             focus = torch.where(wanted > 0, wanted, _NEGATIVES * logits.detach().sigmoid() ** GAMMA)
             entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * focus
-            total = wanted.sum().clamp(min=1)
+            total = wanted.sum()
+            # In evaluation processes may have different numbers of batches, and would wait for each other for ever.
+            total = (average_over_processes(total) if self.training else total).clamp(min=1)
             losses = {"loss_dense_ce": entropy.masked_fill(dense["padding"][..., None], 0).sum() / total}
             if images:
                 predicted = boxes[torch.cat(images), torch.cat(positions)]
@@ -97,6 +102,8 @@ def assign(
     objects = overlap.masked_fill(~taken, -1).argmax(1)
     positions = taken.any(1).nonzero()[:, 0]
     objects = objects[positions]
-    alignment, overlap = alignment * taken, overlap * taken
+    own = torch.zeros_like(taken)
+    own[positions, objects] = True
+    alignment, overlap = alignment * own, overlap * own
     scale = overlap.amax(0) / alignment.amax(0).clamp(min=torch.finfo(alignment.dtype).tiny)
     return positions, objects, alignment[positions, objects] * scale[objects]

@@ -53,9 +53,9 @@ class DenseHead(nn.Module):
             extent: ``(B, 2)``, width and height in pixels of the images without their padding.
 
         Returns:
-            ``logits`` ``(B, P, K)``, the lowest finite number on padding; ``boxes`` ``(B, P, 4)``, cxcywh in 0..1 of
-            the image without its padding; ``centres`` ``(B, P, 2)`` of the positions, in the same units; ``features``
-            ``(B, P, C)``; ``padding`` ``(B, P)``.
+            ``logits`` ``(B, P, K)``, the lowest finite number on padding; ``boxes`` ``(B, P, 4)``, cxcywh in shares of
+            the image without its padding, beyond 0..1 where they leave it; ``centres`` ``(B, P, 2)`` of the positions,
+            in the same units; ``features`` ``(B, P, C)``; ``padding`` ``(B, P)``.
         """
         x, rows = None, []
         for stride in self.strides:
@@ -78,11 +78,13 @@ class DenseHead(nn.Module):
         size = 4 * stride * offsets[..., 2:].clamp(-_LARGEST, _LARGEST).exp()
         extent = extent[:, None].to(offsets.dtype)
         logits = at_least_float32(_rows(self.classify(x)))
-        padded = logits.new_zeros((len(x), height * width, 1), dtype=torch.bool) if padding is None else _rows(padding)
+        padded = (
+            logits.new_zeros((x.shape[0], height * width, 1), dtype=torch.bool) if padding is None else _rows(padding)
+        )
         return {
             "logits": logits.masked_fill(padded, torch.finfo(logits.dtype).min),
             "boxes": torch.cat([(centres + stride * offsets[..., :2]) / extent, size / extent], dim=-1),
-            "centres": (centres / extent).expand(len(x), -1, -1),
+            "centres": (centres / extent).expand(x.shape[0], -1, -1),
             "features": _rows(x),
             "padding": padded[..., 0],
         }

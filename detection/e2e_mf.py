@@ -12,6 +12,7 @@ from detection.dense_criterion import DenseCriterion
 from detection.dense_head import DenseHead
 from detection.focal import PRIOR_LOGIT
 from detection.position_encoding import sine_encoding
+from detection.precision import at_least_float32, without_autocast
 from detection.reference_boxes import BoxEmbedding, correct, focus, grid_boxes
 from detection.variants import E2EVariant
 from mobile_former.bridge import FormerToMobile, MobileToFormer
@@ -37,7 +38,9 @@ class E2EMobileFormer(nn.Module):
         focal: classes by sigmoid, with a focal cost and loss, in place of softmax with "no object".
         refine_boxes: each block corrects the boxes of the one before, and queries look around their boxes.
         dense_head: every position of the maps predicts as well, in training alone unless queries are chosen.
-        choose_queries: queries start from the best positions of the dense head; needs both options before.
+        choose_queries: queries start from the best positions of the dense head; needs both options before. (An image
+            that has fewer positions than there are queries gets as many more as its batch is padded to; it is the one
+            case in which padding makes a difference.)
 
     Raises:
         InputError: options that do not go together.
@@ -78,7 +81,7 @@ class E2EMobileFormer(nn.Module):
 
         Args:
             images: ``(B, 3, H, W)``, normalised.
-            padding_mask: ``(B, H, W)`` bool, True on padding.
+            padding_mask: ``(B, H, W)`` bool, True on padding, each image being at the top left of its place.
 
         Returns:
             ``logits`` ``(B, Q, K+1)``, the last class being "no object" (``focal``: ``(B, Q, K)``); ``boxes``
@@ -93,7 +96,7 @@ class E2EMobileFormer(nn.Module):
         if self.dense is not None and (self.training or self.start.choose_queries):
             dense = self.dense(maps, padding, extent)
 
-        queries = self.start(len(images), dense)
+        queries = self.start(images.shape[0], dense)
         x, scale, predictions = None, None, []
         for block, stride in zip(self.blocks, self.strides, strict=True):
             if stride != scale:
@@ -115,7 +118,7 @@ class E2EMobileFormer(nn.Module):
         return losses | dense | {"total": losses["total"] + dense["total"]}
 
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Each query's best class and its box in pixels.
+        """Each query's best class and its box in pixels; with ``focal`` too, where others list several of its classes.
 
         Args:
             outputs: what :meth:`forward` gave.
@@ -169,6 +172,8 @@ class QueryStart(nn.Module):
         refine_boxes: whether queries have reference boxes.
         choose_queries: whether these come from the dense head.
     """
+
+    no_weight_decay = frozenset({"box_logits"})  # which would draw all boxes to the image's centre
 
     def __init__(self, spec: E2EVariant, *, refine_boxes: bool, choose_queries: bool):
         super().__init__()
@@ -231,9 +236,9 @@ class HeadBlock(nn.Module):
         position: Tensor,
         encoding: Tensor,
         padding: Tensor | None,
-        focus: Tensor | None,
+        looking: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Update map, contents and positions.
+        """Update map, contents and positions of the queries.
 
         Args:
             x: ``(B, C, H, W)``.
@@ -241,12 +246,12 @@ class HeadBlock(nn.Module):
             position: of the queries, ``(B, Q, d)``.
             encoding: of the map's positions, ``(B or 1, C, H, W)``.
             padding: ``(B, 1, H, W)`` bool, True on padding, or None for none.
-            focus: ``(B, Q, H·W)``, added to the logits of the queries' attention to the map.
+            looking: ``(B, Q, H·W)``, added to the logits of the queries' attention to the map.
 
         Returns:
-            The same three.
+            ``x``, ``content`` and ``position``, of the same shapes.
         """
-        content, _ = self.to_former(x, content, padding, token_position=position, map_position=encoding, focus=focus)
+        content, _ = self.to_former(x, content, padding, token_position=position, map_position=encoding, focus=looking)
         content = self.former(content, position)
         x = self.mobile(x, content.mean(1, keepdim=True), padding=padding)
         x = self.to_mobile(x, content, position)
@@ -290,7 +295,9 @@ class PredictionHeads(nn.Module):
         Returns:
             ``logits`` ``(B, Q, K+1)``, or ``(B, Q, K)``, and ``boxes`` ``(B, Q, 4)``, cxcywh in 0..1.
         """
-        found = self.box(content)
+        # Half precision would round a box's side to several pixels of a large image.
+        with without_autocast(content.device):
+            found = at_least_float32(self.box(content.to(self.box[0].weight.dtype)))
         return {
             "logits": self.classify(content),
             "boxes": found.sigmoid() if boxes is None else correct(boxes, found),

@@ -8,6 +8,7 @@ from pytorch_lightning import Trainer
 
 from detection.data import DetectionData
 from detection.module import DetectionModule
+from mobile_former.errors import InputError
 from mobile_former.training.checkpoint import load_checkpoint
 from mobile_former.training.command import require_writable
 from mobile_former.training.evaluation import evaluation_parser, output_folder, score
@@ -35,6 +36,8 @@ def evaluate(stage: str) -> None:
     if stage == "test":
         folder = output_folder(options)
     if options.results:
+        if options.results.suffix != ".json":
+            raise InputError(f"--results {options.results}: give a name that ends in .json")
         require_writable(options.results)
     given = {name: value for name, value in options.data.items() if value is not None}
     if {"root", "annotations"} & set(given):
@@ -52,7 +55,8 @@ def evaluate(stage: str) -> None:
     if not trainer.is_global_zero:
         return
     if stage == "test":
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        scored = {"data": data.dataset_name, "split": split, "images": len(dataset), "checkpoint": options.ckpt_path}
+        (folder / "metrics.json").write_text(json.dumps(scored | metrics, indent=2) + "\n")
         module.write_scores(folder / "ap.json")
         print(f"written: {folder}/: metrics.json, ap.json")
     if options.results:

@@ -12,7 +12,14 @@ CONFIGS = Path(__file__).parent / "configs"
 
 def main() -> None:
     """Train by the command line's options and configs; on the embedded scenes where none is given."""
-    FitCLI("detection", DetectionModule, DetectionData, configs=CONFIGS, embedded="scenes.yaml").fit()
+    FitCLI(
+        "detection",
+        DetectionModule,
+        DetectionData,
+        configs=CONFIGS,
+        embedded="scenes.yaml",
+        learned_from_data=("class_names", "category_ids"),
+    ).fit()
 
 
 if __name__ == "__main__":

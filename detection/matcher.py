@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detection.boxes import cxcywh_to_xyxy, generalised_iou
 from detection.focal import focal_loss
-from detection.precision import at_least_float32
+from detection.precision import at_least_float32, without_autocast
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -62,7 +62,7 @@ class HungarianMatcher:
         """
         device = layers[0]["logits"].device
         counts = [len(target["labels"]) for target in targets]
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device):
             logits = torch.stack([layer["logits"] for layer in layers])  # (L, B, Q, K+1)
             boxes = torch.stack([layer["boxes"] for layer in layers])
             costs = self._costs(at_least_float32(logits), at_least_float32(boxes), targets, max(counts, default=0))

@@ -46,6 +46,7 @@ class DetectionModule(LightningModule):
         milestones: epochs at which the learning rates fall to a tenth; default: they fall along a cosine to 0.
         ema_decay: decay of an exponential moving average of the weights, which is then what is evaluated and saved; 0
             leaves it out.
+        category_ids: what the data calls the classes by, in the order of their labels, for results.
 
     Raises:
         InputError: unknown name, a number out of range, or a weights file that does not fit.
@@ -53,6 +54,7 @@ class DetectionModule(LightningModule):
     """
 
     monitor = "val/AP"
+    architecture = ("name", "focal", "refine_boxes", "dense_head", "choose_queries")
     curves = {  # noqa: RUF012
         "loss": ("train/loss", "val/loss"),
         "terms of the loss": ("train/loss_ce", "train/loss_bbox", "train/loss_giou"),
@@ -74,6 +76,7 @@ class DetectionModule(LightningModule):
         warmup_epochs: float = 0.0,
         milestones: list[int] | None = None,
         ema_decay: float = 0.0,
+        category_ids: list[int] | None = None,
     ):
         super().__init__()
         rates = {"learning_rate": learning_rate, "backbone_learning_rate": backbone_learning_rate}

@@ -102,7 +102,7 @@ def draw_comparison(
 
 def caption(class_name: str, score: float) -> str:
     """What stands on a detection's box: its class, and its score in 0..1 as a percentage."""
-    return f"{class_name} {score:.0%}"
+    return f"{class_name}: {score:.0%}"
 
 
 def _arrange(cells: Sequence[Image.Image], columns: int, title: str) -> Image.Image:

@@ -69,7 +69,7 @@ def main() -> None:
     _print(predictions)
     if options.output:
         if options.output.suffix == ".json":
-            _write_json(predictions, module.hparams.class_names, options.output)
+            _write_json(predictions, module, options.output)
         else:
             _write_csv(predictions, options.output)
         print(f"written: {options.output}")
@@ -186,7 +186,9 @@ def _print(predictions: list[dict]) -> None:
     console().print(table)
 
 
-def _write_json(predictions: list[dict], names: Sequence[str], path: Path) -> None:
+def _write_json(predictions: list[dict], module: DetectionModule, path: Path) -> None:
+    names = module.hparams.class_names
+    ids = module.hparams.category_ids or range(1, len(names) + 1)
     images, annotations, errors = [], [], []
     for number, prediction in enumerate(predictions, start=1):
         if "error" in prediction:
@@ -198,13 +200,16 @@ def _write_json(predictions: list[dict], names: Sequence[str], path: Path) -> No
             left, top, right, bottom = detection["box"]
             annotations.append(
                 {
+                    "id": len(annotations) + 1,
                     "image_id": number,
-                    "category_id": detection["label"] + 1,
+                    "category_id": ids[detection["label"]],
                     "bbox": [round(value, 2) for value in (left, top, right - left, bottom - top)],
+                    "area": round((right - left) * (bottom - top), 2),
+                    "iscrowd": 0,
                     "score": round(detection["score"], 6),
                 }
             )
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(names)]
+    categories = [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     if errors:
         content["errors"] = errors

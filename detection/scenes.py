@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_sample_images
 
+from mobile_former.errors import InputError
 from mobile_former.training.command import run_command
 from mobile_former.training.digits import digits_of
 
@@ -246,6 +247,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where to write annotations/ and images/")
     parser.add_argument("--limit", type=int, default=None, help="scenes of each split, at most")
     arguments = parser.parse_args()
+    if arguments.limit is not None and arguments.limit < 1:
+        raise InputError(f"--limit is {arguments.limit}: give at least 1")
     for split, count in COUNTS.items():
         count = count if arguments.limit is None else min(arguments.limit, count)
         write_coco(arguments.folder, split, count)

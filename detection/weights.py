@@ -49,7 +49,9 @@ def load_detector_weights(detector: nn.Module, path: str | Path) -> None:
         )
     if differing:
         _logger.warning(
-            "%s was trained for other classes: loaded all but what predicts them, which starts afresh", path
+            "%s tells other classes, or tells them in another way (focal): loaded all but what predicts classes, which "
+            "starts afresh",
+            path,
         )
     detector.load_state_dict(state | {name: expected[name] for name in differing})
     _logger.info("loaded the weights in %s", path)

@@ -148,11 +148,15 @@ class Backbone(nn.Module):
     def _check(self, images: Tensor, padding_mask: Tensor | None) -> None:
         if images.ndim != 4 or images.shape[1] != self.in_chans:
             raise InputError(f"images have shape {tuple(images.shape)}: the model takes (B, {self.in_chans}, H, W)")
+        if not images.is_floating_point():
+            raise InputError(f"images are of type {images.dtype}: normalise them to a floating-point type")
         if images.shape[2] < MIN_SIZE or images.shape[3] < MIN_SIZE:
             raise InputError(
                 f"images of {images.shape[2]}x{images.shape[3]} pixels: both sides must be at least {MIN_SIZE}; "
                 "resize or pad them"
             )
+        if padding_mask is not None and padding_mask.dtype != torch.bool:
+            raise InputError(f"padding_mask is of type {padding_mask.dtype}: give a bool one, True on padding")
         if padding_mask is not None and padding_mask.shape != (images.shape[0], *images.shape[2:]):
             raise InputError(
                 f"padding_mask has shape {tuple(padding_mask.shape)}: images of shape {tuple(images.shape)} "

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
@@ -22,10 +23,12 @@ class FitCLI(LightningCLI):
 
     Args:
         task: name of the task, and of the folder under ``runs/``.
-        model_class: the task's LightningModule; it has ``monitor`` (the score to maximise), takes ``class_names``, and
-            draws its results by ``draw_results(folder, datamodule)``.
+        model_class: the task's LightningModule; it has ``monitor`` (the score to maximise) and ``architecture`` (the
+            options that its weights depend on), takes ``class_names``, and draws its results by
+            ``draw_results(folder, datamodule)``.
         data_class: the task's LightningDataModule; it has ``class_names``, ``dataset_name`` and
             ``draw_augmented(path)``.
+        learned_from_data: the module's arguments that come from the data module.
         configs: folder of the task's own configs.
         embedded: the config among them that is used where none is given.
     """
@@ -38,10 +41,12 @@ class FitCLI(LightningCLI):
         *,
         configs: Path,
         embedded: str,
+        learned_from_data: Sequence[str] = ("class_names",),
     ):
         self.task = task
         self.configs = configs
         self.embedded = embedded
+        self.learned_from_data = learned_from_data
         super().__init__(
             model_class,
             data_class,
@@ -87,7 +92,8 @@ class FitCLI(LightningCLI):
             default=None,
             help="go on from a checkpoint: a file, or 'last' for the last one of the run of this name",
         )
-        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+        for name in self.learned_from_data:
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: Parser, args) -> None:
         """Parse the command line, with the embedded data's config where none is given."""
@@ -157,7 +163,7 @@ class FitCLI(LightningCLI):
             theirs, step = content["hyper_parameters"], content["global_step"]
         except (KeyError, TypeError):
             raise InputError(f"--ckpt_path {checkpoint}: not a checkpoint of {self.task}.fit") from None
-        for what in ("name", "class_names"):
+        for what in ("class_names", *self.model.architecture):
             if theirs.get(what) != self.model.hparams[what]:
                 raise InputError(
                     f"--ckpt_path {checkpoint} was trained with {what} {theirs.get(what)}, this run has "
@@ -168,7 +174,8 @@ class FitCLI(LightningCLI):
 
     def _checkpoints(self, *, validates: bool) -> list[RunCheckpoint]:
         options = {"dirpath": self.folder.checkpoints, "enable_version_counter": False}
-        last = RunCheckpoint(filename="last", **options)
+        # Also of epochs that are not validated, where --trainer.check_val_every_n_epoch is above 1
+        last = RunCheckpoint(filename="last", save_on_train_epoch_end=True, **options)
         if not validates:
             return [last]
         best = RunCheckpoint(filename="best", monitor=self.model.monitor, mode="max", **options)

@@ -59,11 +59,18 @@ class TrainingImages(Dataset):
             except InputError as error:
                 return {"failures": failures, "error": str(error)}
             seed_transforms(self.transforms, self.seed, draw)
-            return self.make_sample(self.source, index, image, self.transforms) | {"failures": failures}
+            return self._transformed(index, image) | {"failures": failures}
         return {
             "failures": [],
             "error": f"none of the {len(self.source)} training images can be read; the first: {failures[0]}",
         }
+
+    def _transformed(self, index: int, image: np.ndarray) -> dict:
+        try:
+            return self.make_sample(self.source, index, image, self.transforms)
+        except Exception as error:  # a user's own transforms may fail in any way
+            reason = f"{type(error).__name__}: {error}"
+            return {"error": f"--data.train_transforms failed on {self.source.name(index)}: {reason}"}
 
 
 class EvaluationImages(Dataset):

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure  # without pyplot, which would look for a screen
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's palette, told apart by colour-blind readers as well.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's palette, told apart by colour-blind readers as well; brown and grey make up ten.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#8C564B", "#999999")
 RIGHT, WRONG = "#009E73", "#D55E00"
 
 

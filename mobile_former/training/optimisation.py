@@ -17,7 +17,8 @@ def parameter_groups(
     """Split trainable parameters: with weight decay, and (biases and norms) without; and by learning rate.
 
     Args:
-        model: any module; frozen parameters are left out.
+        model: any module; frozen parameters are left out. Its parts may name parameters in ``no_weight_decay``, for
+            which 0 is no better a guess than any other value.
         weight_decay: of those with.
         learning_rates: of parts of the model that have their own.
     """
@@ -29,7 +30,8 @@ def parameter_groups(
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
-                decayed = name != "bias" and not isinstance(module, norms)
+                kept = name == "bias" or isinstance(module, norms) or name in getattr(module, "no_weight_decay", ())
+                decayed = not kept
                 groups.setdefault((rates.get(module), decayed), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if decayed else 0.0}

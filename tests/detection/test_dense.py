@@ -54,18 +54,14 @@ def expected_assignment(dense, target):
             alignment[p, number] = probability[p][label] ** 0.5 * overlaps[p, number] ** 6
         for p in sorted(inside, key=lambda p: -alignment[p, number])[:10]:
             taken.setdefault(p, []).append(number)
+    owners = {p: max(objects, key=lambda number: overlaps[p, number]) for p, objects in taken.items()}
     best = {
-        number: (
-            max(alignment[p, number] for p, objects in taken.items() if number in objects),
-            max(overlaps[p, number] for p, objects in taken.items() if number in objects),
+        number: tuple(
+            max(table[p, number] for p, n in owners.items() if n == number) for table in (alignment, overlaps)
         )
-        for number in {number for objects in taken.values() for number in objects}
+        for number in owners.values()
     }
-    result = {}
-    for p, objects in taken.items():
-        number = max(objects, key=lambda number: overlaps[p, number])
-        result[p] = number, alignment[p, number] / best[number][0] * best[number][1]
-    return result
+    return {p: (number, alignment[p, number] / best[number][0] * best[number][1]) for p, number in owners.items()}
 
 
 TARGET = {

@@ -143,7 +143,7 @@ def test_jpeg_keeps_the_colours_of_thin_lines(tmp_path):
 
 
 def test_captions_tell_class_and_score():
-    assert caption("cat", 0.8765) == "cat 88%"
+    assert caption("cat", 0.8765) == "cat: 88%"
 
 
 def test_sheets_show_images_of_any_shape_and_detections_from_the_threshold_on(tmp_path):

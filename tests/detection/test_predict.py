@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 
 from detection import create_detector
 from detection.data import DetectionData
@@ -122,7 +123,9 @@ def test_boxes_are_in_the_pixels_of_each_image_whatever_its_shape_and_the_batch(
         for image, path, ((height, width), colour, box) in zip(content["images"], paths, RECTANGLES, strict=True):
             assert image == {"id": image["id"], "file_name": path, "width": width, "height": height}
             strong, weak = (row for row in content["annotations"] if row["image_id"] == image["id"])
-            assert strong.keys() == weak.keys() == {"image_id", "category_id", "bbox", "score"}
+            assert strong.keys() == weak.keys() == {
+                "id", "image_id", "category_id", "bbox", "area", "iscrowd", "score",
+            }  # fmt: skip
             assert (strong["category_id"], weak["category_id"]) == (colour + 1, 1)
             assert strong["score"] == pytest.approx(STRONG, abs=1e-5)
             assert weak["score"] == pytest.approx(WEAK, abs=1e-5)
@@ -311,3 +314,16 @@ def test_a_misspelt_option_is_told_with_the_nearest(predict):
     result = predict("a.png", "--threshold", "0.5")
     assert result.status == 2
     assert "--score_threshold" in result.err
+
+
+def test_results_use_the_category_ids_of_the_data_and_load_as_a_coco_data_set(predict, folder, checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["category_ids"] = [7, 3, 90]
+    torch.save(content, tmp_path / "ids.ckpt")
+    result = predict(folder, "--output", "out.json", "--ckpt_path", tmp_path / "ids.ckpt")
+    assert (result.status, result.err) == (0, "")
+    coco = COCO(str(tmp_path / "out.json"))
+    assert coco.getCatIds() == [7, 3, 90]
+    found = {row["category_id"] for row in coco.loadAnns(coco.getAnnIds())}
+    assert found == {[7, 3, 90][colour] for _, colour, _ in RECTANGLES}
+    assert len(coco.loadRes(coco.dataset["annotations"]).getAnnIds()) == len(coco.getAnnIds())

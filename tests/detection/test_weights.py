@@ -104,7 +104,7 @@ def test_of_a_detector_of_other_classes_all_but_what_predicts_them_is_taken(num_
         assert torch.equal(value, fresh[name] if name in left else source.state_dict()[name]), name
     (warning,) = warnings(caplog)
     assert str(path) in warning
-    assert "other classes" in warning
+    assert "tells other classes" in warning
 
 
 def test_a_detector_of_another_name_or_options_is_refused_with_an_example(detector, tmp_path):
