@@ -88,7 +88,8 @@ class EpochLines(Callback):
         # Those that the curves show; a detector's twelve numbers would be too many for a line.
         shown = [name for names in pl_module.curves.values() for name in names if name in metrics]
         terms = {name.removeprefix("train/"): metrics[name] for name in shown if name.startswith("train/loss_")}
-        scores = {name: metrics[name] for name in shown if name.startswith("val/")}
+        validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+        scores = {name: metrics[name] for name in shown if name.startswith("val/") and validated}
         figures |= {name: float(value) for name, value in (terms | scores).items()}
         speed = metrics.get("images/s", 0.0)
         print(
