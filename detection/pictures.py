@@ -109,12 +109,16 @@ def _arrange(cells: Sequence[Image.Image], columns: int, title: str) -> Image.Im
     font = ImageFont.truetype(_FONT, _TITLE_LETTERS)
     top = 2 * _TITLE_LETTERS
     width = max(columns * (_CELL + _GAP), round(font.getlength(title))) + _GAP
-    sheet = Image.new("RGB", (width, top + -(-len(cells) // columns) * (_CELL + _GAP)), "white")
+    rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    sheet = Image.new("RGB", (width, top + sum(height + _GAP for height in heights)), "white")
     ImageDraw.Draw(sheet).text((_GAP, top / 2), title, "black", font, anchor="lm")
-    for number, cell in enumerate(cells):
-        row, column = divmod(number, columns)
-        left, upper = _GAP + column * (_CELL + _GAP), top + row * (_CELL + _GAP)
-        sheet.paste(cell, (left + (_CELL - cell.width) // 2, upper + (_CELL - cell.height) // 2))
+    upper = top
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            left = _GAP + column * (_CELL + _GAP) + (_CELL - cell.width) // 2
+            sheet.paste(cell, (left, upper + (height - cell.height) // 2))
+        upper += height + _GAP
     return sheet
 
 
