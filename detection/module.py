@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from detection.batch import Source, pad
@@ -17,6 +17,7 @@ from detection.data import DetectionData
 from detection.evaluation import NUMBERS, CocoAP
 from detection.factory import create_detector
 from detection.pictures import draw_comparison
+from detection.variants import RETINANET_VARIANTS
 from mobile_former.errors import InputError
 from mobile_former.training.command import console
 from mobile_former.training.images import normalise
@@ -35,7 +36,8 @@ class DetectionModule(LightningModule):
         name: one of the detectors, see :func:`detection.list_detectors`.
         pretrained: a weights file to start from: a classifier's, the authors' or this project's, of which the backbone
             is taken; or a detector's of this project, with these or other classes.
-        focal: classes by sigmoid and focal loss, in place of softmax with "no object".
+        focal: classes by sigmoid and focal loss, in place of softmax with "no object". This and the next three are
+            E2E-MF's; RetinaNet, which has no queries, takes no notice of them.
         refine_boxes: each block corrects the boxes of the one before, and queries look around their boxes.
         dense_head: while training, every position of the maps predicts as well, so that the backbone learns faster.
         choose_queries: queries start from the best positions of the dense head, which then also runs in inference.
@@ -46,6 +48,8 @@ class DetectionModule(LightningModule):
         milestones: epochs at which the learning rates fall to a tenth; default: they fall along a cosine to 0.
         ema_decay: decay of an exponential moving average of the weights, which is then what is evaluated and saved; 0
             leaves it out.
+        freeze_batch_norm: leave the backbone's BatchNorms as they are, as is usual where batches are small and the
+            backbone is pretrained.
         category_ids: what the data calls the classes by, in the order of their labels, for results.
 
     Raises:
@@ -76,6 +80,7 @@ class DetectionModule(LightningModule):
         warmup_epochs: float = 0.0,
         milestones: list[int] | None = None,
         ema_decay: float = 0.0,
+        freeze_batch_norm: bool = False,
         category_ids: list[int] | None = None,
     ):
         super().__init__()
@@ -93,19 +98,31 @@ class DetectionModule(LightningModule):
             raise InputError(f"--model.ema_decay is {ema_decay}: give 0 (no average) to below 1")
         class_names = list(class_names)
         self.save_hyperparameters(ignore=["pretrained"], logger=False)
-        self.model = create_detector(
-            name,
-            num_classes=len(class_names),
-            focal=focal,
-            refine_boxes=refine_boxes,
-            dense_head=dense_head,
-            choose_queries=choose_queries,
-            pretrained=pretrained,
-        )
+        options = {
+            "focal": focal,
+            "refine_boxes": refine_boxes,
+            "dense_head": dense_head,
+            "choose_queries": choose_queries,
+        }
+        if name in RETINANET_VARIANTS:
+            options = {}  # so that one config serves both
+        self.model = create_detector(name, num_classes=len(class_names), pretrained=pretrained, **options)
+        if freeze_batch_norm:
+            for norm in self._backbone_norms():
+                norm.requires_grad_(False)
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.average_precision: CocoAP | None = None  # made for the data that is scored
         self.scores: dict[str, float] = {}  # the numbers of the last evaluation
         self.per_class: dict[str, float] = {}
+        self.train()  # Lightning keeps the mode it finds; this one leaves frozen BatchNorms in evaluation mode
+
+    def train(self, mode: bool = True) -> "DetectionModule":
+        """Set the mode; frozen BatchNorms stay in evaluation mode."""
+        super().train(mode)
+        if self.hparams.freeze_batch_norm:
+            for norm in self._backbone_norms():
+                norm.eval()
+        return self
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict:
         """Detect objects in normalised images ``(B, 3, H, W)``."""
@@ -234,6 +251,9 @@ class DetectionModule(LightningModule):
         for name, value in rows[:most]:
             table.add_row(escape(name), figure(value))
         console().print(table)
+
+    def _backbone_norms(self) -> list[nn.Module]:
+        return [module for module in self.model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
 
     def _start_evaluation(self, source: Source) -> None:
         self.average_precision = CocoAP(source.ground_truth(), source.category_ids).to(self.device)

@@ -35,3 +35,29 @@ E2E_VARIANTS: dict[str, E2EVariant] = {
     "e2e_mf_294m": E2EVariant("mobile_former_294m", 192, 100, 256, _NINE_BLOCKS),
     "e2e_mf_508m": E2EVariant("mobile_former_508m", 256, 100, 256, _NINE_BLOCKS),
 }
+
+
+@dataclass(frozen=True)
+class RetinaNetVariant:
+    """The numbers that tell one RetinaNet from another.
+
+    Attributes:
+        backbone: name of a published classifier, whose backbone it is.
+        width: channels of the pyramid and the towers.
+        depth: convolutions of a tower.
+    """
+
+    backbone: str
+    width: int
+    depth: int
+
+
+RETINANET_VARIANTS: dict[str, RetinaNetVariant] = {
+    # For small data, and few cores.
+    "retinanet_mf_26m": RetinaNetVariant("mobile_former_26m", 64, 2),
+    "retinanet_mf_52m": RetinaNetVariant("mobile_former_52m", 64, 2),
+    "retinanet_mf_151m": RetinaNetVariant("mobile_former_151m", 256, 4),
+    "retinanet_mf_214m": RetinaNetVariant("mobile_former_214m", 256, 4),
+    "retinanet_mf_294m": RetinaNetVariant("mobile_former_294m", 256, 4),
+    "retinanet_mf_508m": RetinaNetVariant("mobile_former_508m", 256, 4),
+}

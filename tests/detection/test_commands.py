@@ -383,7 +383,10 @@ def test_a_detectors_checkpoint_starts_a_run_on_other_classes_and_says_so(best, 
 
 @pytest.mark.parametrize(
     "config",
-    ["bccd", "finetune", "scenes", "coco_e2e_mf_151m", "coco_e2e_mf_214m", "coco_e2e_mf_294m", "coco_e2e_mf_508m"],
+    [
+        *("bccd", "finetune", "scenes"),
+        *(f"coco_{head}_mf_{size}m" for head in ("e2e", "retinanet") for size in (151, 214, 294, 508)),
+    ],
 )
 def test_every_config_parses_by_its_name_alone(config, working):
     result = working("detection.fit", "--config", f"{config}.yaml", "--print_config", "--data.batch_size", "3")
@@ -394,9 +397,14 @@ def test_every_config_parses_by_its_name_alone(config, working):
         assert values["model"]["name"] == config.removeprefix("coco_")
         # Section 4.2 of the paper.
         rates = [values["model"][name] for name in ("learning_rate", "backbone_learning_rate", "weight_decay")]
-        assert rates == [1e-4, 1e-5, 1e-4]
-        assert (values["model"]["milestones"], values["trainer"]["max_epochs"]) == ([200], 300)
-        assert values["data"]["short_sides"] == list(range(480, 801, 32))
+        length = values["model"]["milestones"], values["trainer"]["max_epochs"]
+        if "e2e" in config:
+            assert rates == [1e-4, 1e-5, 1e-4]
+            assert length == ([200], 300)
+            assert values["data"]["short_sides"] == list(range(480, 801, 32))
+        else:
+            assert length == ([8, 11], 12)
+            assert (values["data"]["short_sides"], values["data"]["crop"]) == ([800], 0)
         assert (values["data"]["short_side"], values["data"]["longest"]) == (800, 1333)
 
 
@@ -715,3 +723,16 @@ def test_scenes_take_no_folder(shapes, failing):
 
 def test_results_are_json(best, shapes, failing):
     assert ".json" in failing("detection.validate", "--ckpt_path", best, "--data.root", shapes, "--results", "a.csv")
+
+
+def test_retinanet_trains_and_is_scored_by_the_same_commands(shapes, working, tmp_path):
+    options = ("--model.name", "retinanet_mf_26m", "--model.freeze_batch_norm", "true", "--trainer.max_epochs", "1")
+    result = working("detection.fit", *finetune(shapes, *options, "--name", "retina"))
+    assert "retinanet_mf_26m" in result.out
+    assert result.err == ""
+    folder = tmp_path / "runs" / "detection" / "retina"
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    counted = {value.item() for name, value in state.items() if name.endswith("num_batches_tracked")}
+    assert counted == {0}  # frozen statistics; only the backbone has BatchNorms
+    result = working("detection.validate", "--ckpt_path", folder / "checkpoints" / "last.ckpt")
+    assert "retinanet_mf_26m on val" in result.out
