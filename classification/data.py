@@ -17,7 +17,6 @@ from mobile_former.training.data import ImageData
 from mobile_former.training.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.figures import image_sheet
 from mobile_former.training.images import IMAGENET_MEAN, IMAGENET_STD
-from mobile_former.training.sampler import Draw
 
 
 class ClassificationData(ImageData):
@@ -146,9 +145,7 @@ class ClassificationData(ImageData):
 
     def draw_augmented(self, path: Path) -> None:
         """Write a sheet of training images as the model sees them."""
-        count = min(24, len(self.train_set))
-        indices = [round(step * (len(self.train_set) - 1) / max(1, count - 1)) for step in range(count)]
-        samples = [self.train_set[Draw(index, 0)] for index in indices]
+        samples = self.samples_to_draw(24)
         image_sheet(
             [sample["image"].permute(1, 2, 0).numpy() for sample in samples],
             [self.class_names[sample["label"]] for sample in samples],

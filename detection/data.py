@@ -27,7 +27,6 @@ from mobile_former.model import MIN_SIZE
 from mobile_former.training.data import ImageData
 from mobile_former.training.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.images import IMAGENET_MEAN, IMAGENET_STD
-from mobile_former.training.sampler import Draw
 
 SPLITS = ("train", "val", "test")
 
@@ -211,12 +210,7 @@ class DetectionData(ImageData):
 
     def draw_augmented(self, path: Path) -> None:
         """Write a sheet of training images as the model sees them, with their boxes."""
-        count = min(12, len(self.train_set))
-        indices = [round(step * (len(self.train_set) - 1) / max(1, count - 1)) for step in range(count)]
-        samples = [self.train_set[Draw(index, 0)] for index in indices]
-        for sample in samples:
-            if "error" in sample:
-                raise InputError(sample["error"])
+        samples = self.samples_to_draw(12)
         draw_sheet(
             [sample["image"].permute(1, 2, 0).numpy() for sample in samples],
             [sample["target"] for sample in samples],

@@ -64,8 +64,8 @@ def tell_unreadable(errors: Sequence[str], total: int) -> None:
 
 def console() -> Console:
     """Where tables are printed: in a pipe or file each row has one line, however long."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=100_000)
+    terminal = Console(soft_wrap=True)  # or titles would be broken at their tables' width
+    return terminal if terminal.is_terminal else Console(width=100_000, soft_wrap=True)
 
 
 class Parser(LightningArgumentParser):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from mobile_former.errors import InputError
 from mobile_former.training.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.images import normalise
-from mobile_former.training.sampler import EpochSampler, EvaluationSampler
+from mobile_former.training.sampler import Draw, EpochSampler, EvaluationSampler
 
 _logger = logging.getLogger(__name__)
 
@@ -61,6 +61,23 @@ class ImageData(LightningDataModule):
         self.collate = collate
         self.skipped: set[str] = set()  # messages about training images that could not be read
         self.first_epoch = 0  # of the fit that follows; later in a resumed run
+
+    def samples_to_draw(self, most: int) -> list[dict]:
+        """Augmented training samples from all over the data, as the first epoch has them.
+
+        Args:
+            most: how many, at most.
+
+        Raises:
+            InputError: one that cannot be made.
+        """
+        count = min(most, len(self.train_set))
+        indices = [round(step * (len(self.train_set) - 1) / max(1, count - 1)) for step in range(count)]
+        samples = [self.train_set[Draw(index, 0)] for index in indices]
+        for sample in samples:
+            if "error" in sample:
+                raise InputError(sample["error"])
+        return samples
 
     def train_sampler(self) -> EpochSampler:
         """Every training image once an epoch, beginning with the epoch that the run goes on with."""

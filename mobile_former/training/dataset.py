@@ -68,6 +68,8 @@ class TrainingImages(Dataset):
     def _transformed(self, index: int, image: np.ndarray) -> dict:
         try:
             return self.make_sample(self.source, index, image, self.transforms)
+        except InputError as error:
+            return {"error": str(error)}
         except Exception as error:  # a user's own transforms may fail in any way
             reason = f"{type(error).__name__}: {error}"
             return {"error": f"--data.train_transforms failed on {self.source.name(index)}: {reason}"}
