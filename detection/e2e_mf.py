@@ -61,7 +61,6 @@ class E2EMobileFormer(nn.Module):
             raise InputError("choose_queries needs refine_boxes and dense_head: queries are boxes of the dense head")
         self.num_classes = num_classes
         self.backbone_name = spec.backbone
-        self.queries = spec.queries
         self.focal = focal
         self.backbone = Backbone(VARIANTS[spec.backbone], spatial_dynamic_relu=True)
         self.scales = list(dict.fromkeys(stride for stride, _ in spec.blocks))  # coarse to fine
