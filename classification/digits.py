@@ -1,12 +1,9 @@
 """The embedded data set: scikit-learn's handwritten digits. Run as a command, it writes them as an image folder."""
 
-import argparse
-from pathlib import Path
-
 import cv2
 import numpy as np
 
-from mobile_former.training.command import run_command
+from mobile_former.training.command import parse_folder_and_limit, run_command
 from mobile_former.training.digits import digits_of
 
 SIDE = 64  # pixels
@@ -43,14 +40,12 @@ class Digits:
 
 def main() -> None:
     """Write the digits as ``FOLDER/{train,val}/<digit>/<number>.png``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m classification.digits",
-        description="Write the embedded digits as an image folder.",
-        allow_abbrev=False,
+    arguments = parse_folder_and_limit(
+        "python -m classification.digits",
+        "Write the embedded digits as an image folder.",
+        contents="train/ and val/",
+        limited="images",
     )
-    parser.add_argument("folder", type=Path, help="where to write train/ and val/")
-    parser.add_argument("--limit", type=int, default=None, help="images of each split, at most")
-    arguments = parser.parse_args()
     for split in ("train", "val"):
         digits = Digits(split)
         count = len(digits) if arguments.limit is None else min(arguments.limit, len(digits))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from classification.data import ClassificationData
-from mobile_former.training.figures import RIGHT, WRONG, image_sheet
+from mobile_former.training.figures import RIGHT, WRONG, image_sheet, spread
 from mobile_former.training.images import normalise
 
 
@@ -20,9 +20,7 @@ def draw_predictions(model: nn.Module, data: ClassificationData, path: Path, mos
         most: number of images, taken evenly over the validation set.
     """
     dataset = data.val_set
-    count = min(most, len(dataset))
-    indices = [round(step * (len(dataset) - 1) / max(1, count - 1)) for step in range(count)]
-    samples = [dataset[index] for index in indices]
+    samples = [dataset[index] for index in spread(len(dataset), most)]
     device = next(model.parameters()).device
     images = torch.stack([sample["image"] for sample in samples])
     model.eval()

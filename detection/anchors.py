@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from detection.position_encoding import cell_centres
+
 BASE = 4  # an anchor's side over its map's stride
 OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 RATIOS = (0.5, 1.0, 2.0)  # height over width
@@ -29,9 +31,8 @@ def make_anchors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], devic
         [[octave / ratio**0.5, octave * ratio**0.5] for octave in OCTAVES for ratio in RATIOS], device=device
     )
     anchors = []
-    for (height, width), stride in zip(sizes, strides, strict=True):
-        ys, xs = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
-        centres = (torch.stack([xs, ys], dim=-1).reshape(-1, 1, 2) + 0.5) * stride
+    for size, stride in zip(sizes, strides, strict=True):
+        centres = cell_centres(size, stride, device)[:, None]
         sides = (BASE * stride * shapes)[None].expand(len(centres), -1, -1)
         anchors.append(torch.cat([centres.expand(-1, PER_POSITION, -1), sides], dim=-1).flatten(0, 1))
     return torch.cat(anchors)

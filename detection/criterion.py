@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection.boxes import cxcywh_to_xyxy, generalised_iou
-from detection.distributed import average_over_processes
+from detection.distributed import normaliser
 from detection.focal import focal_loss
 from detection.matcher import HungarianMatcher, Pairs
 from detection.precision import at_least_float32, without_autocast
@@ -72,7 +72,8 @@ class SetCriterion(nn.Module):
         losses = {}
         with without_autocast(outputs["logits"].device):
             layers = [{name: at_least_float32(layer[name]) for name in ("logits", "boxes")} for layer in layers]
-            count = self._count(targets, layers[0]["boxes"])
+            objects = layers[0]["boxes"].new_tensor(float(sum(len(target["labels"]) for target in targets)))
+            count = normaliser(objects, training=self.training)
             for number, (layer, pairs) in enumerate(
                 zip(layers, self.matcher.match_layers(layers, targets), strict=True)
             ):
@@ -103,14 +104,6 @@ class SetCriterion(nn.Module):
             return F.cross_entropy(logits.transpose(1, 2), classes, self.class_weights.to(logits.dtype))
         wanted = F.one_hot(classes, self.num_classes + 1)[..., :-1].to(logits.dtype)
         return focal_loss(logits, wanted).sum() / count
-
-    def _count(self, targets: Sequence[dict], like: Tensor) -> Tensor:
-        """Objects in the batch, in training averaged over processes, at least 1."""
-        count = like.new_tensor(float(sum(len(target["labels"]) for target in targets)))
-        # In evaluation processes may have different numbers of batches, and would wait for each other for ever.
-        if self.training:
-            count = average_over_processes(count)
-        return count.clamp(min=1)
 
 
 def check_targets(targets: Sequence[dict[str, Tensor]], images: int, num_classes: int) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection.boxes import cxcywh_to_xyxy, generalised_iou, iou
-from detection.distributed import average_over_processes
+from detection.distributed import normaliser
 from detection.focal import GAMMA
 from detection.precision import without_autocast
 
@@ -55,9 +55,7 @@ class DenseCriterion(nn.Module):
                 objects.append(target["boxes"][chosen].to(boxes))
             focus = torch.where(wanted > 0, wanted, _NEGATIVES * logits.detach().sigmoid() ** GAMMA)
             entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * focus
-            total = wanted.sum()
-            # In evaluation processes may have different numbers of batches, and would wait for each other for ever.
-            total = (average_over_processes(total) if self.training else total).clamp(min=1)
+            total = normaliser(wanted.sum(), training=self.training)
             losses = {"loss_dense_ce": entropy.masked_fill(dense["padding"][..., None], 0).sum() / total}
             if images:
                 predicted = boxes[torch.cat(images), torch.cat(positions)]

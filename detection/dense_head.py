@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection.focal import PRIOR_LOGIT
+from detection.position_encoding import cell_centres
 from detection.precision import at_least_float32
 from mobile_former.conv_norm import ConvNorm, depthwise
 from mobile_former.padding import double, zero_padding
@@ -70,10 +71,7 @@ class DenseHead(nn.Module):
         for layer in self.towers[str(stride)]:
             x = layer(x, padding)
         height, width = x.shape[2:]
-        ys, xs = torch.meshgrid(
-            torch.arange(height, device=x.device), torch.arange(width, device=x.device), indexing="ij"
-        )
-        centres = (torch.stack([xs, ys], dim=-1).reshape(1, -1, 2) + 0.5) * stride  # pixels
+        centres = cell_centres((height, width), stride, x.device)
         offsets = at_least_float32(_rows(self.box(x)))
         size = 4 * stride * offsets[..., 2:].clamp(-_LARGEST, _LARGEST).exp()
         extent = extent[:, None].to(offsets.dtype)
@@ -102,8 +100,8 @@ class Separable(nn.Module):
         self.depthwise = depthwise(width, 1)
         self.pointwise = ConvNorm(width, width)
 
-    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to the same; ``padding`` is ``(B, 1, H, W)`` bool, True on padding."""
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """``(B, C, H, W)`` to the same; ``padding`` is ``(B, 1, H, W)`` bool, True on padding, or None for none."""
         return F.relu(self.pointwise(self.depthwise(zero_padding(x, padding))))
 
 

@@ -4,14 +4,19 @@ import torch
 from torch import Tensor
 
 
-def average_over_processes(value: Tensor) -> Tensor:
-    """The mean of a scalar over all processes, each of which has to ask; the scalar itself where there is but one.
+def normaliser(count: Tensor, *, training: bool) -> Tensor:
+    """What losses are divided by: a count, at least 1; in training its mean over all processes, which all have to ask.
 
     A loss that is divided by it is, averaged over the processes as gradients are, the one of a single process with all
-    of the images.
+    of the images. In evaluation processes may have different numbers of batches, and would wait for each other for
+    ever.
+
+    Args:
+        count: a scalar, of objects or of what stands for them.
+        training: whether the loss is trained on.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    value = value.clone()
-    torch.distributed.all_reduce(value)
-    return value / torch.distributed.get_world_size()
+    if training and torch.distributed.is_available() and torch.distributed.is_initialized():
+        count = count.clone()
+        torch.distributed.all_reduce(count)
+        count = count / torch.distributed.get_world_size()
+    return count.clamp(min=1)

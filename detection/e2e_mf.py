@@ -177,7 +177,6 @@ class QueryStart(nn.Module):
     def __init__(self, spec: E2EVariant, *, refine_boxes: bool, choose_queries: bool):
         super().__init__()
         self.queries = spec.queries
-        self.query_dim = spec.query_dim
         self.choose_queries = choose_queries
         self.embed = BoxEmbedding(spec.query_dim) if refine_boxes else None
         if choose_queries:

@@ -51,7 +51,8 @@ def evaluate(stage: str) -> None:
     if trainer.is_global_zero:
         module.print_scores(title)
         module.print_classes()
-    results = module.average_precision.results()  # of all processes
+    if options.results:
+        results = module.average_precision.results()  # of all processes, which all have to ask
     if not trainer.is_global_zero:
         return
     if stage == "test":

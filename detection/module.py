@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from detection.batch import Source, pad
+from detection.batch import pad
 from detection.data import DetectionData
 from detection.evaluation import NUMBERS, CocoAP
 from detection.factory import create_detector
@@ -20,6 +20,7 @@ from detection.pictures import draw_comparison
 from detection.variants import RETINANET_VARIANTS
 from mobile_former.errors import InputError
 from mobile_former.training.command import console
+from mobile_former.training.figures import spread
 from mobile_former.training.images import normalise
 from mobile_former.training.optimisation import adamw, run_length
 from mobile_former.training.report import figure
@@ -142,9 +143,15 @@ class DetectionModule(LightningModule):
         self.log("lr", self.lr_schedulers().get_last_lr()[0], batch_size=count)
         return losses["total"]
 
+    def setup(self, stage: str) -> None:
+        """Make ready to score the data of a stage, whose ground truth is indexed once."""
+        data = self.trainer.datamodule
+        source = (data.test_set if stage == "test" else data.val_set).source
+        self.average_precision = CocoAP(source.ground_truth(), source.category_ids)
+
     def on_validation_epoch_start(self) -> None:
-        """Make ready to score the validation data."""
-        self._start_evaluation(self.trainer.datamodule.val_set.source)
+        """Forget the scores of the epoch before."""
+        self.average_precision.reset()
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Detect and count."""
@@ -155,8 +162,8 @@ class DetectionModule(LightningModule):
         self._log_scores("val", self.val_loss)
 
     def on_test_epoch_start(self) -> None:
-        """Make ready to score the test data."""
-        self._start_evaluation(self.trainer.datamodule.test_set.source)
+        """Forget the scores of the run before."""
+        self.average_precision.reset()
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
         """Detect and count."""
@@ -191,8 +198,7 @@ class DetectionModule(LightningModule):
         self.write_scores(folder / "ap.json")
         self.print_classes()
         dataset = datamodule.val_set
-        count = min(_SHEET_IMAGES, len(dataset))
-        samples = [dataset[round(step * (len(dataset) - 1) / max(1, count - 1))] for step in range(count)]
+        samples = [dataset[index] for index in spread(len(dataset), _SHEET_IMAGES)]
         mean, std = datamodule.hparams.mean, datamodule.hparams.std
         images = [sample["image"] for sample in samples]
         detections = [self.detect([image], [image.shape[1:]], mean, std)[0] for image in images]
@@ -254,9 +260,6 @@ class DetectionModule(LightningModule):
 
     def _backbone_norms(self) -> list[nn.Module]:
         return [module for module in self.model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
-
-    def _start_evaluation(self, source: Source) -> None:
-        self.average_precision = CocoAP(source.ground_truth(), source.category_ids).to(self.device)
 
     def _evaluate(self, batch: dict, mean_loss: MeanMetric) -> None:
         outputs = self.model(batch["image"], batch["padding_mask"])

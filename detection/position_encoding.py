@@ -10,6 +10,18 @@ from mobile_former.bridge import HEADS
 TEMPERATURE = 10000
 
 
+def cell_centres(size: tuple[int, int], stride: int, device: torch.device) -> Tensor:
+    """The centres of a map's cells, row by row: ``(H·W, 2)``, x and y in pixels.
+
+    Args:
+        size: of the map, H and W.
+        stride: of the map in pixels.
+        device: where to make them.
+    """
+    ys, xs = torch.meshgrid(*(torch.arange(length, device=device) for length in size), indexing="ij")
+    return (torch.stack([xs, ys], dim=-1).reshape(-1, 2) + 0.5) * stride
+
+
 def sine_encoding(x: Tensor, padding: Tensor | None = None) -> Tensor:
     """Encode the rows and columns of a map, relative to the image's own extent.
 

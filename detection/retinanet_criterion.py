@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from detection.anchors import encode
 from detection.boxes import cxcywh_to_xyxy, iou
 from detection.criterion import check_targets
-from detection.distributed import average_over_processes
+from detection.distributed import normaliser
 from detection.focal import focal_loss
 from detection.precision import without_autocast
 
@@ -52,7 +52,8 @@ class RetinaNetCriterion(nn.Module):
                 boxes.append(pixels)
                 assigned.append(assign(anchors, pixels).masked_fill(padding, IGNORED))
             entropy = distance = outputs["offsets"].sum() * 0
-            count = sum((objects >= 0).sum() for objects in assigned).to(entropy.dtype)
+            positives = sum((objects >= 0).sum() for objects in assigned).to(entropy.dtype)
+            count = normaliser(positives, training=self.training)
             for logits, offsets, objects, pixels, target in zip(
                 outputs["logits"], outputs["offsets"], assigned, boxes, targets, strict=True
             ):
@@ -63,9 +64,6 @@ class RetinaNetCriterion(nn.Module):
                 entropy = entropy + focal_loss(logits[counted], wanted).sum()
                 expected = encode(pixels[objects[positive]], anchors[positive])
                 distance = distance + (offsets[positive] - expected).abs().sum()
-            if self.training:
-                count = average_over_processes(count)
-            count = count.clamp(min=1)
             losses = {"loss_ce": entropy / count, "loss_bbox": distance / count}
         return losses | {"total": sum(losses.values())}
 

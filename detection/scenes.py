@@ -1,6 +1,5 @@
 """The embedded data set: handwritten digits on photographs. Run as a command, it writes them in COCO's format."""
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -10,8 +9,7 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_sample_images
 
-from mobile_former.errors import InputError
-from mobile_former.training.command import run_command
+from mobile_former.training.command import parse_folder_and_limit, run_command
 from mobile_former.training.digits import digits_of
 
 SIDE = 128  # pixels, of a scene
@@ -239,16 +237,12 @@ def _photographs(split: str) -> list[np.ndarray]:
 
 def main() -> None:
     """Write the scenes in COCO's format."""
-    parser = argparse.ArgumentParser(
-        prog="python -m detection.scenes",
-        description="Write the embedded scenes in COCO's format.",
-        allow_abbrev=False,
+    arguments = parse_folder_and_limit(
+        "python -m detection.scenes",
+        "Write the embedded scenes in COCO's format.",
+        contents="annotations/ and images/",
+        limited="scenes",
     )
-    parser.add_argument("folder", type=Path, help="where to write annotations/ and images/")
-    parser.add_argument("--limit", type=int, default=None, help="scenes of each split, at most")
-    arguments = parser.parse_args()
-    if arguments.limit is not None and arguments.limit < 1:
-        raise InputError(f"--limit is {arguments.limit}: give at least 1")
     for split, count in COUNTS.items():
         count = count if arguments.limit is None else min(arguments.limit, count)
         write_coco(arguments.folder, split, count)

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning import Trainer
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = Path(__file__).parent / "reference"
@@ -54,6 +55,19 @@ def write_image_folder(root: Path, classes: tuple[str, ...], *, train: int, val:
                 image = np.clip(colour + generator.normal(0, 20, (side, side, 3)), 0, 255).astype(np.uint8)
                 cv2.imwrite(str(folder / f"{index}.jpg"), image)
     return root
+
+
+def trainer_with(*callbacks, **options) -> Trainer:
+    """A trainer of two epochs on the CPU that writes and prints nothing."""
+    options = {"max_epochs": 2, "enable_checkpointing": False, "num_sanity_val_steps": 0} | options
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
 
 
 def run_module(*arguments: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess:

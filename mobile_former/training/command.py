@@ -1,10 +1,12 @@
 """What every command shares: a parser that helps with misspelt options, and errors told without a traceback."""
 
+import argparse
 import logging
 import os
 import re
 import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -46,6 +48,30 @@ def require_writable(path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror} at {error.filename}") from error
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; give a file's name")
+
+
+def parse_folder_and_limit(prog: str, description: str, *, contents: str, limited: str) -> Namespace:
+    """Parse the command line of a command that writes embedded data.
+
+    Args:
+        prog: the command.
+        description: what it does.
+        contents: what it makes in the folder.
+        limited: what ``--limit`` counts.
+
+    Returns:
+        ``folder``, and ``limit``, None where all is written.
+
+    Raises:
+        InputError: a limit below 1.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("folder", type=Path, help=f"where to write {contents}")
+    parser.add_argument("--limit", type=int, default=None, help=f"{limited} of each split, at most")
+    arguments = parser.parse_args()
+    if arguments.limit is not None and arguments.limit < 1:
+        raise InputError(f"--limit is {arguments.limit}: give at least 1")
+    return arguments
 
 
 def tell_unreadable(errors: Sequence[str], total: int) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from mobile_former.errors import InputError
 from mobile_former.training.dataset import EvaluationImages, TrainingImages
+from mobile_former.training.figures import spread
 from mobile_former.training.images import normalise
 from mobile_former.training.sampler import Draw, EpochSampler, EvaluationSampler
 
@@ -71,9 +72,7 @@ class ImageData(LightningDataModule):
         Raises:
             InputError: one that cannot be made.
         """
-        count = min(most, len(self.train_set))
-        indices = [round(step * (len(self.train_set) - 1) / max(1, count - 1)) for step in range(count)]
-        samples = [self.train_set[Draw(index, 0)] for index in indices]
+        samples = [self.train_set[Draw(index, 0)] for index in spread(len(self.train_set), most)]
         for sample in samples:
             if "error" in sample:
                 raise InputError(sample["error"])

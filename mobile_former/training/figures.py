@@ -12,6 +12,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 RIGHT, WRONG = "#009E73", "#D55E00"
 
 
+def spread(count: int, most: int) -> list[int]:
+    """Which of ``count`` images a sheet shows: ``most`` of them or fewer, from the first to the last, evenly."""
+    shown = min(most, count)
+    return [round(step * (count - 1) / max(1, shown - 1)) for step in range(shown)]
+
+
 def image_sheet(
     images: Sequence[np.ndarray],
     captions: Sequence[str],

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from torch.utils.data import DataLoader
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 import mobile_former
 from classification.module import ClassificationModule
 from mobile_former.errors import InputError
+from tests.conftest import trainer_with
 
 CLASSES = ["a", "b", "c"]
 
@@ -31,18 +32,6 @@ def batches(count=3, size=4, classes=3, side=32, seed=0):
         }
         for _ in range(count)
     ]
-
-
-def trainer_with(*callbacks, **options):
-    options = {"max_epochs": 2, "enable_checkpointing": False, "num_sanity_val_steps": 0} | options
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        callbacks=list(callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
 
 
 def loader(samples):

@@ -6,13 +6,14 @@ import math
 import cv2
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning import Callback, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from detection.data import DetectionData
 from detection.evaluation import NUMBERS
 from detection.module import DetectionModule
 from mobile_former.errors import InputError
+from tests.conftest import trainer_with
 
 CLASSES = ["bar", "disc"]
 HELP = {"focal": True, "refine_boxes": True, "dense_head": True, "choose_queries": True}
@@ -26,18 +27,6 @@ def module_of(class_names=CLASSES, **options):
 def data_of(root, **options):
     small = {"short_sides": (64,), "short_side": 64, "longest": 128, "crop": 0.0, "batch_size": 2, "num_workers": 0}
     return DetectionData("coco", str(root), **(small | options))
-
-
-def trainer_with(*callbacks, **options):
-    options = {"max_epochs": 2, "enable_checkpointing": False, "num_sanity_val_steps": 0} | options
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        callbacks=list(callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
 
 
 def fit(module, root, *callbacks, **options):
