@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: venv
 	$(BIN)/python -m experiments.demo
 
+# One process a core, with a thread each: torch's threads of several processes would wait for each other.
 test: venv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow

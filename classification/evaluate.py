@@ -36,7 +36,7 @@ def evaluate(stage: str) -> None:
 
     source = data.test_set.source if stage == "test" else data.val_set.source
     split = "val" if stage == "validate" else data.test_split
-    title = f"{module.hparams.name} on {split} of {data.dataset_name}: {len(source)} images"
+    title = f"{module.label} on {split} of {data.dataset_name}: {len(source)} images"
     table = Table(title=escape(title), title_justify="left", show_header=False)
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")

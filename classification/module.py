@@ -12,21 +12,25 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 import mobile_former
+from classification.baselines import create_baseline
 from classification.data import ClassificationData
 from classification.mixup import mixup
 from classification.pictures import draw_predictions
 from mobile_former.errors import InputError
+from mobile_former.training.baselines import is_baseline
 from mobile_former.training.figures import draw_confusion
 from mobile_former.training.optimisation import adamw, run_length
 
 
 class ClassificationModule(LightningModule):
-    """Mobile-Former trained to classify, by the published recipe.
+    """Mobile-Former, or another library's classifier, trained by the published recipe.
 
     Args:
         class_names: names of the classes in the order of their labels.
-        name: one of the published models.
-        pretrained: a weights file to start from: the authors', this project's, safetensors.
+        name: one of the published models; or timm/NAME, transformers/mobilenet_v2_1.0 (or another multiplier),
+            transformers/resnet18 to 101, of the optional extra "baselines".
+        pretrained: a weights file to start from: the authors', this project's, safetensors; of another library's model
+            one in its own layout.
         dropout: rate before the last linear.
         drop_path: stochastic depth's rate at the last block.
         learning_rate: the peak, reached after the warm-up, from where it falls along a cosine to 0.
@@ -79,10 +83,13 @@ class ClassificationModule(LightningModule):
             raise InputError(f"--model.ema_decay is {ema_decay}: give 0 (no average) to below 1")
         class_names = list(class_names)
         self.save_hyperparameters(ignore=["pretrained"], logger=False)
-        self.model = mobile_former.create_model(
+        create_model = create_baseline if is_baseline(name) else mobile_former.create_model
+        self.model = create_model(
             name, num_classes=len(class_names), dropout=dropout, drop_path=drop_path, pretrained=pretrained
         ).to(memory_format=torch.channels_last)
         if freeze_backbone:
+            if not hasattr(self.model, "backbone"):
+                raise InputError(f"--model.freeze_backbone: {name} does not tell backbone and classifier apart")
             self.model.backbone.requires_grad_(False)
         count = len(class_names)
         self.train_top1 = MulticlassAccuracy(count, average="micro")
@@ -156,10 +163,15 @@ class ClassificationModule(LightningModule):
             self.model.backbone.eval()
         return self
 
+    @property
+    def label(self) -> str:
+        """A short name for tables and folders."""
+        return self.hparams.name
+
     def describe(self) -> str:
         """What is trained, in a line."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        return f"{self.hparams.name}: {trained / 1e6:.2f} M trained parameters"
+        return f"{self.label}: {trained / 1e6:.2f} M trained parameters"
 
     def draw_results(self, folder: Path, datamodule: ClassificationData) -> None:
         """Write the confusion matrix of the last evaluation, and a sheet of validation images with predictions."""

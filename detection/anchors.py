@@ -8,7 +8,6 @@ from torch import Tensor
 
 from detection.position_encoding import cell_centres
 
-BASE = 4  # an anchor's side over its map's stride
 OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 RATIOS = (0.5, 1.0, 2.0)  # height over width
 PER_POSITION = len(OCTAVES) * len(RATIOS)
@@ -16,12 +15,13 @@ PER_POSITION = len(OCTAVES) * len(RATIOS)
 _LARGEST = math.log(1000 / 16)  # of the logarithm of a side over its anchor's, as in Detectron
 
 
-def make_anchors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device) -> Tensor:
+def make_anchors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], base: float, device: torch.device) -> Tensor:
     """The anchors of all positions of maps.
 
     Args:
         sizes: of the maps, height and width.
         strides: of the maps in pixels.
+        base: side of the smallest square anchor over its map's stride.
         device: where to make them.
 
     Returns:
@@ -33,7 +33,7 @@ def make_anchors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], devic
     anchors = []
     for size, stride in zip(sizes, strides, strict=True):
         centres = cell_centres(size, stride, device)[:, None]
-        sides = (BASE * stride * shapes)[None].expand(len(centres), -1, -1)
+        sides = (base * stride * shapes)[None].expand(len(centres), -1, -1)
         anchors.append(torch.cat([centres.expand(-1, PER_POSITION, -1), sides], dim=-1).flatten(0, 1))
     return torch.cat(anchors)
 

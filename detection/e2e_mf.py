@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from detection.boxes import cxcywh_to_xyxy
+from detection.backbone import create_backbone
 from detection.criterion import SetCriterion
 from detection.dense_criterion import DenseCriterion
 from detection.dense_head import DenseHead
+from detection.detections import best_classes
 from detection.focal import PRIOR_LOGIT
 from detection.position_encoding import sine_encoding
 from detection.precision import at_least_float32, without_autocast
@@ -21,9 +22,7 @@ from mobile_former.errors import InputError
 from mobile_former.former import Former
 from mobile_former.linear import linear
 from mobile_former.mobile import Mobile
-from mobile_former.model import Backbone
 from mobile_former.padding import content_size, double, padding_pyramid, zero_padding
-from mobile_former.variants import VARIANTS
 
 
 class E2EMobileFormer(nn.Module):
@@ -41,6 +40,7 @@ class E2EMobileFormer(nn.Module):
         choose_queries: queries start from the best positions of the dense head; needs both options before. (An image
             that has fewer positions than there are queries gets as many more as its batch is padded to; it is the one
             case in which padding makes a difference.)
+        backbone: in place of the variant's, see :func:`detection.backbone.create_backbone`.
 
     Raises:
         InputError: options that do not go together.
@@ -55,14 +55,15 @@ class E2EMobileFormer(nn.Module):
         refine_boxes: bool = False,
         dense_head: bool = False,
         choose_queries: bool = False,
+        backbone: str | None = None,
     ):
         super().__init__()
         if choose_queries and not (refine_boxes and dense_head):
             raise InputError("choose_queries needs refine_boxes and dense_head: queries are boxes of the dense head")
         self.num_classes = num_classes
-        self.backbone_name = spec.backbone
+        self.backbone_name = backbone or spec.backbone
         self.focal = focal
-        self.backbone = Backbone(VARIANTS[spec.backbone], spatial_dynamic_relu=True)
+        self.backbone = create_backbone(self.backbone_name)
         self.scales = list(dict.fromkeys(stride for stride, _ in spec.blocks))  # coarse to fine
         self.project = nn.ModuleDict({str(s): ConvNorm(self.backbone.channels[s], spec.width) for s in self.scales})
         self.merge = nn.ModuleDict({str(s): depthwise(spec.width, 1) for s in self.scales[1:]})
@@ -128,18 +129,8 @@ class E2EMobileFormer(nn.Module):
             ``(Q,)``, best first.
         """
         logits = outputs["logits"].float()
-        scores, labels = (logits.sigmoid() if self.focal else logits.softmax(-1)[..., :-1]).max(-1)
-        boxes = cxcywh_to_xyxy(outputs["boxes"].float()).clamp(0, 1)
-        detections = []
-        for image_scores, image_labels, image_boxes, (height, width) in zip(
-            scores, labels, boxes, image_sizes, strict=True
-        ):
-            order = image_scores.argsort(descending=True, stable=True)
-            frame = image_boxes.new_tensor([width, height, width, height])
-            detections.append(
-                {"boxes": image_boxes[order] * frame, "scores": image_scores[order], "labels": image_labels[order]}
-            )
-        return detections
+        probabilities = logits.sigmoid() if self.focal else logits.softmax(-1)[..., :-1]
+        return best_classes(probabilities, outputs["boxes"], image_sizes)
 
     def _enter_scale(self, x: Tensor | None, entering: Tensor, stride: int, padding: dict[int, Tensor]) -> Tensor:
         if x is None:

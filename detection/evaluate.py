@@ -47,7 +47,7 @@ def evaluate(stage: str) -> None:
     metrics = score(stage, trainer, module, data)
 
     split, dataset = (data.test_split, data.test_set) if stage == "test" else (data.val_split, data.val_set)
-    title = f"{module.hparams.name} on {split} of {data.dataset_name}: {len(dataset)} images"
+    title = f"{module.label} on {split} of {data.dataset_name}: {len(dataset)} images"
     if trainer.is_global_zero:
         module.print_scores(title)
         module.print_classes()

@@ -4,16 +4,17 @@ from pathlib import Path
 
 from torch import nn
 
+from detection.detr import Detr
 from detection.e2e_mf import E2EMobileFormer
 from detection.retinanet import RetinaNet
-from detection.variants import E2E_VARIANTS, RETINANET_VARIANTS
+from detection.variants import DETR_VARIANTS, E2E_VARIANTS, RETINANET_VARIANTS
 from detection.weights import load_detector_weights
 from mobile_former.errors import InputError, nearest
 
 
 def list_detectors() -> list[str]:
-    """Names of the detectors: E2E-MF's, then RetinaNet's, each the smallest first."""
-    return [*E2E_VARIANTS, *RETINANET_VARIANTS]
+    """Names of the detectors: E2E-MF's, RetinaNet's, each the smallest first, and the baseline DETR's."""
+    return [*E2E_VARIANTS, *RETINANET_VARIANTS, *DETR_VARIANTS]
 
 
 def create_detector(
@@ -24,6 +25,7 @@ def create_detector(
     refine_boxes: bool = False,
     dense_head: bool = False,
     choose_queries: bool = False,
+    backbone: str | None = None,
     pretrained: str | Path | None = None,
 ) -> nn.Module:
     """Build a detector.
@@ -35,6 +37,7 @@ def create_detector(
         refine_boxes: boxes corrected block by block.
         dense_head: predictions of every position.
         choose_queries: queries from the best of these.
+        backbone: in place of the detector's own, see :func:`detection.backbone.create_backbone`.
         pretrained: a weights file, read by :func:`detection.load_detector_weights`.
 
     Returns:
@@ -42,7 +45,8 @@ def create_detector(
         ``postprocess(outputs, image_sizes)``.
 
     Raises:
-        InputError: unknown name, no class, options that do not go together, or a weights file that does not fit.
+        InputError: unknown name, no class, a library that cannot be imported, options that do not go together, or a
+            weights file that does not fit.
         FileNotFoundError: no such weights file.
     """
     if name not in list_detectors():
@@ -56,11 +60,15 @@ def create_detector(
         "choose_queries": choose_queries,
     }
     if name in E2E_VARIANTS:
-        model = E2EMobileFormer(E2E_VARIANTS[name], num_classes, **options)
+        model = E2EMobileFormer(E2E_VARIANTS[name], num_classes, backbone=backbone, **options)
     elif given := [option for option, value in options.items() if value]:
-        raise InputError(f"{name} has no queries, so it takes no {', '.join(given)}: leave out what is E2E-MF's")
+        raise InputError(f"{name} takes no {', '.join(given)}: leave out what is E2E-MF's")
+    elif name in RETINANET_VARIANTS:
+        model = RetinaNet(RETINANET_VARIANTS[name], num_classes, backbone)
+    elif backbone is not None:
+        raise InputError(f"{name} takes no other backbone: leave out {backbone}")
     else:
-        model = RetinaNet(RETINANET_VARIANTS[name], num_classes)
+        model = Detr(DETR_VARIANTS[name], num_classes)
     if pretrained is not None:
         load_detector_weights(model, pretrained)
     return model

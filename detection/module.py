@@ -17,7 +17,7 @@ from detection.data import DetectionData
 from detection.evaluation import NUMBERS, CocoAP
 from detection.factory import create_detector
 from detection.pictures import draw_comparison
-from detection.variants import RETINANET_VARIANTS
+from detection.variants import E2E_VARIANTS
 from mobile_former.errors import InputError
 from mobile_former.training.command import console
 from mobile_former.training.figures import spread
@@ -35,10 +35,12 @@ class DetectionModule(LightningModule):
     Args:
         class_names: names of the classes in the order of their labels.
         name: one of the detectors, see :func:`detection.list_detectors`.
+        backbone: what it has in place of its own: another Mobile-Former by name; or timm/NAME, transformers/resnet18 to
+            101, of the optional extra "baselines".
         pretrained: a weights file to start from: a classifier's, the authors' or this project's, of which the backbone
             is taken; or a detector's of this project, with these or other classes.
         focal: classes by sigmoid and focal loss, in place of softmax with "no object". This and the next three are
-            E2E-MF's; RetinaNet, which has no queries, takes no notice of them.
+            E2E-MF's; other detectors take no notice of them.
         refine_boxes: each block corrects the boxes of the one before, and queries look around their boxes.
         dense_head: while training, every position of the maps predicts as well, so that the backbone learns faster.
         choose_queries: queries start from the best positions of the dense head, which then also runs in inference.
@@ -59,7 +61,7 @@ class DetectionModule(LightningModule):
     """
 
     monitor = "val/AP"
-    architecture = ("name", "focal", "refine_boxes", "dense_head", "choose_queries")
+    architecture = ("name", "backbone", "focal", "refine_boxes", "dense_head", "choose_queries")
     curves = {  # noqa: RUF012
         "loss": ("train/loss", "val/loss"),
         "terms of the loss": ("train/loss_ce", "train/loss_bbox", "train/loss_giou"),
@@ -70,6 +72,7 @@ class DetectionModule(LightningModule):
         self,
         class_names: list[str],
         name: str = "e2e_mf_294m",
+        backbone: str | None = None,
         pretrained: str | None = None,
         focal: bool = False,
         refine_boxes: bool = False,
@@ -105,9 +108,11 @@ class DetectionModule(LightningModule):
             "dense_head": dense_head,
             "choose_queries": choose_queries,
         }
-        if name in RETINANET_VARIANTS:
-            options = {}  # so that one config serves both
-        self.model = create_detector(name, num_classes=len(class_names), pretrained=pretrained, **options)
+        if name not in E2E_VARIANTS:
+            options = {}  # so that one config serves all
+        self.model = create_detector(
+            name, num_classes=len(class_names), backbone=backbone, pretrained=pretrained, **options
+        )
         if freeze_batch_norm:
             for norm in self._backbone_norms():
                 norm.requires_grad_(False)
@@ -189,9 +194,14 @@ class DetectionModule(LightningModule):
         """The moving average of the weights, where one is asked for."""
         return [EMAWeightAveraging(decay=self.hparams.ema_decay)] if self.hparams.ema_decay > 0 else []
 
+    @property
+    def label(self) -> str:
+        """A short name for tables and folders."""
+        return "-".join(filter(None, (self.hparams.name, self.hparams.backbone)))
+
     def describe(self) -> str:
         """What is trained, in a line."""
-        return f"{self.hparams.name}: {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M parameters"
+        return f"{self.label}: {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M parameters"
 
     def draw_results(self, folder: Path, datamodule: DetectionData) -> None:
         """Write ``ap.json`` and a sheet of validation images with objects and detections; print the classes' AP."""

@@ -7,15 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection.anchors import PER_POSITION, decode, make_anchors
+from detection.backbone import create_backbone
 from detection.boxes import cxcywh_to_xyxy
 from detection.focal import PRIOR_LOGIT
 from detection.nms import nms
 from detection.precision import at_least_float32
 from detection.retinanet_criterion import RetinaNetCriterion
 from detection.variants import RetinaNetVariant
-from mobile_former.model import Backbone
 from mobile_former.padding import content_size, padding_pyramid, zero_padding
-from mobile_former.variants import VARIANTS
 
 STRIDES = (8, 16, 32, 64, 128)
 LEAST_SCORE = 0.05
@@ -30,13 +29,15 @@ class RetinaNet(nn.Module):
     Args:
         spec: the numbers of a variant.
         num_classes: number of classes K.
+        backbone: in place of the variant's, see :func:`detection.backbone.create_backbone`.
     """
 
-    def __init__(self, spec: RetinaNetVariant, num_classes: int):
+    def __init__(self, spec: RetinaNetVariant, num_classes: int, backbone: str | None = None):
         super().__init__()
         self.num_classes = num_classes
-        self.backbone_name = spec.backbone
-        self.backbone = Backbone(VARIANTS[spec.backbone], spatial_dynamic_relu=True)
+        self.backbone_name = backbone or spec.backbone
+        self.base = spec.base
+        self.backbone = create_backbone(self.backbone_name)
         self.pyramid = FeaturePyramid(self.backbone.channels, spec.width)
         self.class_tower = Tower(spec.width, spec.depth)
         self.box_tower = Tower(spec.width, spec.depth)
@@ -69,7 +70,7 @@ class RetinaNet(nn.Module):
         return {
             "logits": at_least_float32(torch.cat(logits, dim=1)),
             "offsets": at_least_float32(torch.cat(offsets, dim=1)),
-            "anchors": make_anchors(sizes, STRIDES, images.device),
+            "anchors": make_anchors(sizes, STRIDES, self.base, images.device),
             "padding": torch.cat(padded, dim=1),
             "extent": content_size(images, padding_mask),
             "levels": [height * width * PER_POSITION for height, width in sizes],

@@ -1,4 +1,4 @@
-"""The E2E-MF detectors as data (Chen et al., Mobile-Former, CVPR 2022, section 4.2)."""
+"""The detectors as data (Chen et al., Mobile-Former, CVPR 2022, section 4.2)."""
 
 from dataclasses import dataclass
 
@@ -45,19 +45,37 @@ class RetinaNetVariant:
         backbone: name of a published classifier, whose backbone it is.
         width: channels of the pyramid and the towers.
         depth: convolutions of a tower.
+        base: side of the smallest square anchor over its map's stride.
     """
 
     backbone: str
     width: int
     depth: int
+    base: float
 
 
 RETINANET_VARIANTS: dict[str, RetinaNetVariant] = {
     # For small data, and few cores.
-    "retinanet_mf_26m": RetinaNetVariant("mobile_former_26m", 64, 2),
-    "retinanet_mf_52m": RetinaNetVariant("mobile_former_52m", 64, 2),
-    "retinanet_mf_151m": RetinaNetVariant("mobile_former_151m", 256, 4),
-    "retinanet_mf_214m": RetinaNetVariant("mobile_former_214m", 256, 4),
-    "retinanet_mf_294m": RetinaNetVariant("mobile_former_294m", 256, 4),
-    "retinanet_mf_508m": RetinaNetVariant("mobile_former_508m", 256, 4),
+    "retinanet_mf_26m": RetinaNetVariant("mobile_former_26m", 64, 2, 2.5),
+    "retinanet_mf_52m": RetinaNetVariant("mobile_former_52m", 64, 2, 2.5),
+    "retinanet_mf_151m": RetinaNetVariant("mobile_former_151m", 256, 4, 4),
+    "retinanet_mf_214m": RetinaNetVariant("mobile_former_214m", 256, 4, 4),
+    "retinanet_mf_294m": RetinaNetVariant("mobile_former_294m", 256, 4, 4),
+    "retinanet_mf_508m": RetinaNetVariant("mobile_former_508m", 256, 4, 4),
 }
+
+
+@dataclass(frozen=True)
+class DetrVariant:
+    """The numbers of a DETR.
+
+    Attributes:
+        resnet: name of its backbone among transformers' ResNets.
+        queries: number of object queries.
+    """
+
+    resnet: str
+    queries: int
+
+
+DETR_VARIANTS: dict[str, DetrVariant] = {"detr_r50": DetrVariant("resnet50", 100)}

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from torch import nn
 
+from detection.backbone import load_pretrained_backbone
 from mobile_former.errors import InputError
-from mobile_former.weights import load_backbone_weights, read_weights
+from mobile_former.weights import read_weights
 
 _logger = logging.getLogger(__name__)
 
@@ -28,9 +29,9 @@ def load_detector_weights(detector: nn.Module, path: str | Path) -> None:
     path = Path(path)
     state, _ = read_weights(path)
     expected = detector.state_dict()
-    # A classifier is a backbone and `classifier.…`, and nothing else.
-    if not any(name.split(".")[0] not in {"backbone", "classifier"} for name in state):
-        load_backbone_weights(detector.backbone, detector.backbone_name, path)
+    # A detector has more than a backbone and `classifier.…`.
+    if not {name.split(".")[0] for name in state} & ({name.split(".")[0] for name in expected} - {"backbone"}):
+        load_pretrained_backbone(detector.backbone, detector.backbone_name, path)
         return
     differing = {name for name in state.keys() & expected.keys() if state[name].shape != expected[name].shape}
     by_class = {name for name in expected if name.rsplit(".", 2)[-2] == "classify"}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -32,9 +33,10 @@ def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Cost:
         image_size: height and width in pixels.
     """
     params = sum(p.numel() for p in model.parameters())
-    # On the meta device nothing is computed, and every kernel of attention is counted.
+    # On the meta device nothing is computed, and every kernel of attention is counted. Fake tensors let through models
+    # that look at a mask's values where there are any.
     twin = copy.deepcopy(model).to(device="meta", dtype=torch.float32).eval().requires_grad_(False)
     images = torch.empty(1, getattr(model, "in_chans", 3), *image_size, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(images)
     return Cost(params, counter.get_total_flops() // 2)

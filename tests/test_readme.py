@@ -22,6 +22,7 @@ SHORTER = {
     "--trainer.devices": "1",
     "--data.batch_size": "4",
 }
+COMPARED = ("--data.image_size", "32", "--data.num_workers", "0", "--trainer.limit_train_batches", "2")
 SMALLER = {"--data.short_sides": "[96]", "--data.short_side": "96"}
 
 
@@ -52,7 +53,7 @@ def test_the_commands_of_the_readme_run_in_its_order(reader):
     ran = []
     for command in commands():
         words = shlex.split(command)
-        if words[0] == "make" or "venv" in command:
+        if words[0] in {"make", "pip"} or "venv" in command:
             continue  # test_house.py
         assert words[:2] == ["python", "-m"], command
         if words[2].endswith(".fit"):
@@ -60,6 +61,8 @@ def test_the_commands_of_the_readme_run_in_its_order(reader):
                 words += [option, value]
             # The run that goes on has one epoch more than the one that it goes on from.
             words += ["--trainer.max_epochs", "2" if "last" in words else "1"]
+        if words[2] == "experiments.compare":
+            words = [*words[: words.index("--seeds")], "--seeds", "0", "--trainer.max_epochs", "1", *COMPARED]
         result = run_module(*words[2:], cwd=reader)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
         ran.append(words[2])
@@ -107,9 +110,10 @@ def test_the_table_of_models_is_true():
 
 def test_the_table_of_detectors_is_true():
     rows = re.findall(r"\| `((?:e2e|retinanet)_mf_\w+)` \| ([\d.]+) M \| ([\d.]+) G", README)
-    assert [name for name, _, _ in rows] == detection.list_detectors()
-    for name, params, madds in rows:
-        size = (800, 1056) if name.startswith("e2e") else (800, 1280)
+    (detr,) = re.findall(r"`(detr_r50)` is .*?: ([\d.]+) M\s+parameters, ([\d.]+) G at 800.1056", README)
+    assert [name for name, _, _ in [*rows, detr]] == detection.list_detectors()
+    for name, params, madds in [*rows, detr]:
+        size = (800, 1280) if name.startswith("retinanet") else (800, 1056)
         cost = mobile_former.cost(detection.create_detector(name, 80), size)
         assert f"{cost.params / 1e6:.1f}" == params
         assert f"{cost.madds / 1e9:.1f}" == madds

@@ -23,9 +23,9 @@ class FitCLI(LightningCLI):
 
     Args:
         task: name of the task, and of the folder under ``runs/``.
-        model_class: the task's LightningModule; it has ``monitor`` (the score to maximise) and ``architecture`` (the
-            options that its weights depend on), takes ``class_names``, and draws its results by
-            ``draw_results(folder, datamodule)``.
+        model_class: the task's LightningModule; it has ``monitor`` (the score to maximise), ``architecture`` (the
+            options that its weights depend on) and ``label`` (its short name), takes ``class_names``, and draws its
+            results by ``draw_results(folder, datamodule)``.
         data_class: the task's LightningDataModule; it has ``class_names``, ``dataset_name`` and
             ``draw_augmented(path)``.
         learned_from_data: the module's arguments that come from the data module.
@@ -142,7 +142,7 @@ class FitCLI(LightningCLI):
     def _choose_folder(self) -> tuple[RunFolder, int | None]:
         """The run's folder, with its config in it, and the step that it goes on from."""
         runs = Path(self.config["runs_folder"])
-        name = self.config["name"] or f"{self.model.hparams.name}-{self.datamodule.dataset_name}"
+        name = self.config["name"] or f"{self.model.label}-{self.datamodule.dataset_name}".replace("/", "-")
         if self.config["ckpt_path"] == "last":
             folder = RunFolder.resume(runs, self.task, name)
             step = self._require_same_run(folder.last)

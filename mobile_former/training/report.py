@@ -68,7 +68,7 @@ class RunReport(Callback):
         # Validating a checkpoint puts back the callbacks' state of its time, so what is known now is kept.
         finished_epochs, seconds = trainer.current_epoch, self._seconds
         speed = float(trainer.callback_metrics.get("images/s", 0))  # none where a finished run had nothing left to do
-        metrics = {"model": module.hparams.name, "data": datamodule.dataset_name}
+        metrics = {"model": module.label, "data": datamodule.dataset_name}
         validated = trainer.limit_val_batches != 0
         checkpoint = self.folder.best if self.folder.best.is_file() else self.folder.last
         if not checkpoint.is_file():

@@ -15,7 +15,7 @@ from mobile_former import InputError
 
 
 def test_anchors_are_nine_a_position_of_three_sizes_and_three_shapes():
-    anchors = make_anchors([(2, 3), (1, 2)], (8, 16), torch.device("cpu"))
+    anchors = make_anchors([(2, 3), (1, 2)], (8, 16), 4, torch.device("cpu"))
     assert anchors.shape == (9 * (6 + 2), 4)
     expected = []
     for (height, width), stride in (((2, 3), 8), ((1, 2), 16)):

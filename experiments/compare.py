@@ -1,0 +1,411 @@
+"""Train several models by one recipe on the same data, over seeds, and compare score, cost and latency.
+
+    python -m experiments.compare --config experiments/configs/sign_digits.yaml --data.root DIR
+
+The config names the task, its recipe, the options of all runs, the seeds, and the models by the options that tell them
+apart; any other option goes to every run. Run it again, and it goes on where it stopped: finished runs
+stay, interrupted ones continue, failed ones are tried once more. Written to the output folder: the runs, a log of each,
+comparison.md, comparison.json and comparison.png.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+import yaml
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+from classification.data import ClassificationData
+from classification.module import ClassificationModule
+from detection.batch import pad
+from detection.data import DetectionData
+from detection.module import DetectionModule
+from mobile_former.cost import cost
+from mobile_former.errors import InputError, nearest
+from mobile_former.training.checkpoint import load_checkpoint
+from mobile_former.training.command import run_command
+from mobile_former.training.figures import COLOURS
+from mobile_former.training.run_folder import RunFolder
+
+CONFIGS = Path(__file__).parent / "configs"
+ROUNDS = 30  # of the timing, each of one image a model
+SCORES = {"classification": ("top1",), "detection": ("AP", "AP50")}  # the first is drawn
+MODULES = {"classification": ClassificationModule, "detection": DetectionModule}
+DATA = {"classification": ClassificationData, "detection": DetectionData}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        task: "classification" or "detection".
+        config: the recipe, one of the task's configs.
+        models: for each label the options that are its own.
+        seeds: each model is trained once with each.
+        options: of all runs.
+        split: "val", or "test" to score the best checkpoint there as well.
+    """
+
+    task: str
+    config: str
+    models: dict[str, dict]
+    seeds: list[int]
+    options: dict = field(default_factory=dict)
+    split: str = "val"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        label: of the model.
+        seed: of everything random.
+        folder: of the run.
+        arguments: of the task's ``fit``, that tell what is trained.
+        log: what it printed.
+    """
+
+    label: str
+    seed: int
+    folder: RunFolder
+    arguments: list[str]
+    log: Path
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it left its final figures."""
+        return (self.folder.path / "metrics.json").is_file()
+
+
+def main() -> None:
+    """Train what is not yet trained, then compare."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.compare",
+        description=__doc__.partition("\n")[0],
+        epilog="Any other option goes to fit in every run, as --data.root DIR.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, required=True, help="the comparison, see experiments/configs/")
+    parser.add_argument("--output", type=Path, default=None, help="folder; default: runs/compare/<config's name>")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="in place of the config's")
+    options, others = parser.parse_known_args()
+    plan = read_plan(find_plan(options.config))
+    if options.seeds:
+        plan = replace(plan, seeds=options.seeds)
+    output = options.output or Path("runs") / "compare" / options.config.stem
+    runs = plan_runs(plan, output, others)
+    require_same_options(runs, output / "options.json")
+    failed = []
+    for number, run in enumerate(runs, start=1):
+        print(f"[{number}/{len(runs)}] {run.label}, seed {run.seed}", flush=True)
+        if run.is_finished:
+            print("    finished before")
+        elif train(run, plan.task):
+            failed.append(run)
+    finished = [run for run in runs if run.is_finished]
+    if finished:
+        report(compare(plan, finished), plan, output)
+    if failed:
+        for run in failed:
+            print(f"error: {run.label}, seed {run.seed} failed: {last_error(run.log)} (see {run.log})", file=sys.stderr)
+        sys.exit(1)
+
+
+def find_plan(path: Path) -> Path:
+    """The config of a comparison: the file itself, or the repository's own of that name.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    for candidate in (path, CONFIGS / path.name):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"no config {path}: {nearest(path.name, sorted(own.name for own in CONFIGS.iterdir()))}")
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a comparison's config.
+
+    Raises:
+        InputError: not a config of a comparison.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
+    names = list(Plan.__dataclass_fields__)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no comparison: give {', '.join(names)}")
+    for name in content:
+        if name not in names:
+            raise InputError(f"{path}: {name!r} is not known: {nearest(str(name), names)}")
+    if missing := [name for name in names[:4] if not content.get(name)]:
+        raise InputError(f"{path} lacks {', '.join(missing)}")
+    plan = Plan(**{name: value for name, value in content.items() if value is not None})
+    if plan.task not in SCORES:
+        raise InputError(f"{path}: task is {plan.task!r}: {nearest(str(plan.task), SCORES)}")
+    if plan.split not in {"val", "test"}:
+        raise InputError(f"{path}: split is {plan.split!r}: choose 'val' or 'test'")
+    if not isinstance(plan.models, dict) or not all(isinstance(own, dict) and own for own in plan.models.values()):
+        raise InputError(f"{path}: models must give each label its options, as 'ResNet: {{model.name: …}}'")
+    if not isinstance(plan.seeds, list) or not all(type(seed) is int for seed in plan.seeds):
+        raise InputError(f"{path}: seeds must be a list of whole numbers")
+    if len(set(map(plain, plan.models))) < len(plan.models):
+        raise InputError(f"{path}: two models' labels give the same folder, such as {plain(next(iter(plan.models)))!r}")
+    return plan
+
+
+def plan_runs(plan: Plan, output: Path, others: Sequence[str]) -> list[Run]:
+    """All runs, seed by seed, so that a comparison that is cut short has all models at fewer seeds."""
+    runs = []
+    for seed in plan.seeds:
+        for label, own in plan.models.items():
+            name = f"{plain(label)}-seed{seed}"
+            arguments = ["--config", plan.config, "--seed_everything", str(seed)]
+            for option, value in {**plan.options, **own}.items():
+                arguments += [f"--{option}", value if isinstance(value, str) else json.dumps(value)]
+            folder = RunFolder(output / plan.task / name)
+            runs.append(Run(label, seed, folder, [*arguments, *others], output / "logs" / f"{name}.log"))
+    return runs
+
+
+def require_same_options(runs: Sequence[Run], path: Path) -> None:
+    """Keep the options of all runs in a file, and refuse others for runs that are there already.
+
+    Raises:
+        InputError: a run was begun with other options.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    for run in runs:
+        name = run.folder.path.name
+        if run.folder.path.is_dir() and known.get(name, run.arguments) != run.arguments:
+            raise InputError(
+                f"{run.folder.path} was trained with {shlex.join(known[name])}, and now {shlex.join(run.arguments)} "
+                "is asked for: give another --output, or delete that folder"
+            )
+        known[name] = run.arguments
+    path.write_text(json.dumps(known, indent=2) + "\n")
+
+
+def train(run: Run, task: str) -> int:
+    """Train in a process of its own, going on from the last checkpoint where there is one; returns its exit status."""
+    arguments = [*run.arguments, "--runs_folder", str(run.folder.path.parent.parent), "--name", run.folder.path.name]
+    if run.folder.last.is_file():
+        arguments += ["--ckpt_path", "last"]
+    elif run.folder.path.is_dir():
+        shutil.rmtree(run.folder.path)  # it ended before its first checkpoint
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", f"{task}.fit", *arguments]
+    with run.log.open("a") as log:
+        log.write(f"$ {shlex.join(command)}\n")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                if line.startswith("epoch "):
+                    print(f"    {line.rstrip()}", flush=True)
+    if process.returncode:
+        print(f"    failed: {last_error(run.log)}", flush=True)
+    return process.returncode
+
+
+def last_error(log: Path) -> str:
+    """The last line of a log that tells of an error, or else its last line."""
+    lines = [line for line in log.read_text().splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if re.match(r"(error|\w+Error|\w+Exception)\b", line)), lines[-1])
+
+
+@dataclass
+class Row:
+    """A model's line in the comparison.
+
+    Attributes:
+        label: of the model.
+        params: number of parameters.
+        madds: multiply-adds of an image of ``image_size``.
+        image_size: height and width in pixels of an image as validation has it.
+        latency: median milliseconds of one image.
+        seeds: those that finished.
+        scores: for each score, ``last`` (the last epoch), ``best`` (the best epoch) and, where asked for, ``test``, one
+            number a seed.
+        seconds: of training, one number a seed.
+    """
+
+    label: str
+    params: int
+    madds: int
+    image_size: tuple[int, int]
+    latency: float
+    seeds: list[int]
+    scores: dict[str, dict[str, list[float]]]
+    seconds: list[float]
+
+
+def compare(plan: Plan, runs: Sequence[Run]) -> list[Row]:
+    """Score, cost and latency of each model that has a finished run."""
+    rows, timed = [], []
+    for label in plan.models:
+        own = [run for run in runs if run.label == label]
+        if not own:
+            continue
+        module, data_options = load_checkpoint(own[0].folder.best, MODULES[plan.task], plan.task)
+        image = validation_image(plan.task, data_options)
+        scores = {name: {"last": [], "best": []} for name in SCORES[plan.task]}
+        seconds = []
+        for run in own:
+            metrics = json.loads((run.folder.path / "metrics.json").read_text())
+            seconds.append(metrics["seconds"])
+            tested = test(run, plan.task) if plan.split == "test" else {}
+            for name, values in scores.items():
+                values["last"].append([row for row in run.folder.history() if f"val/{name}" in row][-1][f"val/{name}"])
+                values["best"].append(metrics[f"val/{name}"])
+                if tested:
+                    values.setdefault("test", []).append(tested[f"test/{name}"])
+        size = tuple(image.shape[2:])
+        spent = cost(module.model, size)
+        rows.append(Row(label, spent.params, spent.madds, size, 0.0, [run.seed for run in own], scores, seconds))
+        timed.append((module, image))
+    for row, latency in zip(rows, latencies(timed), strict=True):
+        row.latency = latency
+    return rows
+
+
+def validation_image(task: str, data_options: dict) -> torch.Tensor:
+    """The first validation image as a batch ``(1, 3, H, W)``, of the size in which the model sees it."""
+    data = DATA[task](**data_options)
+    data.setup("validate")
+    image = data.val_set[0]["image"]
+    if task == "detection":
+        return pad([image])[0].float() / 255
+    return image[None].float() / 255
+
+
+def test(run: Run, task: str) -> dict[str, float]:
+    """The figures of the best checkpoint on the test data, computed once."""
+    folder = run.folder.path / "test"
+    if not (folder / "metrics.json").is_file():
+        command = [f"{task}.test", "--ckpt_path", str(run.folder.best), "--output", str(folder)]
+        subprocess.run([sys.executable, "-m", *command], check=True, stdout=subprocess.DEVNULL)
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@torch.inference_mode()
+def latencies(models: Sequence[tuple[torch.nn.Module, torch.Tensor]]) -> list[float]:
+    """Median milliseconds of one image for each model, from rounds in which all take their turn.
+
+    Args:
+        models: the module, and the image as a batch. A detector's decoding and suppression count.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = [(module.to(device).eval(), image.to(device)) for module, image in models]
+    times: list[list[float]] = [[] for _ in models]
+    for number in range(ROUNDS + 3):  # the first three warm up
+        for (module, image), own in zip(models, times, strict=True):
+            start = now(device)
+            outputs = module(image)
+            if isinstance(outputs, dict):
+                module.model.postprocess(outputs, [tuple(image.shape[2:])])
+            if number >= 3:
+                own.append((now(device) - start) * 1000)
+    return [statistics.median(own) for own in times]
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def report(rows: Sequence[Row], plan: Plan, output: Path) -> None:
+    """Write the comparison as a table, as data and as a picture, and print the table."""
+    table = markdown(rows, plan)
+    (output / "comparison.md").write_text(table)
+    (output / "comparison.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    draw(rows, plan, output / "comparison.png")
+    print(f"\n{table}\nwritten: {output}/: comparison.md, comparison.json, comparison.png")
+
+
+def markdown(rows: Sequence[Row], plan: Plan) -> str:
+    """The table."""
+    kinds = ["last", "best"] + (["test"] if plan.split == "test" else [])
+    titles = {"last": "val, last epoch", "best": "val, best epoch", "test": "test, best epoch on val"}
+    columns = ["model", "parameters", "multiply-adds", "ms an image"]
+    columns += [f"{name} ({titles[kind]})" for name in SCORES[plan.task] for kind in kinds]
+    lines = [[*columns, "seeds", "training"], ["---"] * (len(columns) + 2)]
+    for row in rows:
+        cells = [row.label, f"{row.params / 1e6:.2f} M", in_units(row.madds), f"{row.latency:.1f}"]
+        cells += [mean_and_spread(row.scores[name][kind]) for name in SCORES[plan.task] for kind in kinds]
+        lines.append([*cells, ", ".join(map(str, row.seeds)), f"{statistics.mean(row.seconds):.0f} s"])
+    sizes = sorted({f"{height}x{width}" for height, width in (row.image_size for row in rows)})
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    note = (
+        f"Images of {', '.join(sizes)} pixels. Scores: mean ± standard deviation over the seeds. Latency: eager "
+        f"PyTorch {torch.__version__}, one image, median of {ROUNDS} interleaved rounds, {device}."
+    )
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{note}\n"
+
+
+def in_units(count: int) -> str:
+    """Millions, or billions from one on."""
+    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """The mean, and where there are several values their standard deviation."""
+    text = f"{statistics.mean(values):.4f}"
+    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.4f}"
+
+
+def draw(rows: Sequence[Row], plan: Plan, path: Path) -> None:
+    """Draw the score against multiply-adds, parameters and latency: each seed as a dot, mean and deviation as a bar."""
+    name = SCORES[plan.task][0]
+    kind, title = ("test", f"{name} on test") if plan.split == "test" else ("last", f"{name} on val, last epoch")
+    panels = {
+        "multiply-adds (millions)": [row.madds / 1e6 for row in rows],
+        "parameters (millions)": [row.params / 1e6 for row in rows],
+        "milliseconds an image": [row.latency for row in rows],
+    }
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True)
+    for axis, (label, places) in zip(axes, panels.items(), strict=True):
+        for number, (row, place) in enumerate(zip(rows, places, strict=True)):
+            values = row.scores[name][kind]
+            style = {"color": COLOURS[number % len(COLOURS)], "marker": "osD^vP*X"[number % 8]}
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            axis.plot([place] * len(values), values, linestyle="", alpha=0.35, markersize=4, **style)
+            axis.errorbar(place, statistics.mean(values), spread, capsize=4, markersize=8, label=row.label, **style)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(ScalarFormatter() if max(places) < 8 * min(places) else NullFormatter())
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(title)
+    handles, labels = axes[0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(rows)))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    figure.savefig(path, dpi=110)
+
+
+def plain(label: str) -> str:
+    """A label as a folder's name."""
+    return re.sub(r"[^\w.]+", "-", label).strip("-.").lower() or "model"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,128 @@
+"""Models of other libraries by name, ``timm/NAME`` and ``transformers/NAME``: what both tasks need to build them."""
+
+import importlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor, nn
+
+from mobile_former.errors import InputError, nearest
+from mobile_former.weights import read_weights
+
+_logger = logging.getLogger(__name__)
+
+_LIBRARIES = ("timm", "transformers")
+
+# He et al., Deep Residual Learning, CVPR 2016, table 1
+_RESNETS = {
+    "resnet18": {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]},
+    "resnet34": {"layer_type": "basic", "depths": [3, 4, 6, 3], "hidden_sizes": [64, 128, 256, 512]},
+    "resnet50": {"layer_type": "bottleneck", "depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048]},
+    "resnet101": {"layer_type": "bottleneck", "depths": [3, 4, 23, 3], "hidden_sizes": [256, 512, 1024, 2048]},
+}
+
+
+def is_baseline(name: str) -> bool:
+    """Whether a name is that of another library's model."""
+    return name.startswith(tuple(f"{library}/" for library in _LIBRARIES))
+
+
+def import_library(library: str, wanted_by: str) -> ModuleType:
+    """Import timm or transformers.
+
+    Args:
+        library: its name.
+        wanted_by: the name that the user gave, for the message.
+
+    Raises:
+        InputError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(library)
+    except (ImportError, RuntimeError) as error:  # a torchvision of another torch fails with RuntimeError
+        needs = ", which needs a torchvision that fits torch," if library == "timm" else ""
+        raise InputError(
+            f"{wanted_by} comes from {library}{needs} and that cannot be imported ({error}): "
+            "pip install -c constraints.txt -e '.[baselines]'"
+        ) from error
+
+
+def timm_model(name: str, weights: Path | None = None, **options) -> nn.Module:
+    """Build a model of timm.
+
+    Args:
+        name: timm's own name for it.
+        weights: a file in the layout of timm's weights for it, of any number of classes.
+        options: of ``timm.create_model``; those that are None are left out.
+
+    Raises:
+        InputError: timm cannot be imported, has no such model, or has it without these options; a file that does not
+            fit.
+        FileNotFoundError: no such file.
+    """
+    timm = import_library("timm", f"timm/{name}")
+    if not timm.is_model(name):
+        raise InputError(f"timm has no model {name!r}: {nearest(name, timm.list_models())}")
+    options = {option: value for option, value in options.items() if value is not None}
+    if weights is not None:
+        state, _ = read_weights(weights)
+        overlay = {"state_dict": state}
+        head = getattr(timm.get_pretrained_cfg(name), "classifier", None)
+        if isinstance(head, str) and f"{head}.weight" in state:
+            overlay["num_classes"] = len(state[f"{head}.weight"])  # where it is another, timm leaves the head out
+        options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    try:
+        return timm.create_model(name, **options)
+    except (RuntimeError, TypeError, KeyError, AssertionError) as error:
+        what = f"with the weights in {weights}" if weights else "with these options"
+        raise InputError(f"timm cannot build {name} {what}: {str(error).splitlines()[0]}") from error
+
+
+def resnet_config(name: str, others: Sequence[str] = (), **options) -> object:
+    """The configuration of one of transformers' ResNets: ``resnet18``, ``34``, ``50`` or ``101``.
+
+    Args:
+        name: which.
+        others: names that would have been known as well, for the message.
+        options: of ``transformers.ResNetConfig``.
+
+    Raises:
+        InputError: another name, or transformers cannot be imported.
+    """
+    transformers = import_library("transformers", f"transformers/{name}")
+    if name not in _RESNETS:
+        raise InputError(f"no model transformers/{name}: {nearest(name, [*_RESNETS, *others])}")
+    return transformers.ResNetConfig(**_RESNETS[name], **options)
+
+
+def load_transformers_weights(network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """Load the part without classifier of a file in the layout of transformers' weights, in place.
+
+    Args:
+        network: a model of transformers, without classifier.
+        path: ``.safetensors``, ``.bin`` or ``.pth``; a classifier's, whose names begin with that of the architecture,
+            or that of a model without one.
+
+    Returns:
+        What else is in the file: tensors by name.
+
+    Raises:
+        InputError: a file that does not fit.
+        FileNotFoundError: no such file.
+    """
+    state, _ = read_weights(path)
+    expected = network.state_dict()
+    prefix = f"{network.base_model_prefix}."
+    if any(name.startswith(prefix) for name in state):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    strange = [name for name in expected if name not in state or state[name].shape != expected[name].shape]
+    if strange:
+        raise InputError(
+            f"{path} does not fit {type(network).__name__}: {len(strange)} of its {len(expected)} tensors are missing "
+            f"or of another shape, first {strange[0]!r}"
+        )
+    network.load_state_dict({name: state.pop(name) for name in expected})
+    _logger.info("loaded the weights in %s", path)
+    return state

@@ -1,0 +1,107 @@
+"""Classifiers of other libraries, and the commands that train them."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import mobile_former
+from classification.baselines import create_baseline
+from classification.module import ClassificationModule
+from mobile_former import InputError
+from tests.conftest import run_module
+
+transformers = pytest.importorskip("transformers")
+
+
+# torchvision's and the papers' counts for 1000 classes at 224×224
+@pytest.mark.parametrize(
+    ("name", "params", "madds"),
+    [
+        ("transformers/mobilenet_v2_1.0", 3_504_872, 300.8e6),
+        ("transformers/resnet18", 11_689_512, 1.814e9),
+        ("transformers/resnet50", 25_557_032, 4.089e9),
+    ],
+)
+def test_parameters_and_multiply_adds_are_the_known_ones(name, params, madds):
+    cost = mobile_former.cost(create_baseline(name, 1000))
+    assert cost.params == params
+    assert cost.madds == pytest.approx(madds, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2_0.35", "resnet18"])
+@pytest.mark.parametrize("num_classes", [4, 6])
+def test_with_the_library_s_weights_it_gives_the_library_s_logits(name, num_classes, tmp_path, caplog):
+    torch.manual_seed(0)
+    if name == "resnet18":
+        config = transformers.ResNetConfig(
+            layer_type="basic", depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], num_labels=4
+        )
+        theirs = transformers.ResNetForImageClassification(config).eval()
+    else:
+        config = transformers.MobileNetV2Config(depth_multiplier=0.35, tf_padding=False, num_labels=4)
+        theirs = transformers.MobileNetV2ForImageClassification(config).eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    ours = create_baseline(f"transformers/{name}", num_classes, pretrained=tmp_path / "weights.pth").eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = theirs(images).logits, ours(images)
+        features = ours.backbone(images).pooler_output.flatten(1)
+    if num_classes == 4:
+        torch.testing.assert_close(found, expected)
+        assert not caplog.records
+    else:
+        assert found.shape == (2, 6)
+        base = theirs.resnet if name == "resnet18" else theirs.mobilenet_v2
+        torch.testing.assert_close(features, base(images).pooler_output.flatten(1))
+        assert "last linear starts afresh" in caplog.text
+
+
+def test_dropout_comes_before_the_linear_and_running_statistics_are_an_average():
+    model = create_baseline("transformers/mobilenet_v2_0.35", 3, dropout=0.4)
+    assert model.dropout.p == 0.4
+    assert {module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {0.1}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("transformers/resnet17", {}, "no model transformers/resnet17: did you mean 'resnet18'"),
+        ("transformers/mobilenet_v2_1", {}, "did you mean 'mobilenet_v2_1.0'"),
+        ("transformers/resnet18", {"drop_path": 0.1}, "no stochastic depth"),
+    ],
+)
+def test_what_cannot_be_built_is_told(name, options, message):
+    with pytest.raises(InputError, match=message):
+        create_baseline(name, 3, **options)
+
+
+def test_a_frozen_backbone_leaves_the_linear_alone_to_learn():
+    module = ClassificationModule(["a", "b"], name="transformers/mobilenet_v2_0.35", freeze_backbone=True)
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert trained == {"model.classifier.weight", "model.classifier.bias"}
+
+
+def test_the_commands_take_a_baseline_by_its_name(image_folder, tmp_path):
+    options = ("--data.root", str(image_folder), "--data.image_size", "64", "--data.batch_size", "8")
+    result = run_module(
+        "classification.fit", "--config", "finetune.yaml", *options, "--model.name", "transformers/mobilenet_v2_0.35",
+        "--trainer.max_epochs", "1", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs" / "classification" / "transformers-mobilenet_v2_0.35-colours"
+    assert json.loads((folder / "metrics.json").read_text())["model"] == "transformers/mobilenet_v2_0.35"
+    checkpoint = ("--ckpt_path", str(folder / "checkpoints" / "best.ckpt"))
+    result = run_module("classification.predict", str(image_folder / "val"), *checkpoint, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert sum(name in result.stdout for name in ("blue", "green", "red")) == 3
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_large_100", "levit_128s", "efficientnet_b0", "resnet50"])
+def test_timm_s_classifiers_learn(name):
+    pytest.importorskip("timm")
+    model = create_baseline(f"timm/{name}", 5)
+    loss = nn.functional.cross_entropy(model(torch.randn(2, 3, 224, 224)), torch.tensor([0, 3]))
+    loss.backward()
+    assert sum(parameter.grad is not None for parameter in model.parameters()) > 10

@@ -1,0 +1,80 @@
+"""transformers' DETR under this project's losses and data."""
+
+import pytest
+import torch
+from torch import nn
+
+import detection
+import mobile_former
+from detection.module import DetectionModule
+from tests.conftest import run_module
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def detr():
+    torch.manual_seed(0)
+    return detection.create_detector("detr_r50", 3).eval()
+
+
+def test_it_costs_what_detr_r50_costs():
+    """41.4 M and 79.6 G on one 800×1056 image, which E2E-MF is measured against; here the norms' parameters count."""
+    cost = mobile_former.cost(detection.create_detector("detr_r50", 80), (800, 1056))
+    assert cost.params == pytest.approx(41.4e6, rel=5e-3)
+    assert cost.madds == pytest.approx(79.6e9, rel=5e-3)
+
+
+def test_logits_and_boxes_are_the_library_s_own(detr):
+    images = torch.randn(2, 3, 64, 96)
+    mask = torch.zeros(2, 64, 96, dtype=torch.bool)
+    mask[0, 40:] = mask[1, :, 70:] = True
+    images = images.masked_fill(mask[:, None], 0)
+    with torch.no_grad():
+        expected = detr.network(images, pixel_mask=(~mask).long())
+        found = detr(images, mask)
+        padded = detr(images.masked_fill(mask[:, None], 5.0), mask)
+    torch.testing.assert_close(found["logits"], expected.logits)
+    torch.testing.assert_close(found["boxes"], expected.pred_boxes)
+    assert torch.equal(padded["boxes"], found["boxes"])
+
+
+def test_every_decoder_layer_but_the_last_is_an_auxiliary_prediction(detr):
+    """From each layer's output, caught on its way, by the norm and the heads that the last layer has."""
+    caught = []
+    hooks = [
+        layer.register_forward_hook(lambda _, __, output: caught.append(output))
+        for layer in detr.network.model.decoder.layers
+    ]
+    with torch.no_grad():
+        outputs = detr(torch.randn(1, 3, 64, 64))
+    for hook in hooks:
+        hook.remove()
+    assert len(outputs["auxiliary"]) == 5
+    for hidden, found in zip(caught, [*outputs["auxiliary"], outputs], strict=True):
+        normed = detr.network.model.decoder.layernorm(hidden)
+        torch.testing.assert_close(found["logits"], detr.network.class_labels_classifier(normed))
+        torch.testing.assert_close(found["boxes"], detr.network.bbox_predictor(normed).sigmoid())
+
+
+def test_every_parameter_learns_and_norms_are_frozen_by_the_option_alone():
+    module = DetectionModule(["a", "b"], name="detr_r50", focal=True)  # E2E-MF's option, of which it takes no notice
+    target = {"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.3]])}
+    module.model.loss(module.model(torch.randn(1, 3, 64, 64)), [target])["total"].backward()
+    assert not [name for name, parameter in module.named_parameters() if parameter.grad is None]
+    frozen = DetectionModule(["a", "b"], name="detr_r50", freeze_batch_norm=True)
+    norms = [part for part in frozen.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert len(norms) == 53
+    assert not any(norm.training or norm.weight.requires_grad for norm in norms)
+
+
+def test_the_commands_take_it_by_its_name(shapes, tmp_path):
+    options = ("--data.root", str(shapes), "--data.short_sides", "[64]", "--data.short_side", "64")
+    result = run_module(
+        "detection.fit", "--config", "finetune.yaml", *options, "--model.name", "detr_r50", "--trainer.max_epochs", "1",
+        "--trainer.limit_train_batches", "1", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    checkpoint = "runs/detection/detr_r50-shapes/checkpoints/best.ckpt"
+    result = run_module("detection.predict", str(shapes / "images"), "--ckpt_path", checkpoint, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
