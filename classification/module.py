@@ -19,7 +19,7 @@ from classification.pictures import draw_predictions
 from mobile_former.errors import InputError
 from mobile_former.training.baselines import is_baseline
 from mobile_former.training.figures import draw_confusion
-from mobile_former.training.optimisation import adamw, run_length
+from mobile_former.training.optimisation import adamw, rate_factor, run_length
 
 
 class ClassificationModule(LightningModule):
@@ -34,6 +34,8 @@ class ClassificationModule(LightningModule):
         dropout: rate before the last linear.
         drop_path: stochastic depth's rate at the last block.
         learning_rate: the peak, reached after the warm-up, from where it falls along a cosine to 0.
+        learning_rate_batch: the total batch that the learning rate is meant for: it is scaled in proportion to that of
+            the run, over all processes; default: it is taken as it stands.
         weight_decay: of all but biases and norms.
         warmup_epochs: epochs in which the learning rate rises.
         label_smoothing: share of the target spread over all classes, in 0..1.
@@ -59,6 +61,7 @@ class ClassificationModule(LightningModule):
         dropout: float = 0.0,
         drop_path: float = 0.0,
         learning_rate: float = 1e-3,
+        learning_rate_batch: int | None = None,
         weight_decay: float = 0.05,
         warmup_epochs: float = 0.0,
         label_smoothing: float = 0.0,
@@ -71,6 +74,8 @@ class ClassificationModule(LightningModule):
             raise InputError(f"a classifier tells two classes or more apart, and {len(class_names)} is given")
         if learning_rate <= 0:
             raise InputError(f"--model.learning_rate is {learning_rate}: give more than 0")
+        if learning_rate_batch is not None and learning_rate_batch < 1:
+            raise InputError(f"--model.learning_rate_batch is {learning_rate_batch}: give a number of images")
         if weight_decay < 0 or warmup_epochs < 0:
             raise InputError(
                 f"--model.weight_decay is {weight_decay}, --model.warmup_epochs {warmup_epochs}: give 0 or more"
@@ -146,7 +151,7 @@ class ClassificationModule(LightningModule):
         """AdamW, warm-up and cosine by step."""
         return adamw(
             self.model,
-            learning_rate=self.hparams.learning_rate,
+            learning_rate=self.hparams.learning_rate * rate_factor(self.trainer, self.hparams.learning_rate_batch),
             weight_decay=self.hparams.weight_decay,
             warmup_epochs=self.hparams.warmup_epochs,
             **run_length(self.trainer),

@@ -72,17 +72,16 @@ class SetCriterion(nn.Module):
         losses = {}
         with without_autocast(outputs["logits"].device):
             layers = [{name: at_least_float32(layer[name]) for name in ("logits", "boxes")} for layer in layers]
-            objects = layers[0]["boxes"].new_tensor(float(sum(len(target["labels"]) for target in targets)))
-            count = normaliser(objects, training=self.training)
+            counts = self._counts(layers[0]["boxes"], targets)
             for number, (layer, pairs) in enumerate(
                 zip(layers, self.matcher.match_layers(layers, targets), strict=True)
             ):
                 suffix = "" if number == 0 else f"_{number - 1}"
-                losses |= {f"{name}{suffix}": loss for name, loss in self._layer(layer, targets, pairs, count).items()}
+                losses |= {f"{name}{suffix}": loss for name, loss in self._layer(layer, targets, pairs, counts).items()}
             total = sum(self.weights[name.rstrip("0123456789").rstrip("_")] * loss for name, loss in losses.items())
         return losses | {"total": total}
 
-    def _layer(self, layer: dict, targets: Sequence[dict], pairs: Pairs, count: Tensor) -> dict[str, Tensor]:
+    def _layer(self, layer: dict, targets: Sequence[dict], pairs: Pairs, counts: Tensor) -> dict[str, Tensor]:
         logits, boxes = layer["logits"], layer["boxes"]
         image = torch.cat([torch.full_like(queries, index) for index, (queries, _) in enumerate(pairs)])
         query = torch.cat([queries for queries, _ in pairs])
@@ -94,16 +93,27 @@ class SetCriterion(nn.Module):
         predicted = boxes[image, query]
         overlap = generalised_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(expected))
         return {
-            "loss_ce": self._classification(logits, classes, count),
-            "loss_bbox": (predicted - expected).abs().sum() / count,
-            "loss_giou": (1 - overlap).sum() / count,
+            "loss_ce": self._classification(logits, classes, counts),
+            "loss_bbox": (predicted - expected).abs().sum() / counts[0],
+            "loss_giou": (1 - overlap).sum() / counts[0],
         }
 
-    def _classification(self, logits: Tensor, classes: Tensor, count: Tensor) -> Tensor:
+    def _counts(self, boxes: Tensor, targets: Sequence[dict]) -> Tensor:
+        """What losses are divided by: the number of objects, and the sum of the weights of all queries' classes."""
+        queries = boxes.shape[1]
+        objects = [len(target["labels"]) for target in targets]
+        # As many queries as there are objects learn these, the others that there are none: in every layer.
+        matched = sum(min(count, queries) for count in objects)
+        weights = matched + (len(objects) * queries - matched) * self.class_weights[-1]
+        counts = torch.stack([boxes.new_tensor(float(sum(objects))), weights.to(boxes)])
+        return normaliser(counts, training=self.training)
+
+    def _classification(self, logits: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
         if not self.focal:
-            return F.cross_entropy(logits.transpose(1, 2), classes, self.class_weights.to(logits.dtype))
+            weights = self.class_weights.to(logits.dtype)
+            return F.cross_entropy(logits.transpose(1, 2), classes, weights, reduction="sum") / counts[1]
         wanted = F.one_hot(classes, self.num_classes + 1)[..., :-1].to(logits.dtype)
-        return focal_loss(logits, wanted).sum() / count
+        return focal_loss(logits, wanted).sum() / counts[0]
 
 
 def check_targets(targets: Sequence[dict[str, Tensor]], images: int, num_classes: int) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from albumentations.core.serialization import Serializable
-from torch.utils.data import DataLoader
+from torch.utils.data import Sampler
 
 from detection.batch import ShapeBatchSampler, Source, collate, make_sample
 from detection.coco_dataset import CocoDataset, find_split
@@ -27,6 +27,7 @@ from mobile_former.model import MIN_SIZE
 from mobile_former.training.data import ImageData
 from mobile_former.training.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.images import IMAGENET_MEAN, IMAGENET_STD
+from mobile_former.training.sampler import Draw, EpochSampler
 
 SPLITS = ("train", "val", "test")
 
@@ -189,14 +190,12 @@ class DetectionData(ImageData):
             self.test_split = self.split or ("test" if self._has_test() else "val")
             self.test_set = self._evaluation_set(self.test_split)
 
-    def train_dataloader(self) -> DataLoader:
-        """Batches of augmented images; the last, smaller one is left out where there are others."""
+    def train_batches(self, sampler: EpochSampler) -> Sampler[list[Draw]]:
+        """From an epoch's samples to its batches, of similar shape where that is asked for."""
         if not self.group_shapes:
-            return super().train_dataloader()
-        sampler = self.train_sampler()
+            return super().train_batches(sampler)
         size = self.hparams.batch_size
-        batches = ShapeBatchSampler(sampler, self.train_source, size, drop_last=len(sampler) >= size)
-        return self.loader(self.train_set, batch_sampler=batches)
+        return ShapeBatchSampler(sampler, self.train_source, size, drop_last=len(sampler) >= size)
 
     def describe(self) -> str:
         """What is loaded, in a line."""

@@ -12,7 +12,7 @@ def normaliser(count: Tensor, *, training: bool) -> Tensor:
     ever.
 
     Args:
-        count: a scalar, of objects or of what stands for them.
+        count: of objects or of what stands for them, of any shape.
         training: whether the loss is trained on.
     """
     if training and torch.distributed.is_available() and torch.distributed.is_initialized():

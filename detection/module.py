@@ -22,7 +22,7 @@ from mobile_former.errors import InputError
 from mobile_former.training.command import console
 from mobile_former.training.figures import spread
 from mobile_former.training.images import normalise
-from mobile_former.training.optimisation import adamw, run_length
+from mobile_former.training.optimisation import adamw, rate_factor, run_length
 from mobile_former.training.report import figure
 
 SHEET_THRESHOLD = 0.3  # score from which the sheet shows detections
@@ -46,6 +46,8 @@ class DetectionModule(LightningModule):
         choose_queries: queries start from the best positions of the dense head, which then also runs in inference.
         learning_rate: of all but the backbone, at its peak.
         backbone_learning_rate: of the backbone, at its peak; default: that of the rest.
+        learning_rate_batch: the total batch that the learning rate is meant for: it is scaled in proportion to that of
+            the run, over all processes; default: it is taken as it stands.
         weight_decay: of all but biases and norms.
         warmup_epochs: epochs in which the learning rates rise.
         milestones: epochs at which the learning rates fall to a tenth; default: they fall along a cosine to 0.
@@ -80,6 +82,7 @@ class DetectionModule(LightningModule):
         choose_queries: bool = False,
         learning_rate: float = 1e-4,
         backbone_learning_rate: float | None = None,
+        learning_rate_batch: int | None = None,
         weight_decay: float = 1e-4,
         warmup_epochs: float = 0.0,
         milestones: list[int] | None = None,
@@ -92,6 +95,8 @@ class DetectionModule(LightningModule):
         for option, rate in rates.items():
             if rate is not None and rate <= 0:
                 raise InputError(f"--model.{option} is {rate}: give more than 0")
+        if learning_rate_batch is not None and learning_rate_batch < 1:
+            raise InputError(f"--model.learning_rate_batch is {learning_rate_batch}: give a number of images")
         if weight_decay < 0 or warmup_epochs < 0:
             raise InputError(
                 f"--model.weight_decay is {weight_decay}, --model.warmup_epochs {warmup_epochs}: give 0 or more"
@@ -180,13 +185,15 @@ class DetectionModule(LightningModule):
 
     def configure_optimizers(self) -> dict:
         """AdamW, and a schedule by step."""
+        factor = rate_factor(self.trainer, self.hparams.learning_rate_batch)
+        backbone_rate = self.hparams.backbone_learning_rate or self.hparams.learning_rate
         return adamw(
             self.model,
-            learning_rate=self.hparams.learning_rate,
+            learning_rate=self.hparams.learning_rate * factor,
             weight_decay=self.hparams.weight_decay,
             warmup_epochs=self.hparams.warmup_epochs,
             milestones=self.hparams.milestones,
-            learning_rates={self.model.backbone: self.hparams.backbone_learning_rate or self.hparams.learning_rate},
+            learning_rates={self.model.backbone: backbone_rate * factor},
             **run_length(self.trainer),
         )
 

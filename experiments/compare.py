@@ -12,7 +12,6 @@ import argparse
 import json
 import re
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
@@ -84,11 +83,6 @@ class Run:
     arguments: list[str]
     log: Path
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether it left its final figures."""
-        return (self.folder.path / "metrics.json").is_file()
-
 
 def main() -> None:
     """Train what is not yet trained, then compare."""
@@ -111,11 +105,11 @@ def main() -> None:
     failed = []
     for number, run in enumerate(runs, start=1):
         print(f"[{number}/{len(runs)}] {run.label}, seed {run.seed}", flush=True)
-        if run.is_finished:
+        if run.folder.is_finished:
             print("    finished before")
         elif train(run, plan.task):
             failed.append(run)
-    finished = [run for run in runs if run.is_finished]
+    finished = [run for run in runs if run.folder.is_finished]
     if finished:
         report(compare(plan, finished), plan, output)
     if failed:
@@ -204,10 +198,7 @@ def require_same_options(runs: Sequence[Run], path: Path) -> None:
 def train(run: Run, task: str) -> int:
     """Train in a process of its own, going on from the last checkpoint where there is one; returns its exit status."""
     arguments = [*run.arguments, "--runs_folder", str(run.folder.path.parent.parent), "--name", run.folder.path.name]
-    if run.folder.last.is_file():
-        arguments += ["--ckpt_path", "last"]
-    elif run.folder.path.is_dir():
-        shutil.rmtree(run.folder.path)  # it ended before its first checkpoint
+    arguments += ["--ckpt_path", "auto"]
     run.log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", f"{task}.fit", *arguments]
     with run.log.open("a") as log:

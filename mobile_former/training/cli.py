@@ -5,16 +5,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jsonargparse.typing import PositiveInt
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from mobile_former.errors import InputError, nearest
+from mobile_former.training.checkpoint_io import WholeCheckpointIO, read_whole
 from mobile_former.training.command import Parser
-from mobile_former.training.progress import EpochLines, StopOnNonFiniteLoss, Throughput, TrainingBar
+from mobile_former.training.last_checkpoint import LastCheckpoint
+from mobile_former.training.progress import EpochLines, GradientNorm, StopOnNonFiniteLoss, Throughput, TrainingBar
 from mobile_former.training.report import RunReport
 from mobile_former.training.run_folder import ContinuedCSVLogger, RunCheckpoint, RunFolder
+from mobile_former.training.step_seed import StepSeed
 from mobile_former.weights import read_file
 
 
@@ -65,17 +69,14 @@ class FitCLI(LightningCLI):
 
     def fit(self) -> None:
         """Train, then score the best checkpoint and write the run's figures and pictures."""
-        ckpt_path = self.config.get("ckpt_path")
-        if self.folder and ckpt_path == "last":
-            ckpt_path = self.folder.last
         try:
-            self.trainer.fit(self.model, self.datamodule, ckpt_path=ckpt_path, weights_only=True)
+            self.trainer.fit(self.model, self.datamodule, ckpt_path=self.resumed, weights_only=True)
         except (InputError, OSError):
             if self.folder and self.trainer.global_step == 0 and self.trainer.is_global_zero:
                 shutil.rmtree(self.folder.path)  # nothing was trained, so nothing is lost and no name taken
             raise
-        except SystemExit:  # how Lightning ends a run on Ctrl-C
-            if self.folder and self.folder.last.is_file():
+        except SystemExit:  # how a run ends that was told to stop
+            if self.folder and self.folder.last.is_file() and self.trainer.is_global_zero:
                 told = f"--name {self.folder.path.name} --ckpt_path last"
                 print(f"stopped; the same command with {told} goes on", file=sys.stderr)
             raise
@@ -90,7 +91,14 @@ class FitCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="go on from a checkpoint: a file, or 'last' for the last one of the run of this name",
+            help="go on from a checkpoint: a file, 'last' for the last one of the run of this name, or 'auto' for the "
+            "same where there is one, and a new run where there is none",
+        )
+        parser.add_argument(
+            "--checkpoint_every_n_steps",
+            type=PositiveInt | None,
+            default=None,
+            help="write last.ckpt within epochs too, every so many optimiser steps",
         )
         for name in self.learned_from_data:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
@@ -120,12 +128,12 @@ class FitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs) -> Trainer:
         """Build the trainer with the run's folder, loggers and callbacks."""
         options = self.config_init["trainer"]
-        callbacks = [StopOnNonFiniteLoss(), Throughput()]
+        callbacks = [StepSeed(), StopOnNonFiniteLoss(), Throughput(), GradientNorm()]
         if options.get("enable_progress_bar") is not False:
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
             callbacks.append(TrainingBar() if sys.stdout.isatty() else EpochLines())
         if options.get("fast_dev_run"):
-            self.folder = self.report = None
+            self.folder = self.report = self.resumed = None
         else:
             self.folder, step = self._choose_folder()
             kwargs["default_root_dir"] = str(self.folder.path)
@@ -137,28 +145,54 @@ class FitCLI(LightningCLI):
             self.report = RunReport(self.folder)
             callbacks += [self.report, *self._checkpoints(validates=options.get("limit_val_batches") != 0)]
         kwargs["callbacks"] = [*(options.get("callbacks") or []), *callbacks]
-        return super().instantiate_trainer(**kwargs)
+        kwargs["plugins"] = [*(options.get("plugins") or []), WholeCheckpointIO()]
+        trainer = super().instantiate_trainer(**kwargs)
+        if options.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
+            raise InputError("--trainer.sync_batchnorm: PyTorch's SyncBatchNorm runs on GPUs alone; leave it out here")
+        return trainer
 
     def _choose_folder(self) -> tuple[RunFolder, int | None]:
         """The run's folder, with its config in it, and the step that it goes on from."""
         runs = Path(self.config["runs_folder"])
         name = self.config["name"] or f"{self.model.label}-{self.datamodule.dataset_name}".replace("/", "-")
-        if self.config["ckpt_path"] == "last":
+        named = RunFolder(runs / self.task / name)
+        self.resumed = self.config["ckpt_path"]
+        if self.resumed == "auto":
+            self.resumed = "last" if named.has_checkpoint else None
+        if self.resumed == "last":
             folder = RunFolder.resume(runs, self.task, name)
-            step = self._require_same_run(folder.last)
+            self.resumed, step = self._last_whole(folder)
         elif rank_zero_only.rank != 0:
-            return RunFolder(runs / self.task / name), None  # the first process chooses; RunReport tells the others
+            return named, None  # the first process chooses; RunReport tells the others
         else:
-            if self.config["ckpt_path"]:
-                self._require_same_run(Path(self.config["ckpt_path"]))
+            if self.resumed:
+                self._require_same_run(Path(self.resumed), read_file(Path(self.resumed)))
+            if self.config["ckpt_path"] == "auto" and named.path.is_dir() and not named.is_finished:
+                shutil.rmtree(named.path)  # a run that was stopped before its first checkpoint
             folder, step = RunFolder.create(runs, self.task, name), None
         name = "config.yaml" if step is None else "config.resumed.yaml"  # what the run began with stays
         self.parser.save(self.config, folder.path / name, overwrite=True, multifile=False)
         return folder, step
 
-    def _require_same_run(self, checkpoint: Path) -> int:
+    def _last_whole(self, folder: RunFolder) -> tuple[Path, int]:
+        """The last checkpoint of a run, or the one before where that is damaged, and its step."""
+        damages = []
+        for path in (folder.last, folder.previous):
+            if not path.is_file():
+                continue
+            try:
+                content = read_whole(path)
+            except InputError as error:
+                damages.append(str(error))
+                continue
+            step = self._require_same_run(path, content)
+            if damages:
+                rank_zero_warn(f"{damages[0]}. Going on from the one before, {path}, of step {step}")
+            return path, step
+        raise InputError(f"no checkpoint to go on from is whole: {'; '.join(damages)}")
+
+    def _require_same_run(self, checkpoint: Path, content: object) -> int:
         """The step that a checkpoint goes on from; InputError where model or classes are others."""
-        content = read_file(checkpoint)
         try:
             theirs, step = content["hyper_parameters"], content["global_step"]
         except (KeyError, TypeError):
@@ -173,12 +207,16 @@ class FitCLI(LightningCLI):
         return step
 
     def _checkpoints(self, *, validates: bool) -> list[RunCheckpoint]:
-        options = {"dirpath": self.folder.checkpoints, "enable_version_counter": False}
-        # Also of epochs that are not validated, where --trainer.check_val_every_n_epoch is above 1
-        last = RunCheckpoint(filename="last", save_on_train_epoch_end=True, **options)
+        last = LastCheckpoint(self.folder, self.config["checkpoint_every_n_steps"])
         if not validates:
             return [last]
-        best = RunCheckpoint(filename="best", monitor=self.model.monitor, mode="max", **options)
+        best = RunCheckpoint(
+            dirpath=self.folder.checkpoints,
+            filename="best",
+            monitor=self.model.monitor,
+            mode="max",
+            enable_version_counter=False,
+        )
         return [best, last]
 
     def _find_configs(self, arguments: list[str]) -> list[str]:

@@ -149,6 +149,7 @@ def _quieten() -> None:
         ".*does not have many workers.*",  # the number of workers is chosen for the machine
         ".*number of training batches.*smaller than the logging interval.*",  # a small data set is no mistake
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
+        ".*dataloader is not resumable.*",  # the data's own samplers know where to go on
         ".*in eval mode at the start of training.*",  # a frozen backbone
         ".*loading a checkpoint outside the 'fit' stage.*",  # scoring a checkpoint that holds the average already
         "(?s).*does not round-trip.*",  # a tuple comes back as a list, which is taken as well

@@ -2,19 +2,21 @@
 
 import logging
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from mobile_former.errors import InputError
 from mobile_former.training.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.figures import spread
 from mobile_former.training.images import normalise
-from mobile_former.training.sampler import Draw, EpochSampler, EvaluationSampler
+from mobile_former.training.sampler import Draw, EpochSampler, EvaluationSampler, ResumedBatchSampler
+from mobile_former.training.timed_loader import TimedLoader
 
 _logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class ImageData(LightningDataModule):
         self.collate = collate
         self.skipped: set[str] = set()  # messages about training images that could not be read
         self.first_epoch = 0  # of the fit that follows; later in a resumed run
+        self.first_batch = 0  # of that epoch
 
     def samples_to_draw(self, most: int) -> list[dict]:
         """Augmented training samples from all over the data, as the first epoch has them.
@@ -84,11 +87,17 @@ class ImageData(LightningDataModule):
         sampler.set_epoch(self.first_epoch)
         return sampler
 
-    def train_dataloader(self) -> DataLoader:
-        """Batches of augmented images; the last, smaller one is left out where there are others."""
-        sampler = self.train_sampler()
+    def train_batches(self, sampler: EpochSampler) -> Sampler[list[Draw]]:
+        """From an epoch's samples to its batches; the last, smaller one is left out where there are others."""
         size = self.hparams.batch_size
-        return self.loader(self.train_set, batch_size=size, sampler=sampler, drop_last=len(sampler) >= size)
+        return BatchSampler(sampler, size, drop_last=len(sampler) >= size)
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of augmented images, beginning with the one that the run goes on with."""
+        batches = self.train_batches(self.train_sampler())
+        return self.loader(
+            self.train_set, batch_sampler=ResumedBatchSampler(batches, self.first_epoch, self.first_batch)
+        )
 
     def val_dataloader(self) -> DataLoader:
         """Batches of validation images."""
@@ -100,7 +109,7 @@ class ImageData(LightningDataModule):
 
     def loader(self, dataset: TrainingImages | EvaluationImages, **options) -> DataLoader:
         """A loader with this module's processes; ``options`` are DataLoader's, of batches and their order."""
-        return DataLoader(
+        return TimedLoader(
             dataset,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -128,12 +137,15 @@ class ImageData(LightningDataModule):
         return batch | {"image": normalise(batch["image"], self.hparams.mean, self.hparams.std, dtype)}
 
     def state_dict(self) -> dict:
-        """The epoch that a checkpoint ends with."""
-        return {"epoch": self.trainer.current_epoch}
+        """Where the run that is saved goes on: an epoch, and how many of its batches are done."""
+        epoch, batches = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
+        if batches >= self.trainer.num_training_batches:
+            epoch, batches = epoch + 1, 0
+        return {"epoch": epoch, "batches": batches}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Begin with the epoch after a checkpoint's: the loader is made before Lightning's loops know of it."""
-        self.first_epoch = state_dict["epoch"] + 1
+        """Begin where a checkpoint ends: the loader is made before Lightning's loops know of it."""
+        self.first_epoch, self.first_batch = state_dict["epoch"], state_dict["batches"]
 
     def _evaluation_loader(self, dataset: EvaluationImages) -> DataLoader:
         sampler: Sampler = EvaluationSampler(len(dataset))
@@ -148,4 +160,5 @@ def default_workers() -> int:
 
 
 def _start_worker(number: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the main process decides
     cv2.setNumThreads(0)  # one core for each worker: OpenCV would start a thread on every core in each of them

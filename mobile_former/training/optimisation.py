@@ -101,6 +101,19 @@ def adamw(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def total_batch(trainer: Trainer) -> int:
+    """Images that make up a step of the optimiser: of all processes, and of all batches that are accumulated."""
+    return trainer.datamodule.hparams.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+
+
+def rate_factor(trainer: Trainer, meant_for: int | None) -> float:
+    """What learning rates are multiplied by: the total batch over the one that they are meant for, None being any.
+
+    The linear rule of Goyal et al., Accurate, Large Minibatch SGD (arXiv 1706.02677).
+    """
+    return 1.0 if meant_for is None else total_batch(trainer) / meant_for
+
+
 def run_length(trainer: Trainer) -> dict[str, int]:
     """The optimiser steps of a fit that is about to begin: ``total_steps`` and ``steps_per_epoch``.
 

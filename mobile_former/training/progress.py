@@ -4,29 +4,78 @@ import sys
 import time
 from collections import deque
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from mobile_former.errors import InputError
 
+_LARGEST_WAIT = 0.25  # share of an epoch's time
+_LEAST_STEPS = 20  # of an epoch that is long enough to judge by: the first batch always has to be waited for
+
 
 class Throughput(Callback):
-    """Logs ``images/s``: training images over wall time, loading included, in the last steps."""
+    """Logs how fast training goes, and what of a step waits for data; warns where that holds the run back.
+
+    ``images/s`` is training images over wall time, loading included, in the last steps; ``data_wait``, the seconds a
+    step that they waited for their batches; ``gpu_memory_gb``, the most that was allocated so far. The loader tells in
+    ``waited`` how many seconds it has been waited for.
+    """
 
     def __init__(self):
-        self._recent: deque[tuple[float, int]] = deque(maxlen=21)  # (time, images) at the end of each step
+        # At the end of each step: time, images, seconds waited since training began
+        self._recent: deque[tuple[float, int, float]] = deque(maxlen=21)
+        self._warned = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock; Lightning tells of no epoch's start where a run goes on within one."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock afresh, so that validation is not counted."""
         self._recent.clear()
-        self._recent.append((time.perf_counter(), 0))
+        self._recent.append((time.perf_counter(), 0, self._waited(trainer)))
+        self._start, self._steps = self._recent[0], 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         """Count one step."""
-        self._recent.append((time.perf_counter(), len(batch["image"])))
+        self._recent.append((time.perf_counter(), len(batch["image"]), self._waited(trainer)))
+        self._steps += 1
         seconds = self._recent[-1][0] - self._recent[0][0]
-        images = sum(count for _, count in list(self._recent)[1:]) * trainer.world_size
+        images = sum(count for _, count, _ in list(self._recent)[1:]) * trainer.world_size
         pl_module.log("images/s", images / seconds, prog_bar=True, batch_size=1)
+        wait = (self._recent[-1][2] - self._recent[0][2]) / (len(self._recent) - 1)
+        pl_module.log("data_wait", wait, batch_size=1)
+        if pl_module.device.type == "cuda":
+            pl_module.log("gpu_memory_gb", torch.cuda.max_memory_allocated(pl_module.device) / 2**30, batch_size=1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn, once, where the epoch has waited for data for more than a quarter of its time."""
+        if self._warned or self._steps < _LEAST_STEPS:
+            return
+        seconds, waited = (self._recent[-1][number] - self._start[number] for number in (0, 2))
+        if waited > _LARGEST_WAIT * seconds:
+            self._warned = True
+            rank_zero_warn(
+                f"loading data holds training back: {waited / seconds:.0%} of the epoch's {seconds:.0f} s were spent "
+                f"waiting for batches. Give more loading processes (--data.num_workers, now "
+                f"{trainer.datamodule.num_workers}), milder augmentation or smaller files"
+            )
+
+    @staticmethod
+    def _waited(trainer: Trainer) -> float:
+        return getattr(trainer.train_dataloader, "waited", 0.0)
+
+
+class GradientNorm(Callback):
+    """Logs ``grad_norm``, of all gradients together before they are clipped, as often as the loggers write."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer) -> None:
+        """Measure."""
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+            gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
+            pl_module.log("grad_norm", torch.nn.utils.get_total_norm(gradients), batch_size=1)
 
 
 class StopOnNonFiniteLoss(Callback):
@@ -67,6 +116,10 @@ class TrainingBar(RichProgressBar):
 
 class EpochLines(Callback):
     """A line an epoch, for logs and pipes, where a moving bar cannot be shown."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start clock and mean; Lightning tells of no epoch's start where a run goes on within one."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch's clock and mean."""

@@ -10,12 +10,24 @@ from rich.table import Table
 from mobile_former.errors import InputError
 from mobile_former.training.command import console
 from mobile_former.training.figures import draw_curves
+from mobile_former.training.optimisation import total_batch
 from mobile_former.training.run_folder import RunFolder
 
 
 def figure(value: float) -> str:
     """A score as text; pycocotools gives -1 where there is nothing to find."""
     return "none to find" if value < 0 else f"{value:.4f}"
+
+
+def describe_batch(trainer: Trainer) -> str:
+    """How many images make up a step of the optimiser, in a line."""
+    factors = {
+        "images a process": trainer.datamodule.hparams.batch_size,
+        "processes": trainer.world_size,
+        "batches accumulated": trainer.accumulate_grad_batches,
+    }
+    told = [f"{count} {name}" for name, count in factors.items() if count > 1]
+    return f"{total_batch(trainer)} images a step" + (f": {' x '.join(told)}" if len(told) > 1 else "")
 
 
 class RunReport(Callback):
@@ -43,6 +55,7 @@ class RunReport(Callback):
             return
         print(f"model  {pl_module.describe()}")
         print(f"data   {trainer.datamodule.describe()}")
+        print(f"batch  {describe_batch(trainer)}")
         augmented = self.folder.path / "augmented.png"
         trainer.datamodule.draw_augmented(augmented)
         print(f"run    {self.folder.path}/ (what the model sees: {augmented.name})", flush=True)
@@ -80,6 +93,7 @@ class RunReport(Callback):
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         module.load_state_dict(content["state_dict"])  # with averaged weights, Trainer.validate puts back the others
         metrics |= {
+            "total_batch": total_batch(trainer),
             "epochs": finished_epochs,
             "best_epoch": content["epoch"] + 1,
             "seconds": round(seconds, 1),

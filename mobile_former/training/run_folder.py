@@ -11,6 +11,8 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from mobile_former.errors import InputError
 
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
 
 class RunFolder:
     """``<runs>/<task>/<name>/``.
@@ -55,7 +57,7 @@ class RunFolder:
         """
         _require_plain(name)
         folder = cls(runs / task / name)
-        if not folder.last.is_file():
+        if not folder.has_checkpoint:
             others = sorted(path.parts[-3] for path in (runs / task).glob("*/checkpoints/last.ckpt"))
             known = f"runs with one: {', '.join(others)}" if others else f"no run in {runs / task} has one"
             raise FileNotFoundError(f"nothing to go on from: no {folder.last}. Choose the run by --name ({known})")
@@ -69,17 +71,32 @@ class RunFolder:
     @property
     def best(self) -> Path:
         """The checkpoint with the best score."""
-        return self.checkpoints / "best.ckpt"
+        return self.checkpoints / BEST
 
     @property
     def last(self) -> Path:
-        """The checkpoint of the last finished epoch."""
-        return self.checkpoints / "last.ckpt"
+        """The checkpoint that a run goes on from."""
+        return self.checkpoints / LAST
+
+    @property
+    def previous(self) -> Path:
+        """The one before, should the last be damaged."""
+        return self.checkpoints / PREVIOUS
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has left its final figures."""
+        return (self.path / "metrics.json").is_file()
 
     @property
     def metrics_csv(self) -> Path:
         """All logged figures, a row a logging."""
         return self.path / "metrics.csv"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return self.last.is_file() or self.previous.is_file()
 
     def history(self) -> list[dict[str, float]]:
         """The rows of ``metrics.csv``, each with the figures that it holds."""

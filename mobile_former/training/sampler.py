@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -41,13 +42,36 @@ class EpochSampler(Sampler[Draw]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Draw]:
-        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator).tolist()
         for position in range(self.rank, len(self) * self.world_size, self.world_size):
             yield Draw(order[position % self.size], self.epoch)
 
     def __len__(self) -> int:
         return -(-self.size // self.world_size)
+
+
+class ResumedBatchSampler(Sampler[list[Draw]]):
+    """Batches, less those of one epoch that a run has trained on before it was stopped.
+
+    Args:
+        batches: of each epoch; its ``sampler`` knows the epoch. (Lightning tells it there, under this name.)
+        epoch: the one that the run goes on with.
+        skipped: how many of its batches are done.
+    """
+
+    def __init__(self, batches: Sampler[list[Draw]], epoch: int, skipped: int):
+        self.batches = batches
+        self.sampler = batches.sampler
+        self.epoch = epoch
+        self.skipped = skipped
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return islice(self.batches, self.skipped if self.sampler.epoch == self.epoch else 0, None)
+
+    def __len__(self) -> int:
+        """Of a whole epoch, which is what Lightning counts by."""
+        return len(self.batches)
 
 
 class EvaluationSampler(Sampler[int]):
@@ -79,11 +103,11 @@ def seed_transforms(transforms, seed: int, draw: Draw) -> None:
         seed: of the run.
         draw: the visit.
     """
-    seed = _mix(seed, draw.epoch, draw.index)
+    seed = mix_seeds(seed, draw.epoch, draw.index)
     transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
-def _mix(*numbers: int) -> int:
+def mix_seeds(*numbers: int) -> int:
     """One well-mixed 63-bit seed from several numbers."""
     return int(np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
 

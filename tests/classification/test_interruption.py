@@ -1,0 +1,232 @@
+"""A run that is stopped at any moment goes on as if it hadn't been."""
+
+import errno
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mobile_former.training import checkpoint_io
+from mobile_former.training.checkpoint_io import WholeCheckpointIO
+from tests.conftest import ROOT, run_module, write_image_folder
+
+STEPS = 40  # of eight epochs of five batches
+# Everything random at once: dropout, stochastic depth, mixup, augmentation, an averaged model.
+OPTIONS = (
+    "--config", "finetune.yaml", "--model.name", "mobile_former_26m", "--data.image_size", "32",
+    "--data.batch_size", "4", "--trainer.max_epochs", "8", "--model.dropout", "0.3", "--model.drop_path", "0.2",
+    "--model.mixup_alpha", "0.2", "--model.ema_decay", "0.9", "--data.rand_augment", "true", "--name", "x",
+    "--checkpoint_every_n_steps", "3",
+)  # fmt: skip
+
+
+def start(folder, data, *more):
+    """Begin a fit, or go on with it, as a scheduler's script would."""
+    command = [sys.executable, "-m", "classification.fit", *OPTIONS, "--data.root", str(data), "--ckpt_path", "auto"]
+    return subprocess.Popen(
+        [*command, *more], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finish(folder, data, *more):
+    process = start(folder, data, *more)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def weights(folder):
+    """All that training leaves behind: model, its average, optimiser, schedule."""
+    content = torch.load(last(folder), map_location="cpu", weights_only=True)
+    assert content["global_step"] == STEPS
+    return {name: content[name] for name in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")}
+
+
+def same(first, second):
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+def last(folder):
+    return folder / "runs" / "classification" / "x" / "checkpoints" / "last.ckpt"
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    return write_image_folder(tmp_path_factory.mktemp("data") / "colours", ("blue", "red"), train=11, val=4)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(colours, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(folder, colours)
+    return weights(folder)
+
+
+def test_a_run_that_is_killed_within_an_epoch_goes_on_from_its_last_step_checkpoint(undisturbed, colours, tmp_path):
+    process = start(tmp_path, colours)
+    wait_for(lambda: last(tmp_path).is_file(), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    step = torch.load(last(tmp_path), map_location="cpu", weights_only=True)["global_step"]
+    assert step % 3 == 0 or step % 5 == 0
+    finish(tmp_path, colours)
+    assert same(weights(tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_goes_on(number, undisturbed, colours, tmp_path):
+    process = start(tmp_path, colours, "--checkpoint_every_n_steps", "null", "--data.num_workers", "1")
+    wait_for(lambda: last(tmp_path).is_file(), process)  # the first epoch is over
+    time.sleep(random.Random(int(number)).uniform(0, 0.5))
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)  # Ctrl-C goes to the loaders as well
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert "stopping after this step" in output
+    assert "--name x --ckpt_path last goes on" in output
+    assert "Traceback" not in output
+    finish(tmp_path, colours)
+    assert same(weights(tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize(
+    "damage", ["flipped", pytest.param("cut", marks=pytest.mark.slow), pytest.param("gone", marks=pytest.mark.slow)]
+)
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(damage, undisturbed, colours, tmp_path):
+    process = start(tmp_path, colours)
+    wait_for(lambda: last(tmp_path).with_name("previous.ckpt").is_file(), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    content = last(tmp_path).read_bytes()
+    middle = len(content) // 2
+    if damage == "gone":
+        last(tmp_path).unlink()
+    else:
+        flipped = content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :]
+        last(tmp_path).write_bytes(content[:middle] if damage == "cut" else flipped)
+    output = finish(tmp_path, colours)
+    if damage != "gone":
+        assert re.search(
+            r"last\.ckpt is cut short or damaged .* Going on from the one before, .*previous\.ckpt", output
+        )
+    assert same(weights(tmp_path), undisturbed)
+
+
+def test_where_every_checkpoint_is_damaged_the_error_says_so(colours, tmp_path):
+    process = start(tmp_path, colours)
+    wait_for(lambda: last(tmp_path).with_name("previous.ckpt").is_file(), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for path in last(tmp_path).parent.glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    options = ("--data.root", str(colours), "--ckpt_path", "last")
+    result = run_module("classification.fit", *OPTIONS, *options, cwd=tmp_path)
+    assert result.returncode == 1
+    assert re.search(r"^error: no checkpoint to go on from is whole: .*last\.ckpt.*previous\.ckpt", result.stderr)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_its_folder(colours, tmp_path):
+    folder = tmp_path / "runs" / "classification" / "x"
+    (folder / "tensorboard").mkdir(parents=True)
+    (folder / "metrics.csv").write_text("epoch,step\n7,7\n")
+    finish(tmp_path, colours, "--trainer.max_epochs", "1")
+    assert [path.name for path in folder.parent.iterdir()] == ["x"]
+    assert "7,7" not in (folder / "metrics.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_kills_at_random_moments_leave_no_trace_in_the_weights(undisturbed, colours, tmp_path):
+    draw = random.Random(0)
+    for _ in range(10):
+        process = start(tmp_path, colours)
+        try:
+            process.wait(timeout=draw.uniform(4, 12))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if process.returncode == 0:
+            # All 40 steps are done: begin again, so that ten processes are killed.
+            assert same(weights(tmp_path), undisturbed)
+            shutil.rmtree(tmp_path / "runs")
+    finish(tmp_path, colours)
+    assert same(weights(tmp_path), undisturbed)
+
+
+# The disk
+
+
+def test_a_checkpoint_is_whole_or_is_not_and_the_one_before_is_kept(tmp_path):
+    writer, path = WholeCheckpointIO(), tmp_path / "checkpoints" / "last.ckpt"
+    for step in range(3):
+        writer.save_checkpoint({"step": step}, path)
+        assert torch.load(path, weights_only=True) == {"step": step}
+    assert torch.load(path.with_name("previous.ckpt"), weights_only=True) == {"step": 1}
+    assert sorted(found.name for found in path.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_without_hard_links_the_one_before_is_copied(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(checkpoint_io.os, "link", refuse)
+    writer, path = WholeCheckpointIO(), tmp_path / "last.ckpt"
+    for step in range(2):
+        writer.save_checkpoint({"step": step}, path)
+    assert torch.load(path.with_name("previous.ckpt"), weights_only=True) == {"step": 0}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    done = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True)
+    if not done or done.returncode:
+        pytest.skip("only root may mount a small file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_told_and_leaves_the_checkpoint_of_before(small_disk):
+    writer, path = WholeCheckpointIO(), small_disk / "last.ckpt"
+    writer.save_checkpoint({"weights": torch.ones(100_000)}, path)
+    with pytest.raises(OSError, match=r"cannot write the checkpoint .*last\.ckpt: No space left on device\. The check"):
+        writer.save_checkpoint({"weights": torch.ones(900_000)}, path)
+    assert torch.load(path, weights_only=True)["weights"].sum() == 100_000
+    assert [found.name for found in small_disk.iterdir()] == ["last.ckpt"]
+
+
+def test_a_run_on_a_full_disk_ends_with_an_error_and_its_earlier_checkpoint(small_disk, colours):
+    """The run's own pictures and logs fit; the checkpoint, of some megabytes, does not."""
+    result = run_module(
+        "classification.fit", *OPTIONS, "--data.root", str(colours), "--runs_folder", str(small_disk), cwd=Path.cwd()
+    )
+    assert result.returncode == 1
+    (error,) = re.findall("^error: .*$", result.stderr, re.MULTILINE)
+    assert "cannot write the checkpoint" in error
+    assert "No space left on device. There was none before" in error
+    assert "Traceback" not in result.stderr
