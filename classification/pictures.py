@@ -21,12 +21,12 @@ def draw_predictions(model: nn.Module, data: ClassificationData, path: Path, mos
     """
     dataset = data.val_set
     samples = [dataset[index] for index in spread(len(dataset), most)]
-    device = next(model.parameters()).device
+    parameter = next(model.parameters())
     images = torch.stack([sample["image"] for sample in samples])
     model.eval()
     with torch.inference_mode():
-        normalised = normalise(images.to(device), data.hparams.mean, data.hparams.std)
-        probabilities = model(normalised).softmax(1).cpu()
+        normalised = normalise(images.to(parameter.device), data.hparams.mean, data.hparams.std, parameter.dtype)
+        probabilities = model(normalised).float().softmax(1).cpu()
     names, captions, colours = data.class_names, [], []
     for sample, scores in zip(samples, probabilities, strict=True):
         predicted, label = int(scores.argmax()), sample["label"]

@@ -79,7 +79,7 @@ def predict(
     for batch in loader:
         images = [sample[0] for sample in batch if not isinstance(sample, str)]
         with torch.inference_mode():
-            images = normalise(torch.stack(images).to(device), mean, std) if images else None
+            images = normalise(torch.stack(images).to(device), mean, std, module.dtype) if images else None
             logits = torch.empty(0, len(names)) if images is None else module(images)
         best = logits.softmax(1).topk(min(top_k, len(names)))
         rows = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True))

@@ -1,0 +1,25 @@
+"""Callbacks by which runs of one and of several processes can be compared."""
+
+import torch
+from pytorch_lightning import Callback
+
+
+class FrozenStatistics(Callback):
+    """BatchNorms use their running statistics: those of a batch depend on what a process sees of it."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        for module in pl_module.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+class PlainSGD(Callback):
+    """Adam turns rounding into steps; in float32 this does not."""
+
+    def setup(self, trainer, pl_module, stage):
+        pl_module.configure_optimizers = lambda: torch.optim.SGD(
+            [parameter for parameter in pl_module.parameters() if parameter.requires_grad], lr=1e-2
+        )
+        pl_module.lr_schedulers = lambda: torch.optim.lr_scheduler.LambdaLR(
+            pl_module.optimizers().optimizer, lambda step: 1.0
+        )
