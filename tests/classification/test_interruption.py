@@ -17,15 +17,7 @@ import torch
 from mobile_former.training import checkpoint_io
 from mobile_former.training.checkpoint_io import WholeCheckpointIO
 from tests.conftest import ROOT, run_module, write_image_folder
-
-STEPS = 40  # of eight epochs of five batches
-# Everything random at once: dropout, stochastic depth, mixup, augmentation, an averaged model.
-OPTIONS = (
-    "--config", "finetune.yaml", "--model.name", "mobile_former_26m", "--data.image_size", "32",
-    "--data.batch_size", "4", "--trainer.max_epochs", "8", "--model.dropout", "0.3", "--model.drop_path", "0.2",
-    "--model.mixup_alpha", "0.2", "--model.ema_decay", "0.9", "--data.rand_augment", "true", "--name", "x",
-    "--checkpoint_every_n_steps", "3",
-)  # fmt: skip
+from tests.interrupted import OPTIONS, last, same, wait_for, weights
 
 
 def start(folder, data, *more):
@@ -42,35 +34,6 @@ def finish(folder, data, *more):
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     return output
-
-
-def weights(folder):
-    """All that training leaves behind: model, its average, optimiser, schedule."""
-    content = torch.load(last(folder), map_location="cpu", weights_only=True)
-    assert content["global_step"] == STEPS
-    return {name: content[name] for name in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")}
-
-
-def same(first, second):
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
-
-
-def last(folder):
-    return folder / "runs" / "classification" / "x" / "checkpoints" / "last.ckpt"
-
-
-def wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.002)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Training on one or several machines by torchrun. Run the same line on each of them:
+#
+#   NODES=2 RENDEZVOUS=first-machine:29400 experiments/launch/torchrun.sh classification.fit --config … --data.root …
+#
+# All machines see the same runs folder. Where a process or a machine fails, the others wait until it is back (the same
+# line again), and all go on from the last checkpoint. More than an epoch is never lost; less, with
+# --checkpoint_every_n_steps.
+#
+#   NODES       machines (default: 1)
+#   RENDEZVOUS  name and port of one of them (default: localhost:29400)
+#   PROCESSES   on this machine (default: one for each GPU, or 1)
+#   RESTARTS    failures after which to give up (default: 100)
+set -euo pipefail
+
+if (($# == 0)); then
+    sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0" >&2
+    exit 2
+fi
+nodes=${NODES:-1}
+processes=${PROCESSES:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
+exec python -m torch.distributed.run \
+    --nnodes "$nodes" --nproc_per_node "$processes" --max_restarts "${RESTARTS:-100}" \
+    --rdzv_backend c10d --rdzv_endpoint "${RENDEZVOUS:-localhost:29400}" --rdzv_id "mobile-former-$1" \
+    -m "$@" --ckpt_path auto --trainer.num_nodes "$nodes" --trainer.devices "$processes"

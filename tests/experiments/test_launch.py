@@ -1,0 +1,113 @@
+"""The launch files: on several machines, and under SLURM."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, write_image_folder
+from tests.interrupted import OPTIONS, last, same, wait_for, weights
+
+LAUNCH = ROOT / "experiments" / "launch"
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    return write_image_folder(tmp_path_factory.mktemp("data") / "colours", ("blue", "red"), train=11, val=4)
+
+
+def environment(**more):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where `python` is this one
+    return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
+
+
+def agent(folder, data, port):
+    """One of two machines."""
+    command = [LAUNCH / "torchrun.sh", "classification.fit", *OPTIONS, "--data.root", data]
+    options = ("--data.batch_size", "2", "--trainer.accelerator", "cpu")
+    more = {"NODES": "2", "PROCESSES": "1", "RENDEZVOUS": f"localhost:{port}"}
+    log = (folder / "log.txt").open("a")
+    return subprocess.Popen(
+        [*map(str, command), *options], cwd=folder, env=environment(**more), stdout=log, stderr=log,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_of_two_machines_one_dies_and_comes_back_and_nothing_is_lost(colours, tmp_path):
+    left_alone, disturbed = tmp_path / "left alone", tmp_path / "disturbed"
+    for folder in (left_alone, disturbed):
+        folder.mkdir()
+    port = free_port()
+    agents = [agent(left_alone, colours, port) for _ in range(2)]
+    assert [process.wait(timeout=400) for process in agents] == [0, 0], (left_alone / "log.txt").read_text()
+
+    port = free_port()
+    first = agent(disturbed, colours, port)  # keeps the rendezvous
+    log = disturbed / "log.txt"
+    second = agent(disturbed, colours, port)
+    wait_for(lambda: last(disturbed).is_file(), first)
+    os.killpg(second.pid, signal.SIGKILL)
+    second.wait()
+    again = agent(disturbed, colours, port)
+    assert [process.wait(timeout=400) for process in (first, again)] == [0, 0], log.read_text()
+    assert log.read_text().count("images a step") == 2, "the run should have begun twice"
+    assert same(weights(disturbed), weights(left_alone))
+
+
+def test_the_launcher_without_arguments_explains_itself(tmp_path):
+    result = subprocess.run([LAUNCH / "torchrun.sh"], env=environment(), capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "NODES=2 RENDEZVOUS=" in result.stderr
+    assert "set -" not in result.stderr
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Stand-ins for SLURM's programs: srun ends a job's first run with SIGTERM, scontrol keeps what it is told."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    checkpoint = last(tmp_path)
+    (programs / "srun").write_text(f"""#!/usr/bin/env bash
+shift
+"$@" &
+if [ ! -e told ]; then
+    touch told
+    while [ ! -e {checkpoint} ]; do sleep 0.05; done
+    kill -TERM $!
+fi
+wait $!
+""")
+    (programs / "scontrol").write_text('#!/usr/bin/env bash\necho "$@" >> scontrol.txt\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    job = {"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_ID": "17", "SLURM_NTASKS": "1"}
+    task = {"SLURM_JOB_NAME": "x", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    variables = environment(**job, **task)
+    return variables | {"PATH": f"{programs}:{variables['PATH']}"}
+
+
+def test_a_job_puts_itself_back_in_the_queue_and_goes_on(slurm, colours, tmp_path):
+    command = [LAUNCH / "slurm.sbatch", "classification.fit", *OPTIONS, "--data.root", colours]
+    runs = []
+    for _ in range(2):
+        runs.append(
+            subprocess.run(
+                list(map(str, command)), cwd=tmp_path, env=slurm, capture_output=True, text=True, timeout=200
+            )
+        )
+    assert runs[0].returncode == 143, runs[0].stderr
+    assert (tmp_path / "scontrol.txt").read_text() == "requeue 17\n"
+    assert runs[1].returncode == 0, runs[1].stderr
+    assert weights(tmp_path)  # of all 40 steps

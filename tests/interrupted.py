@@ -1,0 +1,47 @@
+"""What tests of runs that are stopped share: a short run with everything random in it, and what it leaves behind."""
+
+import time
+from pathlib import Path
+
+import torch
+
+STEPS = 40  # of eight epochs of five batches
+# Everything random at once: dropout, stochastic depth, mixup, augmentation, an averaged model.
+OPTIONS = (
+    "--config", "finetune.yaml", "--model.name", "mobile_former_26m", "--data.image_size", "32",
+    "--data.batch_size", "4", "--trainer.max_epochs", "8", "--model.dropout", "0.3", "--model.drop_path", "0.2",
+    "--model.mixup_alpha", "0.2", "--model.ema_decay", "0.9", "--data.rand_augment", "true", "--name", "x",
+    "--checkpoint_every_n_steps", "3",
+)  # fmt: skip
+
+
+def weights(folder: Path) -> dict:
+    """All that training leaves behind: model, its average, optimiser, schedule."""
+    content = torch.load(last(folder), map_location="cpu", weights_only=True)
+    assert content["global_step"] == STEPS
+    return {name: content[name] for name in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")}
+
+
+def same(first, second) -> bool:
+    """Whether two such are equal, bit for bit."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+def last(folder: Path) -> Path:
+    """The checkpoint that the run goes on from."""
+    return folder / "runs" / "classification" / "x" / "checkpoints" / "last.ckpt"
+
+
+def wait_for(condition, process, seconds=120):
+    """Wait for what a process should do."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.002)
