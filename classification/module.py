@@ -43,6 +43,8 @@ class ClassificationModule(LightningModule):
         ema_decay: decay of an exponential moving average of the weights, which is then what is evaluated and saved; 0
             leaves it out.
         freeze_backbone: train the classifier alone.
+        checkpoint_gradients: keep less of each block while training and compute it anew for the gradients, which takes
+            less memory and more time; of Mobile-Former alone.
 
     Raises:
         InputError: unknown name, a number out of range, or a weights file that does not fit.
@@ -68,6 +70,7 @@ class ClassificationModule(LightningModule):
         mixup_alpha: float = 0.0,
         ema_decay: float = 0.0,
         freeze_backbone: bool = False,
+        checkpoint_gradients: bool = False,
     ):
         super().__init__()
         if len(class_names) < 2:
@@ -96,6 +99,10 @@ class ClassificationModule(LightningModule):
             if not hasattr(self.model, "backbone"):
                 raise InputError(f"--model.freeze_backbone: {name} does not tell backbone and classifier apart")
             self.model.backbone.requires_grad_(False)
+        if checkpoint_gradients:
+            if is_baseline(name):
+                raise InputError(f"--model.checkpoint_gradients knows Mobile-Former's blocks, not {name}: leave it out")
+            mobile_former.checkpoint_gradients(self.model)
         count = len(class_names)
         self.train_top1 = MulticlassAccuracy(count, average="micro")
         metrics = {

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from detection.focal import PRIOR_LOGIT
 from detection.position_encoding import cell_centres
 from detection.precision import at_least_float32
+from mobile_former.checkpointing import recomputable
 from mobile_former.conv_norm import ConvNorm, depthwise
 from mobile_former.padding import double, zero_padding
 
@@ -100,6 +101,7 @@ class Separable(nn.Module):
         self.depthwise = depthwise(width, 1)
         self.pointwise = ConvNorm(width, width)
 
+    @recomputable
     def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
         """``(B, C, H, W)`` to the same; ``padding`` is ``(B, 1, H, W)`` bool, True on padding, or None for none."""
         return F.relu(self.pointwise(self.depthwise(zero_padding(x, padding))))

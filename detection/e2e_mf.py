@@ -17,6 +17,7 @@ from detection.precision import at_least_float32, without_autocast
 from detection.reference_boxes import BoxEmbedding, correct, focus, grid_boxes
 from detection.variants import E2EVariant
 from mobile_former.bridge import FormerToMobile, MobileToFormer
+from mobile_former.checkpointing import recomputable
 from mobile_former.conv_norm import ConvNorm, depthwise
 from mobile_former.errors import InputError
 from mobile_former.former import Former
@@ -218,6 +219,7 @@ class HeadBlock(nn.Module):
         self.to_mobile = FormerToMobile(channels, query_dim)
         self.adapt = nn.Sequential(linear(query_dim, query_dim), nn.ReLU(), linear(query_dim, query_dim))
 
+    @recomputable
     def forward(
         self,
         x: Tensor,

@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+import mobile_former
 from detection.batch import pad
 from detection.data import DetectionData
 from detection.evaluation import NUMBERS, CocoAP
@@ -19,6 +20,7 @@ from detection.factory import create_detector
 from detection.pictures import draw_comparison
 from detection.variants import E2E_VARIANTS
 from mobile_former.errors import InputError
+from mobile_former.training.baselines import is_baseline
 from mobile_former.training.command import console
 from mobile_former.training.figures import spread
 from mobile_former.training.images import normalise
@@ -55,6 +57,8 @@ class DetectionModule(LightningModule):
             leaves it out.
         freeze_batch_norm: leave the backbone's BatchNorms as they are, as is usual where batches are small and the
             backbone is pretrained.
+        checkpoint_gradients: keep less of each block while training and compute it anew for the gradients, which takes
+            less memory and more time; of Mobile-Former's backbones alone.
         category_ids: what the data calls the classes by, in the order of their labels, for results.
 
     Raises:
@@ -88,6 +92,7 @@ class DetectionModule(LightningModule):
         milestones: list[int] | None = None,
         ema_decay: float = 0.0,
         freeze_batch_norm: bool = False,
+        checkpoint_gradients: bool = False,
         category_ids: list[int] | None = None,
     ):
         super().__init__()
@@ -121,6 +126,13 @@ class DetectionModule(LightningModule):
         if freeze_batch_norm:
             for norm in self._backbone_norms():
                 norm.requires_grad_(False)
+        if checkpoint_gradients:
+            if is_baseline(self.model.backbone_name):
+                raise InputError(
+                    f"--model.checkpoint_gradients knows Mobile-Former's blocks, not {self.model.backbone_name}: "
+                    "leave it out"
+                )
+            mobile_former.checkpoint_gradients(self.model)
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.average_precision: CocoAP | None = None  # made for the data that is scored
         self.scores: dict[str, float] = {}  # the numbers of the last evaluation

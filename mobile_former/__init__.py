@@ -1,5 +1,6 @@
 """Mobile-Former: a MobileNet and a transformer of a few tokens, joined by a two-way bridge (CVPR 2022)."""
 
+from mobile_former.checkpointing import checkpoint_gradients
 from mobile_former.cost import Cost, cost
 from mobile_former.errors import InputError
 from mobile_former.factory import (
@@ -21,6 +22,7 @@ __all__ = [
     "InputError",
     "LoadedWeights",
     "MobileFormer",
+    "checkpoint_gradients",
     "cost",
     "create_model",
     "list_models",

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from mobile_former.bridge import FormerToMobile, MobileToFormer
+from mobile_former.checkpointing import recomputable
 from mobile_former.former import Former
 from mobile_former.mobile import DownsamplingMobile, Mobile
 from mobile_former.padding import halve
@@ -46,6 +47,7 @@ class MobileFormerBlock(nn.Module):
         self.downsamples = spec.kind == "down"
         self.spatial_dynamic_relu = spatial_dynamic_relu
 
+    @recomputable
     def forward(
         self, x: Tensor, tokens: Tensor, padding: Tensor | None = None, out_padding: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobile_former.checkpointing import recomputable
 from mobile_former.conv_norm import ConvNorm, channel_shuffle, depthwise
 from mobile_former.dynamic_relu import DynamicReLU
 from mobile_former.padding import zero_padding
@@ -139,6 +140,7 @@ class Lite(nn.Module):
         self.project = ConvNorm(in_channels * expansion, out_channels, groups=groups)
         self.residual = stride == 1 and in_channels == out_channels
 
+    @recomputable
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)``.
 

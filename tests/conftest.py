@@ -1,10 +1,12 @@
 """Fixtures for all tests."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Trainer
+
+import mobile_former
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = Path(__file__).parent / "reference"
@@ -55,6 +59,40 @@ def write_image_folder(root: Path, classes: tuple[str, ...], *, train: int, val:
                 image = np.clip(colour + generator.normal(0, 20, (side, side, 3)), 0, 255).astype(np.uint8)
                 cv2.imwrite(str(folder / f"{index}.jpg"), image)
     return root
+
+
+def kept_for_backward(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
+    """Bytes that a forward pass leaves to the backward pass: each storage once, without parameters and buffers."""
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(*inputs)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def assert_same_step(model: torch.nn.Module, loss_of: Callable[[torch.nn.Module], torch.Tensor]) -> None:
+    """Gradients, buffers and the next random number after a step are the same with checkpointed gradients."""
+    twin = copy.deepcopy(model)
+    mobile_former.checkpoint_gradients(twin)
+    drawn = []
+    for each in (model, twin):
+        torch.manual_seed(0)
+        loss_of(each).backward()
+        drawn.append(torch.rand(()))
+    assert drawn[0] == drawn[1]
+    for (name, expected), found in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert (found.grad is None) == (expected.grad is None), name
+        if expected.grad is not None:
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-10, atol=1e-10, msg=name)
+    for (name, expected), found in zip(model.named_buffers(), twin.buffers(), strict=True):
+        assert torch.equal(found, expected), name
 
 
 def trainer_with(*callbacks, **options) -> Trainer:

@@ -339,7 +339,7 @@ def test_weights_of_another_number_of_classes_start_a_fine_tuning(image_folder, 
     mobile_former.save_weights(mobile_former.mobile_former_26m(num_classes=7), tmp_path / "w.safetensors")
     result = finetune(
         image_folder, "--trainer.max_epochs", "1", "--model.pretrained", "w.safetensors",
-        "--model.freeze_backbone", "true", cwd=tmp_path,
+        "--model.checkpoint_gradients", "true", "--model.freeze_backbone", "true", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "7 classes, the model 3" in result.stderr

@@ -338,6 +338,27 @@ def test_pretrained_weights_of_other_classes_give_all_but_the_last_linear(tmp_pa
     assert model.classifier.logits.weight.shape == (3, 1024)
 
 
+# Gradient checkpointing
+
+
+def test_checkpointed_gradients_train_to_the_same_weights_with_dropout_and_stochastic_depth():
+    states = []
+    for checkpoint_gradients in (False, True):
+        module = module_of(checkpoint_gradients=checkpoint_gradients, dropout=0.2, drop_path=0.3)
+        assert any(hasattr(part, "checkpoint_gradients") for part in module.model.modules()) == checkpoint_gradients
+        torch.manual_seed(1)
+        fit(module, precision="64-true")
+        states.append(module.model.state_dict())
+    for key, expected in states[0].items():
+        torch.testing.assert_close(states[1][key], expected, rtol=1e-8, atol=1e-8, msg=key)
+
+
+def test_gradients_of_another_library_s_model_are_not_checkpointed():
+    pytest.importorskip("transformers")
+    with pytest.raises(InputError, match=r"checkpoint_gradients .* not transformers/resnet18: leave it out"):
+        module_of(name="transformers/resnet18", checkpoint_gradients=True)
+
+
 # Bad arguments
 
 

@@ -727,6 +727,7 @@ def test_results_are_json(best, shapes, failing):
 
 def test_retinanet_trains_and_is_scored_by_the_same_commands(shapes, working, tmp_path):
     options = ("--model.name", "retinanet_mf_26m", "--model.freeze_batch_norm", "true", "--trainer.max_epochs", "1")
+    options += ("--model.checkpoint_gradients", "true")
     result = working("detection.fit", *finetune(shapes, *options, "--name", "retina"))
     assert "retinanet_mf_26m" in result.out
     assert result.err == ""

@@ -3,11 +3,14 @@ import pickle
 
 import pytest
 import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 import detection
 import mobile_former
 from detection.position_encoding import sine_encoding
 from mobile_former import InputError
+from tests.conftest import assert_same_step, kept_for_backward
 
 # The published detector, each option that can stand alone, and all together.
 OPTIONS = [
@@ -172,6 +175,58 @@ def test_the_sine_encoding_spans_the_image_without_its_padding_and_gives_each_he
                     expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
             assert encoding[0, :, row, column].tolist() == pytest.approx(expected, abs=1e-5)
     torch.testing.assert_close(sine_encoding(torch.zeros(3, 16, 4, 4)), encoding[..., :4])
+
+
+# Gradient checkpointing
+
+
+@pytest.fixture
+def one_process():
+    """A group of this process alone."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def loss_of(model, through=None):
+    """The loss of two images, padded differently, called by way of ``through``."""
+    mask = torch.zeros(2, 64, 96, dtype=torch.bool)
+    mask[0, 40:] = mask[1, :, 70:] = True
+    target = {"labels": torch.tensor([1, 3]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.3], [0.3, 0.6, 0.2, 0.5]])}
+    return model.loss((through or model)(images(2, 3, 64, 96).double(), mask), [target, target])["total"]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_step_with_checkpointed_gradients_is_the_same(options):
+    assert_same_step(detector(**options).double().train(), loss_of)
+
+
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]])
+def test_processes_in_parallel_step_the_same_with_checkpointed_gradients(options, one_process):
+    parallel = []
+
+    def loss_in_parallel(model):
+        parallel.append(DistributedDataParallel(model))
+        return loss_of(model, parallel[-1])
+
+    assert_same_step(detector(**options).double().train(), loss_in_parallel)
+    for wrapper in parallel:
+        loss_of(wrapper.module, wrapper).backward()  # would fail, had a gradient not been told to the others
+
+
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]])
+def test_checkpointed_gradients_leave_little_of_a_large_image_to_keep(options):
+    model = detection.create_detector("e2e_mf_508m", 80, **options).to("meta")  # nothing is computed there
+    inputs = torch.empty(2, 3, 800, 1344, device="meta"), torch.zeros(2, 800, 1344, dtype=torch.bool, device="meta")
+    taken = {}
+    for block in [*model.backbone.blocks, *model.blocks]:
+        block.register_forward_pre_hook(taken.__setitem__)
+    whole = kept_for_backward(model, *inputs)
+    largest = max(kept_for_backward(block, *given) for block, given in list(taken.items()))
+    mobile_former.checkpoint_gradients(model)
+    kept = kept_for_backward(model, *inputs)
+    assert kept < 0.1 * whole
+    assert kept + largest < 0.4 * whole  # in the backward pass blocks are computed anew one at a time
 
 
 def test_pickles_and_names_the_nearest_detector():

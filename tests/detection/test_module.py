@@ -222,6 +222,26 @@ def test_classes_with_nothing_to_find_are_named_last(shapes, capsys):
     assert rows == ["3", "2", "0", "1"]
 
 
+@pytest.mark.parametrize(("name", "options"), [("e2e_mf_26m", HELP), ("e2e_mf_26m", {}), ("retinanet_mf_26m", {})])
+def test_checkpointed_gradients_train_to_the_same_weights(shapes, name, options):
+    states = []
+    for checkpoint_gradients in (False, True):
+        more = {"checkpoint_gradients": checkpoint_gradients, "freeze_batch_norm": not options}
+        module = module_of(name=name, **more, **options)
+        fit(module, shapes, max_epochs=1, limit_train_batches=2, limit_val_batches=1, precision="64-true")
+        assert any(hasattr(part, "checkpoint_gradients") for part in module.model.modules()) == checkpoint_gradients
+        states.append(module.model.state_dict())
+    for key, expected in states[0].items():
+        torch.testing.assert_close(states[1][key], expected, rtol=1e-8, atol=1e-8, msg=key)
+
+
+def test_gradients_of_another_library_s_backbone_are_not_checkpointed():
+    pytest.importorskip("transformers")
+    for options in ({"backbone": "transformers/resnet18"}, {"name": "detr_r50"}):
+        with pytest.raises(InputError, match=r"checkpoint_gradients .* not transformers/resnet\d\d: leave it out"):
+            module_of(checkpoint_gradients=True, **options)
+
+
 # The moving average, checkpoints
 
 

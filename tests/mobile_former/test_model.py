@@ -11,6 +11,7 @@ import mobile_former
 from mobile_former.block import MobileFormerBlock
 from mobile_former.dynamic_relu import DynamicReLU
 from mobile_former.stochastic_depth import StochasticDepth
+from tests.conftest import assert_same_step, kept_for_backward
 
 MODELS = mobile_former.list_models()
 
@@ -194,9 +195,11 @@ def test_compiles_without_graph_breaks_and_gives_the_same(name, spatial):
 def test_a_compiled_model_trains():
     torch._dynamo.reset()
     model = mobile_former.mobile_former_26m(num_classes=4, drop_path=0.1)
+    mobile_former.checkpoint_gradients(model)  # of which a compiled model takes no notice
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     compiled(images(4, 3, 32, 32)).square().mean().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+    assert {int(value) for name, value in model.named_buffers() if name.endswith("num_batches_tracked")} == {1}
 
 
 def test_exports_to_a_graph_with_the_same_outputs():
@@ -275,6 +278,58 @@ def test_stochastic_depth_rises_with_the_block_and_reaches_all_four_branches():
         if isinstance(block, MobileFormerBlock):
             rates = {part.drop_path.rate for part in (block.to_former, block.former, block.mobile, block.to_mobile)}
             assert list(rates) == pytest.approx([0.12 * number / 12])
+
+
+# Gradient checkpointing
+
+
+@pytest.mark.parametrize("spatial", [False, True])
+@pytest.mark.parametrize("name", ["mobile_former_26m", "mobile_former_151m"])
+def test_a_step_with_checkpointed_gradients_is_the_same_with_all_its_random_draws(name, spatial):
+    torch.manual_seed(0)
+    model = mobile_former.create_model(
+        name, num_classes=4, dropout=0.3, drop_path=0.3, spatial_dynamic_relu=spatial
+    ).double()
+    x = images(4, 3, 45, 71).double()
+    mask = torch.zeros(4, 45, 71, dtype=torch.bool)
+    mask[1, 30:] = mask[2, :, 40:] = True
+
+    def loss_of(model):
+        maps, tokens = model.forward_features(x, mask)
+        return model(x).square().mean() + sum(m.square().mean() for m in maps.values()) + tokens.square().mean()
+
+    assert_same_step(model, loss_of)
+
+
+def test_a_step_with_checkpointed_gradients_is_the_same_under_autocast_and_with_frozen_norms():
+    torch.manual_seed(0)
+    model = mobile_former.mobile_former_52m(num_classes=4, drop_path=0.2)
+    for module in list(model.modules())[::3]:
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+
+    def loss_of(model):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(images(4, 3, 64, 64)).float().square().mean()
+
+    assert_same_step(model, loss_of)
+
+
+def test_checkpointed_gradients_leave_little_to_keep_and_nothing_else_changed():
+    model = mobile_former.mobile_former_508m(num_classes=10)
+    x = images(4, 3, 224, 224)
+    whole = kept_for_backward(model.to("meta"), x.to("meta"))
+    mobile_former.checkpoint_gradients(model)
+    assert kept_for_backward(model, x.to("meta")) < 0.1 * whole
+    model = mobile_former.mobile_former_26m(num_classes=10).eval()
+    with torch.no_grad():
+        expected = model(x)
+        mobile_former.checkpoint_gradients(model)
+        assert torch.equal(model(x), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected)
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+    with pytest.raises(mobile_former.InputError, match="Linear has none of the blocks"):
+        mobile_former.checkpoint_gradients(torch.nn.Linear(3, 3))
 
 
 @pytest.mark.parametrize(
