@@ -72,11 +72,19 @@ class ImageData(LightningDataModule):
         Raises:
             InputError: one that cannot be made.
         """
-        samples = [self.train_set[Draw(index, 0)] for index in spread(len(self.train_set), most)]
+        samples = [self.train_set[Draw(index, 0)] for index in self.indices_to_draw(self.train_set, most)]
         for sample in samples:
             if "error" in sample:
                 raise InputError(sample["error"])
         return samples
+
+    def indices_to_draw(self, dataset: TrainingImages | EvaluationImages, most: int) -> list[int]:
+        """Which images of a data set a picture of it shows, at most ``most``."""
+        return spread(len(dataset), most)
+
+    def skipped_counts(self) -> dict[str, int]:
+        """What training went on without, for the run's report."""
+        return {"skipped_images": len(self.skipped)}
 
     def train_sampler(self) -> EpochSampler:
         """Every training image once an epoch, beginning with the epoch that the run goes on with."""

@@ -34,14 +34,14 @@ class EpochSampler(Sampler[Draw]):
         self.size = size
         self.seed = seed
         self.epoch = 0
-        self.rank, self.world_size = _rank_and_world_size()
+        self.rank, self.world_size = rank_and_world_size()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, that the next iteration goes through."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Draw]:
-        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator).tolist()
         for position in range(self.rank, len(self) * self.world_size, self.world_size):
             yield Draw(order[position % self.size], self.epoch)
@@ -58,7 +58,7 @@ class EvaluationSampler(Sampler[int]):
     """
 
     def __init__(self, size: int):
-        rank, world_size = _rank_and_world_size()
+        rank, world_size = rank_and_world_size()
         self.indices = range(rank, size, world_size)
 
     def __iter__(self) -> Iterator[int]:
@@ -79,16 +79,17 @@ def seed_transforms(transforms, seed: int, draw: Draw) -> None:
         seed: of the run.
         draw: the visit.
     """
-    seed = _mix(seed, draw.epoch, draw.index)
+    seed = mix(seed, draw.epoch, draw.index)
     transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
-def _mix(*numbers: int) -> int:
+def mix(*numbers: int) -> int:
     """One well-mixed 63-bit seed from several numbers."""
     return int(np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _rank_and_world_size() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's number, and how many there are."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
