@@ -52,7 +52,7 @@ def main() -> None:
     """Write shards by the command line's options."""
     parser = Parser(prog="python -m classification.shard", description="Write an image folder as WebDataset shards.")
     parser.add_argument("folder", type=Path, help="train/<class>/* and val/<class>/* (and test/<class>/*)")
-    parser.add_argument("output", type=Path, help="where to write train/000000.tar, …, and index.json")
+    parser.add_argument("output", type=Path, help="where to write train/000000.tar, …, and shards.json")
     parser.add_argument("--shard_megabytes", type=float, default=MEGABYTES, help="size of a shard, in 10^6 bytes")
     parser.add_argument("--shard_samples", type=int | None, default=None, help="images in a shard, in place of a size")
     parser.add_argument("--seed", type=int, default=0, help="of the order in which images are put into shards")

@@ -24,7 +24,7 @@ from mobile_former.training.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.images import IMAGE_SUFFIXES, decode_image
 from mobile_former.training.sampler import Draw, mix
 
-INDEX = "index.json"
+INDEX = "shards.json"
 SHUFFLE_BUFFER = 1000  # samples; shards hold theirs in random order already
 ATTEMPTS = 3  # at a shard behind a URL, whose transfer may be cut off
 

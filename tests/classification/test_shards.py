@@ -2,20 +2,24 @@ import functools
 import hashlib
 import http.server
 import io
+import itertools
 import json
 import os
 import shutil
+import sys
 import tarfile
 import threading
 
 import cv2
-import numpy as np
 import pytest
 import torch
 import webdataset
 
+from classification import shards as shards_module
 from classification.data import ClassificationData
+from classification.dataset import make_sample
 from classification.image_folder import ImageFolder
+from classification.shard import main
 from classification.shards import (
     BatchDraw,
     ShardBatches,
@@ -29,6 +33,7 @@ from classification.transforms import eval_transform, train_transform
 from mobile_former.errors import InputError
 from mobile_former.training.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.images import find_images
+from mobile_former.training.sampler import Draw
 from tests.classification.test_data import fit, trainer
 from tests.conftest import ROOT, run_module, write_image_folder
 
@@ -83,7 +88,7 @@ def server(written):
 
 def reindex(root, **changes):
     """Let the index say other things of the first training shard."""
-    path = root / "index.json"
+    path = root / "shards.json"
     content = json.loads(path.read_text())
     content["splits"]["train"][0] |= changes
     path.write_text(json.dumps(content))
@@ -144,13 +149,14 @@ def test_shards_hold_the_images_own_bytes_and_labels_in_random_order(images, wri
 
 
 def test_the_index_counts_what_the_shards_hold(written):
-    index = json.loads((written / "index.json").read_text())
+    index = json.loads((written / "shards.json").read_text())
     assert index["class_names"] == CLASSES
     assert [entry["samples"] for entry in index["splits"]["train"]] == [5] * 6 + [3]
     for entry in index["splits"]["train"] + index["splits"]["val"]:
         content = (written / entry["file"]).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["bytes"], entry["sha256"])
-        assert len(tarfile.open(fileobj=io.BytesIO(content)).getnames()) == 2 * entry["samples"]
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+            assert len(tar.getnames()) == 2 * entry["samples"]
 
 
 def test_shards_are_cut_by_size_where_no_number_is_given(images, tmp_path):
@@ -168,14 +174,14 @@ def test_a_stopped_run_goes_on_and_whole_shards_stay(images, shards):
     damaged.write_bytes(damaged.read_bytes().replace(b"\xff\xd8", b"\xff\xd9", 1))
     missing.unlink()
     os.truncate(short, 2000)
-    index = (shards / "index.json").read_text()
-    (shards / "index.json").unlink()
+    index = (shards / "shards.json").read_text()
+    (shards / "shards.json").unlink()
     result = shard(images, shards, "--shard_samples", 5, "--workers", 2, cwd=shards)
     assert result.returncode == 0, result.stderr
     after = {path: path.stat().st_mtime_ns for path in shards.rglob("*.tar")}
     assert {path for path in after if after[path] != before[path]} == {damaged, missing, short}
     assert "6 shards were there already" in result.stdout
-    assert (shards / "index.json").read_text() == index
+    assert (shards / "shards.json").read_text() == index
     assert not list(shards.rglob("*.part"))
 
 
@@ -200,7 +206,7 @@ def test_unreadable_images_are_an_error_that_names_them_all_or_are_left_out(imag
     assert "3 of 43 images" in result.stderr
     assert "--skip_unreadable" in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (tmp_path / "out" / "index.json").exists()
+    assert not (tmp_path / "out" / "shards.json").exists()
     for written in ("", "shards were there already"):
         result = shard(*arguments, "--skip_unreadable", "true", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
@@ -220,12 +226,13 @@ def test_unreadable_images_are_an_error_that_names_them_all_or_are_left_out(imag
         (("images", "out", "--workers", "0"), "--workers is 0"),
     ],
 )
-def test_what_cannot_be_sharded_is_told(images, tmp_path, arguments, message):
+def test_what_cannot_be_sharded_is_told(images, tmp_path, monkeypatch, arguments, message):
     (tmp_path / "images").symlink_to(images)
-    result = shard(*arguments, cwd=tmp_path)
-    assert result.returncode == 1
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["shard", *arguments])
+    with pytest.raises((InputError, FileNotFoundError), match=message):
+        main()
+    assert not (tmp_path / "out").exists()
 
 
 # An epoch
@@ -277,7 +284,7 @@ def test_the_order_follows_from_seed_and_epoch_and_not_from_who_loads(written):
 def test_samples_are_shuffled_within_and_over_shards(written):
     (batches,) = load(batches_of(written, size=33), 0)
     numbers = [name.split("/")[-1].split(".")[0] for name in batches[0]]  # of shards
-    assert sum(a == b for a, b in zip(numbers, numbers[1:], strict=False)) < 15  # 26 where shards stay together
+    assert sum(a == b for a, b in itertools.pairwise(numbers)) < 15  # 26 where shards stay together
 
 
 @pytest.mark.parametrize("workers", [0, 2, 3])
@@ -316,28 +323,26 @@ def test_a_lane_reads_its_own_shards_once(written, monkeypatch):
 
 
 def test_pixels_and_labels_are_those_that_the_folder_gives(images, written):
-    from classification.dataset import make_sample
-
-    def sharded():
-        batches = batches_of(written, lanes=2, make=make_sample)
-        for number in range(len(batches)):
-            yield from batches[BatchDraw(number, 0)]
-
     folder = ImageFolder(images, "train", CLASSES)
-    transform = train_transform(32, crop_scale=(1.0, 1.0), flip=0.0)
     batches = batches_of(written, make=make_sample)
-    batches.images.transforms = transform
+    batches.images.transforms = train_transform(32, crop_scale=(1.0, 1.0), flip=0.0)
     found = [sample for number in range(len(batches)) for sample in batches[BatchDraw(number, 0)]]
-    expected = TrainingImages(folder, transform, make_sample, 0)
-    from mobile_former.training.sampler import Draw
-
+    expected = TrainingImages(folder, batches.images.transforms, make_sample, seed=0)
     pictures = {(expected[Draw(i, 0)]["image"].numpy().tobytes(), folder.labels[i]) for i in range(COUNT)}
+    assert len(pictures) == COUNT
     assert {(sample["image"].numpy().tobytes(), sample["label"]) for sample in found} == pictures
-    # Augmentation follows from the sample and the epoch: whoever asks in which order gets the same pixels.
-    batches = batches_of(written, lanes=2, make=make_sample)
-    alone = [batches.images[Draw(index, 0)]["image"] for lane in range(2) for index in batches.plan(lane, 0).tolist()]
-    both = {image.numpy().tobytes() for image in alone}
-    assert {sample["image"].numpy().tobytes() for sample in sharded()} == both
+
+
+def test_augmentation_follows_from_seed_epoch_and_sample_alone(written):
+    seen = {}
+    for lanes, size in ((1, 4), (3, 2)):
+        batches = batches_of(written, lanes=lanes, size=size, make=make_sample)
+        for epoch in (0, 1):
+            drawn = (sample for number in range(len(batches)) for sample in batches[BatchDraw(number, epoch)])
+            seen[lanes, epoch] = {sample["image"].numpy().tobytes() for sample in drawn}
+    assert seen[1, 0] == seen[3, 0]
+    assert seen[1, 1] == seen[3, 1]
+    assert not seen[1, 0] & seen[1, 1]
 
 
 # Damage
@@ -375,9 +380,9 @@ def swap(root):
 
 
 def mislabel(root):
-    content = json.loads((root / "index.json").read_text())
+    content = json.loads((root / "shards.json").read_text())
     content["class_names"] = CLASSES[:1]
-    (root / "index.json").write_text(json.dumps(content))
+    (root / "shards.json").write_text(json.dumps(content))
     return r"label [12], and the index has 1 classes"
 
 
@@ -446,13 +451,13 @@ def test_a_damaged_validation_shard_stops_an_evaluation(shards, skip):
 
 def spoil_image(root, split):
     """An image in a shard that cannot be decoded, under a right checksum."""
-    index = json.loads((root / "index.json").read_text())
+    index = json.loads((root / "shards.json").read_text())
     entry = index["splits"][split][0]
     path = root / entry["file"]
     content = path.read_bytes().replace(b"\xff\xd8", b"\0\0", 1)
     path.write_bytes(content)
     entry["sha256"] = hashlib.sha256(content).hexdigest()
-    (root / "index.json").write_text(json.dumps(index))
+    (root / "shards.json").write_text(json.dumps(index))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -499,8 +504,8 @@ def test_an_unreadable_validation_image_stops_an_evaluation(shards):
     ],
 )
 def test_an_index_that_is_none_is_refused_with_its_name(tmp_path, content, message):
-    (tmp_path / "index.json").write_text(content)
-    with pytest.raises(InputError, match=rf"index\.json: no index of shards \(.*{message}"):
+    (tmp_path / "shards.json").write_text(content)
+    with pytest.raises(InputError, match=rf"shards\.json: no index of shards \(.*{message}"):
         ShardIndex.read(str(tmp_path))
 
 
@@ -512,7 +517,7 @@ def test_options_that_do_not_go_together_are_refused(images, written):
     ):
         with pytest.raises(InputError, match=message):
             ClassificationData(**({"dataset": "shards"} | options))
-    with pytest.raises(InputError, match=r"no index of shards.*index\.json: cannot be read"):
+    with pytest.raises(InputError, match=r"no index of shards.*shards\.json: cannot be read"):
         data_of(images).setup("fit")
 
 
@@ -541,11 +546,27 @@ def test_shards_are_read_over_http_as_from_a_folder(written, server, workers):
     assert data.dataset_name == "colours"
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(local.trained, remote.trained, strict=True))
     assert all(torch.equal(a["label"], b["label"]) for a, b in zip(local.validated, remote.validated, strict=True))
-    assert asked.count("/colours/index.json") == 1
+    assert asked.count("/colours/shards.json") == 1
+
+
+def test_a_transfer_that_is_cut_off_is_tried_again(written, server, monkeypatch):
+    whole, cut_off = shards_module.fetch, []
+
+    def fetch(place):
+        content = whole(place)
+        if place.endswith("train/000002.tar") and len(cut_off) < 2:
+            cut_off.append(place)
+            return content[:1000]
+        return content
+
+    monkeypatch.setattr(shards_module, "fetch", fetch)
+    module = fit(data_of(server[0]))
+    assert len(cut_off) == 2
+    assert sum(len(batch["label"]) for batch in module.trained) == COUNT
 
 
 def test_a_shard_missing_from_a_server_is_named(server, tmp_path):
-    with pytest.raises(InputError, match=r"http://.*/nowhere/index\.json: cannot be read"):
+    with pytest.raises(InputError, match=r"http://.*/nowhere/shards\.json: cannot be read"):
         data_of(server[0].replace("colours", "nowhere")).setup("fit")
 
 
@@ -554,7 +575,7 @@ def test_a_pipe_gives_what_its_command_prints(written):
         data = data_of(root)
         assert data.dataset_name == "colours"
         assert len(fit(data).trained) == 9
-    with pytest.raises(InputError, match=r"pipe:false/index\.json: cannot be read"):
+    with pytest.raises(InputError, match=r"pipe:false/shards\.json: cannot be read"):
         data_of("pipe:false").setup("fit")
 
 
@@ -578,8 +599,6 @@ def test_a_resumed_run_goes_on_at_its_batch_in_the_order_of_before(written):
     data.trainer = trainer()
     state = data.state_dict()
     data.setup("fit")
-    whole = list(data.train_sampler_batches(1)) if hasattr(data, "train_sampler_batches") else None
-    assert whole is None
     data.first_epoch = 1
     batches = [batch["image"] for batch in data.train_dataloader()]
     for workers in (0, 3):
