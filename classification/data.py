@@ -27,7 +27,7 @@ from classification.shards import (
 from classification.transforms import custom_transform, eval_transform, train_transform
 from mobile_former.errors import InputError
 from mobile_former.model import MIN_SIZE
-from mobile_former.training.data import ImageData
+from mobile_former.training.data import ImageData, over_processes
 from mobile_former.training.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.figures import image_sheet, spread
 from mobile_former.training.images import IMAGENET_MEAN, IMAGENET_STD
@@ -205,9 +205,11 @@ class ClassificationData(ImageData):
         return super().indices_to_draw(dataset, most)
 
     def skipped_counts(self) -> dict[str, int]:
-        """What training went on without."""
-        shards = {"skipped_shards": len(self.skipped_shards)} if self.hparams.dataset == "shards" else {}
-        return super().skipped_counts() | shards
+        """What training went on without; all processes have to ask."""
+        counts = super().skipped_counts()
+        if self.hparams.dataset == "shards":
+            counts["skipped_shards"] = len(over_processes(self.skipped_shards))
+        return counts
 
     def train_dataloader(self) -> DataLoader:
         """Batches of augmented images; from shards as :class:`ShardBatches` says."""

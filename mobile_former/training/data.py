@@ -14,7 +14,7 @@ from mobile_former.errors import InputError
 from mobile_former.training.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.figures import spread
 from mobile_former.training.images import normalise
-from mobile_former.training.sampler import Draw, EpochSampler, EvaluationSampler
+from mobile_former.training.sampler import Draw, EpochSampler, EvaluationSampler, rank_and_world_size
 
 _logger = logging.getLogger(__name__)
 
@@ -83,8 +83,8 @@ class ImageData(LightningDataModule):
         return spread(len(dataset), most)
 
     def skipped_counts(self) -> dict[str, int]:
-        """What training went on without, for the run's report."""
-        return {"skipped_images": len(self.skipped)}
+        """What training went on without, for the run's report; all processes have to ask."""
+        return {"skipped_images": len(over_processes(self.skipped))}
 
     def train_sampler(self) -> EpochSampler:
         """Every training image once an epoch, beginning with the epoch that the run goes on with."""
@@ -146,6 +146,16 @@ class ImageData(LightningDataModule):
     def _evaluation_loader(self, dataset: EvaluationImages) -> DataLoader:
         sampler: Sampler = EvaluationSampler(len(dataset))
         return self.loader(dataset, batch_size=self.hparams.batch_size, sampler=sampler)
+
+
+def over_processes(messages: set[str]) -> set[str]:
+    """The messages of all processes, each once."""
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return messages
+    gathered: list[set[str]] = [set() for _ in range(world_size)]
+    torch.distributed.all_gather_object(gathered, messages)
+    return set().union(*gathered)
 
 
 def default_workers() -> int:

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import runpy
 import shutil
 import sys
 import tarfile
@@ -84,6 +85,20 @@ def server(written):
         yield f"http://127.0.0.1:{serving.server_port}/colours", asked
         serving.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Run a command in this process: its exit status and output."""
+
+    def run(module, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(module, run_name="__main__")
+        return end.value.code, capsys.readouterr()
+
+    return run
 
 
 def reindex(root, **changes):
@@ -621,7 +636,7 @@ def test_collated_batches_tell_of_damage_once():
     assert collate_shards([{"failures": [], "error": "e"}])["errors"] == ["e"]
 
 
-def test_commands_train_go_on_score_and_predict_from_shards(images, shards, tmp_path):
+def test_commands_train_go_on_score_and_predict_from_shards(images, shards, tmp_path, call):
     flip(shards)
     common = (
         "--config", "finetune.yaml", "--data.dataset", "shards", "--data.root", str(shards), "--data.image_size", "32",
@@ -643,23 +658,22 @@ def test_commands_train_go_on_score_and_predict_from_shards(images, shards, tmp_
     assert "epoch 1/2" not in result.stdout
     checkpoint = run / "checkpoints" / "best.ckpt"
     top1 = f"{json.loads((run / 'metrics.json').read_text())['val/top1']:.4f}"
-    for root in ((), ("--data.root", str(images)), ("--data.root", str(shards))):
-        result = run_module("classification.validate", "--ckpt_path", str(checkpoint), *root, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        assert top1 in result.stdout
-    result = run_module("classification.test", "--ckpt_path", str(checkpoint), cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "on val of colours: 9 images" in result.stdout
-    result = run_module("classification.predict", str(images / "val"), "--ckpt_path", str(checkpoint), cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    for root in ((), ("--data.root", images), ("--data.root", shards)):
+        status, output = call("classification.validate", "--ckpt_path", checkpoint, *root)
+        assert (status, top1 in output.out) == (0, True), output.err
+    status, output = call("classification.test", "--ckpt_path", checkpoint)
+    assert status == 0, output.err
+    assert "on val of colours: 9 images" in output.out
+    status, output = call("classification.predict", images / "val", "--ckpt_path", checkpoint)
+    assert status == 0, output.err
 
     # A command in a checkpoint is not run.
     content = torch.load(checkpoint, weights_only=True)
     content["datamodule_hyper_parameters"]["root"] = f"pipe:touch {tmp_path}/ran; cat {shards}/{{}}"
     torch.save(content, tmp_path / "evil.ckpt")
-    result = run_module("classification.validate", "--ckpt_path", "evil.ckpt", cwd=tmp_path)
-    assert result.returncode == 1
-    assert "give it by --data.root" in result.stderr
+    status, output = call("classification.validate", "--ckpt_path", tmp_path / "evil.ckpt")
+    assert status == 1
+    assert "give it by --data.root" in output.err
     assert not (tmp_path / "ran").exists()
 
 
