@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,24 +130,8 @@ def write_shards(output: Path, class_names: list[str], jobs: dict[str, list[Job]
     for split in jobs:
         (output / split).mkdir(parents=True, exist_ok=True)
     (output / INDEX).unlink(missing_ok=True)  # it would speak of other shards until all are written
-    outcomes: dict[str, list[Outcome | None]] = {split: [None] * len(shards) for split, shards in jobs.items()}
+    outcomes = _run(jobs, workers)
     total = sum(len(job.planned) for shards in jobs.values() for job in shards)
-    with ProcessPoolExecutor(workers) as pool, _progress() as progress:
-        task = progress.add_task("images", total=total)
-        futures = {
-            pool.submit(write_shard, job): (split, number)
-            for split, shards in jobs.items()
-            for number, job in enumerate(shards)
-        }
-        try:
-            for future in as_completed(futures):
-                split, number = futures[future]
-                outcomes[split][number] = future.result()
-                progress.advance(task, len(jobs[split][number].planned))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
     done = [outcome for split in outcomes.values() for outcome in split]
     unreadable = [message for outcome in done for message in outcome.unreadable]
     skipping = next(job.skip_unreadable for shards in jobs.values() for job in shards)
@@ -187,11 +172,8 @@ def write_shard(job: Job) -> Outcome:
             unreadable.append(f"{planned.path}: cannot be read ({error.strerror}); check the file")
     packed = _pack(contents)
     if unreadable or packed != found:  # what was written before has been decoded before
-        for message in _undecodable(contents):
-            unreadable.append(message)
-        if unreadable and not job.skip_unreadable:
-            return Outcome(None, False, unreadable)
-        if not contents:
+        unreadable += _undecodable(contents)
+        if not contents or (unreadable and not job.skip_unreadable):
             return Outcome(None, False, unreadable)
         packed = _pack(contents)
     checksum = hashlib.sha256(packed).hexdigest()
@@ -213,6 +195,31 @@ def write_shard(job: Job) -> Outcome:
     finally:
         part.unlink(missing_ok=True)
     return Outcome(shard, True, unreadable)
+
+
+def _run(jobs: dict[str, list[Job]], workers: int) -> dict[str, list[Outcome]]:
+    """What becomes of each shard, in their order."""
+    total = sum(len(job.planned) for shards in jobs.values() for job in shards)
+    with ProcessPoolExecutor(workers) as pool:
+        # Before the bar, whose thread would not outlive a fork.
+        futures = {split: [pool.submit(write_shard, job) for job in shards] for split, shards in jobs.items()}
+        sizes = {
+            future: len(job.planned)
+            for split, shards in jobs.items()
+            for future, job in zip(futures[split], shards, strict=True)
+        }
+        try:
+            with _progress() as progress:
+                task = progress.add_task("images", total=total)
+                for future in as_completed(sizes):
+                    future.result()
+                    progress.advance(task, sizes[future])
+        except BrokenProcessPool as error:
+            raise InputError("a writing process was killed, perhaps for memory: give fewer --workers") from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        return {split: [future.result() for future in found] for split, found in futures.items()}
 
 
 def _undecodable(contents: dict[Planned, bytes]) -> Iterator[str]:

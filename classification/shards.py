@@ -29,6 +29,8 @@ SHUFFLE_BUFFER = 1000  # samples; shards hold theirs in random order already
 ATTEMPTS = 3  # at a shard behind a URL, whose transfer may be cut off
 
 _MEND = "copy it again, or write it again by python -m classification.shard"
+# What gopen opens by a command without a shell, and pipe:, which is a shell's. Any other name is a folder's.
+_URL = re.compile(r"pipe:|(https?|gs|sftp|ftps|scp)://")
 # Names become part of paths, URLs and, after pipe:, of a shell's command: an index must not be able to say more.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+/[0-9]+\.tar")
 
@@ -350,7 +352,7 @@ def collate_shards(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
 
 def is_url(root: str) -> bool:
     """Whether a place is a URL or ``pipe:`` and a command, and not a folder."""
-    return root.startswith("pipe:") or "://" in root
+    return _URL.match(root) is not None
 
 
 def holds_shards(root: str) -> bool:

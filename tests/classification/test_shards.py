@@ -594,6 +594,14 @@ def test_a_pipe_gives_what_its_command_prints(written):
         data_of("pipe:false").setup("fit")
 
 
+@pytest.mark.parametrize("root", ["PIPE:touch ran; cat http://", " pipe:touch ran; cat ", "x://pipe:touch ran"])
+def test_what_only_looks_like_a_command_is_a_folder(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no index of shards"):
+        data_of(root).setup("fit")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_takes_its_place_in_a_url():
     assert locate("http://h/a/", "train/0.tar") == "http://h/a/train/0.tar"
     assert locate("pipe:aws s3 cp s3://b/{} -", "train/0.tar") == "pipe:aws s3 cp s3://b/train/0.tar -"
