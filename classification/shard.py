@@ -150,7 +150,7 @@ def write_shards(output: Path, class_names: list[str], jobs: dict[str, list[Job]
     ShardIndex(str(output), class_names, splits).write()
     for split, shards in splits.items():
         images, size = sum(shard.samples for shard in shards), sum(shard.bytes for shard in shards)
-        print(f"{split}: {images} images in {len(shards)} shards, {size / 1e6:.1f} MB")
+        print(f"{split}: {images} images in {len(shards)} shard{'s' * (len(shards) > 1)}, {size / 1e6:.1f} MB")
     kept = sum(outcome.shard is not None and not outcome.written for outcome in done)
     print(f"written: {output / INDEX}", *([f"{kept} shards were there already"] if kept else []), sep="; ")
     if unreadable:
