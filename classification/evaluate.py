@@ -10,6 +10,8 @@ from rich.table import Table
 
 from classification.data import ClassificationData
 from classification.module import ClassificationModule
+from classification.shards import holds_shards
+from mobile_former.errors import InputError
 from mobile_former.training.checkpoint import load_checkpoint
 from mobile_former.training.command import console
 from mobile_former.training.evaluation import evaluation_parser, output_folder, score
@@ -30,7 +32,13 @@ def evaluate(stage: str) -> None:
         folder = output_folder(options)
     given = {name: value for name, value in options.data.items() if value is not None}
     if "root" in given:
-        given["dataset"] = "folder"
+        given["dataset"] = "shards" if holds_shards(given["root"]) else "folder"
+    elif str(data_options["root"]).startswith("pipe:"):
+        # Nothing in a file is ever executed: a command has to be given by whoever sits here.
+        raise InputError(
+            f"{options.ckpt_path} names a command as the place of its images: {data_options['root']}. If that is what "
+            "you want to run, give it by --data.root"
+        )
     data = ClassificationData(**(data_options | given))
     metrics = score(stage, trainer, module, data)
 

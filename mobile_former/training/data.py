@@ -15,7 +15,13 @@ from mobile_former.errors import InputError
 from mobile_former.training.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.figures import spread
 from mobile_former.training.images import normalise
-from mobile_former.training.sampler import Draw, EpochSampler, EvaluationSampler, ResumedBatchSampler
+from mobile_former.training.sampler import (
+    Draw,
+    EpochSampler,
+    EvaluationSampler,
+    ResumedBatchSampler,
+    rank_and_world_size,
+)
 from mobile_former.training.timed_loader import TimedLoader
 
 _logger = logging.getLogger(__name__)
@@ -75,11 +81,19 @@ class ImageData(LightningDataModule):
         Raises:
             InputError: one that cannot be made.
         """
-        samples = [self.train_set[Draw(index, 0)] for index in spread(len(self.train_set), most)]
+        samples = [self.train_set[Draw(index, 0)] for index in self.indices_to_draw(self.train_set, most)]
         for sample in samples:
             if "error" in sample:
                 raise InputError(sample["error"])
         return samples
+
+    def indices_to_draw(self, dataset: TrainingImages | EvaluationImages, most: int) -> list[int]:
+        """Which images of a data set a picture of it shows, at most ``most``."""
+        return spread(len(dataset), most)
+
+    def skipped_counts(self) -> dict[str, int]:
+        """What training went on without, for the run's report; all processes have to ask."""
+        return {"skipped_images": len(over_processes(self.skipped))}
 
     def train_sampler(self) -> EpochSampler:
         """Every training image once an epoch, beginning with the epoch that the run goes on with."""
@@ -150,6 +164,16 @@ class ImageData(LightningDataModule):
     def _evaluation_loader(self, dataset: EvaluationImages) -> DataLoader:
         sampler: Sampler = EvaluationSampler(len(dataset))
         return self.loader(dataset, batch_size=self.hparams.batch_size, sampler=sampler)
+
+
+def over_processes(messages: set[str]) -> set[str]:
+    """The messages of all processes, each once."""
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return messages
+    gathered: list[set[str]] = [set() for _ in range(world_size)]
+    torch.distributed.all_gather_object(gathered, messages)
+    return set().union(*gathered)
 
 
 def default_workers() -> int:

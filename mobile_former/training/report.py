@@ -98,7 +98,7 @@ class RunReport(Callback):
             "best_epoch": content["epoch"] + 1,
             "seconds": round(seconds, 1),
             **({"images/s": round(speed, 1)} if speed else {}),
-            "skipped_images": len(datamodule.skipped),
+            **datamodule.skipped_counts(),
             "best_checkpoint": str(checkpoint),
             "last_checkpoint": str(self.folder.last),
         }

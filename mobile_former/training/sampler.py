@@ -35,7 +35,7 @@ class EpochSampler(Sampler[Draw]):
         self.size = size
         self.seed = seed
         self.epoch = 0
-        self.rank, self.world_size = _rank_and_world_size()
+        self.rank, self.world_size = rank_and_world_size()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, that the next iteration goes through."""
@@ -82,7 +82,7 @@ class EvaluationSampler(Sampler[int]):
     """
 
     def __init__(self, size: int):
-        rank, world_size = _rank_and_world_size()
+        rank, world_size = rank_and_world_size()
         self.indices = range(rank, size, world_size)
 
     def __iter__(self) -> Iterator[int]:
@@ -112,7 +112,8 @@ def mix_seeds(*numbers: int) -> int:
     return int(np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _rank_and_world_size() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's number, and how many there are."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

@@ -222,7 +222,7 @@ def test_batches_by_shape_come_in_random_order():
 def test_processes_share_the_images_and_have_equally_many_batches(monkeypatch):
     seen = []
     for rank in range(2):
-        monkeypatch.setattr(sampler_module, "_rank_and_world_size", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(sampler_module, "rank_and_world_size", lambda rank=rank: (rank, 2))
         found = list(batches(count=402))
         assert len(found) == len(batches(count=402)) == 51
         seen.append([draw.index for batch in found for draw in batch])
