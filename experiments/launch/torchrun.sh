@@ -4,14 +4,14 @@
 #   NODES=2 RENDEZVOUS=first-machine:29400 experiments/launch/torchrun.sh classification.fit --config … --data.root …
 #
 # All machines see the same runs folder. Where a process or a machine fails, the others wait until it is back (the same
-# line again), and all go on from the last checkpoint. More than an epoch is never lost; less, with
-# --checkpoint_every_n_steps.
+# line again on it), and all go on from the last checkpoint: with --checkpoint_every_n_steps, not even an epoch is lost.
+# SIGTERM and Ctrl-C end the run after its next step, with a checkpoint.
 #
 #   NODES       machines (default: 1)
 #   RENDEZVOUS  name and port of one of them (default: localhost:29400)
 #   PROCESSES   on this machine (default: one for each GPU, or 1)
-#   RESTARTS    failures after which to give up (default: 100)
-set -euo pipefail
+#   RESTARTS    failures after which to give up (default: 3)
+set -uo pipefail
 
 if (($# == 0)); then
     sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0" >&2
@@ -19,7 +19,26 @@ if (($# == 0)); then
 fi
 nodes=${NODES:-1}
 processes=${PROCESSES:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
-exec python -m torch.distributed.run \
-    --nnodes "$nodes" --nproc_per_node "$processes" --max_restarts "${RESTARTS:-100}" \
-    --rdzv_backend c10d --rdzv_endpoint "${RENDEZVOUS:-localhost:29400}" --rdzv_id "mobile-former-$1" \
-    -m "$@" --ckpt_path auto --trainer.num_nodes "$nodes" --trainer.devices "$processes"
+
+# Starting again is left to this loop, not to torchrun's own --max_restarts: that one ends where the machine of the
+# rendezvous fails.
+told=
+trap 'told=1; kill -TERM $agent' TERM INT
+for ((failures = 0; ; failures++)); do
+    python -m torch.distributed.run \
+        --nnodes "$nodes" --nproc_per_node "$processes" --max_restarts 0 \
+        --rdzv_backend c10d --rdzv_endpoint "${RENDEZVOUS:-localhost:29400}" --rdzv_id "mobile-former-$1" \
+        -m "$@" --ckpt_path auto --trainer.num_nodes "$nodes" --trainer.devices "$processes" &
+    agent=$!
+    wait $agent
+    status=$?
+    if [[ $told ]]; then
+        wait $agent # the first wait ended with the signal
+        exit $?
+    fi
+    if ((status == 0 || failures >= ${RESTARTS:-3})); then
+        exit $status
+    fi
+    echo "torchrun.sh: failed with status $status; starting again ($((failures + 1)) of ${RESTARTS:-3})" >&2
+    sleep 3
+done

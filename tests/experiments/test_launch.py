@@ -45,7 +45,8 @@ def free_port():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_of_two_machines_one_dies_and_comes_back_and_nothing_is_lost(colours, tmp_path):
+@pytest.mark.parametrize("killed", [0, 1])  # one of them keeps the rendezvous
+def test_of_two_machines_one_dies_and_comes_back_and_nothing_is_lost(killed, colours, tmp_path):
     left_alone, disturbed = tmp_path / "left alone", tmp_path / "disturbed"
     for folder in (left_alone, disturbed):
         folder.mkdir()
@@ -54,14 +55,13 @@ def test_of_two_machines_one_dies_and_comes_back_and_nothing_is_lost(colours, tm
     assert [process.wait(timeout=400) for process in agents] == [0, 0], (left_alone / "log.txt").read_text()
 
     port = free_port()
-    first = agent(disturbed, colours, port)  # keeps the rendezvous
+    agents = [agent(disturbed, colours, port) for _ in range(2)]
     log = disturbed / "log.txt"
-    second = agent(disturbed, colours, port)
-    wait_for(lambda: last(disturbed).is_file(), first)
-    os.killpg(second.pid, signal.SIGKILL)
-    second.wait()
-    again = agent(disturbed, colours, port)
-    assert [process.wait(timeout=400) for process in (first, again)] == [0, 0], log.read_text()
+    wait_for(lambda: last(disturbed).is_file(), agents[0])
+    os.killpg(agents[killed].pid, signal.SIGKILL)
+    agents[killed].wait()
+    agents[killed] = agent(disturbed, colours, port)
+    assert [process.wait(timeout=400) for process in agents] == [0, 0], log.read_text()
     assert log.read_text().count("images a step") == 2, "the run should have begun twice"
     assert same(weights(disturbed), weights(left_alone))
 
