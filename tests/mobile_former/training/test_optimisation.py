@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import mobile_former
-from mobile_former.training.optimisation import adamw, parameter_groups, warmup_cosine
+from mobile_former.training.optimisation import adamw, parameter_groups, rate_factor, total_batch, warmup_cosine
 
 
 def names_of(groups, model):
@@ -137,3 +138,12 @@ def test_lightning_steps_the_schedule_once_an_optimiser_step(
     expected = schedule(warmup_steps, total_steps)[:total_steps]
     assert [rates[0] for rates in module.rates] == pytest.approx([0.5 * factor for factor in expected])
     assert all(rates[0] == rates[1] for rates in module.rates)
+
+
+@pytest.mark.parametrize(("meant_for", "factor"), [(None, 1.0), (48, 1.0), (12, 4.0), (192, 0.25)])
+def test_learning_rates_are_scaled_to_the_batch_of_all_processes_and_accumulations(meant_for, factor):
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(hparams=SimpleNamespace(batch_size=8)), world_size=3, accumulate_grad_batches=2
+    )
+    assert total_batch(trainer) == 48
+    assert rate_factor(trainer, meant_for) == factor

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from mobile_former.errors import InputError
-from mobile_former.training.progress import EpochLines, StopOnNonFiniteLoss, Throughput
+from mobile_former.training.progress import EpochLines, GradientNorm, StopOnNonFiniteLoss, Throughput
+from mobile_former.training.timed_loader import TimedLoader
 
 
 class Images(Dataset):
@@ -166,6 +167,58 @@ def test_throughput_goes_into_the_log_as_images_per_second(tmp_path):
     trainer = fit(tmp_path, Tiny(), Throughput(), max_epochs=1)
     assert "images/s" in trainer.progress_bar_metrics
     assert trainer.logged_metrics["images/s"] > 0
+
+
+class SlowTraining(Tiny):
+    """A step takes 20 ms, so that 10 ms of loading are a third of it."""
+
+    def training_step(self, batch, batch_idx):
+        time.sleep(0.02)
+        return super().training_step(batch, batch_idx)
+
+
+class ManyImages(Images):
+    def __len__(self):
+        return 50
+
+
+def fit_timed(folder, module, seconds):
+    trainer = trainer_in(folder, [Throughput()], max_epochs=2)
+    module.trainer = trainer
+    trainer.datamodule = type("Data", (), {"num_workers": 0})()  # which the warning names
+    trainer.fit(module, TimedLoader(ManyImages(seconds), batch_size=2))
+    return trainer
+
+
+def test_the_seconds_that_a_step_waits_for_data_are_logged(tmp_path):
+    trainer = fit_timed(tmp_path, SlowTraining(), 0.005)
+    # Two images of at least 5 ms a step; all 50 steps waited no longer than the loader says.
+    assert 0.01 <= trainer.logged_metrics["data_wait"] <= trainer.train_dataloader.waited
+
+
+def test_a_run_that_loading_holds_back_is_told_so_once(tmp_path, recwarn):
+    fit_timed(tmp_path, SlowTraining(), 0.01)
+    told = [str(warning.message) for warning in recwarn if "loading data holds training back" in str(warning.message)]
+    assert len(told) == 1
+    assert "--data.num_workers, now 0" in told[0]
+
+
+def test_a_run_whose_data_is_there_in_time_is_not_warned(tmp_path, recwarn):
+    fit_timed(tmp_path, SlowTraining(), 0.0)
+    assert not [warning for warning in recwarn if "holds training back" in str(warning.message)]
+
+
+def test_the_norm_of_all_gradients_is_logged_before_they_are_clipped(tmp_path):
+    class Kept(Tiny):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            self.norm = math.sqrt(sum(float(p.grad.square().sum()) for p in self.parameters()))
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    module = Kept()
+    options = {"gradient_clip_val": 1e-3, "log_every_n_steps": 1, "max_epochs": 1}
+    trainer = fit(tmp_path, module, GradientNorm(), **options)
+    assert trainer.logged_metrics["grad_norm"].item() == pytest.approx(module.norm)
+    assert module.norm > 1e-3
 
 
 def test_a_line_an_epoch_tells_mean_training_loss_validation_loss_and_speed(tmp_path, capsys):

@@ -4,9 +4,9 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from mobile_former.training.sampler import Draw, EpochSampler, EvaluationSampler, seed_transforms
+from mobile_former.training.sampler import Draw, EpochSampler, EvaluationSampler, ResumedBatchSampler, seed_transforms
 
 
 def orders(size, seed, epochs):
@@ -143,3 +143,23 @@ def test_two_flips_of_one_pipeline_happen_independently_of_each_other():
         counts[corner % 2, corner // 2] += 1
     # Each of the four cases has probability ¼: 500, standard deviation 19.
     assert np.abs(counts - 500).max() < 4 * 19
+
+
+@pytest.mark.parametrize("skipped", [0, 1, 3])
+def test_a_resumed_run_gets_the_batches_that_are_left_and_then_whole_epochs(skipped):
+    def epochs(batches):
+        found = []
+        for epoch in (2, 3):
+            batches.sampler.set_epoch(epoch)
+            found.append(list(batches))
+        return found
+
+    def batches_of():
+        return BatchSampler(EpochSampler(13, seed=5), 4, drop_last=True)
+
+    undisturbed = epochs(batches_of())
+    resumed = ResumedBatchSampler(batches_of(), epoch=2, skipped=skipped)
+    assert epochs(resumed) == [undisturbed[0][skipped:], undisturbed[1]]
+    assert len(resumed) == 3  # Lightning counts by whole epochs
+    resumed.sampler.set_epoch(2)
+    assert list(resumed) == list(resumed)  # however often it is begun
