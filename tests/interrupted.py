@@ -15,10 +15,10 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def weights(folder: Path) -> dict:
+def weights(folder: Path, steps: int = STEPS) -> dict:
     """All that training leaves behind: model, its average, optimiser, schedule."""
     content = torch.load(last(folder), map_location="cpu", weights_only=True)
-    assert content["global_step"] == STEPS
+    assert content["global_step"] == steps
     return {name: content[name] for name in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")}
 
 
@@ -33,9 +33,15 @@ def same(first, second) -> bool:
     return first == second
 
 
+def step_of(folder: Path) -> int:
+    """The optimiser step of the checkpoint that the run goes on from."""
+    return torch.load(last(folder), map_location="cpu", weights_only=True)["global_step"]
+
+
 def last(folder: Path) -> Path:
     """The checkpoint that the run goes on from."""
-    return folder / "runs" / "classification" / "x" / "checkpoints" / "last.ckpt"
+    (task,) = [path.name for path in (folder / "runs").glob("*")] or ["none yet"]
+    return folder / "runs" / task / "x" / "checkpoints" / "last.ckpt"
 
 
 def wait_for(condition, process, seconds=120):

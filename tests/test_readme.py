@@ -49,6 +49,7 @@ def reader(tmp_path_factory):
     return folder
 
 
+@pytest.mark.timeout(900)
 def test_the_commands_of_the_readme_run_in_its_order(reader):
     ran = []
     for command in commands():

@@ -3,7 +3,7 @@ import time
 
 import pytest
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -182,11 +182,20 @@ class ManyImages(Images):
         return 50
 
 
+class TimedData(LightningDataModule):
+    num_workers = 0
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.images = ManyImages(seconds)
+
+    def train_dataloader(self):
+        return TimedLoader(self.images, batch_size=2)
+
+
 def fit_timed(folder, module, seconds):
     trainer = trainer_in(folder, [Throughput()], max_epochs=2)
-    module.trainer = trainer
-    trainer.datamodule = type("Data", (), {"num_workers": 0})()  # which the warning names
-    trainer.fit(module, TimedLoader(ManyImages(seconds), batch_size=2))
+    trainer.fit(module, datamodule=TimedData(seconds))
     return trainer
 
 

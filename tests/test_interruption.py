@@ -17,16 +17,25 @@ import torch
 from mobile_former.training import checkpoint_io
 from mobile_former.training.checkpoint_io import WholeCheckpointIO
 from tests.conftest import ROOT, run_module, write_image_folder
-from tests.interrupted import OPTIONS, last, same, wait_for, weights
+from tests.detection.conftest import write_shapes
+from tests.interrupted import OPTIONS, STEPS, last, same, step_of, wait_for, weights
+
+
+def run(folder, *arguments):
+    """Begin a fit, or go on with it, as a scheduler's script would."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments, "--ckpt_path", "auto"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def start(folder, data, *more):
-    """Begin a fit, or go on with it, as a scheduler's script would."""
-    command = [sys.executable, "-m", "classification.fit", *OPTIONS, "--data.root", str(data), "--ckpt_path", "auto"]
-    return subprocess.Popen(
-        [*command, *more], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    return run(folder, "classification.fit", *OPTIONS, "--data.root", str(data), *more)
 
 
 def finish(folder, data, *more):
@@ -53,7 +62,7 @@ def test_a_run_that_is_killed_within_an_epoch_goes_on_from_its_last_step_checkpo
     wait_for(lambda: last(tmp_path).is_file(), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    step = torch.load(last(tmp_path), map_location="cpu", weights_only=True)["global_step"]
+    step = step_of(tmp_path)
     assert step % 3 == 0 or step % 5 == 0
     finish(tmp_path, colours)
     assert same(weights(tmp_path), undisturbed)
@@ -117,6 +126,45 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_its_folder(co
     finish(tmp_path, colours, "--trainer.max_epochs", "1")
     assert [path.name for path in folder.parent.iterdir()] == ["x"]
     assert "7,7" not in (folder / "metrics.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["shards", "detection"])
+def test_shards_and_batches_of_similar_shape_go_on_too(kind, colours, tmp_path):
+    """Stopped twice, each time within an epoch, and once with another number of loading processes."""
+    if kind == "shards":
+        result = run_module("classification.shard", str(colours), "shards", "--shard_samples", "5", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        data = ("--data.dataset", "shards", "--data.root", str(tmp_path / "shards"))
+        arguments = ["classification.fit", *OPTIONS, *data]
+        steps = 48  # no batch is left out
+        workers = ("--data.num_workers", "2")
+    else:
+        data = write_shapes(tmp_path / "shapes", train=20, val=3)
+        arguments = [
+            "detection.fit", "--config", "finetune.yaml", "--model.name", "e2e_mf_26m", "--data.root", str(data),
+            "--data.short_sides", "[64, 96]", "--data.short_side", "64", "--trainer.max_epochs", "8",
+            "--checkpoint_every_n_steps", "3", "--name", "x", "--model.ema_decay", "0.9",
+        ]  # fmt: skip
+        workers, steps = ("--data.num_workers", "1"), STEPS
+    found = []
+    for name in ("left alone", "stopped"):
+        folder = tmp_path / name
+        folder.mkdir()
+        stops = 2 if name == "stopped" else 0
+        for stop in range(stops):
+            process = run(folder, *arguments, *workers)
+            step = 0 if stop == 0 else step_of(folder)
+            wait_for(lambda folder=folder, step=step: last(folder).is_file() and step_of(folder) > step, process)
+            process.terminate()
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode == 143, output
+        process = run(folder, *arguments, *(("--data.num_workers", "0") if stops else workers))
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output
+        found.append(weights(folder, steps))
+    assert same(*found)
 
 
 @pytest.mark.slow
