@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import yaml
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from classification.data import ClassificationData
 from classification.module import ClassificationModule
@@ -379,10 +379,14 @@ def draw(rows: Sequence[Row], plan: Plan, path: Path) -> None:
             style = {"color": COLOURS[number % len(COLOURS)], "marker": "osD^vP*X"[number % 8]}
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             axis.plot([place] * len(values), values, linestyle="", alpha=0.35, markersize=4, **style)
-            axis.errorbar(place, statistics.mean(values), spread, capsize=4, markersize=8, label=row.label, **style)
+            mean = statistics.mean(values)
+            bar = [[spread], [min(spread, 1 - mean)]]  # no score is above 1
+            axis.errorbar(place, mean, bar, capsize=4, markersize=8, label=row.label, **style)
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.xaxis.set_minor_formatter(ScalarFormatter() if max(places) < 8 * min(places) else NullFormatter())
+        narrow = max(places) < 10 * min(places)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7) if narrow else (1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(title)
