@@ -1,10 +1,17 @@
 """``fit`` for both tasks: Lightning's command line, a folder for the run, and a report at its end."""
 
+import itertools
+import math
+import pkgutil
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from reprlib import repr as brief
 
+import yaml
+from albumentations.core.serialization import Serializable
+from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -16,6 +23,8 @@ from mobile_former.training.progress import EpochLines, StopOnNonFiniteLoss, Thr
 from mobile_former.training.report import RunReport
 from mobile_former.training.run_folder import ContinuedCSVLogger, RunCheckpoint, RunFolder
 from mobile_former.weights import read_file
+
+_MOST_NODES = 100_000  # values in a config, aliases unfolded
 
 
 class FitCLI(LightningCLI):
@@ -106,7 +115,21 @@ class FitCLI(LightningCLI):
                     "(with no --config at all, training runs on the embedded data)"
                 )
             given = ["--config", str(self.configs / self.embedded), *given]
-        self.config = parser.parse_args(given)
+        for name, follows in zip(given, [*given[1:], ""], strict=True):
+            if _is_config(name):
+                _require_readable(Path(name.split("=", 1)[1] if "=" in name else follows))
+        try:
+            self.config = parser.parse_args(given)
+        except (ValueError, ArithmeticError, AttributeError, RecursionError) as error:
+            # jsonargparse passes on what YAML's reader fails with where a value is not of the type that it seems to be.
+            raise InputError(f"a config or an option has a value that cannot be read ({error})") from error
+        for group in ("model", "data", "trainer"):
+            if not isinstance(self.config[group], Namespace):
+                raise InputError(f"--{group} is {brief(self.config[group])}: give its options, as --{group}.NAME VALUE")
+        _require_transforms(self.config["data"].get("train_transforms"))
+        seed = self.config["seed_everything"]
+        if type(seed) is int and not 0 <= seed < 2**32:
+            raise InputError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; a constructor's ValueError is about the options it was given."""
@@ -195,6 +218,60 @@ class FitCLI(LightningCLI):
                 argument = argument.replace(name, str(packaged))
             found.append(argument)
         return found
+
+
+def _require_transforms(value: object) -> None:
+    """Raise InputError for anything but a transform that a config would call, however deep in ``train_transforms``.
+
+    What stands in a transform's own arguments the parser takes for any class or function.
+    """
+    if isinstance(value, list | tuple):
+        for part in value:
+            _require_transforms(part)
+    elif isinstance(value, dict | Namespace):
+        for name, part in vars(value).items() if isinstance(value, Namespace) else value.items():
+            if name != "class_path":
+                _require_transforms(part)
+            elif not _is_transform(part):
+                raise InputError(f"--data.train_transforms: {brief(part)} is no transform of albumentations")
+
+
+def _is_transform(class_path: object) -> bool:
+    try:
+        named = pkgutil.resolve_name(class_path)
+    except Exception:  # of a module that does not exist, or cannot be imported
+        return False
+    return isinstance(named, type) and issubclass(named, Serializable)
+
+
+def _require_readable(path: Path) -> None:
+    """Raise InputError for a config that is no text, or whose aliases (``*name``) unfold without end.
+
+    What else is wrong with it the parser tells.
+    """
+    if not path.is_file():
+        return
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise InputError(f"--config {path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
+    except RecursionError as error:
+        raise InputError(f"--config {path} nests too deeply") from error
+    except yaml.YAMLError:
+        return
+    if _unfolded(root, {}) > _MOST_NODES:
+        raise InputError(f"--config {path}: what its aliases (*name) stand for has no end; write it out")
+
+
+def _unfolded(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """Number of values under a node of YAML, those of an alias counted again; infinite where one holds itself."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is known: so for whatever of it holds it again
+        parts = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_unfolded(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _is_config(argument: str) -> bool:
