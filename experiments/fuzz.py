@@ -139,7 +139,7 @@ def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: f
 
 
 def keep(current: Path, path: Path) -> Path:
-    """Copy the file that was read last out of its folder; its name goes before that of the copy's ending."""
+    """Copy the file that was read last out of its folder; returns the copy's path, which ends in its name."""
     for file in current.iterdir():
         path = path.with_name(f"{path.name}-{file.name}")
         shutil.copy(file, path)

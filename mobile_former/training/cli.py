@@ -1,10 +1,12 @@
 """``fit`` for both tasks: Lightning's command line, a folder for the run, and a report at its end."""
 
+import inspect
 import itertools
 import math
 import pkgutil
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as brief
@@ -18,7 +20,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from mobile_former.errors import InputError, nearest
-from mobile_former.training.command import Parser
+from mobile_former.training.command import LONGEST_MESSAGE, Parser
 from mobile_former.training.progress import EpochLines, StopOnNonFiniteLoss, Throughput, TrainingBar
 from mobile_former.training.report import RunReport
 from mobile_former.training.run_folder import ContinuedCSVLogger, RunCheckpoint, RunFolder
@@ -126,6 +128,11 @@ class FitCLI(LightningCLI):
         for group in ("model", "data", "trainer"):
             if not isinstance(self.config[group], Namespace):
                 raise InputError(f"--{group} is {brief(self.config[group])}: give its options, as --{group}.NAME VALUE")
+        for group, made in (("model", self.model_class), ("data", self.datamodule_class)):
+            for name, parameter in inspect.signature(made).parameters.items():
+                if self.config[group].get(name, "") is None and parameter.default is not None:
+                    # jsonargparse lets null pass for anything
+                    raise InputError(f"--{group}.{name} is null: give a value, or leave it out")
         _require_transforms(self.config["data"].get("train_transforms"))
         seed = self.config["seed_everything"]
         if type(seed) is int and not 0 <= seed < 2**32:
@@ -138,7 +145,8 @@ class FitCLI(LightningCLI):
         except (InputError, FileNotFoundError):
             raise
         except ValueError as error:
-            raise InputError(f"an option's value cannot be used: {error}") from error
+            reason = textwrap.shorten(str(error), LONGEST_MESSAGE)
+            raise InputError(f"an option's value cannot be used: {reason}") from error
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         """Build the trainer with the run's folder, loggers and callbacks."""

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from mobile_former.errors import InputError, nearest
 
-_LONGEST_MESSAGE = 2_000  # characters
+LONGEST_MESSAGE = 2_000  # characters
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
@@ -106,8 +106,8 @@ class Parser(LightningArgumentParser):
         """Print what is wrong, and what was probably meant, without the list of a hundred options."""
         if not self.exit_on_error:
             super().error(message, ex)
-        if len(message) > _LONGEST_MESSAGE:  # jsonargparse quotes what it was given, however long
-            message = f"{message[:_LONGEST_MESSAGE]} …"
+        if len(message) > LONGEST_MESSAGE:  # jsonargparse quotes what it was given, however long
+            message = f"{message[:LONGEST_MESSAGE]} …"
         print(f"error: {message}{self._suggestion(message)}", file=sys.stderr)
         print(f"all options: {self.prog} --help", file=sys.stderr)
         sys.exit(2)

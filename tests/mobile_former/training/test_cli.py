@@ -31,6 +31,8 @@ def fit(monkeypatch, path, *options):
         (b"name: 1" + b"0" * 6000, "has a value that cannot be read (Exceeds the limit (4300 digits)"),
         (b"model: {learning_rate: 1" + b"0" * 400 + b"}", "has a value that cannot be read (int too large"),
         (b"model: 0.5", "--model is 0.5: give its options, as --model.NAME VALUE"),
+        (b"data: {dataset: null}", "--data.dataset is null: give a value, or leave it out"),
+        (b"data: {crop_fraction: null}", "--data.crop_fraction is null: give a value, or leave it out"),
         (b"trainer: .inf", "--trainer is inf: give its options"),
         (b"seed_everything: -1", "--seed_everything is -1: give a number from 0 to 4294967295"),
         (b"seed_everything: 99999999999", "--seed_everything is 99999999999: give a number from 0"),
