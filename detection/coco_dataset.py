@@ -2,11 +2,12 @@
 
 import json
 import logging
-import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from reprlib import repr as brief
 
 import numpy as np
 
@@ -212,7 +213,9 @@ class CocoDataset:
                 )
             box = record.get("bbox")
             if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-                raise InputError(f"{what} (of image {image_id}) has the bbox {box!r}: give [left, top, width, height]")
+                raise InputError(
+                    f"{what} (of image {image_id}) has the bbox {brief(box)}: give [left, top, width, height]"
+                )
             area = record.get("area")
             rows.append(
                 (
@@ -323,7 +326,7 @@ def _load(path: Path) -> dict[str, list]:
         raise FileNotFoundError(f"no annotation file {path}: {_LAYOUT}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give a COCO annotation file") from error
-    except ValueError as error:  # of JSON or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8; of lists within lists within lists
         raise InputError(f"{path} is not JSON ({error}): {_COCO}; write or copy it again") from error
     if not isinstance(content, dict):
         kind = "a list, as detection results are" if isinstance(content, list) else f"a {type(content).__name__}"
@@ -333,24 +336,24 @@ def _load(path: Path) -> dict[str, list]:
             raise InputError(f"{path} has no list {name!r} (it has {_listed(content) or 'nothing'}): {_COCO}")
         for position, record in enumerate(content[name]):
             if not isinstance(record, dict):
-                raise InputError(f"{path}: number {position} of {name!r} is {record!r}, and no object: {_COCO}")
+                raise InputError(f"{path}: number {position} of {name!r} is {brief(record)}, and no object: {_COCO}")
     return content
 
 
 def _id_or_position(record: dict, position: int) -> str:
-    return str(record["id"]) if "id" in record else f"number {position} (without id)"
+    return brief(record["id"]).strip("'") if "id" in record else f"number {position} (without id)"
 
 
 def _whole(record: dict, name: str, what: str) -> int:
     """The whole number under a name of a record."""
     value = record.get(name)
     if not _is_number(value) or value != int(value) or abs(value) >= 2**63:
-        raise InputError(f"{what} has {name!r} {value!r}, where a whole number is needed")
+        raise InputError(f"{what} has {name!r} {brief(value)}, where a whole number is needed")
     return int(value)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _duplicate(path: Path, name: str, repeated: int) -> str:

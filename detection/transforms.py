@@ -15,6 +15,8 @@ LONGEST = 1333
 
 _CROP_SHORT_SIDES = (400, 500, 600)
 _CROP_SIDES = (384, 600)
+# DETR has no limit here, but resized strips (a pixel by 60 000) would fill memory; photographs do not come near it.
+_CROP_LONGEST = 16_000
 
 # What moved and shrunk images show beyond their border: ImageNet's mean colour.
 _FILL = (124, 116, 104)
@@ -35,7 +37,7 @@ def train_transform(
         A pipeline from ``image`` ``(H, W, 3)`` uint8 RGB, ``bboxes`` ``(n, 4)`` xyxy in pixels and ``labels`` ``(n,)``
         to the same. Of a box that a crop cuts, the part in sight stays, however small, as in DETR.
     """
-    cropping = A.Sequential([ResizeShortSide(_CROP_SHORT_SIDES), RandomSizeCrop(*_CROP_SIDES)], p=crop)
+    cropping = A.Sequential([ResizeShortSide(_CROP_SHORT_SIDES, _CROP_LONGEST), RandomSizeCrop(*_CROP_SIDES)], p=crop)
     return _compose([A.HorizontalFlip(p=flip), cropping, ResizeShortSide(short_sides, longest)])
 
 

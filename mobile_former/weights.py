@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from reprlib import repr as brief
 
 import numpy as np
 import torch
@@ -70,7 +71,9 @@ def load_weights(model: MobileFormer, path: str | Path, ema: bool = False) -> Lo
     expected = model.state_dict()
     _require_variant(path, state, model.variant)
     _require_channels(path, state, model.in_chans)
-    num_classes = len(state[_HEAD[1]])
+    rows, num_classes = (len(state[name]) for name in _HEAD)
+    if rows != num_classes:
+        raise InputError(f"{path}: its last linear has weights for {rows} classes and biases for {num_classes}")
     new_head = num_classes != model.num_classes
     if new_head:
         state = state | {name: expected[name] for name in _HEAD}
@@ -146,9 +149,11 @@ def read_weights(path: Path, ema: bool = False) -> tuple[dict[str, Tensor], str]
     state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in state.items()}
     if any(name.startswith("model.") for name in state):  # a LightningModule holds the network as `model`
         state = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    strange = [name for name, value in state.items() if not _is_plain(value)]
     if strange or not state:
-        raise InputError(f"{path}: {entry} holds no tensors{f' under {strange[0]!r}' if strange else ''}")
+        raise InputError(
+            f"{path}: {entry} holds no plain tensors{f' (such as {brief(strange[0])})' if strange else ''}"
+        )
     return _our_names(state), entry
 
 
@@ -184,6 +189,16 @@ def read_file(path: Path) -> object:
         raise InputError(
             f"{path} is cut short or damaged ({type(error).__name__}: {reason}): fetch or save it again"
         ) from error
+
+
+def _is_plain(value: object) -> bool:
+    """Whether this is a tensor that can be copied into a parameter: real numbers, in memory, each in its place."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex())
+    )
 
 
 def _read_pickle(path: Path) -> object:
@@ -255,8 +270,8 @@ def _layout(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Shapes by name, less what varies within a variant."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for name in _HEAD:
-        if name in shapes:
-            shapes[name] = shapes[name][1:]
+        if shapes.get(name):
+            shapes[name] = 0, *shapes[name][1:]
     if _STEM in shapes:
         shapes[_STEM] = shapes[_STEM][:1] + shapes[_STEM][2:]
     return shapes

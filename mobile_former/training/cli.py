@@ -1,10 +1,14 @@
 """``fit`` for both tasks: Lightning's command line, a folder for the run, and a report at its end."""
 
+import inspect
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from reprlib import repr as brief
 
+from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningCLI
@@ -13,7 +17,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.checkpoint_io import WholeCheckpointIO, read_whole
-from mobile_former.training.command import Parser
+from mobile_former.training.command import LONGEST_MESSAGE, Parser
+from mobile_former.training.config_check import require_readable, require_transforms
 from mobile_former.training.last_checkpoint import LastCheckpoint
 from mobile_former.training.progress import EpochLines, GradientNorm, StopOnNonFiniteLoss, Throughput, TrainingBar
 from mobile_former.training.report import RunReport
@@ -114,7 +119,26 @@ class FitCLI(LightningCLI):
                     "(with no --config at all, training runs on the embedded data)"
                 )
             given = ["--config", str(self.configs / self.embedded), *given]
-        self.config = parser.parse_args(given)
+        for name, follows in zip(given, [*given[1:], ""], strict=True):
+            if _is_config(name):
+                require_readable(Path(name.split("=", 1)[1] if "=" in name else follows))
+        try:
+            self.config = parser.parse_args(given)
+        except (ValueError, ArithmeticError, AttributeError, RecursionError) as error:
+            # jsonargparse passes on what YAML's reader fails with where a value is not of the type that it seems to be.
+            raise InputError(f"a config or an option has a value that cannot be read ({error})") from error
+        for group in ("model", "data", "trainer"):
+            if not isinstance(self.config[group], Namespace):
+                raise InputError(f"--{group} is {brief(self.config[group])}: give its options, as --{group}.NAME VALUE")
+        for group, made in (("model", self.model_class), ("data", self.datamodule_class)):
+            for name, parameter in inspect.signature(made).parameters.items():
+                if self.config[group].get(name, "") is None and parameter.default is not None:
+                    # jsonargparse lets null pass for anything
+                    raise InputError(f"--{group}.{name} is null: give a value, or leave it out")
+        require_transforms(self.config["data"].get("train_transforms"))
+        seed = self.config["seed_everything"]
+        if type(seed) is int and not 0 <= seed < 2**32:
+            raise InputError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; a constructor's ValueError is about the options it was given."""
@@ -123,7 +147,8 @@ class FitCLI(LightningCLI):
         except (InputError, FileNotFoundError):
             raise
         except ValueError as error:
-            raise InputError(f"an option's value cannot be used: {error}") from error
+            reason = textwrap.shorten(str(error), LONGEST_MESSAGE)
+            raise InputError(f"an option's value cannot be used: {reason}") from error
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         """Build the trainer with the run's folder, loggers and callbacks."""

@@ -17,6 +17,8 @@ from rich.console import Console
 
 from mobile_former.errors import InputError, nearest
 
+LONGEST_MESSAGE = 2_000  # characters
+
 
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command's ``main``; errors in what the user gave are printed in a line, and end it with status 1."""
@@ -104,6 +106,8 @@ class Parser(LightningArgumentParser):
         """Print what is wrong, and what was probably meant, without the list of a hundred options."""
         if not self.exit_on_error:
             super().error(message, ex)
+        if len(message) > LONGEST_MESSAGE:  # jsonargparse quotes what it was given, however long
+            message = f"{message[:LONGEST_MESSAGE]} …"
         print(f"error: {message}{self._suggestion(message)}", file=sys.stderr)
         print(f"all options: {self.prog} --help", file=sys.stderr)
         sys.exit(2)

@@ -8,6 +8,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from classification.transforms import (
     RandomResizedCrop,
+    ResizeShorterSide,
     custom_transform,
     eval_transform,
     rand_augment_ops,
@@ -399,3 +400,15 @@ def test_own_transforms_that_give_the_right_size_are_left_as_they_are():
     image = photograph(60, 80)
     result = custom_transform([A.CenterCrop(32, 32)], 32)(image=image)["image"]
     np.testing.assert_array_equal(result, image[14:46, 24:56])
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000, 3), (60_000, 2, 3)])
+def test_of_a_strip_the_middle_is_resized_alone(shape):
+    strip = np.zeros(shape, np.uint8)
+    middle = max(shape) // 2
+    strip[:, middle - 8 : middle + 8] = 255
+    strip[middle - 8 : middle + 8] = 255
+    resized = ResizeShorterSide(256)(image=strip)["image"]
+    assert min(resized.shape[:2]) == 256
+    assert max(resized.shape[:2]) <= 32 * 256
+    assert eval_transform(224)(image=strip)["image"].min() == 255

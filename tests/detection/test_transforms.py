@@ -200,3 +200,10 @@ def test_recipes_are_pillows_antialiasing():
     result = eval_transform(300)(image=image, bboxes=np.zeros((0, 4)), labels=[])["image"].astype(int)
     expected = np.asarray(Image.fromarray(image).resize((400, 300), Image.Resampling.BILINEAR), dtype=int)
     assert np.abs(result - expected).max() <= 1
+
+
+def test_a_strip_is_not_resized_without_limit():
+    transform = train_transform((64,), 128, crop=1.0)
+    for shape in ((1, 60_000, 3), (60_000, 2, 3)):
+        result = transform(image=np.zeros(shape, np.uint8), bboxes=np.zeros((0, 4)), labels=[])
+        assert max(result["image"].shape) <= 128

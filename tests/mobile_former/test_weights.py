@@ -218,6 +218,29 @@ def test_data_that_is_no_set_of_weights_is_told_as_such(content, tmp_path):
         mobile_former.load_weights(model_26m(), write(tmp_path / "x.pth", content))
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda tensor: tensor.to_sparse(),
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: tensor.to(torch.complex64),
+        lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    ],
+)
+def test_a_tensor_that_cannot_be_copied_into_a_parameter_is_told_by_name(odd, authors, tmp_path):
+    name = "stem.0.weight"
+    path = write(tmp_path / "x.pth", authors | {name: odd(authors[name])})
+    with pytest.raises(InputError, match=f"no plain tensors .such as '{name}'"):
+        mobile_former.load_weights(model_26m(), path)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("weight", (7, 1024)), ("bias", (7,)), ("bias", ()), ("weight", ())])
+def test_a_last_linear_of_two_numbers_of_classes_or_of_none_is_told(name, shape, authors, tmp_path):
+    path = write(tmp_path / "x.pth", authors | {f"classifier.classifier.1.{name}": torch.zeros(shape)})
+    with pytest.raises(InputError, match=r"classes and biases|shapes differ, first 'classifier\.logits"):
+        mobile_former.load_weights(model_26m(num_classes=7), path)
+
+
 def test_no_such_file_and_a_folder_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.pth"):
         mobile_former.load_weights(model_26m(), tmp_path / "no.pth")

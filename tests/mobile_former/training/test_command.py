@@ -124,6 +124,12 @@ def test_a_value_of_the_wrong_type_is_refused_by_name_without_a_suggestion(parse
     assert "did you mean" not in told
 
 
+def test_a_long_value_does_not_make_a_long_message(parser, capsys):
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--trainer.max_epochs", str(list(range(9999)))])
+    assert len(capsys.readouterr().err) < 2500
+
+
 def test_a_required_option_left_out_is_named(capsys):
     parser = Parser(prog="python -m task.fit")
     parser.add_argument("--ckpt_path", required=True)
