@@ -68,7 +68,7 @@ def test_a_run_that_is_killed_within_an_epoch_goes_on_from_its_last_step_checkpo
     assert same(weights(tmp_path), undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_goes_on(number, undisturbed, colours, tmp_path):
     process = start(tmp_path, colours, "--checkpoint_every_n_steps", "null", "--data.num_workers", "1")
     wait_for(lambda: last(tmp_path).is_file(), process)  # the first epoch is over
@@ -106,6 +106,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(damage, undistur
     assert same(weights(tmp_path), undisturbed)
 
 
+@pytest.mark.slow
 def test_where_every_checkpoint_is_damaged_the_error_says_so(colours, tmp_path):
     process = start(tmp_path, colours)
     wait_for(lambda: last(tmp_path).with_name("previous.ckpt").is_file(), process)

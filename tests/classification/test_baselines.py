@@ -1,6 +1,7 @@
 """Classifiers of other libraries, and the commands that train them."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_with_the_library_s_weights_it_gives_the_library_s_logits(name, num_clas
         features = ours.backbone(images).pooler_output.flatten(1)
     if num_classes == 4:
         torch.testing.assert_close(found, expected)
-        assert not caplog.records
+        assert not [record for record in caplog.records if record.levelno > logging.INFO]
     else:
         assert found.shape == (2, 6)
         base = theirs.resnet if name == "resnet18" else theirs.mobilenet_v2
@@ -83,6 +84,7 @@ def test_a_frozen_backbone_leaves_the_linear_alone_to_learn():
     assert trained == {"model.classifier.weight", "model.classifier.bias"}
 
 
+@pytest.mark.slow
 def test_the_commands_take_a_baseline_by_its_name(image_folder, tmp_path):
     options = ("--data.root", str(image_folder), "--data.image_size", "64", "--data.batch_size", "8")
     result = run_module(

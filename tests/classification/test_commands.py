@@ -67,7 +67,7 @@ def test_a_runs_folder_holds_what_the_layout_promises(run):
     assert pictures | {"checkpoints", "config.yaml", "metrics.csv", "metrics.json"} <= {
         p.name for p in folder.iterdir()
     }
-    assert {"best.ckpt", "last.ckpt"} == {path.name for path in (folder / "checkpoints").iterdir()}
+    assert {"best.ckpt", "last.ckpt", "previous.ckpt"} == {path.name for path in (folder / "checkpoints").iterdir()}
     for picture in pictures:
         assert cv2.imread(str(folder / picture)).std() > 5  # not blank
     assert list((folder / "tensorboard").glob("events*"))

@@ -629,7 +629,7 @@ def test_a_resumed_run_goes_on_at_its_batch_in_the_order_of_before(written):
         again = data_of(written, num_workers=workers)
         again.load_state_dict(state)
         again.setup("fit")
-        again.first_batch = 5
+        again.first_epoch, again.first_batch = 1, 5
         loader = again.train_dataloader()
         assert len(loader) == len(batches) == 9
         left = [batch["image"] for batch in loader]

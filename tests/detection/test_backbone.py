@@ -155,6 +155,7 @@ def test_retinanet_with_timm_s_mobilenetv3_has_the_published_cost():
     assert 0.95 * 162 <= cost.madds / 1e9 <= 162
 
 
+@pytest.mark.slow
 def test_the_commands_take_a_backbone_by_its_name(shapes, tmp_path):
     options = ("--data.root", str(shapes), "--data.short_sides", "[64]", "--data.short_side", "64")
     result = run_module(

@@ -169,7 +169,7 @@ def test_a_runs_folder_holds_what_the_layout_promises(run):
     pictures = {"curves.png", "augmented.png", "predictions.png"}
     files = {"checkpoints", "config.yaml", "metrics.csv", "metrics.json", "ap.json"}
     assert pictures | files <= {path.name for path in folder.iterdir()}
-    assert {"best.ckpt", "last.ckpt"} == {path.name for path in (folder / "checkpoints").iterdir()}
+    assert {"best.ckpt", "last.ckpt", "previous.ckpt"} == {path.name for path in (folder / "checkpoints").iterdir()}
     for picture in pictures:
         assert cv2.imread(str(folder / picture)).std() > 5  # not blank
     ap = json.loads((folder / "ap.json").read_text())

@@ -68,6 +68,7 @@ def test_every_parameter_learns_and_norms_are_frozen_by_the_option_alone():
     assert not any(norm.training or norm.weight.requires_grad for norm in norms)
 
 
+@pytest.mark.slow
 def test_the_commands_take_it_by_its_name(shapes, tmp_path):
     options = ("--data.root", str(shapes), "--data.short_sides", "[64]", "--data.short_side", "64")
     result = run_module(

@@ -107,6 +107,7 @@ def test_other_options_for_runs_that_exist_are_refused(compared, colours):
     assert re.search(r"error: .*mobile-former-26m-seed0 was trained with .* give another --output", result.stderr)
 
 
+@pytest.mark.slow
 def test_detectors_are_compared_on_the_test_images_too(tmp_path):
     pytest.importorskip("transformers")
     for split, count in (("train", 6), ("val", 3)):
