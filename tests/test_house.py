@@ -1,6 +1,7 @@
 """The repository as a house: what may import what, what is installed, what make does."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -126,5 +127,10 @@ def test_make_demo_trains_validates_predicts_and_says_where_everything_lies(tmp_
         assert (tmp_path / "clone" / named).is_file(), named
     (drawings,) = re.findall(r"^\s+(runs/\S+/drawings)/", told, re.MULTILINE)
     assert len(list((tmp_path / "clone" / drawings).iterdir())) == 12
+    # What `fit` alone, without options, promises of both tasks.
+    for task, least in (("classification", {"top1": 0.98}), ("detection", {"AP": 0.50, "AP50": 0.80})):
+        final = json.loads((tmp_path / "clone" / "runs" / task / "demo" / "metrics.json").read_text())
+        for score, value in least.items():
+            assert final[f"val/{score}"] >= value, final
     again = subprocess.run(["make", "venv"], cwd=tmp_path / "clone", env=environment, capture_output=True, text=True)
     assert "Nothing to be done" in again.stdout

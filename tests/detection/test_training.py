@@ -1,4 +1,4 @@
-"""Training to the promised scores. Takes minutes: `make test-slow`."""
+"""Training to the promised scores. Takes minutes: `make test-slow`. E2E-MF's stand in the test of `make demo`."""
 
 import json
 
@@ -9,16 +9,10 @@ from tests.conftest import run_module
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize(
-    ("name", "options", "least"),
-    [
-        ("e2e_mf_52m", (), {"AP": 0.50, "AP50": 0.80}),
-        ("retinanet_mf_26m", ("--trainer.max_epochs", "5"), {"AP": 0.75, "AP50": 0.93}),
-    ],
-)
-def test_digits_are_found_in_held_out_scenes(name, options, least, tmp_path):
-    result = run_module("detection.fit", "--model.name", name, *options, cwd=tmp_path, timeout=2400)
+def test_retinanet_finds_digits_in_held_out_scenes(tmp_path):
+    options = ("--model.name", "retinanet_mf_26m", "--trainer.max_epochs", "5")
+    result = run_module("detection.fit", *options, cwd=tmp_path, timeout=2400)
     assert result.returncode == 0, result.stderr
-    final = json.loads((tmp_path / "runs" / "detection" / f"{name}-scenes" / "metrics.json").read_text())
-    for score, value in least.items():
-        assert final[f"val/{score}"] >= value, final
+    final = json.loads((tmp_path / "runs" / "detection" / "retinanet_mf_26m-scenes" / "metrics.json").read_text())
+    assert final["val/AP"] >= 0.75
+    assert final["val/AP50"] >= 0.93
