@@ -15,7 +15,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from classification.module import ClassificationModule
 from detection.batch import pad
 from detection.data import DetectionData
 from detection.module import DetectionModule
+from experiments.matching import now
 from mobile_former.cost import cost
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.checkpoint import load_checkpoint
@@ -313,13 +313,6 @@ def latencies(models: Sequence[tuple[torch.nn.Module, torch.Tensor]]) -> list[fl
             if number >= 3:
                 own.append((now(device) - start) * 1000)
     return [statistics.median(own) for own in times]
-
-
-def now(device: torch.device) -> float:
-    """Seconds of a clock, once the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def report(rows: Sequence[Row], plan: Plan, output: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_goes_on(number, undi
     process = start(tmp_path, colours, "--checkpoint_every_n_steps", "null", "--data.num_workers", "1")
     wait_for(lambda: last(tmp_path).is_file(), process)  # the first epoch is over
     time.sleep(random.Random(int(number)).uniform(0, 0.5))
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)  # Ctrl-C goes to the loaders as well
+    os.killpg(process.pid, number)  # as Ctrl-C and schedulers do, to all of its processes
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, output
     assert "stopping after this step" in output
@@ -118,6 +118,20 @@ def test_where_every_checkpoint_is_damaged_the_error_says_so(colours, tmp_path):
     result = run_module("classification.fit", *OPTIONS, *options, cwd=tmp_path)
     assert result.returncode == 1
     assert re.search(r"^error: no checkpoint to go on from is whole: .*last\.ckpt.*previous\.ckpt", result.stderr)
+
+
+@pytest.mark.slow
+def test_within_an_epoch_a_run_goes_on_with_batches_of_the_same_size_alone(colours, tmp_path):
+    process = start(tmp_path, colours)
+    wait_for(lambda: last(tmp_path).is_file() and step_of(tmp_path) % 5, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if step_of(tmp_path) % 5 == 0:
+        pytest.skip("the checkpoint of an epoch's end was quicker")
+    options = ("--data.root", str(colours), "--ckpt_path", "last", "--data.batch_size", "8")
+    result = run_module("classification.fit", *OPTIONS, *options, cwd=tmp_path)
+    assert result.returncode == 1
+    assert re.search(r"^error: the run was stopped within epoch \d, in batches of 4 images .* of 8", result.stderr)
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_its_folder(colours, tmp_path):

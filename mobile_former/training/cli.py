@@ -1,6 +1,7 @@
 """``fit`` for both tasks: Lightning's command line, a folder for the run, and a report at its end."""
 
 import inspect
+import logging
 import shutil
 import sys
 import textwrap
@@ -13,7 +14,7 @@ from jsonargparse.typing import PositiveInt
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.checkpoint_io import WholeCheckpointIO, read_whole
@@ -25,6 +26,8 @@ from mobile_former.training.report import RunReport
 from mobile_former.training.run_folder import ContinuedCSVLogger, RunCheckpoint, RunFolder
 from mobile_former.training.step_seed import StepSeed
 from mobile_former.weights import read_file
+
+_logger = logging.getLogger(__name__)
 
 
 class FitCLI(LightningCLI):
@@ -170,7 +173,8 @@ class FitCLI(LightningCLI):
             self.report = RunReport(self.folder)
             callbacks += [self.report, *self._checkpoints(validates=options.get("limit_val_batches") != 0)]
         kwargs["callbacks"] = [*(options.get("callbacks") or []), *callbacks]
-        kwargs["plugins"] = [*(options.get("plugins") or []), WholeCheckpointIO()]
+        plugins = options.get("plugins") or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
         if options.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
             raise InputError("--trainer.sync_batchnorm: PyTorch's SyncBatchNorm runs on GPUs alone; leave it out here")
@@ -211,8 +215,8 @@ class FitCLI(LightningCLI):
                 damages.append(str(error))
                 continue
             step = self._require_same_run(path, content)
-            if damages:
-                rank_zero_warn(f"{damages[0]}. Going on from the one before, {path}, of step {step}")
+            if damages and rank_zero_only.rank == 0:
+                _logger.warning("%s. Going on from the one before, %s, of step %d", damages[0], path, step)
             return path, step
         raise InputError(f"no checkpoint to go on from is whole: {'; '.join(damages)}")
 

@@ -151,15 +151,25 @@ class ImageData(LightningDataModule):
         return batch | {"image": normalise(batch["image"], self.hparams.mean, self.hparams.std, dtype)}
 
     def state_dict(self) -> dict:
-        """Where the run that is saved goes on: an epoch, and how many of its batches are done."""
+        """Where the run that is saved goes on: an epoch, how many of its batches are done, and of how many images."""
         epoch, batches = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
         if batches >= self.trainer.num_training_batches:
             epoch, batches = epoch + 1, 0
-        return {"epoch": epoch, "batches": batches}
+        return {"epoch": epoch, "batches": batches, "images": self._images_a_batch}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Begin where a checkpoint ends: the loader is made before Lightning's loops know of it."""
         self.first_epoch, self.first_batch = state_dict["epoch"], state_dict["batches"]
+        if self.first_batch and state_dict["images"] != self._images_a_batch:
+            raise InputError(
+                f"the run was stopped within epoch {self.first_epoch + 1}, in batches of {state_dict['images']} images "
+                f"over all processes, and now they are of {self._images_a_batch}: within an epoch it only goes on with "
+                "as many (--data.batch_size times the number of processes)"
+            )
+
+    @property
+    def _images_a_batch(self) -> int:
+        return self.hparams.batch_size * self.trainer.world_size
 
     def _evaluation_loader(self, dataset: EvaluationImages) -> DataLoader:
         sampler: Sampler = EvaluationSampler(len(dataset))
@@ -184,5 +194,8 @@ def default_workers() -> int:
 
 
 def _start_worker(number: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the main process decides
+    # Ctrl-C, and a scheduler's signal to all of a job, are for the main process, which still needs its batch.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
     cv2.setNumThreads(0)  # one core for each worker: OpenCV would start a thread on every core in each of them

@@ -56,7 +56,7 @@ class LastCheckpoint(RunCheckpoint):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the run where it was told to after the last checkpoint."""
-        if trainer.current_epoch > 0 and self.folder.last.is_file() and self._any_told(trainer):
+        if trainer.current_epoch > 0 and self._any_told(trainer):
             self._stop()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,5 +1,6 @@
 """What a run shows while it trains."""
 
+import logging
 import sys
 import time
 from collections import deque
@@ -7,9 +8,10 @@ from collections import deque
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from mobile_former.errors import InputError
+
+_logger = logging.getLogger(__name__)
 
 _LARGEST_WAIT = 0.25  # share of an epoch's time
 _LEAST_STEPS = 20  # of an epoch that is long enough to judge by: the first batch always has to be waited for
@@ -55,12 +57,14 @@ class Throughput(Callback):
         if self._warned or self._steps < _LEAST_STEPS:
             return
         seconds, waited = (self._recent[-1][number] - self._start[number] for number in (0, 2))
-        if waited > _LARGEST_WAIT * seconds:
+        if waited > _LARGEST_WAIT * seconds and trainer.is_global_zero:
             self._warned = True
-            rank_zero_warn(
-                f"loading data holds training back: {waited / seconds:.0%} of the epoch's {seconds:.0f} s were spent "
-                f"waiting for batches. Give more loading processes (--data.num_workers, now "
-                f"{trainer.datamodule.num_workers}), milder augmentation or smaller files"
+            _logger.warning(
+                "loading data holds training back: %.0f %% of the epoch's %.0f s were spent waiting for batches. Give "
+                "more loading processes (--data.num_workers, now %d), milder augmentation or smaller files",
+                100 * waited / seconds,
+                seconds,
+                trainer.datamodule.num_workers,
             )
 
     @staticmethod
