@@ -117,6 +117,7 @@ def test_where_every_checkpoint_is_damaged_the_error_says_so(colours, tmp_path):
     options = ("--data.root", str(colours), "--ckpt_path", "last")
     result = run_module("classification.fit", *OPTIONS, *options, cwd=tmp_path)
     assert result.returncode == 1
+    assert last(tmp_path).is_file()
     assert re.search(r"^error: no checkpoint to go on from is whole: .*last\.ckpt.*previous\.ckpt", result.stderr)
 
 
@@ -132,6 +133,7 @@ def test_within_an_epoch_a_run_goes_on_with_batches_of_the_same_size_alone(colou
     result = run_module("classification.fit", *OPTIONS, *options, cwd=tmp_path)
     assert result.returncode == 1
     assert re.search(r"^error: the run was stopped within epoch \d, in batches of 4 images .* of 8", result.stderr)
+    assert last(tmp_path).is_file(), "a run that cannot go on keeps what it has"
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_its_folder(colours, tmp_path):

@@ -80,7 +80,8 @@ class FitCLI(LightningCLI):
         try:
             self.trainer.fit(self.model, self.datamodule, ckpt_path=self.resumed, weights_only=True)
         except (InputError, OSError):
-            if self.folder and self.trainer.global_step == 0 and self.trainer.is_global_zero:
+            # Lightning counts from 0 until it has read a checkpoint, which must not cost a run that goes on its folder.
+            if self.folder and not self.resumed and self.trainer.global_step == 0 and self.trainer.is_global_zero:
                 shutil.rmtree(self.folder.path)  # nothing was trained, so nothing is lost and no name taken
             raise
         except SystemExit:  # how a run ends that was told to stop
