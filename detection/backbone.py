@@ -56,8 +56,10 @@ def load_pretrained_backbone(backbone: nn.Module, name: str, path: Path) -> None
     """
     if isinstance(backbone, Backbone):
         load_backbone_weights(backbone, name, path)
-    else:
+    elif isinstance(backbone, BaselineBackbone):
         backbone.load(path)
+    else:  # the ResNet in DETR
+        load_transformers_weights(backbone, path)
 
 
 class BaselineBackbone(nn.Module):

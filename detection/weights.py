@@ -11,6 +11,8 @@ from mobile_former.weights import read_weights
 
 _logger = logging.getLogger(__name__)
 
+_BY_CLASS = ("classify", "class_labels_classifier")  # names of the layers that predict classes
+
 
 def load_detector_weights(detector: nn.Module, path: str | Path) -> None:
     """Load a weights file into a detector, in place.
@@ -34,7 +36,7 @@ def load_detector_weights(detector: nn.Module, path: str | Path) -> None:
         load_pretrained_backbone(detector.backbone, detector.backbone_name, path)
         return
     differing = {name for name in state.keys() & expected.keys() if state[name].shape != expected[name].shape}
-    by_class = {name for name in expected if name.rsplit(".", 2)[-2] == "classify"}
+    by_class = {name for name in expected if name.rsplit(".", 2)[-2] in _BY_CLASS}
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unknown or differing - by_class:
         told = [

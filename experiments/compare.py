@@ -35,6 +35,7 @@ from mobile_former.errors import InputError, nearest
 from mobile_former.training.checkpoint import load_checkpoint
 from mobile_former.training.command import run_command
 from mobile_former.training.figures import COLOURS
+from mobile_former.training.images import normalise
 from mobile_former.training.run_folder import RunFolder
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -98,7 +99,7 @@ def main() -> None:
     options, others = parser.parse_known_args()
     plan = read_plan(find_plan(options.config))
     if options.seeds:
-        plan = replace(plan, seeds=options.seeds)
+        plan = replace(plan, seeds=list(dict.fromkeys(options.seeds)))
     output = options.output or Path("runs") / "compare" / options.config.stem
     runs = plan_runs(plan, output, others)
     require_same_options(runs, output / "options.json")
@@ -107,7 +108,7 @@ def main() -> None:
         print(f"[{number}/{len(runs)}] {run.label}, seed {run.seed}", flush=True)
         if run.folder.is_finished:
             print("    finished before")
-        elif train(run, plan.task):
+        elif train(run, plan.task) or not run.folder.is_finished:
             failed.append(run)
     finished = [run for run in runs if run.folder.is_finished]
     if finished:
@@ -280,9 +281,8 @@ def validation_image(task: str, data_options: dict) -> torch.Tensor:
     data = DATA[task](**data_options)
     data.setup("validate")
     image = data.val_set[0]["image"]
-    if task == "detection":
-        return pad([image])[0].float() / 255
-    return image[None].float() / 255
+    batch = pad([image])[0] if task == "detection" else image[None]
+    return normalise(batch, data_options["mean"], data_options["std"])
 
 
 def test(run: Run, task: str) -> dict[str, float]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning import Callback
 
 from mobile_former.training import checkpoint_io
 from mobile_former.training.checkpoint_io import WholeCheckpointIO
@@ -83,6 +84,22 @@ def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_goes_on(number, undi
     assert same(weights(tmp_path), undisturbed)
 
 
+class SignalledEarly(Callback):
+    """The run is told to stop before its first step."""
+
+    def on_sanity_check_end(self, trainer, pl_module):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_told_to_stop_before_its_first_step_a_run_does_not_say_that_it_is_done(undisturbed, colours, tmp_path):
+    process = start(tmp_path, colours, "--trainer.callbacks+", "tests.test_interruption.SignalledEarly")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    assert step_of(tmp_path) == 1
+    finish(tmp_path, colours)
+    assert same(weights(tmp_path), undisturbed)
+
+
 @pytest.mark.parametrize(
     "damage", ["flipped", pytest.param("cut", marks=pytest.mark.slow), pytest.param("gone", marks=pytest.mark.slow)]
 )
@@ -132,13 +149,16 @@ def test_within_an_epoch_a_run_goes_on_with_batches_of_the_same_size_alone(colou
     options = ("--data.root", str(colours), "--ckpt_path", "last", "--data.batch_size", "8")
     result = run_module("classification.fit", *OPTIONS, *options, cwd=tmp_path)
     assert result.returncode == 1
-    assert re.search(r"^error: the run was stopped within epoch \d, in batches of 4 images .* of 8", result.stderr)
+    assert re.search(
+        r"^error: the run was stopped within epoch \d, with --data.batch_size 4 and 1 .* are 8", result.stderr
+    )
     assert last(tmp_path).is_file(), "a run that cannot go on keeps what it has"
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_its_folder(colours, tmp_path):
     folder = tmp_path / "runs" / "classification" / "x"
     (folder / "tensorboard").mkdir(parents=True)
+    (folder / "config.yaml").write_text("model: {}\n")
     (folder / "metrics.csv").write_text("epoch,step\n7,7\n")
     finish(tmp_path, colours, "--trainer.max_epochs", "1")
     assert [path.name for path in folder.parent.iterdir()] == ["x"]

@@ -5,7 +5,8 @@
 #
 # All machines see the same runs folder. Where a process or a machine fails, the others wait until it is back (the same
 # line again on it), and all go on from the last checkpoint: with --checkpoint_every_n_steps, not even an epoch is lost.
-# SIGTERM and Ctrl-C end the run after its next step, with a checkpoint.
+# SIGTERM or Ctrl-C on every machine end the run after its next step, with a checkpoint (a validation that has begun is
+# finished first, within the 30 s that torchrun gives it).
 #
 #   NODES       machines (default: 1)
 #   RENDEZVOUS  name and port of one of them (default: localhost:29400)
@@ -22,8 +23,9 @@ processes=${PROCESSES:-$(python -c 'import torch; print(max(1, torch.cuda.device
 
 # Starting again is left to this loop, not to torchrun's own --max_restarts: that one ends where the machine of the
 # rendezvous fails.
-told=
-trap 'told=1; kill -TERM $agent' TERM INT
+told= agent=
+trap 'told=1' INT # of a terminal: torchrun gets it as well
+trap 'told=1; [[ $agent ]] && kill -TERM $agent' TERM
 for ((failures = 0; ; failures++)); do
     python -m torch.distributed.run \
         --nnodes "$nodes" --nproc_per_node "$processes" --max_restarts 0 \
@@ -40,5 +42,9 @@ for ((failures = 0; ; failures++)); do
         exit $status
     fi
     echo "torchrun.sh: failed with status $status; starting again ($((failures + 1)) of ${RESTARTS:-3})" >&2
+    agent=
     sleep 3
+    if [[ $told ]]; then
+        exit 143
+    fi
 done

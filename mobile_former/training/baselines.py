@@ -69,9 +69,18 @@ def timm_model(name: str, weights: Path | None = None, **options) -> nn.Module:
     if weights is not None:
         state, _ = read_weights(weights)
         overlay = {"state_dict": state}
-        head = getattr(timm.get_pretrained_cfg(name), "classifier", None)
-        if isinstance(head, str) and f"{head}.weight" in state:
-            overlay["num_classes"] = len(state[f"{head}.weight"])  # where it is another, timm leaves the head out
+        heads = getattr(timm.get_pretrained_cfg(name), "classifier", None) or ()
+        heads = (heads,) if isinstance(heads, str) else tuple(heads)
+        # Where the number of classes is another, timm leaves out what predicts them, and no longer minds what lacks.
+        if heads and f"{heads[0]}.weight" in state:
+            overlay["num_classes"] = len(state[f"{heads[0]}.weight"])
+        whole = timm.create_model(name).state_dict()
+        missing = [n for n in whole if n not in state and not n.startswith(tuple(f"{head}." for head in heads))]
+        if missing:
+            raise InputError(
+                f"{weights} does not fit timm/{name}: {len(missing)} of its {len(whole)} tensors are missing, first "
+                f"{missing[0]!r}"
+            )
         options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
     try:
         return timm.create_model(name, **options)

@@ -3,12 +3,14 @@
 import inspect
 import logging
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as brief
 
+import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
@@ -84,10 +86,12 @@ class FitCLI(LightningCLI):
             if self.folder and not self.resumed and self.trainer.global_step == 0 and self.trainer.is_global_zero:
                 shutil.rmtree(self.folder.path)  # nothing was trained, so nothing is lost and no name taken
             raise
-        except SystemExit:  # how a run ends that was told to stop
+        except SystemExit as stop:  # how a run ends that was told to stop
             if self.folder and self.folder.last.is_file() and self.trainer.is_global_zero:
                 told = f"--name {self.folder.path.name} --ckpt_path last"
                 print(f"stopped; the same command with {told} goes on", file=sys.stderr)
+            if stop.code is None:  # Lightning's, of SIGTERM; a status of 0 would tell schedulers that all is done
+                sys.exit(128 + signal.SIGTERM)
             raise
         if self.report:
             self.report.finish(self.trainer, self.model, self.datamodule)
@@ -157,6 +161,8 @@ class FitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs) -> Trainer:
         """Build the trainer with the run's folder, loggers and callbacks."""
         options = self.config_init["trainer"]
+        if options.get("sync_batchnorm") and (options.get("accelerator") == "cpu" or not torch.cuda.is_available()):
+            raise InputError("--trainer.sync_batchnorm: PyTorch's SyncBatchNorm runs on GPUs alone; leave it out here")
         callbacks = [StepSeed(), StopOnNonFiniteLoss(), Throughput(), GradientNorm()]
         if options.get("enable_progress_bar") is not False:
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
@@ -176,10 +182,7 @@ class FitCLI(LightningCLI):
         kwargs["callbacks"] = [*(options.get("callbacks") or []), *callbacks]
         plugins = options.get("plugins") or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
-        trainer = super().instantiate_trainer(**kwargs)
-        if options.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
-            raise InputError("--trainer.sync_batchnorm: PyTorch's SyncBatchNorm runs on GPUs alone; leave it out here")
-        return trainer
+        return super().instantiate_trainer(**kwargs)
 
     def _choose_folder(self) -> tuple[RunFolder, int | None]:
         """The run's folder, with its config in it, and the step that it goes on from."""
@@ -197,9 +200,8 @@ class FitCLI(LightningCLI):
         else:
             if self.resumed:
                 self._require_same_run(Path(self.resumed), read_file(Path(self.resumed)))
-            if self.config["ckpt_path"] == "auto" and named.path.is_dir() and not named.is_finished:
-                shutil.rmtree(named.path)  # a run that was stopped before its first checkpoint
-            folder, step = RunFolder.create(runs, self.task, name), None
+            make = RunFolder.restart if self.config["ckpt_path"] == "auto" else RunFolder.create
+            folder, step = make(runs, self.task, name), None
         name = "config.yaml" if step is None else "config.resumed.yaml"  # what the run began with stays
         self.parser.save(self.config, folder.path / name, overwrite=True, multifile=False)
         return folder, step
@@ -224,8 +226,8 @@ class FitCLI(LightningCLI):
     def _require_same_run(self, checkpoint: Path, content: object) -> int:
         """The step that a checkpoint goes on from; InputError where model or classes are others."""
         try:
-            theirs, step = content["hyper_parameters"], content["global_step"]
-        except (KeyError, TypeError):
+            theirs, step = dict(content["hyper_parameters"]), content["global_step"]
+        except (KeyError, TypeError, ValueError):
             raise InputError(f"--ckpt_path {checkpoint}: not a checkpoint of {self.task}.fit") from None
         for what in ("class_names", *self.model.architecture):
             if theirs.get(what) != self.model.hparams[what]:

@@ -151,25 +151,29 @@ class ImageData(LightningDataModule):
         return batch | {"image": normalise(batch["image"], self.hparams.mean, self.hparams.std, dtype)}
 
     def state_dict(self) -> dict:
-        """Where the run that is saved goes on: an epoch, how many of its batches are done, and of how many images."""
+        """Where the run that is saved goes on: an epoch, how many of its batches are done, and who shares an epoch."""
         epoch, batches = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
         if batches >= self.trainer.num_training_batches:
             epoch, batches = epoch + 1, 0
-        return {"epoch": epoch, "batches": batches, "images": self._images_a_batch}
+        return {"epoch": epoch, "batches": batches, "shares": self._shares}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Begin where a checkpoint ends: the loader is made before Lightning's loops know of it."""
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return  # an evaluation begins nowhere
         self.first_epoch, self.first_batch = state_dict["epoch"], state_dict["batches"]
-        if self.first_batch and state_dict["images"] != self._images_a_batch:
+        if self.first_batch and state_dict["shares"] != self._shares:
+            (size, processes), (now, now_processes) = state_dict["shares"], self._shares
             raise InputError(
-                f"the run was stopped within epoch {self.first_epoch + 1}, in batches of {state_dict['images']} images "
-                f"over all processes, and now they are of {self._images_a_batch}: within an epoch it only goes on with "
-                "as many (--data.batch_size times the number of processes)"
+                f"the run was stopped within epoch {self.first_epoch + 1}, with --data.batch_size {size} and "
+                f"{processes} processes, and now these are {now} and {now_processes}: within an epoch it only goes on "
+                "with the same"
             )
 
     @property
-    def _images_a_batch(self) -> int:
-        return self.hparams.batch_size * self.trainer.world_size
+    def _shares(self) -> list[int]:
+        """What decides which process sees which images of an epoch in which batch."""
+        return [self.hparams.batch_size, self.trainer.world_size]
 
     def _evaluation_loader(self, dataset: EvaluationImages) -> DataLoader:
         sampler: Sampler = EvaluationSampler(len(dataset))

@@ -3,12 +3,14 @@
 import signal
 import sys
 import threading
+import time
 
 from pytorch_lightning import LightningModule, Trainer
 
 from mobile_former.training.run_folder import LAST, RunCheckpoint, RunFolder
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)  # how a scheduler and a user end a process
+_TWICE = 2.0  # seconds; launchers hand on what the terminal has sent already
 
 
 class LastCheckpoint(RunCheckpoint):
@@ -41,12 +43,17 @@ class LastCheckpoint(RunCheckpoint):
         super().on_train_start(trainer, pl_module)
         if threading.current_thread() is threading.main_thread():  # no other may
             self._handlers = {number: signal.signal(number, self._hear) for number in _SIGNALS}
+        if trainer.received_sigterm:  # before this; Lightning would stop the first step without a checkpoint
+            trainer._signal_connector.received_sigterm = False
+            self._hear(signal.SIGTERM, None)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         """Write a checkpoint where one is due; end the run where it is told to."""
         # A checkpoint holds no gradients that wait for others; after an epoch's last step, its validation comes first.
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not stepped or batch_idx + 1 >= trainer.num_training_batches:
+        # A resumed run would take a validation that is due for one that is done.
+        validates = trainer.val_check_batch is not None and (batch_idx + 1) % trainer.val_check_batch == 0
+        if not stepped or validates or batch_idx + 1 >= trainer.num_training_batches:
             return
         told = self._any_told(trainer)
         if told or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
@@ -70,11 +77,13 @@ class LastCheckpoint(RunCheckpoint):
         self._let_go()
 
     def _hear(self, number: int, frame: object) -> None:
+        now = time.monotonic()
         if self._told is not None:
-            self._let_go()
-            signal.raise_signal(number)  # told twice: at once
+            if now - self._told_at > _TWICE:  # told again: at once
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+                signal.raise_signal(number)
             return
-        self._told = number
+        self._told, self._told_at = number, now
         print("stopping after this step; the same signal once more stops at once", file=sys.stderr, flush=True)
 
     def _any_told(self, trainer: Trainer) -> bool:

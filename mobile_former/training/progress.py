@@ -77,7 +77,7 @@ class GradientNorm(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer) -> None:
         """Measure."""
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
             pl_module.log("grad_norm", torch.nn.utils.get_total_norm(gradients), batch_size=1)
 

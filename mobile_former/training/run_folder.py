@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -47,6 +48,20 @@ class RunFolder:
                 raise InputError(
                     f"cannot make the run's folder {path}: {error.strerror}; choose --runs_folder"
                 ) from error
+
+    @classmethod
+    def restart(cls, runs: Path, task: str, name: str) -> "RunFolder":
+        """Make a folder anew where a run of that name was stopped before its first checkpoint; else as :meth:`create`.
+
+        Raises:
+            InputError: as of :meth:`create`.
+        """
+        _require_plain(name)
+        path = runs / task / name
+        begun = (path / "metrics.json").exists() or any(path.glob("checkpoints/*.ckpt"))
+        if path.is_dir() and not begun and ((path / "config.yaml").is_file() or not any(path.iterdir())):
+            shutil.rmtree(path)
+        return cls.create(runs, task, name)
 
     @classmethod
     def resume(cls, runs: Path, task: str, name: str) -> "RunFolder":
@@ -134,7 +149,10 @@ class ContinuedCSVLogger(CSVLogger):
     """
 
     def __init__(self, folder: RunFolder, resumed_step: int | None = None):
-        super().__init__(save_dir=str(folder.path.parent), name=folder.path.name, version="")
+        # Written at once: rows that wait in memory would be lost with the process.
+        super().__init__(
+            save_dir=str(folder.path.parent), name=folder.path.name, version="", flush_logs_every_n_steps=1
+        )
         self._kept = [] if resumed_step is None else [row for row in folder.history() if row["step"] < resumed_step]
 
     @property

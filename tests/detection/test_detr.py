@@ -68,6 +68,23 @@ def test_every_parameter_learns_and_norms_are_frozen_by_the_option_alone():
     assert not any(norm.training or norm.weight.requires_grad for norm in norms)
 
 
+def test_a_resnet_s_file_starts_its_backbone_and_its_own_all_but_other_classes(detr, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    resnet = transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=4))
+    torch.save(resnet.state_dict(), tmp_path / "resnet50.pth")
+    started = detection.create_detector("detr_r50", 3, pretrained=tmp_path / "resnet50.pth")
+    for name, tensor in resnet.resnet.state_dict().items():
+        assert torch.equal(started.backbone.state_dict()[name], tensor), name
+
+    torch.save(detr.state_dict(), tmp_path / "detr.pth")
+    other = detection.create_detector("detr_r50", 5, pretrained=tmp_path / "detr.pth")
+    assert other.network.class_labels_classifier.out_features == 6
+    assert torch.equal(
+        other.network.model.query_position_embeddings.weight, detr.network.model.query_position_embeddings.weight
+    )
+
+
 @pytest.mark.slow
 def test_the_commands_take_it_by_its_name(shapes, tmp_path):
     options = ("--data.root", str(shapes), "--data.short_sides", "[64]", "--data.short_side", "64")

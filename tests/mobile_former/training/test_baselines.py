@@ -44,7 +44,7 @@ def timm(monkeypatch):
         module.asked.append((name, options))
         if options.get("drop_path_rate"):
             raise TypeError("unexpected keyword argument 'drop_path_rate'")
-        return torch.nn.Linear(1, 1)
+        return torch.nn.ModuleDict({"conv": torch.nn.Linear(3, 2, bias=False), "fc": torch.nn.Linear(2, 1000)})
 
     module.create_model = create_model
     monkeypatch.setitem(sys.modules, "timm", module)
@@ -60,10 +60,16 @@ def test_timm_is_given_the_weights_of_a_file_and_their_number_of_classes(timm, t
     state = {"conv.weight": torch.ones(2, 3), "fc.weight": torch.zeros(7, 2), "fc.bias": torch.zeros(7)}
     torch.save(state, tmp_path / "weights.pth")
     timm_model("resnet50", tmp_path / "weights.pth", num_classes=3)
-    ((_, options),) = timm.asked
+    _, options = timm.asked[-1]
     assert options["pretrained"] is True
     assert options["pretrained_cfg_overlay"]["num_classes"] == 7
     assert options["pretrained_cfg_overlay"]["state_dict"].keys() == state.keys()
+
+
+def test_a_file_that_lacks_what_timm_s_model_has_is_refused(timm, tmp_path):
+    torch.save({"convolution.weight": torch.ones(2, 3)}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"does not fit timm/resnet50: 1 of its 3 tensors are missing, first 'conv\."):
+        timm_model("resnet50", tmp_path / "weights.pth", features_only=True)
 
 
 def test_a_name_or_an_option_that_timm_does_not_know_is_told(timm):

@@ -54,6 +54,32 @@ def test_an_interrupted_run_is_found_again(tmp_path):
     assert resumed.last == tmp_path / "classification" / "mine" / "checkpoints" / "last.ckpt"
 
 
+def test_a_run_that_never_came_to_a_checkpoint_is_begun_again_in_its_place(tmp_path):
+    path = tmp_path / "task" / "x"
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text("")
+    (path / "metrics.csv").write_text("of before")
+    assert RunFolder.restart(tmp_path, "task", "x").path == path
+    assert not any(path.iterdir())
+
+
+@pytest.mark.parametrize("kept", ["checkpoints/best.ckpt", "checkpoints/previous.ckpt", "metrics.json", "photo.jpg"])
+def test_beginning_again_deletes_nothing_that_is_worth_something(tmp_path, kept):
+    path = tmp_path / "task" / "x" / kept
+    path.parent.mkdir(parents=True)
+    path.write_text("dear")
+    assert RunFolder.restart(tmp_path, "task", "x").path.name == "x-2"
+    assert path.read_text() == "dear"
+
+
+@pytest.mark.parametrize("name", ["..", ".", "/elsewhere", "a/b"])
+def test_beginning_again_stays_in_the_runs_folder(tmp_path, name):
+    (tmp_path / "task" / "other").mkdir(parents=True)
+    with pytest.raises(InputError, match="must be the name of one folder"):
+        RunFolder.restart(tmp_path, "task", name)
+    assert (tmp_path / "task" / "other").is_dir()
+
+
 def test_resuming_what_is_not_there_names_the_runs_that_are(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"mine/checkpoints/last\.ckpt.*--name \(no run in .*classification"):
         RunFolder.resume(tmp_path, "classification", "mine")
