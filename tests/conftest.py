@@ -120,3 +120,9 @@ def run_module(*arguments: str, cwd: Path, timeout: float = 240) -> subprocess.C
 def image_folder(tmp_path_factory) -> Path:
     """An image folder of three classes, ``blue``, ``green``, ``red``."""
     return write_image_folder(tmp_path_factory.mktemp("data") / "colours", ("blue", "green", "red"), train=8, val=4)
+
+
+@pytest.fixture(scope="session")
+def two_colours(tmp_path_factory) -> Path:
+    """An image folder of the classes ``blue`` and ``red``: 22 training images, five batches of four and a rest."""
+    return write_image_folder(tmp_path_factory.mktemp("data") / "colours", ("blue", "red"), train=11, val=4)

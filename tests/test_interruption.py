@@ -17,7 +17,7 @@ from pytorch_lightning import Callback
 
 from mobile_former.training import checkpoint_io
 from mobile_former.training.checkpoint_io import WholeCheckpointIO
-from tests.conftest import ROOT, run_module, write_image_folder
+from tests.conftest import ROOT, run_module
 from tests.detection.conftest import write_shapes
 from tests.interrupted import OPTIONS, STEPS, last, same, step_of, wait_for, weights
 
@@ -47,31 +47,26 @@ def finish(folder, data, *more):
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory):
-    return write_image_folder(tmp_path_factory.mktemp("data") / "colours", ("blue", "red"), train=11, val=4)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(colours, tmp_path_factory):
+def undisturbed(two_colours, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    finish(folder, colours)
+    finish(folder, two_colours)
     return weights(folder)
 
 
-def test_a_run_that_is_killed_within_an_epoch_goes_on_from_its_last_step_checkpoint(undisturbed, colours, tmp_path):
-    process = start(tmp_path, colours)
+def test_a_run_that_is_killed_within_an_epoch_goes_on_from_its_last_step_checkpoint(undisturbed, two_colours, tmp_path):
+    process = start(tmp_path, two_colours)
     wait_for(lambda: last(tmp_path).is_file(), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     step = step_of(tmp_path)
     assert step % 3 == 0 or step % 5 == 0
-    finish(tmp_path, colours)
+    finish(tmp_path, two_colours)
     assert same(weights(tmp_path), undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_goes_on(number, undisturbed, colours, tmp_path):
-    process = start(tmp_path, colours, "--checkpoint_every_n_steps", "null", "--data.num_workers", "1")
+def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_goes_on(number, undisturbed, two_colours, tmp_path):
+    process = start(tmp_path, two_colours, "--checkpoint_every_n_steps", "null", "--data.num_workers", "1")
     wait_for(lambda: last(tmp_path).is_file(), process)  # the first epoch is over
     time.sleep(random.Random(int(number)).uniform(0, 0.5))
     os.killpg(process.pid, number)  # as Ctrl-C and schedulers do, to all of its processes
@@ -80,7 +75,7 @@ def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_goes_on(number, undi
     assert "stopping after this step" in output
     assert "--name x --ckpt_path last goes on" in output
     assert "Traceback" not in output
-    finish(tmp_path, colours)
+    finish(tmp_path, two_colours)
     assert same(weights(tmp_path), undisturbed)
 
 
@@ -91,20 +86,20 @@ class SignalledEarly(Callback):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_told_to_stop_before_its_first_step_a_run_does_not_say_that_it_is_done(undisturbed, colours, tmp_path):
-    process = start(tmp_path, colours, "--trainer.callbacks+", "tests.test_interruption.SignalledEarly")
+def test_told_to_stop_before_its_first_step_a_run_does_not_say_that_it_is_done(undisturbed, two_colours, tmp_path):
+    process = start(tmp_path, two_colours, "--trainer.callbacks+", "tests.test_interruption.SignalledEarly")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 143, output
     assert step_of(tmp_path) == 1
-    finish(tmp_path, colours)
+    finish(tmp_path, two_colours)
     assert same(weights(tmp_path), undisturbed)
 
 
 @pytest.mark.parametrize(
     "damage", ["flipped", pytest.param("cut", marks=pytest.mark.slow), pytest.param("gone", marks=pytest.mark.slow)]
 )
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(damage, undisturbed, colours, tmp_path):
-    process = start(tmp_path, colours)
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(damage, undisturbed, two_colours, tmp_path):
+    process = start(tmp_path, two_colours)
     wait_for(lambda: last(tmp_path).with_name("previous.ckpt").is_file(), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -115,7 +110,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(damage, undistur
     else:
         flipped = content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :]
         last(tmp_path).write_bytes(content[:middle] if damage == "cut" else flipped)
-    output = finish(tmp_path, colours)
+    output = finish(tmp_path, two_colours)
     if damage != "gone":
         assert re.search(
             r"last\.ckpt is cut short or damaged .* Going on from the one before, .*previous\.ckpt", output
@@ -124,14 +119,14 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(damage, undistur
 
 
 @pytest.mark.slow
-def test_where_every_checkpoint_is_damaged_the_error_says_so(colours, tmp_path):
-    process = start(tmp_path, colours)
+def test_where_every_checkpoint_is_damaged_the_error_says_so(two_colours, tmp_path):
+    process = start(tmp_path, two_colours)
     wait_for(lambda: last(tmp_path).with_name("previous.ckpt").is_file(), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for path in last(tmp_path).parent.glob("*.ckpt"):
         path.write_bytes(path.read_bytes()[:1000])
-    options = ("--data.root", str(colours), "--ckpt_path", "last")
+    options = ("--data.root", str(two_colours), "--ckpt_path", "last")
     result = run_module("classification.fit", *OPTIONS, *options, cwd=tmp_path)
     assert result.returncode == 1
     assert last(tmp_path).is_file()
@@ -139,14 +134,14 @@ def test_where_every_checkpoint_is_damaged_the_error_says_so(colours, tmp_path):
 
 
 @pytest.mark.slow
-def test_within_an_epoch_a_run_goes_on_with_batches_of_the_same_size_alone(colours, tmp_path):
-    process = start(tmp_path, colours)
+def test_within_an_epoch_a_run_goes_on_with_batches_of_the_same_size_alone(two_colours, tmp_path):
+    process = start(tmp_path, two_colours)
     wait_for(lambda: last(tmp_path).is_file() and step_of(tmp_path) % 5, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     if step_of(tmp_path) % 5 == 0:
         pytest.skip("the checkpoint of an epoch's end was quicker")
-    options = ("--data.root", str(colours), "--ckpt_path", "last", "--data.batch_size", "8")
+    options = ("--data.root", str(two_colours), "--ckpt_path", "last", "--data.batch_size", "8")
     result = run_module("classification.fit", *OPTIONS, *options, cwd=tmp_path)
     assert result.returncode == 1
     assert re.search(
@@ -155,12 +150,12 @@ def test_within_an_epoch_a_run_goes_on_with_batches_of_the_same_size_alone(colou
     assert last(tmp_path).is_file(), "a run that cannot go on keeps what it has"
 
 
-def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_its_folder(colours, tmp_path):
+def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_its_folder(two_colours, tmp_path):
     folder = tmp_path / "runs" / "classification" / "x"
     (folder / "tensorboard").mkdir(parents=True)
     (folder / "config.yaml").write_text("model: {}\n")
     (folder / "metrics.csv").write_text("epoch,step\n7,7\n")
-    finish(tmp_path, colours, "--trainer.max_epochs", "1")
+    finish(tmp_path, two_colours, "--trainer.max_epochs", "1")
     assert [path.name for path in folder.parent.iterdir()] == ["x"]
     assert "7,7" not in (folder / "metrics.csv").read_text()
 
@@ -168,10 +163,10 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_its_folder(co
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["shards", "detection"])
-def test_shards_and_batches_of_similar_shape_go_on_too(kind, colours, tmp_path):
+def test_shards_and_batches_of_similar_shape_go_on_too(kind, two_colours, tmp_path):
     """Stopped twice, each time within an epoch, and once with another number of loading processes."""
     if kind == "shards":
-        result = run_module("classification.shard", str(colours), "shards", "--shard_samples", "5", cwd=tmp_path)
+        result = run_module("classification.shard", str(two_colours), "shards", "--shard_samples", "5", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         data = ("--data.dataset", "shards", "--data.root", str(tmp_path / "shards"))
         arguments = ["classification.fit", *OPTIONS, *data]
@@ -206,10 +201,10 @@ def test_shards_and_batches_of_similar_shape_go_on_too(kind, colours, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_ten_kills_at_random_moments_leave_no_trace_in_the_weights(undisturbed, colours, tmp_path):
+def test_ten_kills_at_random_moments_leave_no_trace_in_the_weights(undisturbed, two_colours, tmp_path):
     draw = random.Random(0)
     for _ in range(10):
-        process = start(tmp_path, colours)
+        process = start(tmp_path, two_colours)
         try:
             process.wait(timeout=draw.uniform(4, 12))
         except subprocess.TimeoutExpired:
@@ -219,7 +214,7 @@ def test_ten_kills_at_random_moments_leave_no_trace_in_the_weights(undisturbed, 
             # All 40 steps are done: begin again, so that ten processes are killed.
             assert same(weights(tmp_path), undisturbed)
             shutil.rmtree(tmp_path / "runs")
-    finish(tmp_path, colours)
+    finish(tmp_path, two_colours)
     assert same(weights(tmp_path), undisturbed)
 
 
@@ -268,10 +263,16 @@ def test_a_full_disk_is_told_and_leaves_the_checkpoint_of_before(small_disk):
     assert [found.name for found in small_disk.iterdir()] == ["last.ckpt"]
 
 
-def test_a_run_on_a_full_disk_ends_with_an_error_and_its_earlier_checkpoint(small_disk, colours):
+def test_a_run_on_a_full_disk_ends_with_an_error_and_its_earlier_checkpoint(small_disk, two_colours):
     """The run's own pictures and logs fit; the checkpoint, of some megabytes, does not."""
     result = run_module(
-        "classification.fit", *OPTIONS, "--data.root", str(colours), "--runs_folder", str(small_disk), cwd=Path.cwd()
+        "classification.fit",
+        *OPTIONS,
+        "--data.root",
+        str(two_colours),
+        "--runs_folder",
+        str(small_disk),
+        cwd=Path.cwd(),
     )
     assert result.returncode == 1
     (error,) = re.findall("^error: .*$", result.stderr, re.MULTILINE)

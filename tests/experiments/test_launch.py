@@ -9,15 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, write_image_folder
+from tests.conftest import ROOT
 from tests.interrupted import OPTIONS, last, same, wait_for, weights
 
 LAUNCH = ROOT / "experiments" / "launch"
-
-
-@pytest.fixture(scope="module")
-def colours(tmp_path_factory):
-    return write_image_folder(tmp_path_factory.mktemp("data") / "colours", ("blue", "red"), train=11, val=4)
 
 
 def environment(**more):
@@ -37,6 +32,29 @@ def agent(folder, data, port):
     )  # fmt: skip
 
 
+def kill(machine):
+    """A machine loses power: every process on it ends at once (torchrun's workers have process groups of their own)."""
+    processes = [machine.pid]
+    for process in processes:
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            processes += map(int, (thread / "children").read_text().split())
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
+    machine.wait()
+
+
+def end_well(agents, log):
+    """Wait until all agents have ended without an error."""
+    try:
+        assert [process.wait(timeout=400) for process in agents] == [0, 0], log.read_text()
+    except subprocess.TimeoutExpired:
+        states = [process.poll() for process in agents]
+        for process in agents:
+            if process.poll() is None:
+                kill(process)
+        pytest.fail(f"not ended, states {states}:\n{log.read_text()}")
+
+
 def free_port():
     with socket.socket() as server:
         server.bind(("localhost", 0))
@@ -46,22 +64,21 @@ def free_port():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("killed", [0, 1])  # one of them keeps the rendezvous
-def test_of_two_machines_one_dies_and_comes_back_and_nothing_is_lost(killed, colours, tmp_path):
+def test_of_two_machines_one_dies_and_comes_back_and_nothing_is_lost(killed, two_colours, tmp_path):
     left_alone, disturbed = tmp_path / "left alone", tmp_path / "disturbed"
     for folder in (left_alone, disturbed):
         folder.mkdir()
     port = free_port()
-    agents = [agent(left_alone, colours, port) for _ in range(2)]
-    assert [process.wait(timeout=400) for process in agents] == [0, 0], (left_alone / "log.txt").read_text()
+    agents = [agent(left_alone, two_colours, port) for _ in range(2)]
+    end_well(agents, left_alone / "log.txt")
 
     port = free_port()
-    agents = [agent(disturbed, colours, port) for _ in range(2)]
+    agents = [agent(disturbed, two_colours, port) for _ in range(2)]
     log = disturbed / "log.txt"
     wait_for(lambda: last(disturbed).is_file(), agents[0])
-    os.killpg(agents[killed].pid, signal.SIGKILL)
-    agents[killed].wait()
-    agents[killed] = agent(disturbed, colours, port)
-    assert [process.wait(timeout=400) for process in agents] == [0, 0], log.read_text()
+    kill(agents[killed])
+    agents[killed] = agent(disturbed, two_colours, port)
+    end_well(agents, log)
     assert log.read_text().count("images a step") == 2, "the run should have begun twice"
     assert same(weights(disturbed), weights(left_alone))
 
@@ -98,8 +115,8 @@ wait $!
     return variables | {"PATH": f"{programs}:{variables['PATH']}"}
 
 
-def test_a_job_puts_itself_back_in_the_queue_and_goes_on(slurm, colours, tmp_path):
-    command = [LAUNCH / "slurm.sbatch", "classification.fit", *OPTIONS, "--data.root", colours]
+def test_a_job_puts_itself_back_in_the_queue_and_goes_on(slurm, two_colours, tmp_path):
+    command = [LAUNCH / "slurm.sbatch", "classification.fit", *OPTIONS, "--data.root", two_colours]
     runs = []
     for _ in range(2):
         runs.append(
