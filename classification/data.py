@@ -216,7 +216,7 @@ class ClassificationData(ImageData):
         if self.hparams.dataset != "shards":
             return super().train_dataloader()
         first = BatchDraw(self.first_batch, self.first_epoch)
-        return self._shard_loader(self.train_set, self.lanes or max(1, self.num_workers), first)
+        return self._shard_loader(self.train_set, self._train_lanes, first)
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         """Tell of images and shards that could not be read."""
@@ -227,13 +227,17 @@ class ClassificationData(ImageData):
 
     def state_dict(self) -> dict:
         """Where the run that is saved goes on, and on what the order of the batches depends."""
-        lanes = {"lanes": self.lanes or max(1, self.num_workers)} if self.hparams.dataset == "shards" else {}
+        lanes = {"lanes": self._train_lanes} if self.hparams.dataset == "shards" else {}
         return super().state_dict() | lanes
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on in the order of before, also with another number of workers."""
         super().load_state_dict(state_dict)
         self.lanes = state_dict.get("lanes")
+
+    @property
+    def _train_lanes(self) -> int:
+        return self.lanes or max(1, self.num_workers)
 
     def _evaluation_loader(self, dataset: EvaluationImages) -> DataLoader:
         if self.hparams.dataset != "shards":

@@ -259,7 +259,7 @@ def compare(plan: Plan, runs: Sequence[Run]) -> list[Row]:
         scores = {name: {"last": [], "best": []} for name in SCORES[plan.task]}
         seconds = []
         for run in own:
-            metrics = json.loads((run.folder.path / "metrics.json").read_text())
+            metrics = json.loads(run.folder.metrics_json.read_text())
             seconds.append(metrics["seconds"])
             tested = test(run, plan.task) if plan.split == "test" else {}
             for name, values in scores.items():

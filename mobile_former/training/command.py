@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import warnings
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -52,7 +51,7 @@ def require_writable(path: Path) -> None:
         raise InputError(f"cannot write {path}: it is a folder; give a file's name")
 
 
-def parse_folder_and_limit(prog: str, description: str, *, contents: str, limited: str) -> Namespace:
+def parse_folder_and_limit(prog: str, description: str, *, contents: str, limited: str) -> argparse.Namespace:
     """Parse the command line of a command that writes embedded data.
 
     Args:

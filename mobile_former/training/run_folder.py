@@ -57,10 +57,10 @@ class RunFolder:
             InputError: as of :meth:`create`.
         """
         _require_plain(name)
-        path = runs / task / name
-        begun = (path / "metrics.json").exists() or any(path.glob("checkpoints/*.ckpt"))
-        if path.is_dir() and not begun and ((path / "config.yaml").is_file() or not any(path.iterdir())):
-            shutil.rmtree(path)
+        folder = cls(runs / task / name)
+        begun = folder.is_finished or any(folder.checkpoints.glob("*.ckpt"))
+        if folder.path.is_dir() and not begun and folder._is_a_runs_own:
+            shutil.rmtree(folder.path)
         return cls.create(runs, task, name)
 
     @classmethod
@@ -101,7 +101,17 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether the run has left its final figures."""
-        return (self.path / "metrics.json").is_file()
+        return self.metrics_json.is_file()
+
+    @property
+    def metrics_json(self) -> Path:
+        """The final figures."""
+        return self.path / "metrics.json"
+
+    @property
+    def _is_a_runs_own(self) -> bool:
+        """Whether a run made the folder, and no one else."""
+        return (self.path / "config.yaml").is_file() or not any(self.path.iterdir())
 
     @property
     def metrics_csv(self) -> Path:
@@ -122,7 +132,7 @@ class RunFolder:
 
     def write_metrics(self, metrics: dict) -> None:
         """Write the final figures, which also mark the run as finished."""
-        (self.path / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        self.metrics_json.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 class RunCheckpoint(ModelCheckpoint):
