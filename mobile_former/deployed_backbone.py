@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobile_former.block import MobileFormerBlock
-from mobile_former.bridge import HEADS, FormerToMobile, MobileToFormer, mask_logits, split_channels
+from mobile_former.bridge import HEADS, FormerToMobile, MobileToFormer, mask_logits
 from mobile_former.deployed_mobile import DeployedDownsamplingMobile, DeployedLite, DeployedMobile, Pointwise
 from mobile_former.folding import (
     fold_features_norm,
@@ -100,8 +100,9 @@ class DeployedBackbone(nn.Module):
         batch = images.shape[0]
         padding = {} if padding_mask is None else padding_pyramid(padding_mask, (1, 2, 4, 8, 16, 32))
         x = F.relu6(self.stem(zero_padding(images, padding.get(1))))
+        x = x.contiguous(memory_format=torch.channels_last)  # in which PyTorch's convolutions copy nothing
         tokens = self.tokens.expand(batch, -1, -1).flatten(0, 1)
-        asked = self.asked.expand(-1, batch, -1, -1, -1).unbind()
+        asked = self.asked.repeat(1, batch, 1, 1).unbind()
         maps = {}
         in_stride = 2
         for block, stride in zip(self.blocks, self.strides, strict=True):
@@ -152,20 +153,20 @@ class DeployedBlock(nn.Module):
         Args:
             x: ``(B, C, H, W)``.
             tokens: ``(B·M, d)``, with the bias of this block's first bridge added.
-            query: of that bridge, ``(B, heads, M, C/heads)``, from the block before.
+            query: of that bridge, ``(B·heads, M, C/heads)``, from the block before.
             gate: the same of its gate, before the sigmoid.
             padding: ``(B, 1, H, W)`` bool, True where the input map is padding.
             out_padding: the same for the output map.
 
         Returns:
             The map ``(B, C', H', W')``, the tokens ``(B·M, d)`` with the following bridge's bias added, and its query
-            and gate ``(B, heads, M, C'/heads)``, where there is one.
+            and gate ``(B·heads, M, C'/heads)``, where there is one.
         """
-        batch, _, count, _ = query.shape
+        batch, count = x.shape[0], query.shape[1]
         tokens, logits = self.to_former(x, tokens, query, gate, padding)
         tokens = self.former(tokens, batch)
         if self.spatial_dynamic_relu:
-            logits = logits.mean(1).unflatten(2, x.shape[2:])
+            logits = logits.unflatten(0, (batch, HEADS)).mean(1).unflatten(2, x.shape[2:])
             mixing = (halve(logits, padding) if self.downsamples else logits).softmax(1)
             guide = tokens.unflatten(0, (batch, count))
         else:
@@ -175,8 +176,8 @@ class DeployedBlock(nn.Module):
         else:
             x = self.mobile(x, guide, mixing, padding)
         key, value, *asked = self.reads(tokens, batch)
-        weights = (key @ split_channels(x)).softmax(2)
-        return x + (value.transpose(2, 3) @ weights).reshape(x.shape), tokens, asked
+        weights = torch.bmm(key, split_heads(x)).softmax(1)
+        return x + torch.bmm(value.transpose(1, 2), weights).reshape(x.shape), tokens, asked
 
 
 class TokenReads(nn.Module):
@@ -198,9 +199,9 @@ class TokenReads(nn.Module):
         self.parts = len(layers)
 
     def forward(self, tokens: Tensor, batch: int) -> Sequence[Tensor]:
-        """Of ``(B·M, d)``, key, value, query and gate in this order, each ``(B, heads, M, C/heads)``."""
-        read = self.linear(tokens).unflatten(0, (batch, -1)).unflatten(2, (self.parts * HEADS, -1)).transpose(1, 2)
-        return read.split(HEADS, dim=1)
+        """Of ``(B·M, d)``, key, value, query and gate in this order, each ``(B·heads, M, C/heads)``."""
+        read = self.linear(tokens).reshape(batch, tokens.shape[0] // batch, self.parts, HEADS, -1)
+        return read.permute(2, 0, 3, 1, 4).flatten(0, 2).split(batch * HEADS)
 
 
 class DeployedToFormer(nn.Module):
@@ -221,13 +222,13 @@ class DeployedToFormer(nn.Module):
         """Update the tokens, see :meth:`DeployedBlock.forward`.
 
         Returns:
-            The tokens ``(B·M, d)``, and the logits ``(B, heads, M, H·W)`` before softmax and mask.
+            The tokens ``(B·M, d)``, and the logits ``(B·heads, M, H·W)`` before softmax and mask.
         """
-        values = split_channels(x)
-        logits = query @ values
-        visible = logits if padding is None else mask_logits(logits, padding.flatten(2)[:, None])
-        gathered = visible.softmax(-1) @ values.transpose(2, 3) * F.hardsigmoid(gate)
-        gathered = gathered.transpose(1, 2).flatten(2).flatten(0, 1)  # (B·M, C)
+        values = split_heads(x)
+        logits = torch.bmm(query, values)
+        visible = logits if padding is None else mask_logits(logits, padding.flatten(2).repeat_interleave(HEADS, 0))
+        gathered = torch.bmm(visible.softmax(2), values.transpose(1, 2)) * F.hardsigmoid(gate)
+        gathered = gathered.unflatten(0, (-1, HEADS)).transpose(1, 2).reshape(-1, x.shape[1])  # (B·M, C)
         return self.norm(torch.addmm(tokens, gathered, self.weight)), logits
 
 
@@ -251,14 +252,15 @@ class DeployedFormer(nn.Module):
     def forward(self, tokens: Tensor, batch: int) -> Tensor:
         """Let the tokens ``(B·M, d)`` exchange what they gathered."""
         keys = self._split(tokens, batch)
-        weights = (self._split(self.query(tokens), batch) @ keys.transpose(2, 3)).softmax(-1)
-        gathered = (weights @ keys).transpose(1, 2).flatten(2).flatten(0, 1)
+        weights = torch.bmm(self._split(self.query(tokens), batch), keys.transpose(1, 2)).softmax(2)
+        gathered = torch.bmm(weights, keys).unflatten(0, (batch, -1)).transpose(1, 2).reshape(tokens.shape)
         tokens = self.attention_norm(tokens + self.output(gathered))
         return self.ffn_norm(torch.addmm(tokens, F.gelu(self.expand(tokens)), self.weight))
 
     @staticmethod
     def _split(tokens: Tensor, batch: int) -> Tensor:
-        return tokens.unflatten(0, (batch, -1)).unflatten(2, (FORMER_HEADS, -1)).transpose(1, 2)
+        split = tokens.reshape(batch, tokens.shape[0] // batch, FORMER_HEADS, -1)
+        return split.transpose(1, 2).flatten(0, 1)  # (B·heads, M, d/heads)
 
 
 class DeployedClassifier(nn.Module):
@@ -279,11 +281,16 @@ class DeployedClassifier(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor, asked: Sequence[Tensor]) -> Tensor:
         """Classify what :meth:`DeployedBackbone.shifted_features` gave: logits ``(B, num_classes)``."""
         # Of the tokens, only the first is read.
-        count = asked[0].shape[2]
-        token, _ = self.to_former(x, tokens[::count], *(part[:, :, :1] for part in asked), None)
+        count = asked[0].shape[1]
+        token, _ = self.to_former(x, tokens[::count], *(part[:, :1] for part in asked), None)
         pooled = F.relu6(self.expand(x)).mean((2, 3))
         features = self.features(torch.cat([F.hardswish(pooled), token], dim=1))
         return self.logits(F.hardswish(features))
+
+
+def split_heads(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` to ``(B·heads, C/heads, H·W)``."""
+    return x.reshape(x.shape[0] * HEADS, x.shape[1] // HEADS, -1)
 
 
 def _scaled_for_heads(layer: nn.Linear, heads: int) -> nn.Linear:
