@@ -6,5 +6,5 @@ from torch import nn
 
 
 def deploy(model: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode."""
+    """A copy in evaluation mode."""
     return copy.deepcopy(model).eval()
