@@ -6,9 +6,9 @@
 
 Forms: ``eager`` (the model that is trained, in evaluation mode), ``deployed`` (``mobile_former.deploy`` of it),
 ``compiled`` (``torch.compile`` of that) and ``onnx`` (that, exported, by ONNX Runtime on the CPU). Detectors are timed
-without what turns their outputs into boxes. All weights are random. A candidate takes its turn once a round, in an order
-drawn anew; ratios are medians of the rounds' ratios. Written to the output folder: benchmark.json, benchmark.md and
-benchmark.png, or training.json, training.md and training.png.
+without what turns their outputs into boxes. All weights are random. A candidate takes its turn once a round, in an
+order drawn anew; ratios are medians of the rounds' ratios. Written to the output folder: benchmark.json, benchmark.md
+and benchmark.png, or training.json, training.md and training.png.
 """
 
 import contextlib
@@ -51,21 +51,75 @@ def main() -> None:
     """Time by the command line's options."""
     parser = Parser(prog="python -m experiments.benchmark", description=__doc__.partition("\n")[0])
     parser.add_argument("--training", type=bool, default=False, help="time training steps instead of inference")
-    parser.add_argument("--models", type=str, nargs="+", default=None, help="classifiers or detectors of this project; default: all seven classifiers, of training mobile_former_294m")  # fmt: skip  # noqa: E501
-    parser.add_argument("--peers", type=str, nargs="+", default=[], help="ONNX files, folders of them, timm/NAME or transformers/NAME")  # fmt: skip  # noqa: E501
-    parser.add_argument("--earlier", type=Path | None, default=None, help="a checkout of an earlier version of this project, whose classifiers are timed as well")  # fmt: skip  # noqa: E501
-    parser.add_argument("--forms", type=str, nargs="+", default=None, help=f"of {', '.join(FORMS)}; default: all but compiled; on a GPU all but compiled and onnx; of training eager")  # fmt: skip  # noqa: E501
-    parser.add_argument("--threads", type=int, nargs="+", default=None, help="threads of an operation on the CPU; default: 1, of training as many as PyTorch takes")  # fmt: skip  # noqa: E501
+    parser.add_argument(
+        "--models",
+        type=str,
+        nargs="+",
+        default=None,
+        help=(
+            "classifiers or detectors of this project; default: all seven classifiers, of training mobile_former_294m"
+        ),
+    )
+    parser.add_argument(
+        "--peers",
+        type=str,
+        nargs="+",
+        default=[],
+        help="ONNX files, folders of them, timm/NAME or transformers/NAME",
+    )
+    parser.add_argument(
+        "--earlier",
+        type=Path | None,
+        default=None,
+        help="a checkout of an earlier version of this project, whose classifiers are timed as well",
+    )
+    parser.add_argument(
+        "--forms",
+        type=str,
+        nargs="+",
+        default=None,
+        help=(
+            f"of {', '.join(FORMS)}; default: all but compiled; on a GPU all but compiled and onnx; of training eager"
+        ),
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        default=None,
+        help="threads of an operation on the CPU; default: 1, of training as many as PyTorch takes",
+    )
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=None, help="default: 1, of training 256")
     parser.add_argument("--image_size", type=int, nargs="+", default=[224], help="pixels: a side, or height and width")
-    parser.add_argument("--baseline", type=str | None, default=None, help="what ratios refer to, as mobile_former_26m:eager; default: the first peer")  # fmt: skip  # noqa: E501
-    parser.add_argument("--layouts", type=str, nargs="+", default=None, help=f"of training: {', '.join(LAYOUTS)}; default: both")  # fmt: skip  # noqa: E501
+    parser.add_argument(
+        "--baseline",
+        type=str | None,
+        default=None,
+        help="what ratios refer to, as mobile_former_26m:eager; default: the first peer",
+    )
+    parser.add_argument(
+        "--layouts",
+        type=str,
+        nargs="+",
+        default=None,
+        help=f"of training: {', '.join(LAYOUTS)}; default: both",
+    )
     parser.add_argument("--precision", type=str | None, default=None, help="of training: bf16 (default) or float32")
-    parser.add_argument("--trace", type=Path | None, default=None, help="of training: a .json or .json.gz to write, the trace of the first candidate")  # fmt: skip  # noqa: E501
+    parser.add_argument(
+        "--trace",
+        type=Path | None,
+        default=None,
+        help="of training: a .json or .json.gz to write, the trace of the first candidate",
+    )
     parser.add_argument("--rounds", type=int, default=30, help="turns of each candidate that count")
     parser.add_argument("--warmup", type=int, default=3, help="rounds before these that do not")
     parser.add_argument("--repeat", type=int, default=1, help="runs in a turn, of which the median counts")
-    parser.add_argument("--device", type=str | None, default=None, help="cpu or cuda; default: cpu, of training the GPU where there is one")  # fmt: skip  # noqa: E501
+    parser.add_argument(
+        "--device",
+        type=str | None,
+        default=None,
+        help="cpu or cuda; default: cpu, of training the GPU where there is one",
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder to write")
     options = parser.parse_args()
     device = choose_device(options)
@@ -141,6 +195,7 @@ def complete(options: Namespace, device: torch.device) -> None:
         for value in given:
             if value not in known:
                 raise InputError(f"--{name} {value}: {nearest(value, known)}")
+    options.forms = [form for form in FORMS if form in options.forms]
     for name, least in (("threads", 1), ("batch_sizes", 1), ("image_size", 32), ("rounds", 1), ("repeat", 1)):
         for value in options[name] if isinstance(options[name], list) else [options[name]]:
             if value < least:
@@ -162,9 +217,9 @@ def time_latency(options: Namespace, device: torch.device) -> list[dict]:
     """Time inference, for each number of threads and each batch size.
 
     Returns:
-        For each of these settings ``threads``, ``batch_size``, ``baseline`` (a label) and ``rows``, one a candidate: see
-        :func:`row`; ``madds`` (of an image) and ``speedup`` (times as fast as its eager form, None where that is not
-        timed) besides.
+        For each of these settings ``threads``, ``batch_size``, ``baseline`` (a label) and ``rows``, one a candidate:
+        see :func:`row`; ``madds`` (of an image) and ``speedup`` (times as fast as its eager form, None where that is
+        not timed) besides.
 
     Raises:
         InputError: a candidate that is not known, cannot be built or cannot be run.
@@ -180,7 +235,7 @@ def time_latency(options: Namespace, device: torch.device) -> list[dict]:
                 images = fixed_images(batch, options.image_size, device)
                 with compiling(), torch.inference_mode():
                     runs = {candidate.label: candidate.prepare(threads, images) for candidate in candidates}
-                    seconds = time_rounds(runs, options, device, f"{threads} threads, batch {batch}")
+                    seconds = time_rounds(runs, options, device, f"threads {threads}, batch {batch}")
                 rows = []
                 for candidate in candidates:
                     own = seconds[candidate.label]
@@ -203,17 +258,20 @@ def build_candidates(options: Namespace, device: torch.device, scratch: Path) ->
     size = tuple(options.image_size)
     if files := [peer for peer in peers if isinstance(peer, Path) and device.type == "cuda"]:
         raise InputError(f"--peers {files[0]}: ONNX Runtime is timed on the CPU; leave it out, or give --device cpu")
-    candidates = []
-    # Files first, since a mistake in one of them shows at once, and exporting takes long.
-    from_files = [file_candidate(peer, size) for peer in peers if isinstance(peer, Path)]
-    names = [*options.models, *(peer for peer in peers if isinstance(peer, str))]
-    with progress("building", len(names)) as built:
-        for name in names:
-            candidates += model_candidates(name, options.forms, size, device, scratch)
+    theirs: list[Candidate] = []
+    for peer in peers:  # first, since a mistake in one of them shows at once, and exporting ours takes long
+        if isinstance(peer, Path):
+            theirs.append(file_candidate(peer, size))
+        else:
+            theirs += model_candidates(peer, options.forms, size, device, scratch)
+    ours: list[Candidate] = []
+    with progress("building", len(options.models)) as built:
+        for name in options.models:
+            ours += model_candidates(name, options.forms, size, device, scratch)
             if options.earlier and name in mobile_former.list_models():
-                candidates.append(earlier_candidate(options.earlier, name, size, device))
+                ours.append(earlier_candidate(options.earlier, name, size, device))
             built()
-    return [*candidates, *from_files]
+    return [*ours, *theirs]
 
 
 def time_training(options: Namespace, device: torch.device) -> list[dict]:
@@ -308,8 +366,9 @@ def row(candidate: Candidate | TrainedModel, seconds: Sequence[float], baseline:
         batch: images in each.
 
     Returns:
-        ``label``, ``model``, ``form``, ``is_peer``; ``ms``, the median of a turn, and ``ms_quartiles``; ``images_per_s``;
-        ``ratio`` of the turn to the baseline's in the same round, the median, and ``ratio_quartiles``; ``seconds``.
+        ``label``, ``model``, ``form``, ``is_peer``; ``ms``, the median of a turn, and ``ms_quartiles``;
+        ``images_per_s``; ``ratio`` of the turn to the baseline's in the same round, the median, and
+        ``ratio_quartiles``; ``seconds``.
     """
     low, middle, high = quartiles(seconds)
     ratio_low, ratio, ratio_high = quartiles(paired(seconds, baseline))

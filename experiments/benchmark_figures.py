@@ -87,12 +87,13 @@ def _draw_setting(axis: Axes, setting: dict) -> None:
                 axis.plot(
                     *zip(*own, strict=True), color=colour, marker=marker, linestyle=line, label=f"{family}, {form}"
                 )
-        for row in rows:
-            if row["is_peer"] and row["form"] == form:
-                place = (row["madds"] / 1e6, row["ms"] / batch)
-                # hollow, to be told from ours
-                axis.plot(*place, color=colour, marker=marker, linestyle="", markerfacecolor="white", markersize=8)
-                _name(axis, row["model"].removesuffix(".onnx"), place, below=True)
+        theirs = [row for row in rows if row["is_peer"] and row["form"] == form]
+        places = [(row["madds"] / 1e6, row["ms"] / batch) for row in theirs]
+        if places:
+            hollow = {"linestyle": "", "markerfacecolor": "white", "markersize": 8}
+            axis.plot(*zip(*places, strict=True), color=colour, marker=marker, label=f"others, {form}", **hollow)
+        for row, place in zip(theirs, places, strict=True):
+            _name(axis, row["model"].removesuffix(".onnx"), place, below=True)
     for family in families:  # variants are named where they are slowest
         for madds in sorted({row["madds"] for row in rows if _family(row) == family and not row["is_peer"]}):
             own = [row for row in rows if _family(row) == family and row["madds"] == madds and not row["is_peer"]]
@@ -134,11 +135,8 @@ def _name(axis: Axes, text: str, place: tuple[float, float], below: bool = False
 
 
 def _subtitle(figure: Figure, result: dict) -> None:
-    height, width = result["options"]["image_size"]
-    what = f"{height}x{width} pixels, medians of {result['options']['rounds']} interleaved rounds"
-    if (
-        any(row["is_peer"] for setting in result["settings"] for row in setting["rows"])
-        and "speedup" in (result["settings"][0]["rows"][0])
-    ):
-        what += "; hollow: other networks"
+    options = result["options"]
+    height, width = options["image_size"]
+    precision = f"{options['precision']}, " if options["training"] else ""
+    what = f"{height}x{width} pixels, {precision}medians of {options['rounds']} interleaved rounds"
     figure.suptitle(f"{in_words(result['machine'])}\n{what}", fontsize=8, parse_math=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import detection
 import mobile_former
@@ -14,6 +15,7 @@ from experiments.earlier import create_earlier
 from experiments.onnx_graph import OnnxGraph
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.baselines import is_baseline
+from mobile_former.training.onnx_file import write_onnx
 
 FORMS = ("eager", "deployed", "compiled", "onnx")
 CLASSES = {"classifier": 1000, "detector": 80}  # ImageNet's and COCO's
@@ -178,13 +180,33 @@ def _compiled(network: nn.Module, name: str) -> Callable[[int, Tensor], Callable
 
 
 def _exported(network: nn.Module, image_size: tuple[int, int], path: Path) -> OnnxGraph:
-    device = next(network.parameters()).device
-    program = torch.onnx.export(
-        network,
-        (torch.randn(2, 3, *image_size, device=device),),
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        verbose=False,
+    outputs = _Outputs(network)
+    images = torch.zeros(2, 3, *image_size)
+    with torch.inference_mode():
+        names = [f"output_{number}" for number in range(len(outputs(images)))]
+    write_onnx(
+        outputs,
+        [images],
+        path,
+        input_names=["images"],
+        output_names=names,
+        dynamic_axes=[{0: "batch"}],
+        metadata={"task": "benchmark"},
     )
-    program.save(path)
     return OnnxGraph(path)
+
+
+class _Outputs(nn.Module):
+    """A network whose outputs are a tuple of tensors, as exporting wants them: a detector's are a dictionary.
+
+    Args:
+        network: takes images.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """All tensors that the network gives for images ``(B, 3, H, W)``."""
+        return tuple(leaf for leaf in tree_leaves(self.network(images)) if isinstance(leaf, Tensor))
