@@ -228,14 +228,21 @@ def time_latency(options: Namespace, device: torch.device) -> list[dict]:
     settings = []
     with tempfile.TemporaryDirectory() as scratch:
         candidates = build_candidates(options, device, Path(scratch))
-        baseline = choose_baseline(options.baseline, candidates)
+        peers = [candidate.label for candidate in candidates if candidate.is_peer]
+        baseline = choose_baseline(options.baseline, [candidate.label for candidate in candidates], peers)
         for threads in options.threads:
             for batch in options.batch_sizes:
                 torch.set_num_threads(threads)
                 images = fixed_images(batch, options.image_size, device)
-                with compiling(), torch.inference_mode():
-                    runs = {candidate.label: candidate.prepare(threads, images) for candidate in candidates}
-                    seconds = time_rounds(runs, options, device, f"threads {threads}, batch {batch}")
+                title = f"threads {threads}, batch {batch}"
+                runs = {}
+                with compiling():
+                    with progress(f"preparing: {title}", len(candidates)) as prepared:
+                        for candidate in candidates:
+                            runs[candidate.label] = candidate.prepare(threads, images)
+                            prepared()
+                    with torch.inference_mode():
+                        seconds = time_rounds(runs, options, device, title)
                 rows = []
                 for candidate in candidates:
                     own = seconds[candidate.label]
@@ -286,11 +293,14 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
         InputError: a candidate that is not known, cannot be built or does not fit.
     """
     creators = trainable(options)
+    labels = [":".join(key) for key in creators]
+    peers = [label for label, (name, _, _) in zip(labels, creators, strict=True) if name in options.peers]
+    baseline = choose_baseline(options.baseline, labels, peers)
     torch.set_num_threads(options.threads[0])
     settings = []
     for batch in options.batch_sizes:
         images = fixed_images(batch, options.image_size, device)
-        labels = torch.arange(batch, device=device) % CLASSES["classifier"]
+        classes = torch.arange(batch, device=device) % CLASSES["classifier"]
         with compiling():
             candidates: list[TrainedModel] = []
             with progress("building", len(creators)) as built:
@@ -303,12 +313,11 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
                             layout=layout,
                             precision=options.precision,
                             images=images,
-                            labels=labels,
+                            labels=classes,
                             is_peer=name in options.peers,
                         )
                     )
                     built()
-            baseline = choose_baseline(options.baseline, candidates)
             runs = {candidate.label: candidate.step for candidate in candidates}
             seconds = time_rounds(runs, options, device, f"training, batch {batch}")
             traced = None
@@ -343,7 +352,7 @@ def trainable(options: Namespace) -> dict[tuple[str, str, str], Callable[[], tor
     for peer in find_peers(options.peers):
         if isinstance(peer, Path):
             raise InputError(f"--peers {peer}: an ONNX file cannot be trained; give timm/NAME or transformers/NAME")
-        create_network(peer)
+        create_network(peer)  # whether there is one
     ways = [(form, layout) for form in options.forms for layout in options.layouts]
     creators = {}
     for name in (*options.models, *options.peers):
@@ -392,18 +401,20 @@ def tell_trace(label: str, milliseconds: float, kernels: Sequence[Kernel]) -> di
     return {"label": label, "step_ms": milliseconds, "kernels": told}
 
 
-def choose_baseline(given: str | None, candidates: Sequence[Candidate | TrainedModel]) -> str:
-    """The label of what ratios refer to: the given one, or the first peer's, or the first of all.
+def choose_baseline(given: str | None, labels: Sequence[str], peers: Sequence[str]) -> str:
+    """The label of what ratios refer to.
+
+    Args:
+        given: the one that is asked for.
+        labels: of all candidates.
+        peers: those of them that are other networks'; the default is the first of these, or else the first of all.
 
     Raises:
         InputError: no candidate has the given label.
     """
-    labels = [candidate.label for candidate in candidates]
-    if given is None:
-        return next((candidate.label for candidate in candidates if candidate.is_peer), labels[0])
-    if given not in labels:
+    if given is not None and given not in labels:
         raise InputError(f"--baseline {given} is not among what is timed: {nearest(given, labels)}")
-    return given
+    return given or (*peers, *labels)[0]
 
 
 def fixed_images(batch: int, image_size: Sequence[int], device: torch.device) -> torch.Tensor:

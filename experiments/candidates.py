@@ -1,5 +1,6 @@
 """What the benchmark times: models by name in their forms, and peers."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def model_candidates(
         "eager": lambda: _module(network),
         "deployed": lambda: _module(deployed),
         "compiled": lambda: _compiled(deployed, name),
-        "onnx": lambda: _exported(deployed, image_size, scratch / f"{name}.onnx").prepare,
+        "onnx": lambda: _exported(deployed, image_size, scratch / f"{name}.onnx"),
     }
     return [Candidate(name, form, madds, is_baseline(name), prepare[form]()) for form in forms]
 
@@ -166,10 +167,11 @@ def _module(network: nn.Module) -> Callable[[int, Tensor], Callable[[], object]]
 
 def _compiled(network: nn.Module, name: str) -> Callable[[int, Tensor], Callable[[], object]]:
     def prepare(threads: int, images: Tensor) -> Callable[[], object]:
-        # Anew for each number of threads, which goes into the kernels.
+        # Anew for each setting: kernels are made for a batch size and a number of threads.
         compiled = torch.compile(network, dynamic=False)
         try:
-            compiled(images)
+            with torch.inference_mode():
+                compiled(images)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise InputError(
                 f"{name} cannot be compiled here ({str(error).splitlines()[0]}): leave compiled out of --forms"
@@ -179,21 +181,25 @@ def _compiled(network: nn.Module, name: str) -> Callable[[int, Tensor], Callable
     return prepare
 
 
-def _exported(network: nn.Module, image_size: tuple[int, int], path: Path) -> OnnxGraph:
-    outputs = _Outputs(network)
-    images = torch.zeros(2, 3, *image_size)
-    with torch.inference_mode():
-        names = [f"output_{number}" for number in range(len(outputs(images)))]
-    write_onnx(
-        outputs,
-        [images],
-        path,
-        input_names=["images"],
-        output_names=names,
-        dynamic_axes=[{0: "batch"}],
-        metadata={"task": "benchmark"},
-    )
-    return OnnxGraph(path)
+def _exported(network: nn.Module, image_size: tuple[int, int], path: Path) -> Callable[[int, Tensor], Callable]:
+    @functools.cache
+    def graph() -> OnnxGraph:
+        outputs = _Outputs(network)
+        images = torch.zeros(2, 3, *image_size)
+        with torch.no_grad():
+            names = [f"output_{number}" for number in range(len(outputs(images)))]
+        write_onnx(
+            outputs,
+            [images],
+            path,
+            input_names=["images"],
+            output_names=names,
+            dynamic_axes=[{0: "batch"}],
+            metadata={"task": "benchmark"},
+        )
+        return OnnxGraph(path)
+
+    return lambda threads, images: graph().prepare(threads, images)
 
 
 class _Outputs(nn.Module):

@@ -35,6 +35,7 @@ def interleave(
     draw = random.Random(seed)
     seconds: dict[str, list[float]] = {label: [] for label in candidates}
     gc.collect()
+    gc.freeze()  # what is there stays, and need not be looked through after each round
     gc.disable()  # or a candidate would wait for what others have left behind
     try:
         for number in range(warmup + rounds):
@@ -50,6 +51,7 @@ def interleave(
             after_round()
     finally:
         gc.enable()
+        gc.unfreeze()
     return seconds
 
 
