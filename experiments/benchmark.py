@@ -276,7 +276,7 @@ def build_candidates(options: Namespace, device: torch.device, scratch: Path) ->
         for name in options.models:
             ours += model_candidates(name, options.forms, size, device, scratch)
             if options.earlier and name in mobile_former.list_models():
-                ours.append(earlier_candidate(options.earlier, name, size, device))
+                ours.append(earlier_candidate(options.earlier, name, ours[-1].madds, device))
             built()
     return [*ours, *theirs]
 

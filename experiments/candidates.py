@@ -98,21 +98,20 @@ def model_candidates(
     return [Candidate(name, form, madds, is_baseline(name), prepare[form]()) for form in forms]
 
 
-def earlier_candidate(checkout: Path, name: str, image_size: tuple[int, int], device: torch.device) -> Candidate:
+def earlier_candidate(checkout: Path, name: str, madds: int, device: torch.device) -> Candidate:
     """A classifier as an earlier version of this project has it, trainable.
 
     Args:
         checkout: a folder with that version.
         name: the classifier.
-        image_size: height and width in pixels.
+        madds: multiply-adds of an image, which are those of this version's.
         device: where it runs.
 
     Raises:
         InputError: there is no such version.
     """
-    network = create_earlier(checkout, name)
-    madds = mobile_former.cost(network, image_size).madds
-    return Candidate(f"earlier/{name}", "eager", madds, False, _module(network.to(device).eval()))
+    network = create_earlier(checkout, name).to(device).eval()
+    return Candidate(f"earlier/{name}", "eager", madds, False, _module(network))
 
 
 def file_candidate(path: Path, image_size: tuple[int, int]) -> Candidate:
