@@ -13,7 +13,7 @@ import mobile_former
 from experiments import benchmark
 from experiments.benchmark_figures import draw_latency, draw_training
 from experiments.benchmark_tables import training_table
-from experiments.candidates import find_peers
+from experiments.candidates import find_peers, model_candidates
 from experiments.earlier import create_earlier
 from experiments.interleaved import interleave, paired, quartiles
 from experiments.machine import cpu_name, describe_machine
@@ -107,7 +107,7 @@ def test_latencies_ratios_table_and_picture_of_models_and_a_peer(tmp_path, peer)
     result = run_module("experiments.benchmark", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     told = json.loads((tmp_path / "timed" / "benchmark.json").read_text())
-    assert told["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0] or "+" in torch.__version__
+    assert torch.__version__.startswith(told["machine"]["versions"]["torch"].partition("+")[0])
     assert [(setting["threads"], setting["batch_size"]) for setting in told["settings"]] == [(1, 1), (1, 2)]
     for setting in told["settings"]:
         rows = {row["label"]: row for row in setting["rows"]}
@@ -171,18 +171,29 @@ def trace_events(path):
 @pytest.mark.timeout(900)
 def test_compiled_and_exported_models_are_timed_beside_eager_ones(run, tmp_path):
     arguments = ["--models", "mobile_former_26m", "--forms", *benchmark.FORMS, "--image_size", 32, "--rounds", 2]
-    run(*arguments, "--peers", "transformers/mobilenet_v2_0.35", "--output", tmp_path)
+    run(*arguments, "--output", tmp_path)
     (setting,) = json.loads((tmp_path / "benchmark.json").read_text())["settings"]
-    labels = [row["label"] for row in setting["rows"]]
-    assert labels[:4] == [f"mobile_former_26m:{form}" for form in benchmark.FORMS]
-    assert labels[4:] == [f"transformers/mobilenet_v2_0.35:{form}" for form in ("eager", "compiled")]
+    assert [row["label"] for row in setting["rows"]] == [f"mobile_former_26m:{form}" for form in benchmark.FORMS]
+    assert all(row["speedup"] > 0 for row in setting["rows"])
 
 
 @pytest.mark.slow
 def test_multiply_adds_of_an_exported_model_are_those_of_the_model(tmp_path):
     model = mobile_former.mobile_former_26m().eval()
     torch.onnx.export(model, (torch.zeros(1, 3, 64, 64),), tmp_path / "model.onnx", dynamo=True, verbose=False)
-    assert OnnxGraph(tmp_path / "model.onnx").madds((64, 64)) == mobile_former.cost(model, (64, 64)).madds
+    expected = mobile_former.cost(model, (64, 64)).madds
+    # For a single image the exporter computes what depends on the learned tokens alone.
+    assert 0.99 * expected < OnnxGraph(tmp_path / "model.onnx").madds((64, 64)) <= expected
+
+
+@pytest.mark.parametrize("forms", [["deployed", "onnx"], ["eager", "deployed", "compiled", "onnx"]])
+def test_other_libraries_models_are_timed_eager_and_compiled_where_that_is_asked_for(forms, tmp_path):
+    name = "transformers/mobilenet_v2_0.35"
+    found = model_candidates(name, forms, (32, 32), torch.device("cpu"), tmp_path)
+    assert [candidate.label for candidate in found] == [f"{name}:eager", f"{name}:compiled"][
+        : 1 + ("compiled" in forms)
+    ]
+    assert all(candidate.is_peer for candidate in found)
 
 
 def test_a_peer_runs_on_batches_that_its_file_does_not_have(peer):
