@@ -4,13 +4,17 @@ A file is whole in itself: its metadata tells what a model was trained to tell a
 that nothing else is needed to use it.
 """
 
+import contextlib
 import importlib
+import io
 import json
 import logging
 import os
+import statistics
+import tempfile
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,7 +96,6 @@ class OnnxModel:
         metadata: what it was written with, see :func:`write_onnx`.
         inputs: name and shape of each input; a size that is dynamic stands as its name.
         outputs: names of the outputs.
-        nodes: number of the graph's nodes, once onnxruntime has optimised nothing yet.
 
     Raises:
         FileNotFoundError: no such file.
@@ -125,7 +128,8 @@ class OnnxModel:
         """Run the model.
 
         Args:
-            inputs: in the order of :attr:`inputs`, of any batch: a file of a fixed one is run as often as is needed.
+            inputs: in the order of :attr:`inputs`, one image or more: a file of a fixed batch is run as often as is
+                needed.
 
         Returns:
             The outputs by name, the batch their first axis.
@@ -142,41 +146,95 @@ class OnnxModel:
                     f"{self.path}: its input {name!r} is ({', '.join(map(str, shape))}), and {given.shape} was given; "
                     "resize the images, or export with a dynamic size"
                 )
-        count = len(inputs[0])
-        size = self.batch or max(count, 1)
-        parts = [self._run([given[start : start + size] for given in inputs], size) for start in range(0, count, size)]
-        return {name: np.concatenate(values) for name, *values in zip(self.outputs, *parts, strict=True)}
-
-    def _run(self, inputs: list[np.ndarray], size: int) -> list[np.ndarray]:
-        """Run a part of a batch, filled up to ``size`` with its last image where it is smaller."""
-        count = len(inputs[0])
-        missing = size - count
-        filled = [np.concatenate([given, *[given[-1:]] * missing]) if missing else given for given in inputs]
         try:
-            outputs = self._session.run(None, dict(zip(self.inputs, filled, strict=True)))
+            parts = [
+                self._session.run(None, dict(zip(self.inputs, part, strict=True))) for part in self.batches(*inputs)
+            ]
         except Exception as error:  # as above
             raise InputError(f"{self.path} cannot be run on this input: {_reason(error)}") from error
-        return [output[:count] for output in outputs]
+        count = len(inputs[0])
+        return {name: np.concatenate(values)[:count] for name, *values in zip(self.outputs, *parts, strict=True)}
+
+    def batches(self, *inputs: np.ndarray) -> Iterator[list[np.ndarray]]:
+        """Inputs in batches that the graph takes; the last is filled up with its last image."""
+        count = len(inputs[0])
+        size = self.batch or count
+        for start in range(0, count, size):
+            part = [given[start : start + size] for given in inputs]
+            missing = size - len(part[0])
+            yield [np.concatenate([given, *[given[-1:]] * missing]) for given in part] if missing else part
 
 
-def quantise(
-    path: Path,
-    target: Path,
-    calibration: Iterable[Sequence[np.ndarray]],
-) -> None:
-    """Write a file whose convolutions compute in int8.
+def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray]], count: int) -> None:
+    """Write a file whose convolutions and linears compute in int8; the rest stays in float.
 
     Args:
         path: a file that :func:`write_onnx` wrote.
-        target: the file to write.
-        calibration: inputs of the model, by which the range of each activation is found.
+        target: the file to write, of the same inputs, outputs and metadata, but for its ``"precision"``.
+        calibration: inputs of the model, in its order and of its batch, from which the range of each activation is
+            found; they are read one by one.
+        count: how many there are.
+
+    Raises:
+        InputError: the packages of the extra ``export`` are missing, or the calibration holds nothing.
+        OSError: the file cannot be written; what lay there before still does.
     """
-    raise NotImplementedError
+    onnx, quantization = _import("onnx"), _import("onnxruntime.quantization")
+    names = [value.name for value in onnx.load(path).graph.input]
+    batches = (dict(zip(names, inputs, strict=True)) for inputs in calibration)
+
+    class Reader(quantization.CalibrationDataReader):
+        """Gives one input between two calls of ``set_range``: the activations of all would fill the memory."""
+
+        def __len__(self) -> int:
+            return count
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.left = end_index - start_index
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            self.left -= 1
+            return next(batches, None) if self.left >= 0 else None
+
+    with tempfile.TemporaryDirectory() as folder, _quiet(), contextlib.redirect_stdout(io.StringIO()):
+        prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / "quantised.onnx"
+        _import("onnxruntime.quantization.shape_inference").quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        try:
+            quantization.quantize_static(
+                prepared,
+                quantised,
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                calibrate_method=quantization.CalibrationMethod.MinMax,
+                # Products of two activations, which attention is made of, lose the most and save no weights.
+                extra_options={"MatMulConstBOnly": True, "CalibStridedMinMax": 1},
+            )
+        except ValueError as error:
+            raise InputError(f"{path} cannot be quantised: {error}") from error
+        model = onnx.load(quantised)
+    _set_metadata(model, _metadata(onnx.load(path)) | {"precision": "int8"})
+    _save(onnx, model, target)
 
 
 def count_nodes(path: Path) -> int:
     """Number of nodes in the graph of an ONNX file."""
     return len(_import("onnx").load(path).graph.node)
+
+
+def milliseconds(call: Callable[[], object], repetitions: int = 20) -> float:
+    """The median time of a call, after three to warm up."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
 
 
 def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
@@ -195,7 +253,7 @@ def _translations() -> dict:
     """How PyTorch's operations become ONNX's, where the exporter's own way is not the best."""
     op = importlib.import_module("onnxscript").opset20
 
-    def softmax(logits, dim: int, *_):  # noqa: ANN001, ANN202 (the exporter reads annotations as ONNX's types)
+    def softmax(logits, dim: int, *_):  # without annotations, which the exporter would take for ONNX's types
         """Along the last axis ONNX's own; along another spelt out, as onnxruntime transposes there and back, which
         takes seven times as long (at 1x2x6x3136 along the third: 178 against 25 microseconds)."""
         if dim in (-1, len(logits.shape) - 1):
@@ -219,6 +277,10 @@ def _set_metadata(model: object, metadata: Mapping[str, Any]) -> None:
     del model.metadata_props[:]
     for key, value in {_FORMAT_KEY: FORMAT, **metadata}.items():
         model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
+
+
+def _metadata(model: object) -> dict[str, Any]:
+    return {entry.key: json.loads(entry.value) for entry in model.metadata_props if entry.key != _FORMAT_KEY}
 
 
 def _save(onnx: ModuleType, model: object, path: Path) -> None:
@@ -260,7 +322,7 @@ def _reason(error: Exception) -> str:
     return lines[0].rpartition(" : ")[2][:200]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what the exporter says of its own progress, and of packages that are not needed."""
     logger = logging.getLogger("torch.onnx")
