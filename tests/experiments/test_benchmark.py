@@ -19,7 +19,7 @@ from experiments.interleaved import interleave, paired, quartiles
 from experiments.machine import cpu_name, describe_machine
 from experiments.onnx_graph import OnnxGraph
 from mobile_former.errors import InputError
-from tests.conftest import ROOT, run_module, write_onnx_peer
+from tests.conftest import ROOT, write_onnx_peer
 
 PEER_MADDS = 16 * 16 * 8 * 3 * 9 + 8 * 10  # at 32x32 pixels: its convolution and its linear
 
@@ -100,12 +100,10 @@ def test_ratios_are_those_of_the_same_round():
     assert quartiles([7.0]) == [7.0, 7.0, 7.0]
 
 
-def test_latencies_ratios_table_and_picture_of_models_and_a_peer(tmp_path, peer):
+def test_latencies_ratios_table_and_picture_of_models_and_a_peer(run, tmp_path, peer, capsys):
     arguments = ["--models", "mobile_former_26m", "e2e_mf_26m", "--forms", "deployed", "eager", "--image_size", "32"]
     arguments += ["--batch_sizes", "1", "2", "--rounds", "3", "--warmup", "1", "--peers", str(peer.parent)]
-    arguments += ["--earlier", str(ROOT), "--output", "timed"]
-    result = run_module("experiments.benchmark", *arguments, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    run(*arguments, "--earlier", ROOT, "--output", tmp_path / "timed")
     told = json.loads((tmp_path / "timed" / "benchmark.json").read_text())
     assert torch.__version__.startswith(told["machine"]["versions"]["torch"].partition("+")[0])
     assert [(setting["threads"], setting["batch_size"]) for setting in told["settings"]] == [(1, 1), (1, 2)]
@@ -131,7 +129,7 @@ def test_latencies_ratios_table_and_picture_of_models_and_a_peer(tmp_path, peer)
         assert rows["mobile_former_26m:eager"]["speedup"] == 1
         assert rows["small.onnx"]["speedup"] is None
     table = (tmp_path / "timed" / "benchmark.md").read_text()
-    assert table in result.stdout
+    assert table in capsys.readouterr().out
     first = told["settings"][0]["rows"][0]
     assert f"| mobile_former_26m | {ours / 1e6:.1f} M | {first['ms']:.2f} ({first['ratio']:.2f}) |" in table
     assert told["machine"]["cpu"] in table
