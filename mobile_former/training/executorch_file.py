@@ -1,5 +1,6 @@
 """Models as ExecuTorch programs for phones: written with XNNPACK's kernels, run by ExecuTorch's own runtime."""
 
+import copy
 import importlib
 import json
 import os
@@ -47,6 +48,7 @@ def write_executorch(
         exir = _import("executorch.exir")
         xnnpack = _import("executorch.backends.xnnpack.partition.xnnpack_partitioner")
         names = {"mobile_former_format": FORMAT, "inputs": list(input_names), "outputs": list(output_names)}
+        module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # XNNPACK orders weights by itself
         program = exir.to_edge_transform_and_lower(
             torch.export.export(module, tuple(inputs)),
             partitioner=[xnnpack.XnnpackPartitioner()],
