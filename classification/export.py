@@ -1,4 +1,4 @@
-"""``python -m classification.export``: a checkpoint as an ONNX file, checked against PyTorch on real images."""
+"""``python -m classification.export``: a checkpoint as a file for inference, checked against PyTorch on real images."""
 
 import os
 import tempfile
@@ -16,8 +16,8 @@ import mobile_former
 from classification.data import ClassificationData
 from classification.digits import Digits
 from classification.evaluate import labelled_data
+from classification.exported_classifier import ClassifierGraph, ExportedClassifier, Preprocessing
 from classification.module import ClassificationModule
-from classification.onnx_classifier import ExportedClassifier, OnnxClassifier, Preprocessing
 from classification.transforms import ResizeShorterSide, eval_transform, shorter_side
 from mobile_former.errors import InputError
 from mobile_former.model import MIN_SIZE
@@ -25,9 +25,17 @@ from mobile_former.training.checkpoint import load_checkpoint
 from mobile_former.training.command import Parser, console, require_writable, run_command
 from mobile_former.training.dataset import ImageSource, ListedImages
 from mobile_former.training.evaluation import folder_of
+from mobile_former.training.executorch_file import ExecutorchModel, write_executorch
 from mobile_former.training.figures import spread
 from mobile_former.training.images import expand, normalise, to_planes
-from mobile_former.training.onnx_file import count_nodes, milliseconds, quantise, relative_difference, write_onnx
+from mobile_former.training.onnx_file import (
+    OnnxModel,
+    count_nodes,
+    milliseconds,
+    quantise,
+    relative_difference,
+    write_onnx,
+)
 
 TOLERANCE = 1e-4  # of the greatest magnitude of the logits
 CALIBRATION_IMAGES = 128
@@ -39,48 +47,49 @@ def main() -> None:
     """Export by the command line's options."""
     options = _parse()
     output = options.output or folder_of(options.ckpt_path) / ("model_int8.onnx" if options.int8 else "model.onnx")
-    if output.suffix != ".onnx":
-        raise InputError(f"--output {output}: give a name that ends in .onnx")
+    _require_writable_kind(output, options)
     module, data_options = load_checkpoint(options.ckpt_path, ClassificationModule, "classification")
     if options.image_size is not None:
         data_options["image_size"] = options.image_size
     class_names = module.hparams.class_names
     images = _images_to_check(options, class_names, data_options)
     calibration = _images_to_calibrate(options, class_names, data_options) if options.int8 else None
-    require_writable(output)
 
     preprocessing: Preprocessing = "none"
     if options.preprocessing:
         preprocessing = "resize_and_normalise" if options.dynamic_size else "normalise"
+    require_writable(output)
     try:
         folder = tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent)
     except OSError as error:
         raise InputError(f"cannot write {output}: {error.strerror}") from error
     with folder as name:
-        paths = {"ONNX": Path(name) / "model.onnx"}
+        path = Path(name) / f"model{output.suffix}"
         write_classifier(
             module,
             data_options,
-            paths["ONNX"],
+            path,
             preprocessing=preprocessing,
             batch_size=None if options.dynamic_batch else options.batch_size,
             dynamic_size=options.dynamic_size,
         )
-        difference = _worst_difference(module, data_options, paths["ONNX"], images.source, options.dynamic_size)
+        files = {"ExecuTorch" if output.suffix == ".pte" else "ONNX": _read(path)}
+        difference = _worst_difference(module, data_options, _read(path), images.source, options.dynamic_size)
         if not difference <= TOLERANCE:  # NaN too
             raise InputError(
                 f"the file's logits differ from PyTorch's by {difference:.1e} of their scale, where {TOLERANCE:.0e} is "
-                "allowed; it was not written. Please report it with the versions of torch, onnxscript and onnxruntime"
+                "allowed; it was not written. Please report it, with the versions of torch and onnxruntime"
             )
         if calibration is not None:
-            paths["ONNX int8"] = Path(name) / "model_int8.onnx"
             indices = spread(len(calibration), CALIBRATION_IMAGES)
-            inputs = _calibration_inputs(OnnxClassifier(paths["ONNX"]), calibration, indices)
-            quantise(paths["ONNX"], paths["ONNX int8"], inputs, len(indices))
-        table = _comparison(module, data_options, paths, images, options.check_images)
+            inputs = _calibration_inputs(files["ONNX"], calibration, indices)
+            path, plain = path.with_name("model_int8.onnx"), path
+            quantise(plain, path, inputs, len(indices))
+            files["ONNX int8"] = _read(path)
+        table = _comparison(module, data_options, files, images, options.check_images)
         if preprocessing == "resize_and_normalise":
             table.add_row("difference where nothing is resized", "", f"{difference:.1e}")
-        os.replace([*paths.values()][-1], output)
+        os.replace(path, output)
     console().print(table)
     print(f"written: {output}")
 
@@ -94,18 +103,18 @@ def write_classifier(
     batch_size: int | None = 1,
     dynamic_size: bool = False,
 ) -> None:
-    """Write the inference form of a classifier as an ONNX file.
+    """Write the inference form of a classifier as an ONNX file, or as an ExecuTorch program.
 
     Args:
         module: and
         data_options: as :func:`mobile_former.training.checkpoint.load_checkpoint` gives them.
-        path: the file.
+        path: the file, ``.onnx`` or ``.pte``.
         preprocessing: how much of its images' preparation lies in the graph.
         batch_size: images that it takes at once; None for any number.
         dynamic_size: whether it takes images of any size (that the graph resizes, if it is to).
 
     Raises:
-        InputError: the optional extra ``export`` is missing, or the model cannot be exported.
+        InputError: the optional extra is missing, or the model cannot be exported.
     """
     size = data_options["image_size"]
     batch = batch_size or 2  # sizes that are to be dynamic differ from each other, and from 1
@@ -117,13 +126,16 @@ def write_classifier(
         images = torch.zeros(batch, 3, height, width)
     else:
         images = torch.zeros(batch, height, width, 3, dtype=torch.uint8)
-    write_onnx(
-        ExportedClassifier(mobile_former.deploy(module.model), preprocessing, data_options).eval(),
+    write, dynamic = (
+        (write_executorch, {}) if path.suffix == ".pte" else (write_onnx, {"dynamic_axes": [axes] if axes else None})
+    )
+    write(
+        ClassifierGraph(mobile_former.deploy(module.model), preprocessing, data_options).eval(),
         [images],
         path,
         input_names=["images"],
         output_names=["logits"],
-        dynamic_axes=[axes] if axes else None,
+        **dynamic,
         metadata={
             "task": "classification",
             "model": module.hparams.name,
@@ -135,6 +147,10 @@ def write_classifier(
             "precision": "float32",
         },
     )
+
+
+def _read(path: Path) -> ExportedClassifier:
+    return ExportedClassifier((ExecutorchModel if path.suffix == ".pte" else OnnxModel)(path, "classification"))
 
 
 def _describe_input(images: torch.Tensor, axes: dict[int, str], preprocessing: Preprocessing) -> str:
@@ -194,7 +210,7 @@ def _data(options: Namespace, class_names: list[str], data_options: dict) -> Cla
 
 
 def _calibration_inputs(
-    classifier: OnnxClassifier, source: ImageSource, indices: Sequence[int]
+    classifier: ExportedClassifier, source: ImageSource, indices: Sequence[int]
 ) -> Iterator[list[np.ndarray]]:
     """Inputs of the graph; where it takes several images at once, each fills an input."""
     for index in indices:
@@ -226,10 +242,13 @@ class ResizedImages:
 
 
 def _worst_difference(
-    module: ClassificationModule, data_options: dict, path: Path, source: ImageSource, dynamic_size: bool
+    module: ClassificationModule,
+    data_options: dict,
+    classifier: ExportedClassifier,
+    source: ImageSource,
+    dynamic_size: bool,
 ) -> float:
-    """How far the file's logits are from PyTorch's, relative to their scale, on the same pixels."""
-    classifier = OnnxClassifier(path)
+    """How far a file's logits are from PyTorch's, relative to their scale, on the same pixels."""
     if classifier.preprocessing == "resize_and_normalise":
         source = ResizedImages(source, data_options)  # as ONNX's Resize rounds some pixels to another level
     indices = spread(len(source), FEW)
@@ -246,7 +265,7 @@ def _worst_difference(
 def _logits(
     module: ClassificationModule,
     data_options: dict,
-    classifiers: Sequence[OnnxClassifier],
+    classifiers: Sequence[ExportedClassifier],
     source: ImageSource,
     indices: Sequence[int],
 ) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -267,16 +286,18 @@ def _logits(
 
 
 def _comparison(
-    module: ClassificationModule, data_options: dict, paths: dict[str, Path], images: Images, most: int
+    module: ClassificationModule, data_options: dict, files: dict[str, ExportedClassifier], images: Images, most: int
 ) -> Table:
     """A table of PyTorch beside the files."""
-    classifiers = [OnnxClassifier(path) for path in paths.values()]
+    classifiers = list(files.values())
+    paths = [classifier.model.path for classifier in classifiers]
     indices = spread(len(images.source), most)
     expected, found = _logits(module, data_options, classifiers, images.source, indices)
     title = f"{module.label} on {len(indices)} images: {images.title}"
-    table = Table("", "PyTorch", *paths, title=escape(title), title_justify="left")
-    table.add_row("MB", "", *(f"{path.stat().st_size / 1e6:.2f}" for path in paths.values()))
-    table.add_row("nodes", "", *(str(count_nodes(path)) for path in paths.values()))
+    table = Table("", "PyTorch", *files, title=escape(title), title_justify="left")
+    table.add_row("MB", "", *(f"{path.stat().st_size / 1e6:.2f}" for path in paths))
+    if all(path.suffix == ".onnx" for path in paths):
+        table.add_row("nodes", "", *(str(count_nodes(path)) for path in paths))
     table.add_row(
         "greatest difference of logits / their scale",
         "",
@@ -303,14 +324,25 @@ def _share(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((logits.argmax(1) == labels).mean())
 
 
+def _require_writable_kind(output: Path, options: Namespace) -> None:
+    if output.suffix not in {".onnx", ".pte"}:
+        raise InputError(f"--output {output}: give a name that ends in .onnx or .pte")
+    for name in ("dynamic_batch", "dynamic_size", "int8"):
+        if output.suffix == ".pte" and options[name]:
+            raise InputError(f"--{name} is for ONNX files, and {output} is ExecuTorch's: leave it out")
+
+
 def _parse() -> Namespace:
-    parser = Parser(prog="python -m classification.export", description="Write a checkpoint as an ONNX file.")
+    parser = Parser(
+        prog="python -m classification.export", description="Write a checkpoint as an ONNX file, or for ExecuTorch."
+    )
     parser.add_argument("--ckpt_path", required=True, help="a run's checkpoints/best.ckpt")
     parser.add_argument(
         "--output",
         type=Path | None,
         default=None,
-        help="the .onnx file to write; default: model.onnx (int8: model_int8.onnx) in the run's folder",
+        help="the file to write, .onnx, or .pte for ExecuTorch; default: model.onnx (int8: model_int8.onnx) in the "
+        "run's folder",
     )
     parser.add_argument("--batch_size", type=int, default=1, help="images that the model takes at once")
     parser.add_argument("--dynamic_batch", type=bool, default=False, help="let it take any number at once")

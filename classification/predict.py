@@ -12,8 +12,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from classification.exported_classifier import ExportedClassifier
 from classification.module import ClassificationModule
-from classification.onnx_classifier import OnnxClassifier
 from classification.transforms import eval_transform
 from mobile_former.errors import InputError
 from mobile_former.training.checkpoint import load_checkpoint
@@ -21,6 +21,7 @@ from mobile_former.training.command import Parser, console, require_writable, ru
 from mobile_former.training.data import default_workers
 from mobile_former.training.figures import image_sheet
 from mobile_former.training.images import ImageFiles, expand, normalise, read_image
+from mobile_former.training.onnx_file import OnnxModel
 
 SHEET_MOST = 60  # images; more would be too small to look at
 
@@ -52,7 +53,7 @@ def main() -> None:
     for target in filter(None, (options.output, options.sheet)):  # before the work, so that none is lost
         require_writable(target)
     if options.onnx:
-        classifier: Classifier = OnnxClassifier(options.onnx)
+        classifier: Classifier = ExportedClassifier(OnnxModel(options.onnx, "classification"))
     else:
         classifier = CheckpointClassifier(*load_checkpoint(options.ckpt_path, ClassificationModule, "classification"))
     predictions = predict(classifier, paths, top_k=options.top_k, batch_size=options.batch_size)

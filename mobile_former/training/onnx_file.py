@@ -62,7 +62,7 @@ def write_onnx(
     """
     onnx = _import("onnx")
     _import("onnxscript")
-    with _quiet(), torch.no_grad():
+    with quietly(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
@@ -157,12 +157,15 @@ class OnnxModel:
 
     def batches(self, *inputs: np.ndarray) -> Iterator[list[np.ndarray]]:
         """Inputs in batches that the graph takes; the last is filled up with its last image."""
-        count = len(inputs[0])
-        size = self.batch or count
-        for start in range(0, count, size):
-            part = [given[start : start + size] for given in inputs]
-            missing = size - len(part[0])
-            yield [np.concatenate([given, *[given[-1:]] * missing]) for given in part] if missing else part
+        return filled_batches(inputs, self.batch or len(inputs[0]))
+
+
+def filled_batches(inputs: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Split inputs into batches of ``size``; the last is filled up with its last image."""
+    for start in range(0, len(inputs[0]), size):
+        part = [given[start : start + size] for given in inputs]
+        missing = size - len(part[0])
+        yield [np.concatenate([given, *[given[-1:]] * missing]) for given in part] if missing else part
 
 
 def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray]], count: int) -> None:
@@ -173,10 +176,10 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
         target: the file to write, of the same inputs, outputs and metadata, but for its ``"precision"``.
         calibration: inputs of the model, in its order and of its batch, from which the range of each activation is
             found; they are read one by one.
-        count: how many there are.
+        count: how many there are, at least 1.
 
     Raises:
-        InputError: the packages of the extra ``export`` are missing, or the calibration holds nothing.
+        InputError: the packages of the extra ``export`` are missing.
         OSError: the file cannot be written; what lay there before still does.
     """
     onnx, quantization = _import("onnx"), _import("onnxruntime.quantization")
@@ -196,25 +199,23 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
             self.left -= 1
             return next(batches, None) if self.left >= 0 else None
 
-    with tempfile.TemporaryDirectory() as folder, _quiet(), contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, quietly(), contextlib.redirect_stdout(io.StringIO()):
         prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / "quantised.onnx"
         _import("onnxruntime.quantization.shape_inference").quant_pre_process(path, prepared, skip_symbolic_shape=True)
-        try:
-            quantization.quantize_static(
-                prepared,
-                quantised,
-                Reader(),
-                quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-                per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                calibrate_method=quantization.CalibrationMethod.MinMax,
-                # Products of two activations, which attention is made of, lose the most and save no weights.
-                extra_options={"MatMulConstBOnly": True, "CalibStridedMinMax": 1},
-            )
-        except ValueError as error:
-            raise InputError(f"{path} cannot be quantised: {error}") from error
+        quantization.quantize_static(
+            prepared,
+            quantised,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            # On signed digits entropy and percentiles gave the same accuracy, and need the activations' histograms.
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+            # Products of two activations, of which attention is made, hold no weights to save.
+            extra_options={"MatMulConstBOnly": True, "CalibStridedMinMax": 1},
+        )
         model = onnx.load(quantised)
     _set_metadata(model, _metadata(onnx.load(path)) | {"precision": "int8"})
     _save(onnx, model, target)
@@ -285,10 +286,19 @@ def _metadata(model: object) -> dict[str, Any]:
 
 def _save(onnx: ModuleType, model: object, path: Path) -> None:
     onnx.checker.check_model(model, full_check=True)
+    write_whole(path, model.SerializeToString())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that whoever looks sees all of it, or what was there before.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     unfinished = path.with_name(path.name + ".part")
     try:
         with unfinished.open("wb") as file:
-            file.write(model.SerializeToString())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -302,6 +312,16 @@ def _read_metadata(path: Path, raw: Mapping[str, str], task: str) -> dict[str, A
         metadata = {key: json.loads(value) for key, value in raw.items()}
     except json.JSONDecodeError:
         metadata = {}
+    require_metadata(path, metadata, task)
+    return metadata
+
+
+def require_metadata(path: Path, metadata: Mapping[str, Any], task: str) -> None:
+    """Check that a file is this project's, and of a task.
+
+    Raises:
+        InputError: it is not.
+    """
     if _FORMAT_KEY not in metadata or "task" not in metadata:
         raise InputError(
             f"{path} was not written by this project's export: its metadata tells neither classes nor normalisation. "
@@ -313,7 +333,6 @@ def _read_metadata(path: Path, raw: Mapping[str, str], task: str) -> dict[str, A
         )
     if metadata["task"] != task:
         raise InputError(f"{path} is a file of {metadata['task']}.export: use it with {metadata['task']}.predict")
-    return metadata
 
 
 def _reason(error: Exception) -> str:
@@ -323,14 +342,13 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what the exporter says of its own progress, and of packages that are not needed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quietly() -> Iterator[None]:
+    """Leave out what the libraries say of their own progress, and of packages that are not needed."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

@@ -1,7 +1,6 @@
-"""A classifier in an ONNX file: what goes into the graph, and what it takes to run one."""
+"""A classifier in a file of ``classification.export``: what goes into its graph, and what it takes to run it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from classification.transforms import eval_transform, middle, shorter_side
 from mobile_former.errors import InputError
 from mobile_former.training.checkpoint import require_data_options
+from mobile_former.training.executorch_file import ExecutorchModel
 from mobile_former.training.images import normalise
 from mobile_former.training.onnx_file import OnnxModel
 
@@ -22,7 +22,7 @@ from mobile_former.training.onnx_file import OnnxModel
 Preprocessing = Literal["none", "normalise", "resize_and_normalise"]
 
 
-class ExportedClassifier(nn.Module):
+class ClassifierGraph(nn.Module):
     """A classifier with as much of its images' preparation before it as shall lie in the graph.
 
     Args:
@@ -72,23 +72,22 @@ def resize_and_crop(images: Tensor, image_size: int, crop_fraction: float) -> Te
     return images
 
 
-class OnnxClassifier:
+class ExportedClassifier:
     """A file that ``python -m classification.export`` wrote, made ready for image files.
 
     Args:
-        path: the file.
+        model: the file, read.
 
     Attributes:
         class_names: the classes in the order of the logits.
         transform: makes an image as read, ``(H, W, 3)`` uint8, one that :meth:`logits` takes.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: not a file of ``classification.export``, or a damaged one.
+        InputError: a damaged file.
     """
 
-    def __init__(self, path: str | Path):
-        self.model = OnnxModel(path, "classification")
+    def __init__(self, model: OnnxModel | ExecutorchModel):
+        self.model = model
         metadata = self.model.metadata
         try:
             require_data_options(metadata)
@@ -97,8 +96,8 @@ class OnnxClassifier:
             self.transform: Callable[..., dict] = eval_transform(metadata["image_size"], metadata["crop_fraction"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} is damaged: its metadata is not what export writes ({type(error).__name__}: {error}); export "
-                "it again"
+                f"{model.path} is damaged: its metadata is not what export writes ({type(error).__name__}: {error}); "
+                "export it again"
             ) from error
         if self.preprocessing == "resize_and_normalise":
             self.transform = _cut_strip
