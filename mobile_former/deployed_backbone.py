@@ -73,7 +73,7 @@ class DeployedBackbone(nn.Module):
         self.blocks = nn.ModuleList()
         bridges = [block.to_former for block in backbone.blocks if not isinstance(block, Lite)] + [last]
         self.register_buffer("tokens", backbone.tokens + bridges[0].output.bias)
-        self.register_buffer("asked", torch.stack(TokenReads(None, bridges[0])(backbone.tokens, batch=1)))
+        self.register_buffer("asked", torch.stack(TokenReads(None, bridges[0])(backbone.tokens, len(backbone.tokens))))
         self.register_buffer("shift", backbone.tokens.new_zeros(()) if last is None else last.output.bias.detach())
         for block, stride in zip(backbone.blocks, backbone.strides, strict=True):
             if isinstance(block, Lite):
@@ -162,20 +162,20 @@ class DeployedBlock(nn.Module):
             The map ``(B, C', H', W')``, the tokens ``(B·M, d)`` with the following bridge's bias added, and its query
             and gate ``(B·heads, M, C'/heads)``, where there is one.
         """
-        batch, count = x.shape[0], query.shape[1]
+        count = query.shape[1]
         tokens, logits = self.to_former(x, tokens, query, gate, padding)
-        tokens = self.former(tokens, batch)
+        tokens = self.former(tokens, count)
         if self.spatial_dynamic_relu:
-            logits = logits.unflatten(0, (batch, HEADS)).mean(1).unflatten(2, x.shape[2:])
+            logits = logits.reshape(-1, HEADS, *logits.shape[1:]).mean(1).unflatten(2, x.shape[2:])
             mixing = (halve(logits, padding) if self.downsamples else logits).softmax(1)
-            guide = tokens.unflatten(0, (batch, count))
+            guide = tokens.reshape(-1, count, tokens.shape[1])
         else:
             mixing, guide = None, tokens[::count]
         if self.downsamples:
             x = self.mobile(x, guide, mixing, padding, out_padding)
         else:
             x = self.mobile(x, guide, mixing, padding)
-        key, value, *asked = self.reads(tokens, batch)
+        key, value, *asked = self.reads(tokens, count)
         weights = torch.bmm(key, split_heads(x)).softmax(1)
         return x + torch.bmm(value.transpose(1, 2), weights).reshape(x.shape), tokens, asked
 
@@ -198,10 +198,11 @@ class TokenReads(nn.Module):
         self.linear = merged(layers)
         self.parts = len(layers)
 
-    def forward(self, tokens: Tensor, batch: int) -> Sequence[Tensor]:
+    def forward(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
         """Of ``(B·M, d)``, key, value, query and gate in this order, each ``(B·heads, M, C/heads)``."""
-        read = self.linear(tokens).reshape(batch, tokens.shape[0] // batch, self.parts, HEADS, -1)
-        return read.permute(2, 0, 3, 1, 4).flatten(0, 2).split(batch * HEADS)
+        width = self.linear.out_features // (self.parts * HEADS)
+        read = self.linear(tokens).reshape(-1, count, self.parts, HEADS, width)
+        return read.permute(2, 0, 3, 1, 4).reshape(self.parts, -1, count, width).unbind()
 
 
 class DeployedToFormer(nn.Module):
@@ -228,7 +229,7 @@ class DeployedToFormer(nn.Module):
         logits = torch.bmm(query, values)
         visible = logits if padding is None else mask_logits(logits, padding.flatten(2).repeat_interleave(HEADS, 0))
         gathered = torch.bmm(visible.softmax(2), values.transpose(1, 2)) * F.hardsigmoid(gate)
-        gathered = gathered.unflatten(0, (-1, HEADS)).transpose(1, 2).reshape(-1, x.shape[1])  # (B·M, C)
+        gathered = gathered.reshape(-1, HEADS, *gathered.shape[1:]).transpose(1, 2).reshape(-1, x.shape[1])  # (B·M, C)
         return self.norm(torch.addmm(tokens, gathered, self.weight)), logits
 
 
@@ -249,18 +250,19 @@ class DeployedFormer(nn.Module):
         self.weight = nn.Parameter(former.ffn[2].weight.detach().t())
         self.ffn_norm = former.ffn_norm
 
-    def forward(self, tokens: Tensor, batch: int) -> Tensor:
-        """Let the tokens ``(B·M, d)`` exchange what they gathered."""
-        keys = self._split(tokens, batch)
-        weights = torch.bmm(self._split(self.query(tokens), batch), keys.transpose(1, 2)).softmax(2)
-        gathered = torch.bmm(weights, keys).unflatten(0, (batch, -1)).transpose(1, 2).reshape(tokens.shape)
+    def forward(self, tokens: Tensor, count: int) -> Tensor:
+        """Let the tokens ``(B·M, d)``, M of an image, exchange what they gathered."""
+        keys = self._split(tokens, count)
+        weights = torch.bmm(self._split(self.query(tokens), count), keys.transpose(1, 2)).softmax(2)
+        gathered = torch.bmm(weights, keys).reshape(-1, FORMER_HEADS, count, keys.shape[2]).transpose(1, 2)
+        gathered = gathered.reshape(-1, tokens.shape[1])
         tokens = self.attention_norm(tokens + self.output(gathered))
         return self.ffn_norm(torch.addmm(tokens, F.gelu(self.expand(tokens)), self.weight))
 
     @staticmethod
-    def _split(tokens: Tensor, batch: int) -> Tensor:
-        split = tokens.reshape(batch, tokens.shape[0] // batch, FORMER_HEADS, -1)
-        return split.transpose(1, 2).flatten(0, 1)  # (B·heads, M, d/heads)
+    def _split(tokens: Tensor, count: int) -> Tensor:
+        width = tokens.shape[1] // FORMER_HEADS
+        return tokens.reshape(-1, count, FORMER_HEADS, width).transpose(1, 2).reshape(-1, count, width)
 
 
 class DeployedClassifier(nn.Module):
