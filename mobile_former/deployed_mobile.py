@@ -92,7 +92,16 @@ class DeployedLite(nn.Module):
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """As the trained part."""
-        out = self.project(F.relu6(self.depthwise(zero_padding(x, padding)), inplace=True))
+        hidden = zero_padding(x, padding)
+        if torch.compiler.is_exporting():
+            # With the product in parts, maps need not be joined, which would change their layout.
+            parts = self.depthwise.parts(hidden)
+            channels = parts[0].shape[1]
+            out = F.conv2d(F.relu6(parts[0]), self.project.weight[:, :channels], self.project.bias)
+            for start, part in zip(range(channels, len(self.depthwise.bias), channels), parts[1:], strict=True):
+                out = out + F.conv2d(F.relu6(part), self.project.weight[:, start : start + channels])
+        else:
+            out = self.project(F.relu6(self.depthwise(hidden), inplace=True))
         return x + out if self.residual else out
 
 
@@ -209,11 +218,15 @@ class Depthwise(nn.Module):
         if self.repeats == 1:
             return self._convolve(x, self.weight, self.bias)
         # There is fast code for one output a channel alone: in PyTorch for many channels, elsewhere for few too.
-        if not torch.compiler.is_exporting():
-            return self._convolve(torch.cat([x] * self.repeats, dim=1), self.weight, self.bias)
+        if torch.compiler.is_exporting():
+            return torch.cat(self.parts(x), dim=1)
+        return self._convolve(torch.cat([x] * self.repeats, dim=1), self.weight, self.bias)
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        """The same in parts of one output a channel, each ``(B, C, ⌈H/stride⌉, ⌈W/stride⌉)``."""
         starts = range(0, len(self.bias), x.shape[1])
-        parts = [slice(start, start + x.shape[1]) for start in starts]
-        return torch.cat([self._convolve(x, self.weight[part], self.bias[part]) for part in parts], dim=1)
+        rows = [slice(start, start + x.shape[1]) for start in starts]
+        return [self._convolve(x, self.weight[part], self.bias[part]) for part in rows]
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(x, weight, bias, self.stride, padding=1, groups=x.shape[1])
