@@ -202,6 +202,9 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
     with tempfile.TemporaryDirectory() as folder, quietly(), contextlib.redirect_stdout(io.StringIO()):
         prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / "quantised.onnx"
         _import("onnxruntime.quantization.shape_inference").quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        model = onnx.load(prepared)
+        _part_sums(onnx, model.graph)
+        onnx.save(model, prepared)
         quantization.quantize_static(
             prepared,
             quantised,
@@ -264,6 +267,16 @@ def _translations() -> dict:
         return op.Div(exponentials, op.ReduceSum(exponentials, axes, keepdims=1))
 
     return {torch.ops.aten.softmax.int: softmax, torch.ops.aten._softmax.default: softmax}
+
+
+def _part_sums(onnx: ModuleType, graph: object) -> None:
+    """Make two nodes of a product and a sum with anything but a vector, which the quantiser takes for a bias."""
+    biases = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
+    for place, node in reversed(list(enumerate(graph.node))):
+        if node.op_type == "Gemm" and len(node.input) == 3 and node.input[2] not in biases:
+            added, result = node.input.pop(), node.output.pop()
+            node.output.append(f"{result}_product")
+            graph.node.insert(place + 1, onnx.helper.make_node("Add", [node.output[0], added], [result]))
 
 
 def _strip(graph: object) -> None:

@@ -175,15 +175,30 @@ def test_without_onnx_the_error_names_the_extra(written, monkeypatch):
 # Int8
 
 
-def test_int8_is_smaller_and_near(tmp_path, capfd):
-    torch.manual_seed(0)
-    module = nn.Sequential(
-        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(1024, 4)
-    ).eval()
+class Sums(nn.Module):
+    """Convolutions, and linears that are added to a constant, to an activation and to a bias."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.convs = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3))
+        self.constant = nn.Parameter(torch.randn(1, 64))
+        self.linears = nn.ModuleList([nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False), nn.Linear(64, 4)])
+
+    def forward(self, images):
+        x = self.convs(images).mean((2, 3))
+        x = torch.addmm(self.constant, x, self.linears[0].weight.t())
+        x = torch.addmm(x, x, self.linears[1].weight.t())
+        return self.linears[2](x)
+
+
+@pytest.mark.parametrize("batch", [1, None])
+def test_int8_is_smaller_and_near(tmp_path, capfd, batch):
+    module = Sums().eval()
     plain, small = tmp_path / "plain.onnx", tmp_path / "small.onnx"
     write_onnx(
-        module, [torch.zeros(2, 3, 8, 8)], plain, input_names=["images"], output_names=["logits"],
-        dynamic_axes=[{0: "batch"}], metadata=METADATA,
+        module, [torch.zeros(batch or 2, 3, 8, 8)], plain, input_names=["images"], output_names=["logits"],
+        dynamic_axes=None if batch else [{0: "batch"}], metadata=METADATA,
     )  # fmt: skip
     calibration = images(16, 3, 8, 8).numpy()
     quantise(plain, small, ([image[None]] for image in calibration), len(calibration))
