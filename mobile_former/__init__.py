@@ -2,6 +2,7 @@
 
 from mobile_former.checkpointing import checkpoint_gradients
 from mobile_former.cost import Cost, cost
+from mobile_former.deploy import deploy
 from mobile_former.errors import InputError
 from mobile_former.factory import (
     create_model,
@@ -25,6 +26,7 @@ __all__ = [
     "checkpoint_gradients",
     "cost",
     "create_model",
+    "deploy",
     "list_models",
     "load_weights",
     "mobile_former_26m",

@@ -1,0 +1,274 @@
+"""Models as ONNX files: written from PyTorch, run by onnxruntime, and their convolutions in int8.
+
+A file is whole in itself: its metadata tells what a model was trained to tell apart and how it wants its images, so
+that nothing else is needed to use it.
+"""
+
+import importlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mobile_former.errors import InputError
+
+OPSET = 20  # the first with Gelu, which is five nodes before; what runs on phones is often a few opsets behind
+FORMAT = 1  # of the metadata; goes up where a reader of before would misunderstand
+
+_FORMAT_KEY = "mobile_former_format"
+_EXTRA = "pip install -c constraints.txt -e '.[export]'"
+
+
+def write_onnx(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    path: Path,
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_axes: Sequence[Mapping[int, str]] | None = None,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write a module as one self-contained ONNX file; whole or not at all.
+
+    Args:
+        module: in evaluation mode; its ``forward`` takes the inputs by position and returns a tensor or a tuple of
+            tensors. By convention the first axis of every input and output is the batch.
+        inputs: examples on the CPU. An axis that is dynamic must be 2 or more here, as the exporter takes 1 for a
+            number that always stays 1; the others keep the sizes that they have here.
+        path: the file to write; its folder exists.
+        input_names: one for each input.
+        output_names: one for each output.
+        dynamic_axes: for each input the axes that may have any size, and a name for each size; the same name is the
+            same size. None: all sizes are fixed.
+        metadata: what :attr:`OnnxModel.metadata` gives back, of plain types (JSON's); ``"task"`` among them.
+
+    Raises:
+        InputError: the packages of the extra ``export`` are missing, or the module holds what cannot be exported.
+        OSError: the file cannot be written; what lay there before still does.
+    """
+    onnx = _import("onnx")
+    _import("onnxscript")
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                module,
+                tuple(inputs),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=list(input_names),
+                output_names=list(output_names),
+                dynamic_shapes=None if dynamic_axes is None else tuple(dict(axes) for axes in dynamic_axes),
+                custom_translation_table=_translations(),
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise InputError(f"{type(module).__name__} cannot be exported to ONNX: {reason}") from error
+    model = program.model_proto
+    _strip(model.graph)
+    _set_metadata(model, metadata)
+    _save(onnx, model, path)
+
+
+class OnnxModel:
+    """An ONNX file of this project in an onnxruntime session on the CPU.
+
+    Args:
+        path: the file.
+        task: ``"classification"`` or ``"detection"``, of which the file has to be.
+
+    Attributes:
+        path: the file.
+        metadata: what it was written with, see :func:`write_onnx`.
+        inputs: name and shape of each input; a size that is dynamic stands as its name.
+        outputs: names of the outputs.
+        nodes: number of the graph's nodes, once onnxruntime has optimised nothing yet.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: no ONNX file, not one of this project or of this task, damaged, or written by a later version.
+    """
+
+    def __init__(self, path: str | Path, task: str):
+        runtime = _import("onnxruntime")
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"no ONNX file {path} (looked from {os.getcwd()})")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4  # what matters comes as an exception
+        options.intra_op_num_threads = torch.get_num_threads()  # so that one setting (OMP_NUM_THREADS) rules both
+        try:
+            self._session = runtime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own types, which have no base but Exception
+            raise InputError(f"{path} is no ONNX file, or damaged ({_reason(error)}): export it again") from error
+        self.metadata = _read_metadata(self.path, self._session.get_modelmeta().custom_metadata_map, task)
+        self.inputs = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
+        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    @property
+    def batch(self) -> int | None:
+        """Number of images that the graph takes at once; None where it takes any."""
+        size = next(iter(self.inputs.values()))[0]
+        return size if isinstance(size, int) else None
+
+    def __call__(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Run the model.
+
+        Args:
+            inputs: in the order of :attr:`inputs`, of any batch: a file of a fixed one is run as often as is needed.
+
+        Returns:
+            The outputs by name, the batch their first axis.
+
+        Raises:
+            InputError: another number of inputs, or of a shape or type that the file does not take.
+        """
+        for (name, shape), given in zip(self.inputs.items(), inputs, strict=True):
+            fits = given.ndim == len(shape) and all(
+                isinstance(size, str) or size == side for size, side in zip(shape[1:], given.shape[1:], strict=True)
+            )
+            if not fits:
+                raise InputError(
+                    f"{self.path}: its input {name!r} is ({', '.join(map(str, shape))}), and {given.shape} was given; "
+                    "resize the images, or export with a dynamic size"
+                )
+        count = len(inputs[0])
+        size = self.batch or max(count, 1)
+        parts = [self._run([given[start : start + size] for given in inputs], size) for start in range(0, count, size)]
+        return {name: np.concatenate(values) for name, *values in zip(self.outputs, *parts, strict=True)}
+
+    def _run(self, inputs: list[np.ndarray], size: int) -> list[np.ndarray]:
+        """Run a part of a batch, filled up to ``size`` with its last image where it is smaller."""
+        count = len(inputs[0])
+        missing = size - count
+        filled = [np.concatenate([given, *[given[-1:]] * missing]) if missing else given for given in inputs]
+        try:
+            outputs = self._session.run(None, dict(zip(self.inputs, filled, strict=True)))
+        except Exception as error:  # as above
+            raise InputError(f"{self.path} cannot be run on this input: {_reason(error)}") from error
+        return [output[:count] for output in outputs]
+
+
+def quantise(
+    path: Path,
+    target: Path,
+    calibration: Iterable[Sequence[np.ndarray]],
+) -> None:
+    """Write a file whose convolutions compute in int8.
+
+    Args:
+        path: a file that :func:`write_onnx` wrote.
+        target: the file to write.
+        calibration: inputs of the model, by which the range of each activation is found.
+    """
+    raise NotImplementedError
+
+
+def count_nodes(path: Path) -> int:
+    """Number of nodes in the graph of an ONNX file."""
+    return len(_import("onnx").load(path).graph.node)
+
+
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The greatest difference of two arrays, relative to the greatest magnitude expected."""
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
+
+
+def _import(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f"ONNX needs the package {package}, which cannot be imported ({error}): {_EXTRA}") from error
+
+
+def _translations() -> dict:
+    """How PyTorch's operations become ONNX's, where the exporter's own way is not the best."""
+    op = importlib.import_module("onnxscript").opset20
+
+    def softmax(logits, dim: int, *_):  # noqa: ANN001, ANN202 (the exporter reads annotations as ONNX's types)
+        """Along the last axis ONNX's own; along another spelt out, as onnxruntime transposes there and back, which
+        takes seven times as long (at 1x2x6x3136 along the third: 178 against 25 microseconds)."""
+        if dim in (-1, len(logits.shape) - 1):
+            return op.Softmax(logits, axis=dim)
+        axes = op.Constant(value_ints=[dim])
+        exponentials = op.Exp(op.Sub(logits, op.ReduceMax(logits, axes, keepdims=1)))
+        return op.Div(exponentials, op.ReduceSum(exponentials, axes, keepdims=1))
+
+    return {torch.ops.aten.softmax.int: softmax, torch.ops.aten._softmax.default: softmax}
+
+
+def _strip(graph: object) -> None:
+    """Remove what the exporter noted for its own debugging: each node's place in the sources of this machine."""
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    del graph.metadata_props[:]
+
+
+def _set_metadata(model: object, metadata: Mapping[str, Any]) -> None:
+    del model.metadata_props[:]
+    for key, value in {_FORMAT_KEY: FORMAT, **metadata}.items():
+        model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
+
+
+def _save(onnx: ModuleType, model: object, path: Path) -> None:
+    onnx.checker.check_model(model, full_check=True)
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(model.SerializeToString())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _read_metadata(path: Path, raw: Mapping[str, str], task: str) -> dict[str, Any]:
+    try:
+        metadata = {key: json.loads(value) for key, value in raw.items()}
+    except json.JSONDecodeError:
+        metadata = {}
+    if _FORMAT_KEY not in metadata or "task" not in metadata:
+        raise InputError(
+            f"{path} was not written by this project's export: its metadata tells neither classes nor normalisation. "
+            f"Give a file of python -m {task}.export"
+        )
+    if metadata[_FORMAT_KEY] != FORMAT:
+        raise InputError(
+            f"{path} is of format {metadata[_FORMAT_KEY]}, and this version reads {FORMAT}: export it again"
+        )
+    if metadata["task"] != task:
+        raise InputError(f"{path} is a file of {metadata['task']}.export: use it with {metadata['task']}.predict")
+    return metadata
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error of onnxruntime, without its codes."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rpartition(" : ")[2][:200]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what the exporter says of its own progress, and of packages that are not needed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
