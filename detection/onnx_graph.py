@@ -139,7 +139,11 @@ def translations() -> dict[Callable, Callable]:
         best, order = op.TopK(padded, numbers(DETECTIONS), axis=1)
         return op.Where(op.Greater(best, number(0.0, float)), order, number(-1))
 
-    return {torch.ops.detection.suppress.default: translated}
+    def sort(values, *, stable=True, dim=-1, descending=False):  # noqa: ANN001, ANN202
+        length = op.Shape(values, start=1, end=2)
+        return op.TopK(values, length, axis=1)
+
+    return {torch.ops.detection.suppress.default: translated, torch.ops.aten.sort.stable: sort}
 
 
 def preparation(
@@ -230,7 +234,7 @@ def preparation(
             prepare_planes = Transpose <perm = [0, 3, 1, 2]> (image)
             prepare_planes_shape = Shape <start = 0, end = 2> (prepare_planes)
             prepare_sizes = Concat <axis = 0> (prepare_planes_shape, prepare_size)
-            prepare_pixels = Resize <mode = "linear", antialias = 1> (prepare_planes, , , prepare_sizes)
+            prepare_pixels = Resize <mode = "linear", antialias = 1, exclude_outside = 1> (prepare_planes, , , prepare_sizes)
             prepare_values = Cast <to = 1> (prepare_pixels)
             prepare_scale = Constant <value = float[3, 1, 1] {{{scale}}}> ()
             prepare_offset = Constant <value = float[3, 1, 1] {{{offset}}}> ()
