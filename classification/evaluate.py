@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from pytorch_lightning import Trainer
@@ -30,16 +31,7 @@ def evaluate(stage: str) -> None:
     module, data_options = load_checkpoint(options.ckpt_path, ClassificationModule, "classification")
     if stage == "test":
         folder = output_folder(options)
-    given = {name: value for name, value in options.data.items() if value is not None}
-    if "root" in given:
-        given["dataset"] = "shards" if holds_shards(given["root"]) else "folder"
-    elif str(data_options["root"]).startswith("pipe:"):
-        # Nothing in a file is ever executed: a command has to be given by whoever sits here.
-        raise InputError(
-            f"{options.ckpt_path} names a command as the place of its images: {data_options['root']}. If that is what "
-            "you want to run, give it by --data.root"
-        )
-    data = ClassificationData(**(data_options | given))
+    data = labelled_data(options.ckpt_path, data_options, options.data)
     metrics = score(stage, trainer, module, data)
 
     source = data.test_set.source if stage == "test" else data.val_set.source
@@ -53,6 +45,29 @@ def evaluate(stage: str) -> None:
         _write(folder, metrics, module)
         console().print(_class_table(module))
         print(f"written: {folder}/: metrics.json, per_class.csv, confusion_matrix.png")
+
+
+def labelled_data(checkpoint: str, data_options: dict, given: Mapping) -> ClassificationData:
+    """The images that a checkpoint was trained on, or others.
+
+    Args:
+        checkpoint: its path.
+        data_options: those in it.
+        given: options in their place, those that are not None: ``root``, ``batch_size``, ….
+
+    Raises:
+        InputError: a command in the checkpoint as the place of the images, or an option out of range.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if "root" in given:
+        given["dataset"] = "shards" if holds_shards(given["root"]) else "folder"
+    elif str(data_options["root"]).startswith("pipe:"):
+        # Nothing in a file is ever executed: a command has to be given by whoever sits here.
+        raise InputError(
+            f"{checkpoint} names a command as the place of its images: {data_options['root']}. If that is what you "
+            "want to run, give it by --data.root"
+        )
+    return ClassificationData(**(data_options | given))
 
 
 def _write(folder: Path, metrics: dict[str, float], module: ClassificationModule) -> None:

@@ -2,13 +2,17 @@
 
 import csv
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from classification.exported_classifier import ExportedClassifier
 from classification.module import ClassificationModule
 from classification.transforms import eval_transform
 from mobile_former.errors import InputError
@@ -17,6 +21,7 @@ from mobile_former.training.command import Parser, console, require_writable, ru
 from mobile_former.training.data import default_workers
 from mobile_former.training.figures import image_sheet
 from mobile_former.training.images import ImageFiles, expand, normalise, read_image
+from mobile_former.training.onnx_file import OnnxModel
 
 SHEET_MOST = 60  # images; more would be too small to look at
 
@@ -25,12 +30,17 @@ def main() -> None:
     """Predict by the command line's options."""
     parser = Parser(prog="python -m classification.predict", description="Classify images.")
     parser.add_argument("images", type=str, nargs="+", help="images, folders, or quoted globs")
-    parser.add_argument("--ckpt_path", required=True, help="a run's checkpoints/best.ckpt")
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help="a run's checkpoints/best.ckpt")
+    parser.add_argument(
+        "--onnx", type=Path | None, default=None, help="a file of classification.export, in place of --ckpt_path"
+    )
     parser.add_argument("--output", type=Path | None, default=None, help="a .csv or .json file to write")
     parser.add_argument("--sheet", type=Path | None, default=None, help="a .png to write: images with their classes")
     parser.add_argument("--top_k", type=int, default=5, help="classes to tell for each image")
     parser.add_argument("--batch_size", type=int, default=32, help="images in a batch")
     options = parser.parse_args()
+    if (options.ckpt_path is None) == (options.onnx is None):
+        raise InputError("give either --ckpt_path, a run's checkpoints/best.ckpt, or --onnx, a file of export")
     if options.output and options.output.suffix not in {".csv", ".json"}:
         raise InputError(f"--output {options.output}: give a name that ends in .csv or .json")
     if options.sheet and options.sheet.suffix != ".png":
@@ -42,8 +52,11 @@ def main() -> None:
     paths = expand(options.images)
     for target in filter(None, (options.output, options.sheet)):  # before the work, so that none is lost
         require_writable(target)
-    module, data_options = load_checkpoint(options.ckpt_path, ClassificationModule, "classification")
-    predictions = predict(module, data_options, paths, top_k=options.top_k, batch_size=options.batch_size)
+    if options.onnx:
+        classifier: Classifier = ExportedClassifier(OnnxModel(options.onnx, "classification"))
+    else:
+        classifier = CheckpointClassifier(*load_checkpoint(options.ckpt_path, ClassificationModule, "classification"))
+    predictions = predict(classifier, paths, top_k=options.top_k, batch_size=options.batch_size)
     _print(predictions)
     for target, write in ((options.output, _write), (options.sheet, _draw)):
         if target:
@@ -52,14 +65,47 @@ def main() -> None:
     tell_unreadable([prediction["error"] for prediction in predictions if "error" in prediction], len(paths))
 
 
-def predict(
-    module: ClassificationModule, data_options: dict, paths: list[Path], *, top_k: int = 5, batch_size: int = 32
-) -> list[dict]:
-    """Classify image files.
+class Classifier(Protocol):
+    """What classifies images: a checkpoint, or an ONNX file.
+
+    Attributes:
+        class_names: the classes in the order of the logits.
+        transform: makes an image as read, ``(H, W, 3)`` uint8, one that :meth:`logits` takes.
+    """
+
+    class_names: list[str]
+    transform: Callable[..., dict]
+
+    def logits(self, images: Sequence[Tensor]) -> Tensor:
+        """Classify images ``(3, H, W)`` uint8, one or more: ``(B, K)``."""
+
+
+class CheckpointClassifier:
+    """A checkpoint's :class:`Classifier`, on the GPU where there is one.
 
     Args:
         module: and
         data_options: as :func:`mobile_former.training.checkpoint.load_checkpoint` gives them.
+    """
+
+    def __init__(self, module: ClassificationModule, data_options: dict):
+        self.module = module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.class_names = module.hparams.class_names
+        self.transform = eval_transform(data_options["image_size"], data_options["crop_fraction"])
+        self.mean, self.std = data_options["mean"], data_options["std"]
+
+    @torch.inference_mode()
+    def logits(self, images: Sequence[Tensor]) -> Tensor:
+        """Classify images ``(3, S, S)`` uint8: ``(B, K)``."""
+        pixels = torch.stack(list(images)).to(self.module.device)
+        return self.module(normalise(pixels, self.mean, self.std, self.module.dtype))
+
+
+def predict(classifier: Classifier, paths: list[Path], *, top_k: int = 5, batch_size: int = 32) -> list[dict]:
+    """Classify image files.
+
+    Args:
+        classifier: a checkpoint's, or an ONNX file's.
         paths: the images.
         top_k: classes to tell for each image, at most.
         batch_size: images in a batch.
@@ -68,19 +114,13 @@ def predict(
         For each image ``{"path", "class", "probability", "top_k": [{"class", "probability"}, …]}``, or
         ``{"path", "error"}`` where it cannot be read.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = module.to(device).eval()
-    names = module.hparams.class_names
-    transform = eval_transform(data_options["image_size"], data_options["crop_fraction"])
-    mean, std = data_options["mean"], data_options["std"]
+    names = classifier.class_names
     workers = default_workers() if len(paths) > 4 * batch_size else 0
-    loader = DataLoader(ImageFiles(paths, transform), batch_size, num_workers=workers, collate_fn=list)
+    loader = DataLoader(ImageFiles(paths, classifier.transform), batch_size, num_workers=workers, collate_fn=list)
     predictions = []
     for batch in loader:
         images = [sample[0] for sample in batch if not isinstance(sample, str)]
-        with torch.inference_mode():
-            images = normalise(torch.stack(images).to(device), mean, std, module.dtype) if images else None
-            logits = torch.empty(0, len(names)) if images is None else module(images)
+        logits = classifier.logits(images) if images else torch.empty(0, len(names))
         best = logits.softmax(1).topk(min(top_k, len(names)))
         rows = iter(zip(best.values.tolist(), best.indices.tolist(), strict=True))
         for sample in batch:

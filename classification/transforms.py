@@ -59,8 +59,12 @@ def eval_transform(image_size: int, crop_fraction: float = 0.875) -> A.Compose:
     Returns:
         A pipeline from a ``(H, W, 3)`` uint8 RGB image to one of ``(image_size, image_size, 3)``.
     """
-    shorter = math.floor(image_size / crop_fraction)
-    return A.Compose([ResizeShorterSide(shorter), CentreCrop(image_size)])
+    return A.Compose([ResizeShorterSide(shorter_side(image_size, crop_fraction)), CentreCrop(image_size)])
+
+
+def shorter_side(image_size: int, crop_fraction: float) -> int:
+    """Pixels of the shorter side of which a crop of ``image_size`` is ``crop_fraction``."""
+    return math.floor(image_size / crop_fraction)
 
 
 class RandomResizedCrop(A.RandomResizedCrop):
@@ -93,12 +97,17 @@ class ResizeShorterSide(A.ImageOnlyTransform):
 
     def apply(self, img: np.ndarray, **params) -> np.ndarray:
         """Resize an ``(H, W, 3)`` image."""
+        img = middle(img)
         height, width = img.shape[:2]
         shorter = min(height, width)
-        top, left = (max(0, (side - _STRIP * shorter) // 2) for side in (height, width))
-        img = img[top : height - top, left : width - left]
-        height, width = img.shape[:2]
         return resize(img, height * self.size // shorter, width * self.size // shorter)
+
+
+def middle(image: np.ndarray) -> np.ndarray:
+    """The middle of an ``(H, W, 3)`` image that is a strip; any other as it is."""
+    height, width = image.shape[:2]
+    top, left = (max(0, (side - _STRIP * min(height, width)) // 2) for side in (height, width))
+    return image[top : height - top, left : width - left]
 
 
 class CentreCrop(A.ImageOnlyTransform):

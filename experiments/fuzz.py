@@ -378,7 +378,8 @@ def _models() -> tuple[torch.nn.Module, torch.nn.Module]:
 def predict_classes(path: Path) -> None:
     """A checkpoint as classification.predict takes it."""
     module, options = load_checkpoint(path, ClassificationModule, "classification")
-    classification.predict.predict(module, options, [path.parents[1] / "images" / "1.png"])
+    classifier = classification.predict.CheckpointClassifier(module, options)
+    classification.predict.predict(classifier, [path.parents[1] / "images" / "1.png"])
 
 
 def predict_boxes(path: Path) -> None:

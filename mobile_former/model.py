@@ -129,7 +129,7 @@ class Backbone(nn.Module):
         Raises:
             InputError: images of another shape, or smaller than 32 pixels.
         """
-        self._check(images, padding_mask)
+        check_images(images, padding_mask, self.in_chans)
         padding = {} if padding_mask is None else padding_pyramid(padding_mask, (1, 2, 4, 8, 16, 32))
         x = F.relu6(self.stem(zero_padding(images, padding.get(1))))
         tokens = self.tokens.expand(images.shape[0], -1, -1)  # len() would fix the batch in torch.export
@@ -144,24 +144,6 @@ class Backbone(nn.Module):
                 maps[stride] = x
             in_stride = stride
         return maps, tokens
-
-    def _check(self, images: Tensor, padding_mask: Tensor | None) -> None:
-        if images.ndim != 4 or images.shape[1] != self.in_chans:
-            raise InputError(f"images have shape {tuple(images.shape)}: the model takes (B, {self.in_chans}, H, W)")
-        if not images.is_floating_point():
-            raise InputError(f"images are of type {images.dtype}: normalise them to a floating-point type")
-        if images.shape[2] < MIN_SIZE or images.shape[3] < MIN_SIZE:
-            raise InputError(
-                f"images of {images.shape[2]}x{images.shape[3]} pixels: both sides must be at least {MIN_SIZE}; "
-                "resize or pad them"
-            )
-        if padding_mask is not None and padding_mask.dtype != torch.bool:
-            raise InputError(f"padding_mask is of type {padding_mask.dtype}: give a bool one, True on padding")
-        if padding_mask is not None and padding_mask.shape != (images.shape[0], *images.shape[2:]):
-            raise InputError(
-                f"padding_mask has shape {tuple(padding_mask.shape)}: images of shape {tuple(images.shape)} "
-                f"need {(images.shape[0], *images.shape[2:])}"
-            )
 
 
 class Classifier(nn.Module):
@@ -195,3 +177,23 @@ class Classifier(nn.Module):
         features = torch.cat([F.hardswish(pooled), tokens[:, 0]], dim=1)
         features = F.hardswish(self.norm(self.features(features)))
         return self.logits(self.dropout(features))
+
+
+def check_images(images: Tensor, padding_mask: Tensor | None, in_chans: int) -> None:
+    """Refuse what a backbone cannot take, see :meth:`Backbone.forward`."""
+    if images.ndim != 4 or images.shape[1] != in_chans:
+        raise InputError(f"images have shape {tuple(images.shape)}: the model takes (B, {in_chans}, H, W)")
+    if not images.is_floating_point():
+        raise InputError(f"images are of type {images.dtype}: normalise them to a floating-point type")
+    if images.shape[2] < MIN_SIZE or images.shape[3] < MIN_SIZE:
+        raise InputError(
+            f"images of {images.shape[2]}x{images.shape[3]} pixels: both sides must be at least {MIN_SIZE}; "
+            "resize or pad them"
+        )
+    if padding_mask is not None and padding_mask.dtype != torch.bool:
+        raise InputError(f"padding_mask is of type {padding_mask.dtype}: give a bool one, True on padding")
+    if padding_mask is not None and padding_mask.shape != (images.shape[0], *images.shape[2:]):
+        raise InputError(
+            f"padding_mask has shape {tuple(padding_mask.shape)}: images of shape {tuple(images.shape)} "
+            f"need {(images.shape[0], *images.shape[2:])}"
+        )

@@ -46,7 +46,7 @@ def load_checkpoint(path: str | Path, module_class: type[Module], task: str) -> 
             raise InputError(f"{path} is a checkpoint of another task, not of {task}.fit")
         module = module_class(**options)
         module.load_state_dict(content["state_dict"])
-        _require_data_options(content["datamodule_hyper_parameters"])
+        require_data_options(content["datamodule_hyper_parameters"])
     except InputError:
         raise
     except Exception as error:  # options and weights from a file may be anything
@@ -57,8 +57,15 @@ def load_checkpoint(path: str | Path, module_class: type[Module], task: str) -> 
     return module.eval(), content["datamodule_hyper_parameters"]
 
 
-def _require_data_options(options: dict) -> None:
-    """Raise ValueError, TypeError or KeyError where images cannot be prepared by a data module's options."""
+def require_data_options(options: dict) -> None:
+    """Check what comes from a file.
+
+    Args:
+        options: those of a data module by which images are prepared.
+
+    Raises:
+        ValueError: or TypeError, or KeyError: images cannot be prepared by them.
+    """
     for name in ("mean", "std"):
         if len(options[name]) != 3 or not all(map(math.isfinite, options[name])) or min(options["std"]) <= 0:
             raise ValueError(f"{name} is {brief(options[name])}")

@@ -1,6 +1,7 @@
 """Images of a task, transformed; and what happens to one that cannot be read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import albumentations as A
@@ -8,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from mobile_former.errors import InputError
-from mobile_former.training.images import ImageError
+from mobile_former.training.images import ImageError, read_image
 from mobile_former.training.sampler import Draw, seed_transforms
 
 
@@ -22,6 +23,28 @@ class ImageSource(Protocol):
 
     def name(self, index: int) -> str:
         """What to call an image in messages."""
+
+
+class ListedImages:
+    """Image files as they are given, of which nothing else is known.
+
+    Args:
+        paths: the files.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> np.ndarray:
+        """The image, ``(H, W, 3)`` uint8 RGB."""
+        return read_image(self.paths[index])
+
+    def name(self, index: int) -> str:
+        """What to call an image in messages."""
+        return str(self.paths[index])
 
 
 # From source, index, image and transforms to a sample, with ``"image"`` ``(3, H, W)`` uint8 in it.

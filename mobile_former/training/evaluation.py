@@ -34,11 +34,15 @@ def evaluation_parser(task: str, stage: str) -> Parser:
 
 def output_folder(options: Namespace) -> Path:
     """The folder that ``test`` writes, made before the work, so that none is lost."""
-    checkpoint = Path(options.ckpt_path)
-    beside = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    folder = options.output or beside / "test"
+    folder = options.output or folder_of(options.ckpt_path) / "test"
     require_writable(folder / "metrics.json")
     return folder
+
+
+def folder_of(checkpoint: str | Path) -> Path:
+    """The folder for what is made from a checkpoint: its run's, or its own where it lies outside of a run."""
+    folder = Path(checkpoint).parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def score(stage: str, trainer: Trainer, module: LightningModule, data: ImageData) -> dict[str, float]:

@@ -4,13 +4,17 @@ A file is whole in itself: its metadata tells what a model was trained to tell a
 that nothing else is needed to use it.
 """
 
+import contextlib
 import importlib
+import io
 import json
 import logging
 import os
+import statistics
+import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,7 +67,7 @@ def write_onnx(
     """
     onnx = _import("onnx")
     _import("onnxscript")
-    with _quiet(), torch.no_grad():
+    with quietly(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
@@ -102,7 +106,6 @@ class OnnxModel:
         metadata: what it was written with, see :func:`write_onnx`.
         inputs: name and shape of each input; a size that is dynamic stands as its name.
         outputs: names of the outputs.
-        nodes: number of the graph's nodes, once onnxruntime has optimised nothing yet.
 
     Raises:
         FileNotFoundError: no such file.
@@ -135,7 +138,8 @@ class OnnxModel:
         """Run the model.
 
         Args:
-            inputs: in the order of :attr:`inputs`, of any batch: a file of a fixed one is run as often as is needed.
+            inputs: in the order of :attr:`inputs`, one image or more: a file of a fixed batch is run as often as is
+                needed.
 
         Returns:
             The outputs by name, the batch their first axis.
@@ -152,41 +156,98 @@ class OnnxModel:
                     f"{self.path}: its input {name!r} is ({', '.join(map(str, shape))}), and {given.shape} was given; "
                     "resize the images, or export with a dynamic size"
                 )
-        count = len(inputs[0])
-        size = self.batch or max(count, 1)
-        parts = [self._run([given[start : start + size] for given in inputs], size) for start in range(0, count, size)]
-        return {name: np.concatenate(values) for name, *values in zip(self.outputs, *parts, strict=True)}
-
-    def _run(self, inputs: list[np.ndarray], size: int) -> list[np.ndarray]:
-        """Run a part of a batch, filled up to ``size`` with its last image where it is smaller."""
-        count = len(inputs[0])
-        missing = size - count
-        filled = [np.concatenate([given, *[given[-1:]] * missing]) if missing else given for given in inputs]
         try:
-            outputs = self._session.run(None, dict(zip(self.inputs, filled, strict=True)))
+            parts = [
+                self._session.run(None, dict(zip(self.inputs, part, strict=True))) for part in self.batches(*inputs)
+            ]
         except Exception as error:  # as above
             raise InputError(f"{self.path} cannot be run on this input: {_reason(error)}") from error
-        return [output[:count] for output in outputs]
+        count = len(inputs[0])
+        return {name: np.concatenate(values)[:count] for name, *values in zip(self.outputs, *parts, strict=True)}
+
+    def batches(self, *inputs: np.ndarray) -> Iterator[list[np.ndarray]]:
+        """Inputs in batches that the graph takes; the last is filled up with its last image."""
+        return filled_batches(inputs, self.batch or len(inputs[0]))
 
 
-def quantise(
-    path: Path,
-    target: Path,
-    calibration: Iterable[Sequence[np.ndarray]],
-) -> None:
-    """Write a file whose convolutions compute in int8.
+def filled_batches(inputs: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Split inputs into batches of ``size``; the last is filled up with its last image."""
+    for start in range(0, len(inputs[0]), size):
+        part = [given[start : start + size] for given in inputs]
+        missing = size - len(part[0])
+        yield [np.concatenate([given, *[given[-1:]] * missing]) for given in part] if missing else part
+
+
+def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray]], count: int) -> None:
+    """Write a file whose convolutions and linears compute in int8; the rest stays in float.
 
     Args:
         path: a file that :func:`write_onnx` wrote.
-        target: the file to write.
-        calibration: inputs of the model, by which the range of each activation is found.
+        target: the file to write, of the same inputs, outputs and metadata, but for its ``"precision"``.
+        calibration: inputs of the model, in its order and of its batch, from which the range of each activation is
+            found; they are read one by one.
+        count: how many there are.
+
+    Raises:
+        InputError: the packages of the extra ``export`` are missing, or the calibration holds nothing.
+        OSError: the file cannot be written; what lay there before still does.
     """
-    raise NotImplementedError
+    onnx, quantization = _import("onnx"), _import("onnxruntime.quantization")
+    names = [value.name for value in onnx.load(path).graph.input]
+    batches = (dict(zip(names, inputs, strict=True)) for inputs in calibration)
+
+    class Reader(quantization.CalibrationDataReader):
+        """Gives one input between two calls of ``set_range``: the activations of all would fill the memory."""
+
+        def __len__(self) -> int:
+            return count
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.left = end_index - start_index
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            self.left -= 1
+            return next(batches, None) if self.left >= 0 else None
+
+    with tempfile.TemporaryDirectory() as folder, quietly(), contextlib.redirect_stdout(io.StringIO()):
+        prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / "quantised.onnx"
+        _import("onnxruntime.quantization.shape_inference").quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        try:
+            quantization.quantize_static(
+                prepared,
+                quantised,
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                calibrate_method=quantization.CalibrationMethod.MinMax,
+                # Products of two activations, which attention is made of, lose the most and save no weights.
+                extra_options={"MatMulConstBOnly": True, "CalibStridedMinMax": 1},
+            )
+        except ValueError as error:
+            raise InputError(f"{path} cannot be quantised: {error}") from error
+        model = onnx.load(quantised)
+    _set_metadata(model, _metadata(onnx.load(path)) | {"precision": "int8"})
+    _save(onnx, model, target)
 
 
 def count_nodes(path: Path) -> int:
     """Number of nodes in the graph of an ONNX file."""
     return len(_import("onnx").load(path).graph.node)
+
+
+def milliseconds(call: Callable[[], object], repetitions: int = 20) -> float:
+    """The median time of a call, after three to warm up."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
 
 
 def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
@@ -205,7 +266,7 @@ def _translations() -> dict:
     """How PyTorch's operations become ONNX's, where the exporter's own way is not the best."""
     op = importlib.import_module("onnxscript").opset20
 
-    def softmax(logits, dim: int, *_):  # noqa: ANN001, ANN202 (the exporter reads annotations as ONNX's types)
+    def softmax(logits, dim: int, *_):  # without annotations, which the exporter would take for ONNX's types
         """Along the last axis ONNX's own; along another spelt out, as onnxruntime transposes there and back, which
         takes seven times as long (at 1x2x6x3136 along the third: 178 against 25 microseconds)."""
         if dim in (-1, len(logits.shape) - 1):
@@ -231,12 +292,25 @@ def _set_metadata(model: object, metadata: Mapping[str, Any]) -> None:
         model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
 
 
+def _metadata(model: object) -> dict[str, Any]:
+    return {entry.key: json.loads(entry.value) for entry in model.metadata_props if entry.key != _FORMAT_KEY}
+
+
 def _save(onnx: ModuleType, model: object, path: Path) -> None:
     onnx.checker.check_model(model, full_check=True)
+    write_whole(path, model.SerializeToString())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that whoever looks sees all of it, or what was there before.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     unfinished = path.with_name(path.name + ".part")
     try:
         with unfinished.open("wb") as file:
-            file.write(model.SerializeToString())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -250,6 +324,16 @@ def _read_metadata(path: Path, raw: Mapping[str, str], task: str) -> dict[str, A
         metadata = {key: json.loads(value) for key, value in raw.items()}
     except json.JSONDecodeError:
         metadata = {}
+    require_metadata(path, metadata, task)
+    return metadata
+
+
+def require_metadata(path: Path, metadata: Mapping[str, Any], task: str) -> None:
+    """Check that a file is this project's, and of a task.
+
+    Raises:
+        InputError: it is not.
+    """
     if _FORMAT_KEY not in metadata or "task" not in metadata:
         raise InputError(
             f"{path} was not written by this project's export: its metadata tells neither classes nor normalisation. "
@@ -261,7 +345,6 @@ def _read_metadata(path: Path, raw: Mapping[str, str], task: str) -> dict[str, A
         )
     if metadata["task"] != task:
         raise InputError(f"{path} is a file of {metadata['task']}.export: use it with {metadata['task']}.predict")
-    return metadata
 
 
 def _reason(error: Exception) -> str:
@@ -270,15 +353,14 @@ def _reason(error: Exception) -> str:
     return lines[0].rpartition(" : ")[2][:200]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what the exporter says of its own progress, and of packages that are not needed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Leave out what the libraries say of their own progress, and of packages that are not needed."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

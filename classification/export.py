@@ -1,0 +1,391 @@
+"""``python -m classification.export``: a checkpoint as a file for inference, checked against PyTorch on real images."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse import Namespace
+from rich.markup import escape
+from rich.table import Table
+
+import mobile_former
+from classification.data import ClassificationData
+from classification.digits import Digits
+from classification.evaluate import labelled_data
+from classification.exported_classifier import ClassifierGraph, ExportedClassifier, Preprocessing
+from classification.module import ClassificationModule
+from classification.transforms import ResizeShorterSide, eval_transform, shorter_side
+from mobile_former.errors import InputError
+from mobile_former.model import MIN_SIZE
+from mobile_former.training.checkpoint import load_checkpoint
+from mobile_former.training.command import Parser, console, require_writable, run_command
+from mobile_former.training.dataset import ImageSource, ListedImages
+from mobile_former.training.evaluation import folder_of
+from mobile_former.training.executorch_file import ExecutorchModel, write_executorch
+from mobile_former.training.figures import spread
+from mobile_former.training.images import expand, normalise, to_planes
+from mobile_former.training.onnx_file import (
+    OnnxModel,
+    count_nodes,
+    milliseconds,
+    quantise,
+    relative_difference,
+    write_onnx,
+)
+
+TOLERANCE = 1e-4  # of the greatest magnitude of the logits
+CALIBRATION_IMAGES = 128
+BATCH = 16  # images that are checked at once
+FEW = 32  # images are enough for a second look
+
+
+def main() -> None:
+    """Export by the command line's options."""
+    options = _parse()
+    output = options.output or folder_of(options.ckpt_path) / ("model_int8.onnx" if options.int8 else "model.onnx")
+    _require_writable_kind(output, options)
+    module, data_options = load_checkpoint(options.ckpt_path, ClassificationModule, "classification")
+    if options.image_size is not None:
+        data_options["image_size"] = options.image_size
+    class_names = module.hparams.class_names
+    images = _images_to_check(options, class_names, data_options)
+    calibration = _images_to_calibrate(options, class_names, data_options) if options.int8 else None
+
+    preprocessing: Preprocessing = "none"
+    if options.preprocessing:
+        preprocessing = "resize_and_normalise" if options.dynamic_size else "normalise"
+    require_writable(output)
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {output}: {error.strerror}") from error
+    with folder as name:
+        path = Path(name) / f"model{output.suffix}"
+        write_classifier(
+            module,
+            data_options,
+            path,
+            preprocessing=preprocessing,
+            batch_size=None if options.dynamic_batch else options.batch_size,
+            dynamic_size=options.dynamic_size,
+        )
+        files = {"ExecuTorch" if output.suffix == ".pte" else "ONNX": _read(path)}
+        difference = _worst_difference(module, data_options, _read(path), images.source, options.dynamic_size)
+        if not difference <= TOLERANCE:  # NaN too
+            raise InputError(
+                f"the file's logits differ from PyTorch's by {difference:.1e} of their scale, where {TOLERANCE:.0e} is "
+                "allowed; it was not written. Please report it, with the versions of torch and onnxruntime"
+            )
+        if calibration is not None:
+            indices = spread(len(calibration), CALIBRATION_IMAGES)
+            inputs = _calibration_inputs(files["ONNX"], calibration, indices)
+            path, plain = path.with_name("model_int8.onnx"), path
+            quantise(plain, path, inputs, len(indices))
+            files["ONNX int8"] = _read(path)
+        table = _comparison(module, data_options, files, images, options.check_images)
+        if preprocessing == "resize_and_normalise":
+            table.add_row("difference where nothing is resized", "", f"{difference:.1e}")
+        os.replace(path, output)
+    console().print(table)
+    print(f"written: {output}")
+
+
+def write_classifier(
+    module: ClassificationModule,
+    data_options: dict,
+    path: Path,
+    *,
+    preprocessing: Preprocessing = "none",
+    batch_size: int | None = 1,
+    dynamic_size: bool = False,
+) -> None:
+    """Write the inference form of a classifier as an ONNX file, or as an ExecuTorch program.
+
+    Args:
+        module: and
+        data_options: as :func:`mobile_former.training.checkpoint.load_checkpoint` gives them.
+        path: the file, ``.onnx`` or ``.pte``.
+        preprocessing: how much of its images' preparation lies in the graph.
+        batch_size: images that it takes at once; None for any number.
+        dynamic_size: whether it takes images of any size (that the graph resizes, if it is to).
+
+    Raises:
+        InputError: the optional extra is missing, or the model cannot be exported.
+    """
+    size = data_options["image_size"]
+    batch = batch_size or 2  # sizes that are to be dynamic differ from each other, and from 1
+    height, width = (size + 32, size + 64) if dynamic_size else (size, size)
+    axes = ({} if batch_size else {0: "batch"}) | (
+        {} if not dynamic_size else dict(enumerate(("height", "width"), start=2 if preprocessing == "none" else 1))
+    )
+    if preprocessing == "none":
+        images = torch.zeros(batch, 3, height, width)
+    else:
+        images = torch.zeros(batch, height, width, 3, dtype=torch.uint8)
+    write, dynamic = (
+        (write_executorch, {}) if path.suffix == ".pte" else (write_onnx, {"dynamic_axes": [axes] if axes else None})
+    )
+    write(
+        ClassifierGraph(mobile_former.deploy(module.model), preprocessing, data_options).eval(),
+        [images],
+        path,
+        input_names=["images"],
+        output_names=["logits"],
+        **dynamic,
+        metadata={
+            "task": "classification",
+            "model": module.hparams.name,
+            "class_names": module.hparams.class_names,
+            "input": _describe_input(images, axes, preprocessing),
+            "output": "logits (batch, classes): their softmax are probabilities",
+            "preprocessing": preprocessing,
+            **{name: data_options[name] for name in ("image_size", "crop_fraction", "mean", "std")},
+            "precision": "float32",
+        },
+    )
+
+
+def _read(path: Path) -> ExportedClassifier:
+    return ExportedClassifier((ExecutorchModel if path.suffix == ".pte" else OnnxModel)(path, "classification"))
+
+
+def _describe_input(images: torch.Tensor, axes: dict[int, str], preprocessing: Preprocessing) -> str:
+    """The input's conventions in words, for whoever writes the program around the model."""
+    shape = ", ".join(str(axes.get(axis, side)) for axis, side in enumerate(images.shape))
+    if preprocessing == "none":
+        return f"float32 ({shape}), planes of RGB: (value in 0..1 - mean) / std"
+    return f"uint8 ({shape}), RGB of 0..255"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images to try a file on.
+
+    Attributes:
+        source: where they come from.
+        labels: of each of them, if known.
+        title: what to call them.
+    """
+
+    source: ImageSource
+    labels: Sequence[int] | None
+    title: str
+
+
+def _images_to_check(options: Namespace, class_names: list[str], data_options: dict) -> Images:
+    if options.images:
+        return Images(ListedImages(expand(options.images)), None, "the images given")
+    try:
+        data = _data(options, class_names, data_options)
+        data.setup("validate")
+    except (InputError, OSError):
+        if options.data.root is not None:
+            raise
+        return Images(Digits("val"), None, "embedded digits (not its own images: --data.root or --images says where)")
+    return Images(data.val_set.source, data.val_set.source.labels, f"val of {data.dataset_name}")
+
+
+def _images_to_calibrate(options: Namespace, class_names: list[str], data_options: dict) -> ImageSource:
+    if options.calibration_images:
+        return ListedImages(expand(options.calibration_images))
+    try:
+        data = _data(options, class_names, data_options)
+        data.setup("fit")
+    except (InputError, OSError) as error:
+        raise InputError(
+            f"--int8 needs images like those of training, and these are not there ({error}): give some by "
+            "--calibration_images"
+        ) from error
+    return data.train_set.source
+
+
+def _data(options: Namespace, class_names: list[str], data_options: dict) -> ClassificationData:
+    data = labelled_data(options.ckpt_path, data_options, {"root": options.data.root})
+    data.class_names = class_names
+    return data
+
+
+def _calibration_inputs(
+    classifier: ExportedClassifier, source: ImageSource, indices: Sequence[int]
+) -> Iterator[list[np.ndarray]]:
+    """Inputs of the graph; where it takes several images at once, each fills an input."""
+    for index in indices:
+        yield from classifier.batches([to_planes(classifier.transform(image=source.read(index))["image"])])
+
+
+class ResizedImages:
+    """Images that evaluation only has to crop.
+
+    Args:
+        source: the images.
+        data_options: ``image_size`` and ``crop_fraction``.
+    """
+
+    def __init__(self, source: ImageSource, data_options: dict):
+        self.source = source
+        self.resize = ResizeShorterSide(shorter_side(data_options["image_size"], data_options["crop_fraction"]))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int) -> np.ndarray:
+        """The image, ``(H, W, 3)`` uint8 RGB."""
+        return self.resize(image=self.source.read(index))["image"]
+
+    def name(self, index: int) -> str:
+        """What to call an image in messages."""
+        return self.source.name(index)
+
+
+def _worst_difference(
+    module: ClassificationModule,
+    data_options: dict,
+    classifier: ExportedClassifier,
+    source: ImageSource,
+    dynamic_size: bool,
+) -> float:
+    """How far a file's logits are from PyTorch's, relative to their scale, on the same pixels."""
+    if classifier.preprocessing == "resize_and_normalise":
+        source = ResizedImages(source, data_options)  # as ONNX's Resize rounds some pixels to another level
+    indices = spread(len(source), FEW)
+    expected, (found,) = _logits(module, data_options, [classifier], source, indices)
+    difference = relative_difference(found, expected)
+    if dynamic_size and classifier.preprocessing == "none":
+        other = data_options | {"image_size": data_options["image_size"] + 45}  # odd, and of other remainders
+        classifier.transform = eval_transform(other["image_size"], other["crop_fraction"])
+        expected, (found,) = _logits(module, other, [classifier], source, indices)
+        difference = max(difference, relative_difference(found, expected))
+    return difference
+
+
+def _logits(
+    module: ClassificationModule,
+    data_options: dict,
+    classifiers: Sequence[ExportedClassifier],
+    source: ImageSource,
+    indices: Sequence[int],
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Logits ``(N, K)`` of images, by PyTorch as evaluation prepares them, and by files as they do."""
+    transform = eval_transform(data_options["image_size"], data_options["crop_fraction"])
+    expected, found = [], [[] for _ in classifiers]
+    start, size = 0, 1
+    while start < len(indices):  # batches of 1, 2, 4, … images, as a dynamic batch has to take them all
+        images = [source.read(index) for index in indices[start : start + size]]
+        start, size = start + size, min(2 * size, BATCH)
+        planes = torch.stack([to_planes(transform(image=image)["image"]) for image in images])
+        with torch.inference_mode():
+            expected.append(module(normalise(planes, data_options["mean"], data_options["std"])).numpy())
+        for classifier, logits in zip(classifiers, found, strict=True):
+            prepared = [to_planes(classifier.transform(image=image)["image"]) for image in images]
+            logits.append(classifier.logits(prepared).numpy())
+    return np.concatenate(expected), [np.concatenate(logits) for logits in found]
+
+
+def _comparison(
+    module: ClassificationModule, data_options: dict, files: dict[str, ExportedClassifier], images: Images, most: int
+) -> Table:
+    """A table of PyTorch beside the files."""
+    classifiers = list(files.values())
+    paths = [classifier.model.path for classifier in classifiers]
+    indices = spread(len(images.source), most)
+    expected, found = _logits(module, data_options, classifiers, images.source, indices)
+    title = f"{module.label} on {len(indices)} images: {images.title}"
+    table = Table("", "PyTorch", *files, title=escape(title), title_justify="left")
+    table.add_row("MB", "", *(f"{path.stat().st_size / 1e6:.2f}" for path in paths))
+    if all(path.suffix == ".onnx" for path in paths):
+        table.add_row("nodes", "", *(str(count_nodes(path)) for path in paths))
+    table.add_row(
+        "greatest difference of logits / their scale",
+        "",
+        *(f"{relative_difference(logits, expected):.1e}" for logits in found),
+    )
+    table.add_row("same class", "", *(f"{_share(logits, expected.argmax(1)):.4f}" for logits in found))
+    if images.labels is not None:
+        labels = np.array([images.labels[index] for index in indices])
+        table.add_row("top1", *(f"{_share(logits, labels):.4f}" for logits in (expected, *found)))
+    image = images.source.read(0)
+    planes = to_planes(eval_transform(data_options["image_size"], data_options["crop_fraction"])(image=image)["image"])
+    with torch.inference_mode():
+        normalised = normalise(planes[None], data_options["mean"], data_options["std"])
+        times = [milliseconds(lambda: module(normalised))]
+    for classifier in classifiers:
+        (inputs,) = classifier.batches([to_planes(classifier.transform(image=image)["image"])])
+        times.append(milliseconds(lambda: classifier.model(*inputs)) / len(inputs[0]))  # noqa: B023
+    threads = torch.get_num_threads()
+    table.add_row(f"ms an image ({threads} thread{'s' * (threads > 1)})", *(f"{time:.1f}" for time in times))
+    return table
+
+
+def _share(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float((logits.argmax(1) == labels).mean())
+
+
+def _require_writable_kind(output: Path, options: Namespace) -> None:
+    if output.suffix not in {".onnx", ".pte"}:
+        raise InputError(f"--output {output}: give a name that ends in .onnx or .pte")
+    for name in ("dynamic_batch", "dynamic_size", "int8"):
+        if output.suffix == ".pte" and options[name]:
+            raise InputError(f"--{name} is for ONNX files, and {output} is ExecuTorch's: leave it out")
+
+
+def _parse() -> Namespace:
+    parser = Parser(
+        prog="python -m classification.export", description="Write a checkpoint as an ONNX file, or for ExecuTorch."
+    )
+    parser.add_argument("--ckpt_path", required=True, help="a run's checkpoints/best.ckpt")
+    parser.add_argument(
+        "--output",
+        type=Path | None,
+        default=None,
+        help="the file to write, .onnx, or .pte for ExecuTorch; default: model.onnx (int8: model_int8.onnx) in the "
+        "run's folder",
+    )
+    parser.add_argument("--batch_size", type=int, default=1, help="images that the model takes at once")
+    parser.add_argument("--dynamic_batch", type=bool, default=False, help="let it take any number at once")
+    parser.add_argument(
+        "--image_size", type=int | None, default=None, help="side of the square that it sees; default: that of training"
+    )
+    parser.add_argument(
+        "--dynamic_size",
+        type=bool,
+        default=False,
+        help=f"let it take images of any size from {MIN_SIZE} pixels up; with --preprocessing from 1 up, "
+        "resized and cropped in the graph",
+    )
+    parser.add_argument(
+        "--preprocessing", type=bool, default=False, help="let it take bytes, RGB (B, H, W, 3), normalised in the graph"
+    )
+    parser.add_argument("--int8", type=bool, default=False, help="compute convolutions and linears in 8-bit integers")
+    parser.add_argument(
+        "--calibration_images",
+        type=str,
+        nargs="+",
+        default=None,
+        help="images, folders or globs to find int8's ranges by; default: training images",
+    )
+    parser.add_argument(
+        "--data.root", type=str | None, default=None, help="labelled images to check on; default: those of training"
+    )
+    parser.add_argument(
+        "--images", type=str, nargs="+", default=None, help="images, folders or globs to check on in their place"
+    )
+    parser.add_argument("--check_images", type=int, default=256, help="how many images to check on, at most")
+    options = parser.parse_args()
+    for name in ("batch_size", "check_images"):
+        if options[name] < 1:
+            raise InputError(f"--{name} is {options[name]}: give at least 1")
+    if options.dynamic_batch and options.batch_size > 1:
+        raise InputError("--batch_size fixes what --dynamic_batch leaves open: give one of the two")
+    if options.image_size is not None and options.image_size < MIN_SIZE:
+        raise InputError(f"--image_size is {options.image_size}: the model takes images from {MIN_SIZE} pixels up")
+    if options.calibration_images and not options.int8:
+        raise InputError("--calibration_images goes with --int8 true: leave it out, or ask for int8")
+    return options
+
+
+if __name__ == "__main__":
+    run_command(main)

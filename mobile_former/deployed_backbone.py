@@ -1,0 +1,290 @@
+"""The backbone and its classifier for inference: few operations, the same numbers.
+
+What reads the tokens after a block, its own bridge and the next block's, is one matrix product. Linears that are added
+to the tokens take the tokens as their bias; where their own biases went, the LayerNorm before carries them (a shift),
+and whoever reads the tokens is shifted back by its own bias. Scales and constant factors are in the weights.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobile_former.block import MobileFormerBlock
+from mobile_former.bridge import HEADS, FormerToMobile, MobileToFormer, mask_logits, split_channels
+from mobile_former.deployed_mobile import DeployedDownsamplingMobile, DeployedLite, DeployedMobile, Pointwise
+from mobile_former.folding import (
+    fold_features_norm,
+    fold_norm,
+    inverse,
+    merged,
+    scaled,
+    shifted,
+    shuffle_order,
+    with_shift,
+)
+from mobile_former.former import HEADS as FORMER_HEADS
+from mobile_former.former import Former
+from mobile_former.mobile import Lite
+from mobile_former.model import Backbone, Classifier, MobileFormer, check_images
+from mobile_former.padding import halve, padding_pyramid, zero_padding
+
+_FLAT_STRIDE = 8  # of the coarsest maps whose pointwise convolutions are flat; coarser ones have many channels
+
+
+class DeployedMobileFormer(nn.Module):
+    """:class:`mobile_former.MobileFormer` for inference.
+
+    Args:
+        model: the trained model.
+    """
+
+    def __init__(self, model: MobileFormer):
+        super().__init__()
+        self.variant = model.variant
+        self.num_classes = model.num_classes
+        self.in_chans = model.in_chans
+        self.backbone = DeployedBackbone(model.backbone, model.classifier.to_former)
+        self.classifier = DeployedClassifier(model.classifier)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images ``(B, in_chans, H, W)``, both sides at least 32: logits ``(B, num_classes)``."""
+        maps, *tokens = self.backbone.shifted_features(images)
+        return self.classifier(maps[32], *tokens)
+
+    def forward_features(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], Tensor]:
+        """Maps and tokens as the trained model's ``forward_features`` gives them."""
+        return self.backbone(images, padding_mask)
+
+
+class DeployedBackbone(nn.Module):
+    """:class:`mobile_former.model.Backbone` for inference.
+
+    Args:
+        backbone: the trained backbone.
+        last: the bridge that reads tokens and map after the last block, where there is one.
+    """
+
+    def __init__(self, backbone: Backbone, last: MobileToFormer | None = None):
+        super().__init__()
+        self.in_chans, self.strides, self.channels = backbone.in_chans, backbone.strides, backbone.channels
+        self.stem = fold_norm(backbone.stem)
+        self.blocks = nn.ModuleList()
+        bridges = [block.to_former for block in backbone.blocks if not isinstance(block, Lite)] + [last]
+        self.register_buffer("tokens", backbone.tokens + bridges[0].output.bias)
+        self.register_buffer("asked", torch.stack(TokenReads(None, bridges[0])(backbone.tokens, batch=1)))
+        self.register_buffer("shift", backbone.tokens.new_zeros(()) if last is None else last.output.bias.detach())
+        for block, stride in zip(backbone.blocks, backbone.strides, strict=True):
+            if isinstance(block, Lite):
+                self.blocks.append(DeployedLite(block))
+            else:
+                bridges.pop(0)
+                self.blocks.append(DeployedBlock(block, bridges[0], flat=stride <= _FLAT_STRIDE))
+
+    def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], Tensor]:
+        """Maps and tokens as of :meth:`mobile_former.model.Backbone.forward`, errors too."""
+        maps, tokens, _ = self.shifted_features(images, padding_mask)
+        return maps, tokens.unflatten(0, (images.shape[0], -1)) - self.shift
+
+    def shifted_features(
+        self, images: Tensor, padding_mask: Tensor | None = None
+    ) -> tuple[dict[int, Tensor], Tensor, Sequence[Tensor]]:
+        """As :meth:`forward`, but for the tokens.
+
+        Returns:
+            The maps; the tokens with ``shift`` added, ``(B·M, d)``; and the query and the gate of the bridge after the
+            last block, see :class:`TokenReads`, where there is one.
+        """
+        check_images(images, padding_mask, self.in_chans)
+        batch = images.shape[0]
+        padding = {} if padding_mask is None else padding_pyramid(padding_mask, (1, 2, 4, 8, 16, 32))
+        x = F.relu6(self.stem(zero_padding(images, padding.get(1))))
+        tokens = self.tokens.expand(batch, -1, -1).flatten(0, 1)
+        asked = self.asked.expand(-1, batch, -1, -1, -1).unbind()
+        maps = {}
+        in_stride = 2
+        for block, stride in zip(self.blocks, self.strides, strict=True):
+            if isinstance(block, DeployedLite):
+                x = block(x, padding.get(in_stride))
+            else:
+                x, tokens, asked = block(x, tokens, *asked, padding.get(in_stride), padding.get(stride))
+            if stride >= 4:
+                maps[stride] = x
+            in_stride = stride
+        return maps, tokens, asked
+
+
+class DeployedBlock(nn.Module):
+    """:class:`mobile_former.block.MobileFormerBlock` for inference.
+
+    Args:
+        block: the trained block.
+        following: the bridge that reads tokens and map next, where there is one.
+        flat: see :class:`mobile_former.deployed_mobile.Pointwise`.
+    """
+
+    def __init__(self, block: MobileFormerBlock, following: MobileToFormer | None, *, flat: bool):
+        super().__init__()
+        self.to_former = DeployedToFormer(block.to_former)
+        self.former = DeployedFormer(block.former)
+        self.mobile = (DeployedDownsamplingMobile if block.downsamples else DeployedMobile)(block.mobile, flat=flat)
+        self.reads = TokenReads(block.to_mobile, following)
+        self.downsamples = block.downsamples
+        self.spatial_dynamic_relu = block.spatial_dynamic_relu
+        if following is not None:
+            shift = following.output.bias
+            self.former.ffn_norm = with_shift(self.former.ffn_norm, shift)
+            self.mobile.reduce = shifted(self.mobile.reduce, shift)
+            self.reads.linear = shifted(self.reads.linear, shift)
+
+    def forward(
+        self,
+        x: Tensor,
+        tokens: Tensor,
+        query: Tensor,
+        gate: Tensor,
+        padding: Tensor | None,
+        out_padding: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        """Update map and tokens.
+
+        Args:
+            x: ``(B, C, H, W)``.
+            tokens: ``(B·M, d)``, with the bias of this block's first bridge added.
+            query: of that bridge, ``(B, heads, M, C/heads)``, from the block before.
+            gate: the same of its gate, before the sigmoid.
+            padding: ``(B, 1, H, W)`` bool, True where the input map is padding.
+            out_padding: the same for the output map.
+
+        Returns:
+            The map ``(B, C', H', W')``, the tokens ``(B·M, d)`` with the following bridge's bias added, and its query
+            and gate ``(B, heads, M, C'/heads)``, where there is one.
+        """
+        batch, _, count, _ = query.shape
+        tokens, logits = self.to_former(x, tokens, query, gate, padding)
+        tokens = self.former(tokens, batch)
+        if self.spatial_dynamic_relu:
+            logits = logits.mean(1).unflatten(2, x.shape[2:])
+            mixing = (halve(logits, padding) if self.downsamples else logits).softmax(1)
+            guide = tokens.unflatten(0, (batch, count))
+        else:
+            mixing, guide = None, tokens[::count]
+        if self.downsamples:
+            x = self.mobile(x, guide, mixing, padding, out_padding)
+        else:
+            x = self.mobile(x, guide, mixing, padding)
+        key, value, *asked = self.reads(tokens, batch)
+        weights = (key @ split_channels(x)).softmax(2)
+        return x + (value.transpose(2, 3) @ weights).reshape(x.shape), tokens, asked
+
+
+class TokenReads(nn.Module):
+    """All that bridges read of the tokens after a block, as one linear.
+
+    Args:
+        to_mobile: the block's own bridge to its map, if it has one: key, scaled, and value.
+        following: the bridge that reads tokens and map next, if there is one: query, scaled, and gate.
+    """
+
+    def __init__(self, to_mobile: FormerToMobile | None, following: MobileToFormer | None):
+        super().__init__()
+        layers = []
+        if to_mobile is not None:
+            layers += [_scaled_for_heads(to_mobile.key, HEADS), to_mobile.value]
+        if following is not None:
+            layers += [_scaled_for_heads(following.query, HEADS), following.gate]
+        self.linear = merged(layers)
+        self.parts = len(layers)
+
+    def forward(self, tokens: Tensor, batch: int) -> Sequence[Tensor]:
+        """Of ``(B·M, d)``, key, value, query and gate in this order, each ``(B, heads, M, C/heads)``."""
+        read = self.linear(tokens).unflatten(0, (batch, -1)).unflatten(2, (self.parts * HEADS, -1)).transpose(1, 2)
+        return read.split(HEADS, dim=1)
+
+
+class DeployedToFormer(nn.Module):
+    """:class:`mobile_former.bridge.MobileToFormer`, gated, for inference; its reads of the tokens come from outside.
+
+    Args:
+        to_former: the trained part.
+    """
+
+    def __init__(self, to_former: MobileToFormer):
+        super().__init__()
+        self.weight = nn.Parameter(2 * to_former.output.weight.detach().t())  # the gate is twice a sigmoid
+        self.norm = to_former.norm
+
+    def forward(
+        self, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Update the tokens, see :meth:`DeployedBlock.forward`.
+
+        Returns:
+            The tokens ``(B·M, d)``, and the logits ``(B, heads, M, H·W)`` before softmax and mask.
+        """
+        values = split_channels(x)
+        logits = query @ values
+        visible = logits if padding is None else mask_logits(logits, padding.flatten(2)[:, None])
+        gathered = visible.softmax(-1) @ values.transpose(2, 3) * F.hardsigmoid(gate)
+        gathered = gathered.transpose(1, 2).flatten(2).flatten(0, 1)  # (B·M, C)
+        return self.norm(torch.addmm(tokens, gathered, self.weight)), logits
+
+
+class DeployedFormer(nn.Module):
+    """:class:`mobile_former.former.Former` for inference.
+
+    Args:
+        former: the trained part.
+    """
+
+    def __init__(self, former: Former):
+        super().__init__()
+        self.query = _scaled_for_heads(former.query, FORMER_HEADS)
+        self.output = former.output
+        shift = former.ffn[2].bias
+        self.attention_norm = with_shift(former.attention_norm, shift)
+        self.expand = shifted(former.ffn[0], shift)
+        self.weight = nn.Parameter(former.ffn[2].weight.detach().t())
+        self.ffn_norm = former.ffn_norm
+
+    def forward(self, tokens: Tensor, batch: int) -> Tensor:
+        """Let the tokens ``(B·M, d)`` exchange what they gathered."""
+        keys = self._split(tokens, batch)
+        weights = (self._split(self.query(tokens), batch) @ keys.transpose(2, 3)).softmax(-1)
+        gathered = (weights @ keys).transpose(1, 2).flatten(2).flatten(0, 1)
+        tokens = self.attention_norm(tokens + self.output(gathered))
+        return self.ffn_norm(torch.addmm(tokens, F.gelu(self.expand(tokens)), self.weight))
+
+    @staticmethod
+    def _split(tokens: Tensor, batch: int) -> Tensor:
+        return tokens.unflatten(0, (batch, -1)).unflatten(2, (FORMER_HEADS, -1)).transpose(1, 2)
+
+
+class DeployedClassifier(nn.Module):
+    """:class:`mobile_former.model.Classifier` for inference.
+
+    Args:
+        classifier: the trained part.
+    """
+
+    def __init__(self, classifier: Classifier):
+        super().__init__()
+        self.to_former = DeployedToFormer(classifier.to_former)
+        order = inverse(shuffle_order(classifier.shuffle, classifier.to_former.output.in_features))
+        self.expand = Pointwise.folded(classifier.expand, in_order=order, flat=False)
+        self.features = fold_features_norm(classifier.features, classifier.norm)
+        self.logits = classifier.logits
+
+    def forward(self, x: Tensor, tokens: Tensor, asked: Sequence[Tensor]) -> Tensor:
+        """Classify what :meth:`DeployedBackbone.shifted_features` gave: logits ``(B, num_classes)``."""
+        # Of the tokens, only the first is read.
+        count = asked[0].shape[2]
+        token, _ = self.to_former(x, tokens[::count], *(part[:, :, :1] for part in asked), None)
+        pooled = F.relu6(self.expand(x)).mean((2, 3))
+        features = self.features(torch.cat([F.hardswish(pooled), token], dim=1))
+        return self.logits(F.hardswish(features))
+
+
+def _scaled_for_heads(layer: nn.Linear, heads: int) -> nn.Linear:
+    return scaled(layer, (layer.out_features // heads) ** -0.5)

@@ -1,0 +1,206 @@
+"""The Mobile side of a block for inference: BatchNorm and shuffles folded away, dynamic ReLU's constants too."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobile_former.conv_norm import ConvNorm
+from mobile_former.dynamic_relu import DynamicReLU
+from mobile_former.folding import fold_norm, inverse, linear_of, merged, shuffle_order, whole
+from mobile_former.mobile import DownsamplingMobile, Lite, Mobile
+from mobile_former.padding import zero_padding
+
+
+class DeployedMobile(nn.Module):
+    """:class:`mobile_former.mobile.Mobile` for inference.
+
+    Args:
+        mobile: the trained part.
+        flat: see :class:`Pointwise`.
+    """
+
+    def __init__(self, mobile: Mobile, *, flat: bool):
+        super().__init__()
+        hidden = mobile.depthwise.conv.out_channels
+        self.reduce = merged([mobile.expand_relu.reduce, mobile.depthwise_relu.reduce])
+        self.expand = Pointwise.folded(
+            mobile.expand, out_order=shuffle_order(mobile.expand_shuffle, hidden), gain=2, flat=flat
+        )
+        self.expand_relu = SlopesReLU(mobile.expand_relu)
+        self.depthwise = Depthwise(mobile.depthwise, gain=2)
+        self.depthwise_relu = SlopesReLU(mobile.depthwise_relu)
+        out_order = shuffle_order(mobile.project_shuffle, mobile.project.conv.out_channels)
+        self.project = Pointwise.folded(mobile.project, out_order=out_order, flat=flat)
+        self.residual = mobile.residual
+
+    def forward(self, x: Tensor, guide: Tensor, mixing: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
+        """As the trained part, but for ``guide``: the first token ``(B, d)``; with ``mixing`` all, ``(B, M, d)``."""
+        guide1, guide2 = self.reduce(guide).relu_().chunk(2, dim=-1)
+        hidden = self.expand_relu(self.expand(x), guide1, mixing)
+        hidden = self.depthwise_relu(self.depthwise(zero_padding(hidden, padding)), guide2, mixing)
+        out = self.project(hidden)
+        return x + out if self.residual else out
+
+
+class DeployedDownsamplingMobile(nn.Module):
+    """:class:`mobile_former.mobile.DownsamplingMobile` for inference.
+
+    Args:
+        mobile: the trained part.
+        flat: see :class:`Pointwise`.
+    """
+
+    def __init__(self, mobile: DownsamplingMobile, *, flat: bool):
+        super().__init__()
+        self.reduce = merged([mobile.relu1.reduce, mobile.relu2.reduce])
+        self.depthwise1 = Depthwise(mobile.depthwise1, gain=2)
+        order = self.depthwise1.order_after(mobile.shuffle1)
+        self.relu1 = SlopesReLU(mobile.relu1, order)
+        self.project1 = Pointwise.folded(mobile.project1, in_order=order, flat=flat)
+        self.depthwise2 = Depthwise(mobile.depthwise2, gain=2)
+        order = self.depthwise2.order_after(mobile.shuffle2)
+        self.relu2 = SlopesReLU(mobile.relu2, order)
+        self.project2 = Pointwise.folded(mobile.project2, in_order=order, flat=flat)
+
+    def forward(
+        self,
+        x: Tensor,
+        guide: Tensor,
+        mixing: Tensor | None = None,
+        padding: Tensor | None = None,
+        out_padding: Tensor | None = None,
+    ) -> Tensor:
+        """As the trained part, but for ``guide``: the first token ``(B, d)``; with ``mixing`` all, ``(B, M, d)``."""
+        guide1, guide2 = self.reduce(guide).relu_().chunk(2, dim=-1)
+        x = self.project1(self.relu1(self.depthwise1(zero_padding(x, padding)), guide1, mixing))
+        hidden = self.depthwise2(zero_padding(x, out_padding))
+        return x + self.project2(self.relu2(hidden, guide2, mixing))
+
+
+class DeployedLite(nn.Module):
+    """:class:`mobile_former.mobile.Lite` for inference.
+
+    Args:
+        lite: the trained part.
+    """
+
+    def __init__(self, lite: Lite):
+        super().__init__()
+        self.depthwise = Depthwise(lite.depthwise)
+        self.project = Pointwise.folded(lite.project, in_order=self.depthwise.order_after(lite.shuffle), flat=False)
+        self.residual = lite.residual
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """As the trained part."""
+        out = self.project(F.relu6(self.depthwise(zero_padding(x, padding))))
+        return x + out if self.residual else out
+
+
+class SlopesReLU(nn.Module):
+    """Dynamic ReLU of a map that comes doubled, which saves the constants: ``max(θ₁·2x, (θ₂ − ½)·2x)``.
+
+    Args:
+        relu: the trained part.
+        order: of the map's channels, where it is another than in training.
+    """
+
+    def __init__(self, relu: DynamicReLU, order: Tensor | None = None):
+        super().__init__()
+        weight, bias = relu.slopes.weight, relu.slopes.bias
+        if order is not None:
+            rows = torch.cat([order, order + len(order)])
+            weight, bias = weight[rows], bias[rows]
+        self.slopes = linear_of(weight, bias)
+
+    def forward(self, x: Tensor, guide: Tensor, mixing: Tensor | None) -> Tensor:
+        """Activate ``(B, C, H, W)``, twice the map, by the reduced guide ``(B, r)``; with ``mixing`` ``(B, M, r)``."""
+        theta = F.hardsigmoid(self.slopes(guide))
+        if mixing is None:
+            theta1, theta2 = theta[:, :, None, None].chunk(2, dim=1)
+        else:
+            theta = theta.transpose(1, 2) @ mixing.flatten(2)
+            theta1, theta2 = theta.unflatten(2, mixing.shape[2:]).chunk(2, dim=1)
+        return torch.maximum(theta1 * x, (theta2 - 0.5) * x)
+
+
+class Pointwise(nn.Module):
+    """A pointwise convolution.
+
+    Args:
+        weight: ``(out, in)``.
+        bias: ``(out,)``.
+        flat: whether positions are handed over as one dimension. Runtimes take other layouts for images, to which the
+            operations around this one would have to change; for few channels that costs more than it gains.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, *, flat: bool):
+        super().__init__()
+        self.flat = flat
+        self.weight = nn.Parameter((weight[:, :, None] if flat else weight[:, :, None, None]).detach())
+        self.bias = nn.Parameter(bias.detach())
+
+    @classmethod
+    def folded(
+        cls,
+        layer: ConvNorm,
+        *,
+        in_order: Tensor | None = None,
+        out_order: Tensor | None = None,
+        gain: float = 1,
+        flat: bool,
+    ) -> "Pointwise":
+        """From a convolution and its BatchNorm.
+
+        Args:
+            layer: the trained part.
+            in_order: for each channel of the map that comes, its number in the trained part's input.
+            out_order: for each channel to give, its number in the trained part's output.
+            gain: what to multiply the output by.
+            flat: as of the class.
+        """
+        conv = fold_norm(layer)
+        weight, bias = gain * whole(conv), gain * conv.bias
+        if in_order is not None:
+            weight = weight[:, in_order]
+        if out_order is not None:
+            weight, bias = weight[out_order], bias[out_order]
+        return cls(weight, bias, flat=flat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, in, H, W)`` to ``(B, out, H, W)``."""
+        if self.flat:
+            return F.conv1d(x.flatten(2), self.weight, self.bias).unflatten(2, x.shape[2:])
+        return F.conv2d(x, self.weight, self.bias)
+
+
+class Depthwise(nn.Module):
+    """A 3×3 convolution of each channel by itself; into several channels, as so many convolutions into one each.
+
+    That is the form that runtimes have fast code for.
+
+    Args:
+        layer: the trained part.
+        gain: what to multiply the output by.
+    """
+
+    def __init__(self, layer: ConvNorm, gain: float = 1):
+        super().__init__()
+        conv = fold_norm(layer)
+        channels = conv.in_channels
+        # Training has the outputs of a channel side by side.
+        self.order = torch.arange(conv.out_channels).unflatten(0, (channels, -1)).t().flatten()
+        self.convs = nn.ModuleList()
+        for rows in self.order.split(channels):
+            part = nn.Conv2d(channels, channels, 3, conv.stride, padding=1, groups=channels, device="meta")
+            part.weight = nn.Parameter(gain * conv.weight.detach()[rows])
+            part.bias = nn.Parameter(gain * conv.bias.detach()[rows])
+            self.convs.append(part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, e·C, ⌈H/stride⌉, ⌈W/stride⌉)``."""
+        maps = [conv(x) for conv in self.convs]
+        return maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+
+    def order_after(self, shuffle: nn.Module) -> Tensor:
+        """For each channel that this gives, its number in training after the shuffle that followed there."""
+        return inverse(shuffle_order(shuffle, len(self.order)))[self.order]
