@@ -109,13 +109,13 @@ def translations() -> dict[Callable, Callable]:
     """How the exporter shall translate :func:`suppress`, by ONNX's own NonMaxSuppression; needs onnxscript."""
     from onnxscript import opset20 as op
 
-    def number(value: float, kind: type = int):  # noqa: ANN202
+    def number(value: float, kind: type = int):
         return op.Constant(value_int=value) if kind is int else op.Constant(value_float=value)
 
-    def numbers(*values: int):  # noqa: ANN202
+    def numbers(*values: int):
         return op.Constant(value_ints=list(values))
 
-    def translated(boxes, scores, labels, num_classes: int):  # noqa: ANN001, ANN202 (read as ONNX's types)
+    def translated(boxes, scores, labels, num_classes: int):  # which annotations would be of ONNX's types
         # To OpenCV, and so to nms(), two boxes without area overlap, wherever they are; to ONNX no such box does.
         # So the NMS sees all of them in one place, beyond the images' border.
         first, second = op.Split(boxes, num_outputs=2, axis=2)
@@ -131,17 +131,15 @@ def translations() -> dict[Callable, Callable]:
             boxes, class_scores, number(DETECTIONS), number(NMS_THRESHOLD, float), number(0.0, float)
         )
         places = op.Gather(kept, numbers(0, 2), axis=1)
-        kept_scores = op.ScatterND(
-            op.Mul(scores, number(0.0, float)), places, op.GatherND(scores, places)
-        )
+        kept_scores = op.ScatterND(op.Mul(scores, number(0.0, float)), places, op.GatherND(scores, places))
         # Behind them 100 zeros, so that there are always enough; of equals TopK takes the first first, as nms() does.
         padded = op.Pad(kept_scores, numbers(0, 0, 0, DETECTIONS))
         best, order = op.TopK(padded, numbers(DETECTIONS), axis=1)
         return op.Where(op.Greater(best, number(0.0, float)), order, number(-1))
 
-    def sort(values, *, stable=True, dim=-1, descending=False):  # noqa: ANN001, ANN202
-        length = op.Shape(values, start=1, end=2)
-        return op.TopK(values, length, axis=1)
+    def sort(values, *, stable, dim: int, descending: bool):
+        """Of equals TopK takes the first first, so that it is stable."""
+        return op.TopK(values, op.Shape(values, start=dim, end=dim + 1), axis=dim, largest=int(descending))
 
     return {torch.ops.detection.suppress.default: translated, torch.ops.aten.sort.stable: sort}
 
@@ -152,6 +150,7 @@ def preparation(
     mean: Sequence[float],
     std: Sequence[float],
     frame: tuple[int, int] | None,
+    batch_size: int | None,
 ) -> str:
     """A graph in ONNX's text form that makes images as they were read ready for :class:`DetectionGraph`.
 
@@ -161,6 +160,7 @@ def preparation(
         mean: of the channels, in 0..1.
         std: of the channels, in 0..1.
         frame: height and width of the detector's images, where these are fixed.
+        batch_size: number of images, where it is fixed.
 
     Returns:
         The text of a model from ``image`` ``(B, H, W, 3)`` uint8 RGB, the images of one size, to
@@ -202,11 +202,12 @@ def preparation(
     offset = ", ".join(repr(-centre / value) for centre, value in zip(mean, std, strict=True))
     # Resize on bytes rounds after each axis, as PyTorch's and Pillow's do: what comes out differs from theirs by 1 of
     # 255, in few pixels.
+    batch = batch_size or "batch"
     return f"""<ir_version: 10, opset_import: ["" : {OPSET}]>
-        prepare (uint8[batch, height, width, 3] image) => (
-            float[batch, 3, {height}, {width}] prepared_images,
-            int64[batch, 2] prepared_sizes,
-            int64[batch, 2] prepared_frames
+        prepare (uint8[{batch}, height, width, 3] image) => (
+            float[{batch}, 3, {height}, {width}] prepared_images,
+            int64[{batch}, 2] prepared_sizes,
+            int64[{batch}, 2] prepared_frames
         ) {{
             prepare_one = Constant <value_ints = [1]> ()
             prepare_shape = Shape <start = 1, end = 3> (image)
@@ -234,7 +235,9 @@ def preparation(
             prepare_planes = Transpose <perm = [0, 3, 1, 2]> (image)
             prepare_planes_shape = Shape <start = 0, end = 2> (prepare_planes)
             prepare_sizes = Concat <axis = 0> (prepare_planes_shape, prepare_size)
-            prepare_pixels = Resize <mode = "linear", antialias = 1, exclude_outside = 1> (prepare_planes, , , prepare_sizes)
+            prepare_pixels = Resize <mode = "linear", antialias = 1, exclude_outside = 1> (
+                prepare_planes, , , prepare_sizes
+            )
             prepare_values = Cast <to = 1> (prepare_pixels)
             prepare_scale = Constant <value = float[3, 1, 1] {{{scale}}}> ()
             prepare_offset = Constant <value = float[3, 1, 1] {{{offset}}}> ()
