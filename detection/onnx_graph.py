@@ -116,12 +116,15 @@ def translations() -> dict[Callable, Callable]:
         return op.Constant(value_ints=list(values))
 
     def translated(boxes, scores, labels, num_classes: int):  # which annotations would be of ONNX's types
-        # To OpenCV, and so to nms(), two boxes without area overlap, wherever they are; to ONNX no such box does.
-        # So the NMS sees all of them in one place, beyond the images' border.
+        # To OpenCV, and so to nms(), boxes without area all overlap, of whatever class, so that one of them stays; to
+        # ONNX none does.
         first, second = op.Split(boxes, num_outputs=2, axis=2)
-        shortest = op.ReduceMin(op.Sub(second, first), numbers(2), keepdims=1)
-        away = op.Constant(value_floats=[-2.0, -2.0, -1.0, -1.0])
-        boxes = op.Where(op.Greater(shortest, number(0.0, float)), boxes, away)
+        shortest = op.ReduceMin(op.Sub(second, first), numbers(2), keepdims=0)
+        flat = op.LessOrEqual(shortest, number(0.0, float))
+        best_flat = op.ArgMax(op.Where(flat, scores, number(0.0, float)), axis=1, keepdims=1)
+        length = op.Squeeze(op.Shape(scores, start=1, end=2))
+        worse = op.And(flat, op.Not(op.Equal(op.Range(number(0), length, number(1)), best_flat)))
+        scores = op.Where(worse, number(0.0, float), scores)
         # (B, K, N): a candidate is one of its own class alone.
         classes = op.Unsqueeze(op.Range(number(0), number(num_classes), number(1)), numbers(0, 2))
         own = op.Equal(op.Unsqueeze(labels, numbers(1)), classes)
