@@ -1,8 +1,12 @@
 """``python -m detection.export`` and ``predict --onnx`` as a user types them, and the graph's parts by themselves."""
 
 import json
+import runpy
+import shutil
+import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -24,7 +28,6 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-BCCD = Path("/work/shared/data/bccd")
 ALL = {"focal": True, "refine_boxes": True, "dense_head": True, "choose_queries": True}
 
 
@@ -56,13 +59,14 @@ def images(tmp_path_factory) -> Path:
     """Scenes, and parts of them in other shapes: wide, high, small, and one grey area without anything."""
     root = tmp_path_factory.mktemp("images")
     write_coco(root, "val", 4)
-    import cv2
-
     scene = cv2.imread(str(root / "images" / "val_0.png"))
     cv2.imwrite(str(root / "images" / "wide.png"), cv2.resize(scene, (333, 97)))
     cv2.imwrite(str(root / "images" / "high.png"), cv2.resize(scene, (90, 301)))
     cv2.imwrite(str(root / "images" / "small.png"), scene[:33, :40])
     cv2.imwrite(str(root / "images" / "grey.png"), np.full((130, 170, 3), 128, np.uint8))
+    (root / "square").mkdir()
+    for path in (root / "images").glob("val_*.png"):
+        shutil.copy(path, root / "square")
     return root / "images"
 
 
@@ -183,8 +187,95 @@ def test_what_differs_counts_whatever_its_order():
         (["--output", "model.pt"], "ends in .onnx"),
     ],
 )
-def test_options_that_do_not_fit_are_told_before_the_work(tmp_path, arguments, message):
-    result = run_module("detection.export", "--ckpt_path", "none.ckpt", *arguments, cwd=tmp_path)
-    assert result.returncode == 1
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+def test_options_that_do_not_fit_are_told_before_the_work(command, arguments, message):
+    status, error = command("detection.export", "--ckpt_path", "none.ckpt", *arguments)
+    assert status == 1
+    assert message in error
+
+
+def test_predict_wants_either_a_checkpoint_or_a_file(command, images):
+    for given in ([], ["--ckpt_path", "a.ckpt", "--onnx", "a.onnx"]):
+        status, error = command("detection.predict", images, *given)
+        assert status == 1
+        assert "either --ckpt_path" in error
+    status, error = command("detection.predict", images, "--onnx", "a.onnx")
+    assert status == 1
+    assert "no ONNX file a.onnx" in error
+
+
+@pytest.fixture
+def command(monkeypatch, capfd, tmp_path):
+    """Run a command in this process: its status, and what it told of errors."""
+
+    def run(module, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(module, run_name="__main__", alter_sys=False)
+        error = capfd.readouterr().err
+        assert "Traceback" not in error
+        return end.value.code, error
+
+    return run
+
+
+def predictions(images, *arguments, cwd) -> dict:
+    """What ``detection.predict`` writes of a folder's images."""
+    result = run_module(
+        "detection.predict", str(images), *arguments, "--output", "out.json", "--score_threshold", "0.06", cwd=cwd
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads((cwd / "out.json").read_text(encoding="utf-8"))
+
+
+def assert_same_predictions(found: dict, expected: dict) -> None:
+    assert (found["images"], found["categories"]) == (expected["images"], expected["categories"])
+    for image in expected["images"]:
+        lists = []
+        for content in (found, expected):
+            rows = [row for row in content["annotations"] if row["image_id"] == image["id"]]
+            boxes = torch.tensor([row["bbox"] for row in rows]).reshape(-1, 4)
+            scores = torch.tensor([row["score"] for row in rows])
+            # Of those at the threshold one list may hold some more.
+            kept = scores > 0.0602
+            labels = torch.tensor([row["category_id"] for row in rows])
+            lists.append({"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]})
+        box, score = differences(*lists)
+        assert box <= 0.1
+        assert score <= 1e-4 or abs(len(lists[0]["scores"]) - len(lists[1]["scores"])) == 1
+
+
+# Each of a form of its own: all sizes open; a fixed size, into which wide and high images are made to fit; and raw.
+FORMS = {
+    "retinanet open": ("retinanet_mf_26m", {}, ["--dynamic_batch", "true"]),
+    "e2e open": ("e2e_mf_26m", {}, ["--preprocessing", "true"]),
+    "e2e raw": ("e2e_mf_26m", ALL, ["--image_size", "[128, 160]", "--decode", "false", "--batch_size", "2"]),
+    "retinanet raw": ("retinanet_mf_26m", {}, ["--image_size", "[160, 128]", "--decode", "false"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_is_checked_on_real_images_and_predicts_what_its_checkpoint_does(form, images, tmp_path):
+    name, model_options, arguments = FORMS[form]
+    data = DetectionData("scenes")
+    checkpoint = save_checkpoint(
+        tmp_path / "run" / "checkpoints" / "best.ckpt", data, data.class_names, name, **model_options
+    )
+    result = run_module(
+        "detection.export", "--ckpt_path", str(checkpoint), "--check_images", "6", *arguments, cwd=tmp_path, timeout=600
+    )
+    assert result.returncode == 0, result.stderr
+    assert "greatest difference of boxes" in result.stdout
+    written = tmp_path / "run" / "model.onnx"
+    assert not list(written.parent.glob(".export*"))
+    model = OnnxModel(written, "detection")
+    assert model.metadata["class_names"] == list(data.class_names)
+    assert model.metadata["input"]
+    assert ExportedDetector(model).decoded == ("--decode" not in arguments)
+    if "--image_size" in arguments:
+        images = images.parent / "square"  # which fit
+    expected = predictions(images, "--ckpt_path", str(checkpoint), cwd=tmp_path)
+    assert_same_predictions(predictions(images, "--onnx", str(written), cwd=tmp_path), expected)
+    assert any(expected["annotations"])
