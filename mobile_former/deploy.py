@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import torch
 from torch import nn
 
 from mobile_former.conv_norm import ConvNorm
@@ -24,7 +25,8 @@ def deploy(model: nn.Module) -> nn.Module:
         A module in evaluation, on the model's device and in its type, whose parameters need no gradients and have names
         of their own: it is made from a trained model, and neither trained nor loaded.
     """
-    return inference_form(copy.deepcopy(model).eval().requires_grad_(False)).eval().requires_grad_(False)
+    with torch.no_grad():
+        return inference_form(copy.deepcopy(model)).eval().requires_grad_(False)
 
 
 @functools.singledispatch

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobile_former.block import MobileFormerBlock
-from mobile_former.bridge import HEADS, FormerToMobile, MobileToFormer, mask_logits, split_channels
+from mobile_former.bridge import HEADS, FormerToMobile, MobileToFormer, mask_logits
 from mobile_former.deployed_mobile import DeployedDownsamplingMobile, DeployedLite, DeployedMobile, Pointwise
 from mobile_former.folding import (
     fold_features_norm,
@@ -73,7 +73,7 @@ class DeployedBackbone(nn.Module):
         self.blocks = nn.ModuleList()
         bridges = [block.to_former for block in backbone.blocks if not isinstance(block, Lite)] + [last]
         self.register_buffer("tokens", backbone.tokens + bridges[0].output.bias)
-        self.register_buffer("asked", torch.stack(TokenReads(None, bridges[0])(backbone.tokens, batch=1)))
+        self.register_buffer("asked", torch.stack(TokenReads(None, bridges[0])(backbone.tokens, len(backbone.tokens))))
         self.register_buffer("shift", backbone.tokens.new_zeros(()) if last is None else last.output.bias.detach())
         for block, stride in zip(backbone.blocks, backbone.strides, strict=True):
             if isinstance(block, Lite):
@@ -100,8 +100,9 @@ class DeployedBackbone(nn.Module):
         batch = images.shape[0]
         padding = {} if padding_mask is None else padding_pyramid(padding_mask, (1, 2, 4, 8, 16, 32))
         x = F.relu6(self.stem(zero_padding(images, padding.get(1))))
+        x = x.contiguous(memory_format=torch.channels_last)  # in which PyTorch's convolutions copy nothing
         tokens = self.tokens.expand(batch, -1, -1).flatten(0, 1)
-        asked = self.asked.expand(-1, batch, -1, -1, -1).unbind()
+        asked = self.asked.repeat(1, batch, 1, 1).unbind()
         maps = {}
         in_stride = 2
         for block, stride in zip(self.blocks, self.strides, strict=True):
@@ -152,31 +153,31 @@ class DeployedBlock(nn.Module):
         Args:
             x: ``(B, C, H, W)``.
             tokens: ``(B·M, d)``, with the bias of this block's first bridge added.
-            query: of that bridge, ``(B, heads, M, C/heads)``, from the block before.
+            query: of that bridge, ``(B·heads, M, C/heads)``, from the block before.
             gate: the same of its gate, before the sigmoid.
             padding: ``(B, 1, H, W)`` bool, True where the input map is padding.
             out_padding: the same for the output map.
 
         Returns:
             The map ``(B, C', H', W')``, the tokens ``(B·M, d)`` with the following bridge's bias added, and its query
-            and gate ``(B, heads, M, C'/heads)``, where there is one.
+            and gate ``(B·heads, M, C'/heads)``, where there is one.
         """
-        batch, _, count, _ = query.shape
+        count = query.shape[1]
         tokens, logits = self.to_former(x, tokens, query, gate, padding)
-        tokens = self.former(tokens, batch)
+        tokens = self.former(tokens, count)
         if self.spatial_dynamic_relu:
-            logits = logits.mean(1).unflatten(2, x.shape[2:])
+            logits = logits.reshape(-1, HEADS, *logits.shape[1:]).mean(1).unflatten(2, x.shape[2:])
             mixing = (halve(logits, padding) if self.downsamples else logits).softmax(1)
-            guide = tokens.unflatten(0, (batch, count))
+            guide = tokens.reshape(-1, count, tokens.shape[1])
         else:
             mixing, guide = None, tokens[::count]
         if self.downsamples:
             x = self.mobile(x, guide, mixing, padding, out_padding)
         else:
             x = self.mobile(x, guide, mixing, padding)
-        key, value, *asked = self.reads(tokens, batch)
-        weights = (key @ split_channels(x)).softmax(2)
-        return x + (value.transpose(2, 3) @ weights).reshape(x.shape), tokens, asked
+        key, value, *asked = self.reads(tokens, count)
+        weights = torch.bmm(key, split_heads(x)).softmax(1)
+        return x + torch.bmm(value.transpose(1, 2), weights).reshape(x.shape), tokens, asked
 
 
 class TokenReads(nn.Module):
@@ -197,10 +198,11 @@ class TokenReads(nn.Module):
         self.linear = merged(layers)
         self.parts = len(layers)
 
-    def forward(self, tokens: Tensor, batch: int) -> Sequence[Tensor]:
-        """Of ``(B·M, d)``, key, value, query and gate in this order, each ``(B, heads, M, C/heads)``."""
-        read = self.linear(tokens).unflatten(0, (batch, -1)).unflatten(2, (self.parts * HEADS, -1)).transpose(1, 2)
-        return read.split(HEADS, dim=1)
+    def forward(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
+        """Of ``(B·M, d)``, key, value, query and gate in this order, each ``(B·heads, M, C/heads)``."""
+        width = self.linear.out_features // (self.parts * HEADS)
+        read = self.linear(tokens).reshape(-1, count, self.parts, HEADS, width)
+        return read.permute(2, 0, 3, 1, 4).reshape(self.parts, -1, count, width).unbind()
 
 
 class DeployedToFormer(nn.Module):
@@ -221,13 +223,13 @@ class DeployedToFormer(nn.Module):
         """Update the tokens, see :meth:`DeployedBlock.forward`.
 
         Returns:
-            The tokens ``(B·M, d)``, and the logits ``(B, heads, M, H·W)`` before softmax and mask.
+            The tokens ``(B·M, d)``, and the logits ``(B·heads, M, H·W)`` before softmax and mask.
         """
-        values = split_channels(x)
-        logits = query @ values
-        visible = logits if padding is None else mask_logits(logits, padding.flatten(2)[:, None])
-        gathered = visible.softmax(-1) @ values.transpose(2, 3) * F.hardsigmoid(gate)
-        gathered = gathered.transpose(1, 2).flatten(2).flatten(0, 1)  # (B·M, C)
+        values = split_heads(x)
+        logits = torch.bmm(query, values)
+        visible = logits if padding is None else mask_logits(logits, padding.flatten(2).repeat_interleave(HEADS, 0))
+        gathered = torch.bmm(visible.softmax(2), values.transpose(1, 2)) * F.hardsigmoid(gate)
+        gathered = gathered.reshape(-1, HEADS, *gathered.shape[1:]).transpose(1, 2).reshape(-1, x.shape[1])  # (B·M, C)
         return self.norm(torch.addmm(tokens, gathered, self.weight)), logits
 
 
@@ -248,17 +250,19 @@ class DeployedFormer(nn.Module):
         self.weight = nn.Parameter(former.ffn[2].weight.detach().t())
         self.ffn_norm = former.ffn_norm
 
-    def forward(self, tokens: Tensor, batch: int) -> Tensor:
-        """Let the tokens ``(B·M, d)`` exchange what they gathered."""
-        keys = self._split(tokens, batch)
-        weights = (self._split(self.query(tokens), batch) @ keys.transpose(2, 3)).softmax(-1)
-        gathered = (weights @ keys).transpose(1, 2).flatten(2).flatten(0, 1)
+    def forward(self, tokens: Tensor, count: int) -> Tensor:
+        """Let the tokens ``(B·M, d)``, M of an image, exchange what they gathered."""
+        keys = self._split(tokens, count)
+        weights = torch.bmm(self._split(self.query(tokens), count), keys.transpose(1, 2)).softmax(2)
+        gathered = torch.bmm(weights, keys).reshape(-1, FORMER_HEADS, count, keys.shape[2]).transpose(1, 2)
+        gathered = gathered.reshape(-1, tokens.shape[1])
         tokens = self.attention_norm(tokens + self.output(gathered))
         return self.ffn_norm(torch.addmm(tokens, F.gelu(self.expand(tokens)), self.weight))
 
     @staticmethod
-    def _split(tokens: Tensor, batch: int) -> Tensor:
-        return tokens.unflatten(0, (batch, -1)).unflatten(2, (FORMER_HEADS, -1)).transpose(1, 2)
+    def _split(tokens: Tensor, count: int) -> Tensor:
+        width = tokens.shape[1] // FORMER_HEADS
+        return tokens.reshape(-1, count, FORMER_HEADS, width).transpose(1, 2).reshape(-1, count, width)
 
 
 class DeployedClassifier(nn.Module):
@@ -279,11 +283,16 @@ class DeployedClassifier(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor, asked: Sequence[Tensor]) -> Tensor:
         """Classify what :meth:`DeployedBackbone.shifted_features` gave: logits ``(B, num_classes)``."""
         # Of the tokens, only the first is read.
-        count = asked[0].shape[2]
-        token, _ = self.to_former(x, tokens[::count], *(part[:, :, :1] for part in asked), None)
+        count = asked[0].shape[1]
+        token, _ = self.to_former(x, tokens[::count], *(part[:, :1] for part in asked), None)
         pooled = F.relu6(self.expand(x)).mean((2, 3))
         features = self.features(torch.cat([F.hardswish(pooled), token], dim=1))
         return self.logits(F.hardswish(features))
+
+
+def split_heads(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` to ``(B·heads, C/heads, H·W)``."""
+    return x.reshape(x.shape[0] * HEADS, x.shape[1] // HEADS, -1)
 
 
 def _scaled_for_heads(layer: nn.Linear, heads: int) -> nn.Linear:

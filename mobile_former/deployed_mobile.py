@@ -1,5 +1,7 @@
 """The Mobile side of a block for inference: BatchNorm and shuffles folded away, dynamic ReLU's constants too."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,14 +55,12 @@ class DeployedDownsamplingMobile(nn.Module):
     def __init__(self, mobile: DownsamplingMobile, *, flat: bool):
         super().__init__()
         self.reduce = merged([mobile.relu1.reduce, mobile.relu2.reduce])
-        self.depthwise1 = Depthwise(mobile.depthwise1, gain=2)
-        order = self.depthwise1.order_after(mobile.shuffle1)
-        self.relu1 = SlopesReLU(mobile.relu1, order)
-        self.project1 = Pointwise.folded(mobile.project1, in_order=order, flat=flat)
-        self.depthwise2 = Depthwise(mobile.depthwise2, gain=2)
-        order = self.depthwise2.order_after(mobile.shuffle2)
-        self.relu2 = SlopesReLU(mobile.relu2, order)
-        self.project2 = Pointwise.folded(mobile.project2, in_order=order, flat=flat)
+        self.depthwise1 = Depthwise(mobile.depthwise1, mobile.shuffle1, gain=2)
+        self.relu1 = SlopesReLU(mobile.relu1, self.depthwise1.order)
+        self.project1 = Pointwise.folded(mobile.project1, in_order=self.depthwise1.order, flat=flat)
+        self.depthwise2 = Depthwise(mobile.depthwise2, mobile.shuffle2, gain=2)
+        self.relu2 = SlopesReLU(mobile.relu2, self.depthwise2.order)
+        self.project2 = Pointwise.folded(mobile.project2, in_order=self.depthwise2.order, flat=flat)
 
     def forward(
         self,
@@ -86,13 +86,22 @@ class DeployedLite(nn.Module):
 
     def __init__(self, lite: Lite):
         super().__init__()
-        self.depthwise = Depthwise(lite.depthwise)
-        self.project = Pointwise.folded(lite.project, in_order=self.depthwise.order_after(lite.shuffle), flat=False)
+        self.depthwise = Depthwise(lite.depthwise, lite.shuffle)
+        self.project = Pointwise.folded(lite.project, in_order=self.depthwise.order, flat=False)
         self.residual = lite.residual
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """As the trained part."""
-        out = self.project(F.relu6(self.depthwise(zero_padding(x, padding))))
+        hidden = zero_padding(x, padding)
+        if torch.compiler.is_exporting():
+            # With the product in parts, maps need not be joined, which would change their layout.
+            parts = self.depthwise.parts(hidden)
+            channels = parts[0].shape[1]
+            out = F.conv2d(F.relu6(parts[0]), self.project.weight[:, :channels], self.project.bias)
+            for start, part in zip(range(channels, len(self.depthwise.bias), channels), parts[1:], strict=True):
+                out = out + F.conv2d(F.relu6(part), self.project.weight[:, start : start + channels])
+        else:
+            out = self.project(F.relu6(self.depthwise(hidden), inplace=True))
         return x + out if self.residual else out
 
 
@@ -120,7 +129,12 @@ class SlopesReLU(nn.Module):
         else:
             theta = theta.transpose(1, 2) @ mixing.flatten(2)
             theta1, theta2 = theta.unflatten(2, mixing.shape[2:]).chunk(2, dim=1)
-        return torch.maximum(theta1 * x, (theta2 - 0.5) * x)
+        slope2 = theta2 - 0.5
+        if torch.compiler.is_compiling():
+            return torch.maximum(theta1 * x, slope2 * x)
+        # The map is this block's own; another one would take longer to allocate than to compute.
+        first = theta1 * x
+        return torch.maximum(first, x.mul_(slope2), out=first)
 
 
 class Pointwise(nn.Module):
@@ -129,14 +143,15 @@ class Pointwise(nn.Module):
     Args:
         weight: ``(out, in)``.
         bias: ``(out,)``.
-        flat: whether positions are handed over as one dimension. Runtimes take other layouts for images, to which the
-            operations around this one would have to change; for few channels that costs more than it gains.
+        flat: whether an exported graph has the positions in one dimension. For images, runtimes take other layouts,
+            to which the operations around this one would have to change; for few channels that costs more than
+            it gains.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, *, flat: bool):
         super().__init__()
         self.flat = flat
-        self.weight = nn.Parameter((weight[:, :, None] if flat else weight[:, :, None, None]).detach())
+        self.weight = nn.Parameter(weight.detach()[:, :, None, None])
         self.bias = nn.Parameter(bias.detach())
 
     @classmethod
@@ -168,39 +183,55 @@ class Pointwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in, H, W)`` to ``(B, out, H, W)``."""
-        if self.flat:
-            return F.conv1d(x.flatten(2), self.weight, self.bias).unflatten(2, x.shape[2:])
+        if self.flat and torch.compiler.is_exporting():
+            return F.conv1d(x.flatten(2), self.weight[..., 0], self.bias).unflatten(2, x.shape[2:])
+        if not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn():
+            # On one thread, conv2d would take a matrix product that needs nearly twice as long.
+            return torch.mkldnn_convolution(x, self.weight, self.bias, (0, 0), (1, 1), (1, 1), 1)
         return F.conv2d(x, self.weight, self.bias)
 
 
 class Depthwise(nn.Module):
-    """A 3×3 convolution of each channel by itself; into several channels, as so many convolutions into one each.
-
-    That is the form that runtimes have fast code for.
+    """A 3×3 convolution of each channel by itself, or of each into several.
 
     Args:
         layer: the trained part.
+        shuffle: the shuffle that follows in training, if any; here it is only an order, see :attr:`order`.
         gain: what to multiply the output by.
+
+    Attributes:
+        order: for each channel that this gives, its number in training after the shuffle.
     """
 
-    def __init__(self, layer: ConvNorm, gain: float = 1):
+    def __init__(self, layer: ConvNorm, shuffle: nn.Module | None = None, gain: float = 1):
         super().__init__()
         conv = fold_norm(layer)
-        channels = conv.in_channels
-        # Training has the outputs of a channel side by side.
-        self.order = torch.arange(conv.out_channels).unflatten(0, (channels, -1)).t().flatten()
-        self.convs = nn.ModuleList()
-        for rows in self.order.split(channels):
-            part = nn.Conv2d(channels, channels, 3, conv.stride, padding=1, groups=channels, device="meta")
-            part.weight = nn.Parameter(gain * conv.weight.detach()[rows])
-            part.bias = nn.Parameter(gain * conv.bias.detach()[rows])
-            self.convs.append(part)
+        self.stride, self.repeats = conv.stride, conv.out_channels // conv.in_channels
+        # In training, the outputs of a channel are side by side; here each comes after the first of all channels.
+        rows = torch.arange(conv.out_channels).unflatten(0, (-1, self.repeats)).t().flatten()
+        self.weight = nn.Parameter(gain * conv.weight.detach()[rows])
+        self.bias = nn.Parameter(gain * conv.bias.detach()[rows])
+        self.order = inverse(shuffle_order(shuffle, conv.out_channels))[rows]
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, e·C, ⌈H/stride⌉, ⌈W/stride⌉)``."""
-        maps = [conv(x) for conv in self.convs]
-        return maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+        if self.repeats == 1:
+            return self._convolve(x, self.weight, self.bias)
+        # There is fast code for one output a channel alone: in PyTorch for many channels, elsewhere for few too.
+        if torch.compiler.is_exporting():
+            return torch.cat(self.parts(x), dim=1)
+        return self._convolve(torch.cat([x] * self.repeats, dim=1), self.weight, self.bias)
 
-    def order_after(self, shuffle: nn.Module) -> Tensor:
-        """For each channel that this gives, its number in training after the shuffle that followed there."""
-        return inverse(shuffle_order(shuffle, len(self.order)))[self.order]
+    def parts(self, x: Tensor) -> list[Tensor]:
+        """The same in parts of one output a channel, each ``(B, C, ⌈H/stride⌉, ⌈W/stride⌉)``."""
+        starts = range(0, len(self.bias), x.shape[1])
+        rows = [slice(start, start + x.shape[1]) for start in starts]
+        return [self._convolve(x, self.weight[part], self.bias[part]) for part in rows]
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, padding=1, groups=x.shape[1])
+
+
+@functools.cache
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available()

@@ -43,8 +43,8 @@ def whole(conv: nn.Conv2d) -> Tensor:
     return torch.block_diag(*conv.weight[:, :, 0, 0].chunk(conv.groups))
 
 
-def shuffle_order(shuffle: nn.Module, channels: int) -> Tensor:
-    """For each channel that a shuffle gives, or an identity in its place, the number of the channel it came from."""
+def shuffle_order(shuffle: nn.Module | None, channels: int) -> Tensor:
+    """For each channel that a shuffle gives, or what stands in its place, the number of the channel it came from."""
     numbers = torch.arange(channels)
     return shuffle(numbers[None, :, None, None]).flatten() if isinstance(shuffle, ChannelShuffle) else numbers
 

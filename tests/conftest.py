@@ -61,6 +61,30 @@ def write_image_folder(root: Path, classes: tuple[str, ...], *, train: int, val:
     return root
 
 
+def write_onnx_peer(path: Path, *, side: int) -> Path:
+    """An ONNX file of a network of somebody else: one convolution and a linear, for a single image of a fixed size."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    generator = np.random.default_rng(0)
+    shapes = {"kernel": (8, 3, 3, 3), "weight": (10, 8), "bias": (10,)}
+    weights = [
+        numpy_helper.from_array(generator.standard_normal(shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", ["images", "kernel"], ["map"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["map"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["features"]),
+        helper.make_node("Gemm", ["features", "weight", "bias"], ["logits"], transB=1),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, side, side])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 10])
+    graph = helper.make_graph(nodes, "peer", [images], [logits], weights)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
 def kept_for_backward(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
     """Bytes that a forward pass leaves to the backward pass: each storage once, without parameters and buffers."""
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}

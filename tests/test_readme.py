@@ -11,7 +11,7 @@ import yaml
 import detection
 import mobile_former
 from detection.scenes import write_coco
-from tests.conftest import ROOT, run_module, write_image_folder
+from tests.conftest import ROOT, run_module, write_image_folder, write_onnx_peer
 
 README = (ROOT / "README.md").read_text()
 
@@ -23,6 +23,7 @@ SHORTER = {
     "--data.batch_size": "4",
 }
 COMPARED = ("--data.image_size", "32", "--data.num_workers", "0", "--trainer.limit_train_batches", "2")
+TIMED = ("--models", "mobile_former_26m", "--forms", "eager", "deployed", "--image_size", "32", "--rounds", "1")
 SMALLER = {"--data.short_sides": "[96]", "--data.short_side": "96"}
 
 
@@ -43,6 +44,7 @@ def reader(tmp_path_factory):
     write_image_folder(folder / "path" / "to" / "imagenet", ("n01", "n02"), train=6, val=3)
     write_coco(folder / "path" / "to" / "coco", "train", 6)
     write_coco(folder / "path" / "to" / "coco", "val", 3)
+    write_onnx_peer(folder / "path" / "to" / "onnx_files" / "peer.onnx", side=32)
     # Stands for the authors' file, which is read alike (test_weights.py, test_reference.py).
     model = mobile_former.mobile_former_294m()
     torch.save({"state_dict": model.state_dict()}, folder / "path" / "to" / "mobile_former_294m.pth.tar")
@@ -62,13 +64,18 @@ def test_the_commands_of_the_readme_run_in_its_order(reader):
                 words += [option, value]
             # The run that goes on has one epoch more than the one that it goes on from.
             words += ["--trainer.max_epochs", "2" if "last" in words else "1"]
+        if words[2].endswith(".export"):
+            words += ["--check_images", "4"]
         if words[2] == "experiments.compare":
             words = [*words[: words.index("--seeds")], "--seeds", "0", "--trainer.max_epochs", "1", *COMPARED]
+        if words[2] == "experiments.benchmark":
+            words += TIMED
         result = run_module(*words[2:], cwd=reader)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
         ran.append(words[2])
     commands_of_a_task = ("fit", "validate", "test", "predict")
     assert {f"{task}.{name}" for task in ("classification", "detection") for name in commands_of_a_task} <= {*ran}
+    assert "classification.export" in ran
     assert (reader / "predictions.csv").is_file()
     assert (reader / "predictions.png").is_file()
     assert len(list((reader / "drawings").glob("*.png"))) == 9

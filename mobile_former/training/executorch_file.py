@@ -32,7 +32,8 @@ def write_executorch(
     """Write a module as an ExecuTorch program of fixed sizes; whole or not at all. It takes minutes.
 
     Args:
-        module: in evaluation mode; as of :func:`mobile_former.training.onnx_file.write_onnx`.
+        module: in evaluation mode; as of :func:`mobile_former.training.onnx_file.write_onnx`. The memory of its weights
+            is put in PyTorch's usual order.
         inputs: examples on the CPU, of the sizes that the program will take.
         path: the file to write; its folder exists.
         input_names: one for each input.
@@ -47,6 +48,7 @@ def write_executorch(
         exir = _import("executorch.exir")
         xnnpack = _import("executorch.backends.xnnpack.partition.xnnpack_partitioner")
         names = {"mobile_former_format": FORMAT, "inputs": list(input_names), "outputs": list(output_names)}
+        module.to(memory_format=torch.contiguous_format)  # XNNPACK takes no other
         program = exir.to_edge_transform_and_lower(
             torch.export.export(module, tuple(inputs)),
             partitioner=[xnnpack.XnnpackPartitioner()],

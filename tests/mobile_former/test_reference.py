@@ -49,6 +49,25 @@ def require_close(actual, expected, what):
     assert np.abs(actual - expected).max() <= 1e-9 * np.abs(expected).max(), what
 
 
+def require_part(ours, expected, name):
+    """A map or tokens, of which the file holds samples, mean and spread."""
+    sample = ours.ravel()[np.linspace(0, ours.size - 1, 64).astype(int)]
+    require_close(sample, expected[f"{name}/sample"], name)
+    require_close(np.array([ours.mean(), ours.std()]), expected[f"{name}/stats"], name)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_the_inference_form_gives_the_published_maps_tokens_and_logits(stem, tmp_path):
+    model, images, expected = load(stem, tmp_path)
+    model = mobile_former.deploy(model.double())
+    with torch.inference_mode():
+        maps, tokens = model.forward_features(images.double())
+        require_close(model(images.double()).numpy(), expected["logits"], "logits")
+    last = len(model.backbone.blocks)
+    require_part(maps[32].numpy(), expected, f"block{last}")
+    require_part(tokens.numpy(), expected, f"tokens{last}")
+
+
 @pytest.mark.parametrize("stem", STEMS)
 def test_every_map_the_tokens_and_the_logits_agree_in_float64(stem, tmp_path):
     model, images, expected = load(stem, tmp_path)
@@ -59,10 +78,7 @@ def test_every_map_the_tokens_and_the_logits_agree_in_float64(stem, tmp_path):
     blocks = range(1, len(model.backbone.blocks) + 1)
     assert names == {"stem", *(f"block{number}" for number in blocks), *(f"tokens{number}" for number in blocks)}
     for name in sorted(names):
-        ours = actual[name]
-        sample = ours.ravel()[np.linspace(0, ours.size - 1, 64).astype(int)]
-        require_close(sample, expected[f"{name}/sample"], name)
-        require_close(np.array([ours.mean(), ours.std()]), expected[f"{name}/stats"], name)
+        require_part(actual[name], expected, name)
 
 
 # What rounding does to these ill-conditioned weights in a right implementation, with a margin of three.

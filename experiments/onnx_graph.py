@@ -1,0 +1,145 @@
+"""ONNX files of other models: read, brought to a batch and image size, their multiply-adds counted, run."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from mobile_former.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx
+
+_EXTRA = "pip install -c constraints.txt -e '.[export]'"
+
+
+class OnnxGraph:
+    """A network in an ONNX file, that takes images and nothing else.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: no ONNX file, one whose only input is not ``(B, 3, H, W)``, or a library is missing.
+        FileNotFoundError: no such file.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            import onnx
+            import onnxruntime  # noqa: F401  # needed later, said now
+        except ImportError as error:
+            raise InputError(f"{path} needs onnx and onnxruntime, and {error.name} is missing: {_EXTRA}") from error
+        from google.protobuf.message import DecodeError
+
+        if not path.is_file():
+            raise FileNotFoundError(f"no ONNX file {path}")
+        try:
+            self._model = onnx.load(path)
+        except DecodeError as error:
+            raise InputError(f"{path} is no ONNX file: {error}") from error
+        weights = {tensor.name for tensor in self._model.graph.initializer}
+        inputs = [given for given in self._model.graph.input if given.name not in weights]
+        if not inputs:  # protobuf takes many a file for an empty model
+            raise InputError(f"{path} is no ONNX file: it holds no graph with an input")
+        self.path = path
+        self._input = inputs[0]
+        self._shape = [size.dim_value for size in self._input.type.tensor_type.shape.dim]  # 0 where it is free
+        if len(inputs) > 1 or len(self._shape) != 4 or self._shape[1] not in {0, 3}:
+            told = ", ".join(f"{given.name} {_dimensions(given)}" for given in inputs)
+            raise InputError(f"{path} takes {told}: only graphs of images (B, 3, H, W) can be timed")
+
+    def madds(self, image_size: tuple[int, int]) -> int:
+        """Count the multiply-adds of convolutions and matrix products for one image.
+
+        Args:
+            image_size: height and width in pixels.
+
+        Raises:
+            InputError: images of another size, or shapes that cannot be told without running it.
+        """
+        import onnx
+
+        inferred = onnx.shape_inference.infer_shapes(self._sized(1, image_size), data_prop=True).graph
+        shapes = {tensor.name: list(tensor.dims) for tensor in inferred.initializer}
+        for value in (*inferred.input, *inferred.value_info, *inferred.output):
+            shapes[value.name] = [size.dim_value for size in value.type.tensor_type.shape.dim]
+        total = 0
+        for node in inferred.node:
+            if node.op_type not in {"Conv", "Gemm", "MatMul"}:
+                continue
+            output, second = shapes.get(node.output[0], []), shapes.get(node.input[1], [])
+            if node.op_type == "Conv":
+                terms = math.prod(second[1:])  # weight (out, in / groups, height, width)
+            elif node.op_type == "MatMul":
+                terms = second[-2] if len(second) > 1 else math.prod(second)
+            else:
+                transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+                terms = math.prod(second[1:] if transposed else second[:1])
+            count = math.prod(output) * terms
+            if not output or not second or not count:
+                raise InputError(
+                    f"{self.path}: the multiply-adds of {node.op_type} {node.name!r} cannot be counted, since its "
+                    "shapes are not known: export it with fixed sizes"
+                )
+            total += count
+        return total
+
+    def prepare(self, threads: int, images: Tensor) -> Callable[[], object]:
+        """Make a session of ONNX Runtime on the CPU, for images of one size.
+
+        Args:
+            threads: that one operation may use.
+            images: ``(B, 3, H, W)`` float32.
+
+        Returns:
+            What runs the graph once on these images.
+
+        Raises:
+            InputError: the graph takes no images of this size, or cannot be run with them.
+        """
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Waiting threads would spin, and take the cores from whoever has its turn.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3  # errors: they are raised besides
+        sized = self._sized(len(images), tuple(images.shape[2:])).SerializeToString()
+        feed = {self._input.name: images.numpy(force=True)}
+        try:
+            session = onnxruntime.InferenceSession(sized, options, providers=["CPUExecutionProvider"])
+            session.run(None, feed)
+        except Exception as error:  # ONNX Runtime's own share no base but this
+            raise InputError(
+                f"{self.path} cannot be run on images {tuple(images.shape)}: {str(error).splitlines()[0]}"
+            ) from error
+        return lambda: session.run(None, feed)
+
+    def _sized(self, batch: int, image_size: tuple[int, int]) -> "onnx.ModelProto":
+        """The model with an input of fixed size, and of its other shapes nothing that would contradict it."""
+        import onnx
+
+        height, width = self._shape[2:]
+        if (height or image_size[0], width or image_size[1]) != image_size:
+            raise InputError(
+                f"{self.path} takes images of {height}x{width} pixels, not of {image_size[0]}x{image_size[1]}: "
+                f"give --image_size {height} {width}, or leave it out of --peers"
+            )
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        given = next(value for value in model.graph.input if value.name == self._input.name)
+        for size, fixed in zip(given.type.tensor_type.shape.dim, (batch, 3, *image_size), strict=True):
+            size.dim_value = fixed
+        del model.graph.value_info[:]
+        for output in model.graph.output:
+            output.type.tensor_type.ClearField("shape")
+        return model
+
+
+def _dimensions(value: "onnx.ValueInfoProto") -> str:
+    sizes = value.type.tensor_type.shape.dim
+    return "(" + ", ".join(str(size.dim_value or size.dim_param or "?") for size in sizes) + ")"

@@ -1,0 +1,158 @@
+"""Speed and memory of a training step on data that need not be loaded, and what its time goes into."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from experiments.matching import now
+from mobile_former.errors import InputError
+from mobile_former.training.optimisation import parameter_groups
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
+TRACED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in one layout and form, to be trained.
+
+    Attributes:
+        model: its name.
+        form: "eager" or "compiled".
+        layout: of ``LAYOUTS``.
+        is_peer: whether it is of another library.
+        step: one step of training.
+        memory: bytes that such a training needs at its peak when it is alone, without CUDA's own; None on a CPU.
+    """
+
+    model: str
+    form: str
+    layout: str
+    is_peer: bool
+    step: Callable[[], None]
+    memory: int | None
+
+    @property
+    def label(self) -> str:
+        """The name by which it is told from all others."""
+        return f"{self.model}:{self.form}:{self.layout}"
+
+
+def train_model(
+    name: str,
+    create: Callable[[], nn.Module],
+    *,
+    form: str,
+    layout: str,
+    precision: str,
+    images: Tensor,
+    labels: Tensor,
+    is_peer: bool = False,
+) -> TrainedModel:
+    """Build a classifier and its optimiser, take the first steps, and measure memory.
+
+    Args:
+        name: of the model.
+        create: builds it.
+        form: "eager" or "compiled".
+        layout: of ``LAYOUTS``, for weights and images.
+        precision: "bf16" (by autocast, weights in float32) or "float32".
+        images: ``(B, 3, H, W)`` on the device.
+        labels: ``(B,)`` on the device.
+        is_peer: whether it is of another library.
+
+    Raises:
+        InputError: too little memory, or a model that cannot be compiled here.
+    """
+    device = images.device
+    images = images.to(memory_format=LAYOUTS[layout])
+    before = _allocated(device)
+    model = create().to(device, memory_format=LAYOUTS[layout]).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-4, fused=True)
+    network = torch.compile(model, dynamic=False) if form == "compiled" else model
+
+    def step() -> None:
+        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32"):
+            loss = F.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    try:
+        for _ in range(2):  # the optimiser's state comes with the first
+            step()
+        resident = _allocated(device) - before + images.nbytes
+        return TrainedModel(name, form, layout, is_peer, step, _peak(device, step, resident))
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{name} ({form}, {layout}) does not fit the GPU with batches of {len(images)}: lower --batch_sizes, or "
+            "give fewer models"
+        ) from error
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise InputError(
+            f"{name} cannot be compiled here ({str(error).splitlines()[0]}): leave compiled out of --forms"
+        ) from error
+
+
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _peak(device: torch.device, step: Callable[[], None], resident: int) -> int | None:
+    """Bytes at a step's peak, less those of whatever else lies on the GPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = _allocated(device)
+    step()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before + resident
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What of a step's time goes into one kernel (on a CPU: one operation of PyTorch, less those that it calls).
+
+    Attributes:
+        name: of the kernel.
+        calls: a step.
+        milliseconds: a step.
+    """
+
+    name: str
+    calls: float
+    milliseconds: float
+
+
+def trace_step(step: Callable[[], None], device: torch.device, path: Path) -> tuple[float, list[Kernel]]:
+    """Trace a few steps, and write the trace for chrome://tracing or Perfetto.
+
+    Args:
+        step: that has been run before.
+        device: where it runs.
+        path: a ``.json`` or ``.json.gz`` to write.
+
+    Returns:
+        Milliseconds of a step under the profiler, and its kernels, those that take longest first. On a GPU, what their
+        sum lacks of the step is time in which it waited.
+    """
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities) as trace:
+        start = now(device)
+        for _ in range(TRACED_STEPS):
+            step()
+        milliseconds = 1000 * (now(device) - start) / TRACED_STEPS
+    trace.export_chrome_trace(str(path))
+    kind = torch.autograd.DeviceType.CUDA if device.type == "cuda" else torch.autograd.DeviceType.CPU
+    kernels = []
+    for event in trace.key_averages():
+        if event.device_type == kind:
+            microseconds = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+            kernels.append(Kernel(event.key, event.count / TRACED_STEPS, microseconds / 1000 / TRACED_STEPS))
+    return milliseconds, sorted(kernels, key=lambda kernel: -kernel.milliseconds)

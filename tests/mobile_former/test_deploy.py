@@ -1,0 +1,122 @@
+"""The inference form: the same numbers as the trained model, from fewer operations."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import mobile_former
+from mobile_former.folding import whole
+
+
+def trained(name, **options):
+    """A model whose norms, biases and gates are none of those that it starts with."""
+    torch.manual_seed(0)
+    model = mobile_former.create_model(name, **options).double()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d | torch.nn.LayerNorm):
+            module.weight.data.uniform_(0.5, 2)
+            module.bias.data.normal_(0, 0.1)
+        if isinstance(module, torch.nn.Linear):  # so that slopes and gates reach their limits
+            module.weight.data.mul_(8)
+            module.bias.data.normal_(0, 0.1)
+    return model.eval()
+
+
+def error(actual, expected):
+    """The greatest difference, as a share of the largest value."""
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("spatial", [False, True])
+@pytest.mark.parametrize("name", mobile_former.list_models())
+def test_logits_maps_and_tokens_are_the_same_at_odd_sizes_and_with_padding(name, spatial):
+    model = trained(name, spatial_dynamic_relu=spatial)
+    deployed = mobile_former.deploy(model)
+    images = torch.randn(2, 3, 71, 45, dtype=torch.float64)
+    mask = torch.zeros(2, 71, 45, dtype=torch.bool)
+    mask[1, 40:] = True
+    with torch.inference_mode():
+        assert error(deployed(images), model(images)) < 1e-12
+        (maps, tokens), (expected, expected_tokens) = (m.forward_features(images, mask) for m in (deployed, model))
+    assert maps.keys() == expected.keys()
+    assert max(error(maps[stride], expected[stride]) for stride in maps) < 1e-12
+    assert error(tokens, expected_tokens) < 1e-12
+
+
+def test_the_trained_model_stays_as_it_was_and_shares_nothing():
+    model = trained("mobile_former_26m").train()
+    before = copy.deepcopy(model.state_dict())
+    deployed = mobile_former.deploy(model)
+    for parameter in deployed.parameters():
+        parameter.zero_()
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_images_stay_as_they_were():
+    images = torch.rand(1, 3, 64, 64)
+    before = images.clone()
+    with torch.inference_mode():
+        mobile_former.deploy(mobile_former.create_model("mobile_former_26m"))(images)
+    assert torch.equal(images, before)
+
+
+class Count(TorchDispatchMode):
+    """Counts operations that compute or copy; views are free."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.operations += not operation.is_view
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["mobile_former_26m", "mobile_former_294m"])
+def test_a_third_of_the_operations_or_more_is_gone(name):
+    model = mobile_former.create_model(name).eval()
+    counts = []
+    for form in (model, mobile_former.deploy(model)):
+        with torch.no_grad(), Count() as count:
+            form(torch.randn(1, 3, 64, 64))
+        counts.append(count.operations)
+    assert counts[1] < 2 / 3 * counts[0], counts
+
+
+def test_it_compiles_and_exports_with_open_sizes():
+    model = mobile_former.create_model("mobile_former_26m").eval()
+    deployed = mobile_former.deploy(model)
+    images = torch.randn(3, 3, 64, 96)
+    compiled = torch.compile(deployed, backend="aot_eager", fullgraph=True)
+    sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    exported = torch.export.export(deployed, (torch.randn(2, 3, 70, 80),), dynamic_shapes=(sizes,)).module()
+    with torch.no_grad():
+        expected = model(images)
+        for form in (compiled, exported):
+            torch.testing.assert_close(form(images), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_bad_images_are_refused_as_by_the_trained_model():
+    deployed = mobile_former.deploy(mobile_former.create_model("mobile_former_26m"))
+    with pytest.raises(mobile_former.InputError, match="at least 32"):
+        deployed(torch.rand(1, 3, 16, 64))
+
+
+def test_it_pickles_and_moves_to_another_type():
+    deployed = mobile_former.deploy(mobile_former.create_model("mobile_former_26m").eval())
+    images = torch.rand(1, 3, 64, 64)
+    expected = deployed(images)
+    torch.testing.assert_close(copy.deepcopy(deployed).double()(images.double()).float(), expected, rtol=0, atol=1e-5)
+
+
+def test_a_grouped_convolution_made_whole_gives_the_same():
+    conv = torch.nn.Conv2d(8, 12, 1, groups=4, bias=False).requires_grad_(False)
+    x = torch.randn(2, 8, 5, 3)
+    torch.testing.assert_close(torch.einsum("oc,bchw->bohw", whole(conv), x), conv(x))
