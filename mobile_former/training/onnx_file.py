@@ -88,7 +88,11 @@ def write_onnx(
         first = onnx.parser.parse_model(preparation)
         first.ir_version = model.ir_version
         outputs = [value.name for value in first.graph.output]
-        model = onnx.compose.merge_models(first, model, list(zip(outputs, input_names, strict=True)))
+        merged = onnx.compose.merge_models(first, model, list(zip(outputs, input_names, strict=True)))
+        del merged.opset_import[:]  # each of which it has twice, and quantisation asks for one
+        merged.opset_import.extend(model.opset_import)
+        merged.producer_name, merged.producer_version = model.producer_name, model.producer_version
+        model = merged
     _strip(model.graph)
     _set_metadata(model, metadata)
     _save(onnx, model, path)

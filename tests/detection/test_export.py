@@ -59,7 +59,8 @@ def images(tmp_path_factory) -> Path:
     """Scenes, and parts of them in other shapes: wide, high, small, and one grey area without anything."""
     root = tmp_path_factory.mktemp("images")
     write_coco(root, "val", 4)
-    scene = cv2.imread(str(root / "images" / "val_0.png"))
+    first, *_ = sorted((root / "images").iterdir())
+    scene = cv2.imread(str(first))
     cv2.imwrite(str(root / "images" / "wide.png"), cv2.resize(scene, (333, 97)))
     cv2.imwrite(str(root / "images" / "high.png"), cv2.resize(scene, (90, 301)))
     cv2.imwrite(str(root / "images" / "small.png"), scene[:33, :40])
@@ -209,6 +210,7 @@ def command(monkeypatch, capfd, tmp_path):
 
     def run(module, *arguments):
         monkeypatch.chdir(tmp_path)
+        monkeypatch.delitem(sys.modules, module, raising=False)  # or Python warns that it runs it a second time
         monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             runpy.run_module(module, run_name="__main__", alter_sys=False)
