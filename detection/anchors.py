@@ -33,7 +33,7 @@ def make_anchors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], base:
     anchors = []
     for size, stride in zip(sizes, strides, strict=True):
         centres = cell_centres(size, stride, device)[:, None]
-        sides = (base * stride * shapes)[None].expand(len(centres), -1, -1)
+        sides = (base * stride * shapes)[None].expand(centres.shape[0], -1, -1)  # len() would fix it in torch.export
         anchors.append(torch.cat([centres.expand(-1, PER_POSITION, -1), sides], dim=-1).flatten(0, 1))
     return torch.cat(anchors)
 

@@ -119,17 +119,21 @@ def collate(samples: list[dict]) -> dict:
     }
 
 
-def pad(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def pad(
+    images: Sequence[torch.Tensor], frame: tuple[int, int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Lay images into one array, at the top left.
 
     Args:
         images: each ``(3, H, W)`` uint8, of sizes of their own.
+        frame: height and width of the array; default: as small as it can be.
 
     Returns:
         ``(B, 3, H, W)`` uint8, H and W being multiples of 32; and a ``(B, H, W)`` bool mask, True on padding, or None
         where all images fill their places, so that nothing has to be masked.
     """
-    height, width = (-(-max(image.shape[axis] for image in images) // MULTIPLE) * MULTIPLE for axis in (1, 2))
+    largest = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    height, width = frame or (-(-side // MULTIPLE) * MULTIPLE for side in largest)
     batch = torch.zeros((len(images), 3, height, width), dtype=torch.uint8)
     mask = torch.ones((len(images), height, width), dtype=torch.bool)
     for number, image in enumerate(images):

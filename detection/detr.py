@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from detection.criterion import SetCriterion
-from detection.detections import best_classes
+from detection.detections import best_classes, in_frames
 from detection.variants import DetrVariant
 from mobile_former.padding import zero_padding
 from mobile_former.training.baselines import import_library, resnet_config
@@ -67,4 +67,8 @@ class Detr(nn.Module):
 
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Each query's best class and its box in pixels, see :func:`best_classes`."""
-        return best_classes(outputs["logits"].float().softmax(-1)[..., :-1], outputs["boxes"], image_sizes)
+        return in_frames(self.decode(outputs), image_sizes)
+
+    def decode(self, outputs: dict) -> dict[str, Tensor]:
+        """As :meth:`postprocess`, of all images in one, in shares of the image: see :func:`best_classes`."""
+        return best_classes(outputs["logits"].float().softmax(-1)[..., :-1], outputs["boxes"])

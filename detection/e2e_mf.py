@@ -10,7 +10,7 @@ from detection.backbone import create_backbone
 from detection.criterion import SetCriterion
 from detection.dense_criterion import DenseCriterion
 from detection.dense_head import DenseHead
-from detection.detections import best_classes
+from detection.detections import best_classes, in_frames
 from detection.focal import PRIOR_LOGIT
 from detection.position_encoding import sine_encoding
 from detection.precision import at_least_float32, without_autocast
@@ -129,9 +129,13 @@ class E2EMobileFormer(nn.Module):
             For each image ``boxes`` ``(Q, 4)`` xyxy, clipped to the frame, ``scores`` ``(Q,)`` in 0..1 and ``labels``
             ``(Q,)``, best first.
         """
+        return in_frames(self.decode(outputs), image_sizes)
+
+    def decode(self, outputs: dict) -> dict[str, Tensor]:
+        """As :meth:`postprocess`, of all images in one, in shares of the image: see :func:`best_classes`."""
         logits = outputs["logits"].float()
         probabilities = logits.sigmoid() if self.focal else logits.softmax(-1)[..., :-1]
-        return best_classes(probabilities, outputs["boxes"], image_sizes)
+        return best_classes(probabilities, outputs["boxes"])
 
     def _enter_scale(self, x: Tensor | None, entering: Tensor, stride: int, padding: dict[int, Tensor]) -> Tensor:
         if x is None:
@@ -181,7 +185,7 @@ class QueryStart(nn.Module):
     def forward(self, batch_size: int, dense: dict[str, Tensor] | None) -> Queries:
         """The queries of a batch; ``dense`` is what :class:`DenseHead` gave, where it ran."""
         if self.choose_queries:
-            count = min(self.queries, dense["logits"].shape[1])
+            count = torch.sym_min(self.queries, dense["logits"].shape[1])  # min() would fix it in torch.export
             best = dense["logits"].detach().amax(-1).topk(count, dim=1).indices[..., None]  # (B, Q, 1)
             # What the dense head predicts, it learns from its own loss.
             boxes = dense["boxes"].detach().gather(1, best.expand(-1, -1, 4)).clamp(0, 1)

@@ -1,6 +1,7 @@
 """What ``validate`` and ``test`` share: score a checkpoint on images with boxes."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -39,11 +40,7 @@ def evaluate(stage: str) -> None:
         if options.results.suffix != ".json":
             raise InputError(f"--results {options.results}: give a name that ends in .json")
         require_writable(options.results)
-    given = {name: value for name, value in options.data.items() if value is not None}
-    if {"root", "annotations"} & set(given):
-        # Data of another place: nothing of what training was told about places holds there.
-        given = {"root": None, "annotations": None, "images": None} | given | {"dataset": "coco"}
-    data = DetectionData(**(data_options | given))
+    data = labelled_data(data_options, options.data)
     metrics = score(stage, trainer, module, data)
 
     split, dataset = (data.test_split, data.test_set) if stage == "test" else (data.val_split, data.val_set)
@@ -63,3 +60,20 @@ def evaluate(stage: str) -> None:
     if options.results:
         options.results.write_text(json.dumps(results) + "\n")
         print(f"written: {options.results}")
+
+
+def labelled_data(data_options: dict, given: Mapping) -> DetectionData:
+    """The images that a checkpoint was trained on, or others.
+
+    Args:
+        data_options: those in the checkpoint.
+        given: options in their place, those that are not None: ``root``, ``annotations``, ``batch_size``, ….
+
+    Raises:
+        InputError: an option out of range.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if {"root", "annotations"} & set(given):
+        # Data of another place: nothing of what training was told about places holds there.
+        given = {"root": None, "annotations": None, "images": None} | given | {"dataset": "coco"}
+    return DetectionData(**(data_options | given))

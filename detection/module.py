@@ -218,6 +218,11 @@ class DetectionModule(LightningModule):
         """A short name for tables and folders."""
         return "-".join(filter(None, (self.hparams.name, self.hparams.backbone)))
 
+    @property
+    def category_ids(self) -> list[int]:
+        """What results call the classes by, in the order of their labels."""
+        return list(self.hparams.category_ids or range(1, len(self.hparams.class_names) + 1))
+
     def describe(self) -> str:
         """What is trained, in a line."""
         return f"{self.label}: {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M parameters"

@@ -3,8 +3,9 @@
 import csv
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from detection.exported_detector import ExportedDetector
 from detection.module import DetectionModule
 from detection.pictures import caption, draw_detections
 from detection.transforms import eval_transform
@@ -22,6 +25,7 @@ from mobile_former.training.checkpoint import load_checkpoint
 from mobile_former.training.command import Parser, console, require_writable, run_command, tell_unreadable
 from mobile_former.training.data import default_workers
 from mobile_former.training.images import ImageFiles, expand, read_image
+from mobile_former.training.onnx_file import OnnxModel
 
 _LISTED = 3  # detections in the table's row of an image
 _PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # of images whose drawings keep their names
@@ -31,7 +35,10 @@ def main() -> None:
     """Predict by the command line's options."""
     parser = Parser(prog="python -m detection.predict", description="Detect objects in images.")
     parser.add_argument("images", type=str, nargs="+", help="images, folders, or quoted globs")
-    parser.add_argument("--ckpt_path", required=True, help="a run's checkpoints/best.ckpt")
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help="a run's checkpoints/best.ckpt")
+    parser.add_argument(
+        "--onnx", type=Path | None, default=None, help="a file of detection.export, in place of --ckpt_path"
+    )
     parser.add_argument("--output", type=Path | None, default=None, help="a .json (COCO results) or .csv file to write")
     parser.add_argument(
         "--drawings", type=Path | None, default=None, help="a folder to write: each image with its boxes"
@@ -39,6 +46,8 @@ def main() -> None:
     parser.add_argument("--score_threshold", type=float, default=0.3, help="least score of what is told, 0 to 1")
     parser.add_argument("--batch_size", type=int, default=8, help="images in a batch")
     options = parser.parse_args()
+    if (options.ckpt_path is None) == (options.onnx is None):
+        raise InputError("give either --ckpt_path, a run's checkpoints/best.ckpt, or --onnx, a file of export")
     if options.output and options.output.suffix not in {".json", ".csv"}:
         raise InputError(f"--output {options.output}: give a name that ends in .json or .csv")
     if not 0 <= options.score_threshold <= 1:
@@ -50,8 +59,11 @@ def main() -> None:
     drawings = _drawing_paths(paths, options.drawings) if options.drawings else []
     for target in filter(None, (options.output, *drawings)):  # before the work, so that none is lost
         require_writable(target)
-    module, data_options = load_checkpoint(options.ckpt_path, DetectionModule, "detection")
-    found = predict(module, data_options, paths, score_threshold=options.score_threshold, batch_size=options.batch_size)
+    if options.onnx:
+        detector: Detector = ExportedDetector(OnnxModel(options.onnx, "detection"))
+    else:
+        detector = CheckpointDetector(*load_checkpoint(options.ckpt_path, DetectionModule, "detection"))
+    found = predict(detector, paths, score_threshold=options.score_threshold, batch_size=options.batch_size)
     predictions = []
     terminal = Console(stderr=True)
     for prediction in track(
@@ -69,7 +81,7 @@ def main() -> None:
     _print(predictions)
     if options.output:
         if options.output.suffix == ".json":
-            _write_json(predictions, module, options.output)
+            _write_json(predictions, detector, options.output)
         else:
             _write_csv(predictions, options.output)
         print(f"written: {options.output}")
@@ -79,19 +91,59 @@ def main() -> None:
     tell_unreadable(failed, len(paths))
 
 
-def predict(
-    module: DetectionModule,
-    data_options: dict,
-    paths: Sequence[Path],
-    *,
-    score_threshold: float = 0.3,
-    batch_size: int = 8,
-) -> Iterator[dict]:
-    """Detect objects in image files.
+class Detector(Protocol):
+    """What detects objects in images: a checkpoint, or an ONNX file.
+
+    Attributes:
+        class_names: the classes in the order of their labels.
+        category_ids: what data calls them by.
+        transform: makes an image as read, ``(H, W, 3)`` uint8, one that :meth:`detect` takes.
+    """
+
+    class_names: list[str]
+    category_ids: list[int]
+    transform: Callable[..., dict]
+
+    def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        """Detect objects in images ``(3, H, W)`` uint8, one or more.
+
+        Args:
+            images: the images.
+            sizes: for each of them height and width of the frame in which its boxes are wanted.
+
+        Returns:
+            For each image ``boxes`` ``(n, 4)`` xyxy in that frame, ``scores`` and ``labels`` ``(n,)``, best first, on
+            the CPU.
+        """
+
+
+class CheckpointDetector:
+    """A checkpoint's :class:`Detector`, on the GPU where there is one.
 
     Args:
         module: and
         data_options: as :func:`mobile_former.training.checkpoint.load_checkpoint` gives them.
+    """
+
+    def __init__(self, module: DetectionModule, data_options: dict):
+        self.module = module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.class_names = module.hparams.class_names
+        self.category_ids = module.category_ids
+        self.transform = eval_transform(data_options["short_side"], data_options["longest"])
+        self.mean, self.std = data_options["mean"], data_options["std"]
+
+    def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        """See :meth:`Detector.detect`."""
+        return self.module.detect(images, sizes, self.mean, self.std)
+
+
+def predict(
+    detector: Detector, paths: Sequence[Path], *, score_threshold: float = 0.3, batch_size: int = 8
+) -> Iterator[dict]:
+    """Detect objects in image files.
+
+    Args:
+        detector: a checkpoint's, or an ONNX file's.
         paths: the images.
         score_threshold: least score of a detection, in 0..1.
         batch_size: images in a batch.
@@ -101,11 +153,7 @@ def predict(
         "score", "box"}``, best first, with ``box`` xyxy in the image's own pixels; or ``{"path", "error"}`` where it
         cannot be read.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = module.to(device).eval()
-    names = module.hparams.class_names
-    transform = eval_transform(data_options["short_side"], data_options["longest"])
-    images = ImageFiles(paths, transform, bboxes=np.zeros((0, 4)), labels=[])
+    images = ImageFiles(paths, detector.transform, bboxes=np.zeros((0, 4)), labels=[])
     workers = default_workers() if len(paths) > 4 * batch_size else 0
     loader = DataLoader(images, batch_size, num_workers=workers, collate_fn=list)
     number = 0
@@ -113,15 +161,14 @@ def predict(
         readable = [sample for sample in batch if not isinstance(sample, str)]
         found = iter(())
         if readable:
-            planes, sizes = zip(*readable, strict=True)
-            found = iter(module.detect(planes, sizes, data_options["mean"], data_options["std"]))
+            found = iter(detector.detect(*zip(*readable, strict=True)))
         for sample in batch:
             path, number = str(paths[number]), number + 1
             if isinstance(sample, str):
                 yield {"path": path, "error": sample}
                 continue
             height, width = sample[1]
-            detections = _listed(next(found), names, score_threshold)
+            detections = _listed(next(found), detector.class_names, score_threshold)
             yield {"path": path, "width": width, "height": height, "detections": detections}
 
 
@@ -186,9 +233,8 @@ def _print(predictions: list[dict]) -> None:
     console().print(table)
 
 
-def _write_json(predictions: list[dict], module: DetectionModule, path: Path) -> None:
-    names = module.hparams.class_names
-    ids = module.hparams.category_ids or range(1, len(names) + 1)
+def _write_json(predictions: list[dict], detector: Detector, path: Path) -> None:
+    names, ids = detector.class_names, detector.category_ids
     images, annotations, errors = [], [], []
     for number, prediction in enumerate(predictions, start=1):
         if "error" in prediction:

@@ -91,33 +91,72 @@ class RetinaNet(nn.Module):
             For each image ``boxes`` ``(n, 4)`` xyxy, clipped to the frame, ``scores`` ``(n,)`` in 0..1 and ``labels``
             ``(n,)``, best first, 100 at most.
         """
-        logits = outputs["logits"].masked_fill(outputs["padding"][..., None], -torch.inf)
-        boxes = cxcywh_to_xyxy(decode(outputs["offsets"], outputs["anchors"]))
-        detections = []
-        for image, (height, width) in enumerate(image_sizes):
-            extent = outputs["extent"][image].repeat(2)
-            image_boxes = torch.minimum(boxes[image].clamp(min=0), extent)
-            index, scores = self._candidates(logits[image].sigmoid(), outputs["levels"])
-            places, labels = index // self.num_classes, index % self.num_classes
-            kept = nms(image_boxes[places], scores, labels, NMS_THRESHOLD)[:DETECTIONS]
-            frame = extent.new_tensor([width, height, width, height])
-            detections.append(
-                {"boxes": image_boxes[places[kept]] / extent * frame, "scores": scores[kept], "labels": labels[kept]}
-            )
-        return detections
+        logits, boxes = self.decode(outputs)
+        candidates = best_candidates(logits, boxes, outputs["levels"])
+        return suppressed(candidates, outputs["extent"], image_sizes)
 
-    @staticmethod
-    def _candidates(scores: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Of each map the best pairs of anchor and class: their numbers ``(n,)`` and scores ``(n,)``."""
-        found, start = [], 0
-        num_classes = scores.shape[1]
-        for count in levels:
-            level = scores[start : start + count].flatten()
-            best, index = level.topk(min(CANDIDATES, len(level)))
-            found.append((index[best > LEAST_SCORE] + start * num_classes, best[best > LEAST_SCORE]))
-            start += count
-        index, best = (torch.cat(column) for column in zip(*found, strict=True))
-        return index, best
+    def decode(self, outputs: dict) -> tuple[Tensor, Tensor]:
+        """The boxes that :meth:`forward` gave as offsets, and logits that tell of padding.
+
+        Returns:
+            ``logits`` ``(B, A, K)``, the lowest finite number on padding, and ``boxes`` ``(B, A, 4)``, xyxy in pixels,
+            clipped to the image without its padding.
+        """
+        logits = outputs["logits"]
+        logits = logits.masked_fill(outputs["padding"][..., None], torch.finfo(logits.dtype).min)
+        boxes = cxcywh_to_xyxy(decode(outputs["offsets"], outputs["anchors"]))
+        return logits, torch.minimum(boxes.clamp(min=0), outputs["extent"].repeat(1, 2)[:, None])
+
+
+def best_candidates(logits: Tensor, boxes: Tensor, levels: Sequence[int]) -> dict[str, Tensor]:
+    """Of each map the best 1000 pairs of anchor and class.
+
+    Args:
+        logits: ``(B, A, K)``.
+        boxes: ``(B, A, 4)``.
+        levels: how many anchors each map has.
+
+    Returns:
+        ``boxes`` ``(B, N, 4)``, ``scores`` ``(B, N)``, 0 where they are 0.05 or less, and ``labels`` ``(B, N)``; map by
+        map, the best of each first.
+    """
+    num_classes = logits.shape[2]
+    scores, places, start = [], [], 0
+    for anchors in logits.sigmoid().split(list(levels), dim=1):
+        level = anchors.flatten(1)
+        best, index = level.topk(torch.sym_min(CANDIDATES, level.shape[1]))  # min() would fix it in torch.export
+        scores.append(best * (best > LEAST_SCORE))
+        places.append(index + start * num_classes)
+        start = start + anchors.shape[1]
+    scores, places = torch.cat(scores, dim=1), torch.cat(places, dim=1)
+    boxes = boxes.gather(1, (places // num_classes)[..., None].expand(-1, -1, 4))
+    return {"boxes": boxes, "scores": scores, "labels": places % num_classes}
+
+
+def suppressed(
+    candidates: dict[str, Tensor], extent: Tensor, image_sizes: Sequence[tuple[int, int]]
+) -> list[dict[str, Tensor]]:
+    """What non-maximum suppression leaves of candidates.
+
+    Args:
+        candidates: as :func:`best_candidates` gives them, boxes xyxy in pixels.
+        extent: ``(B, 2)``, width and height of the images in these pixels.
+        image_sizes: for each image height and width of the frame in which its boxes are wanted.
+
+    Returns:
+        For each image ``boxes`` ``(n, 4)`` in the frame, ``scores`` ``(n,)`` and ``labels`` ``(n,)``, best first, 100
+        at most.
+    """
+    detections = []
+    for image, (height, width) in enumerate(image_sizes):
+        valid = candidates["scores"][image] > 0
+        boxes, scores, labels = (candidates[name][image][valid] for name in ("boxes", "scores", "labels"))
+        kept = nms(boxes, scores, labels, NMS_THRESHOLD)[:DETECTIONS]
+        frame = extent.new_tensor([width, height, width, height])
+        detections.append(
+            {"boxes": boxes[kept] / extent[image].repeat(2) * frame, "scores": scores[kept], "labels": labels[kept]}
+        )
+    return detections
 
 
 class FeaturePyramid(nn.Module):

@@ -66,17 +66,20 @@ def custom_transform(transforms: Sequence[Serializable]) -> A.Compose:
     return _compose([*transforms, A.NoOp()])
 
 
-def eval_transform(short_side: int = SHORT_SIDE, longest: int = LONGEST) -> A.Compose:
+def eval_transform(
+    short_side: int = SHORT_SIDE, longest: int = LONGEST, frame: tuple[int, int] | None = None
+) -> A.Compose:
     """Resize the shorter side, without the longer one passing a limit.
 
     Args:
         short_side: in pixels.
         longest: in pixels.
+        frame: height and width into which the result has to fit; default: any.
 
     Returns:
         A pipeline as of :func:`train_transform`.
     """
-    return _compose([ResizeShortSide((short_side,), longest)])
+    return _compose([ResizeShortSide((short_side,), longest, frame)])
 
 
 class ResizeShortSide(A.DualTransform):
@@ -85,17 +88,25 @@ class ResizeShortSide(A.DualTransform):
     Args:
         sizes: lengths in pixels to draw from.
         longest: most pixels of the longer side, for which the shorter one gives way; default: no limit.
+        frame: height and width into which the result has to fit; default: any.
         p: probability.
     """
 
-    def __init__(self, sizes: Sequence[int], longest: int | None = None, p: float = 1.0):
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        longest: int | None = None,
+        frame: tuple[int, int] | None = None,
+        p: float = 1.0,
+    ):
         super().__init__(p=p)
         self.sizes = tuple(sizes)
         self.longest = longest
+        self.frame = frame
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
         """Draw ``size``, the height and width of the result."""
-        return {"size": resized(*params["shape"][:2], self.py_random.choice(self.sizes), self.longest)}
+        return {"size": resized(*params["shape"][:2], self.py_random.choice(self.sizes), self.longest, self.frame)}
 
     def apply(self, img: np.ndarray, size: tuple[int, int], **params) -> np.ndarray:
         """Resize an ``(H, W, 3)`` image."""
@@ -144,8 +155,13 @@ class RandomSizeCrop(A.DualTransform):
         return bboxes
 
 
-def resized(height: int, width: int, short_side: int, longest: int | None) -> tuple[int, int]:
-    """Height and width, in proportion, with a given shorter side, or less where the longer one would pass a limit."""
+def resized(
+    height: int, width: int, short_side: int, longest: int | None, frame: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Height and width, in proportion, with a given shorter side, or less where the longer one would pass a limit.
+
+    Where a frame's height and width are given, they are less yet where they would not fit into it.
+    """
     shorter, longer = min(height, width), max(height, width)
     if longest is not None and longer * short_side > longest * shorter:
         short_side = max(1, round(longest * shorter / longer))
@@ -153,7 +169,12 @@ def resized(height: int, width: int, short_side: int, longest: int | None) -> tu
     other = short_side * longer // shorter
     if longest is not None:
         other = min(other, longest)  # for which a rounded-up shorter side may ask a pixel too much
-    return (short_side, other) if height <= width else (other, short_side)
+    height, width = (short_side, other) if height <= width else (other, short_side)
+    if frame is None or (height <= frame[0] and width <= frame[1]):
+        return height, width
+    if height * frame[1] > width * frame[0]:
+        return frame[0], max(1, width * frame[0] // height)
+    return max(1, height * frame[1] // width), frame[1]
 
 
 def _compose(transforms: Sequence, min_visibility: float = 0.0) -> A.Compose:

@@ -385,7 +385,8 @@ def predict_classes(path: Path) -> None:
 def predict_boxes(path: Path) -> None:
     """A checkpoint as detection.predict takes it."""
     module, options = load_checkpoint(path, DetectionModule, "detection")
-    list(detection.predict.predict(module, options, [path.parents[1] / "images" / "1.png"]))
+    detector = detection.predict.CheckpointDetector(module, options)
+    list(detection.predict.predict(detector, [path.parents[1] / "images" / "1.png"]))
 
 
 KINDS = {

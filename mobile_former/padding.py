@@ -30,7 +30,11 @@ def content_size(images: Tensor, padding_mask: Tensor | None) -> Tensor:
         padding_mask: ``(B, H, W)`` bool, True on padding, or None for none.
     """
     if padding_mask is None:
-        return images.new_tensor([[images.shape[3], images.shape[2]]]).float().expand(images.shape[0], 2)
+        # A tensor of the sides as numbers would fix them in torch.export.
+        width, height = (
+            images.new_full((images.shape[0],), images.shape[axis], dtype=torch.float32) for axis in (3, 2)
+        )
+        return torch.stack([width, height], dim=1)
     content = ~padding_mask
     return torch.stack([content.any(1).sum(1), content.any(2).sum(1)], dim=1).float()
 

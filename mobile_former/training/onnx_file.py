@@ -40,6 +40,8 @@ def write_onnx(
     input_names: Sequence[str],
     output_names: Sequence[str],
     dynamic_axes: Sequence[Mapping[int, str]] | None = None,
+    translations: Mapping[Callable, Callable] | None = None,
+    preparation: str | None = None,
     metadata: Mapping[str, Any],
 ) -> None:
     """Write a module as one self-contained ONNX file; whole or not at all.
@@ -52,8 +54,11 @@ def write_onnx(
         path: the file to write; its folder exists.
         input_names: one for each input.
         output_names: one for each output.
-        dynamic_axes: for each input the axes that may have any size, and a name for each size; the same name is the
-            same size. None: all sizes are fixed.
+        dynamic_axes: for each input the axes that may have any size, and a name for each size (or its
+            ``torch.export.Dim``); the same name is the same size. None: all sizes are fixed.
+        translations: of operations of the module's own, as ``torch.onnx.export`` takes them.
+        preparation: a model in ONNX's text form to come before the module, whose inputs are those of its outputs, in
+            this order; then the file has its inputs.
         metadata: what :attr:`OnnxModel.metadata` gives back, of plain types (JSON's); ``"task"`` among them.
 
     Raises:
@@ -73,12 +78,21 @@ def write_onnx(
                 input_names=list(input_names),
                 output_names=list(output_names),
                 dynamic_shapes=None if dynamic_axes is None else tuple(dict(axes) for axes in dynamic_axes),
-                custom_translation_table=_translations(),
+                custom_translation_table=_translations() | dict(translations or {}),
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise InputError(f"{type(module).__name__} cannot be exported to ONNX: {reason}") from error
     model = program.model_proto
+    if preparation is not None:
+        first = onnx.parser.parse_model(preparation)
+        first.ir_version = model.ir_version
+        outputs = [value.name for value in first.graph.output]
+        merged = onnx.compose.merge_models(first, model, list(zip(outputs, input_names, strict=True)))
+        del merged.opset_import[:]  # each of which it has twice, and quantisation asks for one
+        merged.opset_import.extend(model.opset_import)
+        merged.producer_name, merged.producer_version = model.producer_name, model.producer_version
+        model = merged
     _strip(model.graph)
     _set_metadata(model, metadata)
     _save(onnx, model, path)

@@ -1,0 +1,407 @@
+"""``python -m detection.export``: a checkpoint as an ONNX file, checked against PyTorch on real images."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse import Namespace
+from rich.markup import escape
+from rich.table import Table
+from scipy.optimize import linear_sum_assignment
+
+import mobile_former
+from detection.batch import MULTIPLE, Source
+from detection.data import DetectionData
+from detection.evaluate import labelled_data
+from detection.evaluation import CocoAP
+from detection.exported_detector import ExportedDetector
+from detection.module import DetectionModule
+from detection.onnx_graph import DECODED_OUTPUTS, RAW_OUTPUTS, DetectionGraph, preparation, translations
+from detection.predict import CheckpointDetector, Detector
+from detection.retinanet import DETECTIONS, LEAST_SCORE, RetinaNet
+from detection.scenes import Scenes
+from detection.transforms import eval_transform
+from mobile_former.errors import InputError
+from mobile_former.training.checkpoint import load_checkpoint
+from mobile_former.training.command import Parser, console, require_writable, run_command
+from mobile_former.training.dataset import ImageSource, ListedImages
+from mobile_former.training.evaluation import folder_of
+from mobile_former.training.figures import spread
+from mobile_former.training.images import expand, to_planes
+from mobile_former.training.onnx_file import OnnxModel, count_nodes, milliseconds, quantise, write_onnx
+from mobile_former.training.report import figure
+
+BOX_TOLERANCE = 0.1  # pixels of the image
+SCORE_TOLERANCE = 1e-4
+CALIBRATION_IMAGES = 64
+FEW = 8  # images are enough for a look at the file's own arithmetic
+
+
+def main() -> None:
+    """Export by the command line's options."""
+    options = _parse()
+    output = options.output or folder_of(options.ckpt_path) / ("model_int8.onnx" if options.int8 else "model.onnx")
+    if output.suffix != ".onnx":
+        raise InputError(f"--output {output}: give a name that ends in .onnx")
+    module, data_options = load_checkpoint(options.ckpt_path, DetectionModule, "detection")
+    images = _images_to_check(options, module, data_options)
+    calibration = _images_to_calibrate(options, module, data_options) if options.int8 else None
+    require_writable(output)
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {output}: {error.strerror}") from error
+    with folder as name:
+        path = Path(name) / "model.onnx"
+        write_detector(
+            module,
+            data_options,
+            path,
+            image_size=options.image_size,
+            batch_size=None if options.dynamic_batch else options.batch_size,
+            preprocessing=options.preprocessing,
+            decode=options.decode,
+        )
+        checkpoint = CheckpointDetector(module, data_options)
+        checkpoint.transform = eval_transform(data_options["short_side"], data_options["longest"], options.image_size)
+        files = {"ONNX": _read(path)}
+        _require_same(checkpoint, files["ONNX"], images.source)
+        if calibration is not None:
+            indices = spread(len(calibration), CALIBRATION_IMAGES)
+            inputs = list(_calibration_inputs(files["ONNX"], calibration, indices))
+            path, plain = path.with_name("model_int8.onnx"), path
+            quantise(plain, path, inputs, len(inputs))
+            files["ONNX int8"] = _read(path)
+        table = _comparison(module, checkpoint, files, images, options.check_images)
+        os.replace(path, output)
+    console().print(table)
+    print(f"written: {output}")
+
+
+def write_detector(
+    module: DetectionModule,
+    data_options: dict,
+    path: Path,
+    *,
+    image_size: Sequence[int] | None = None,
+    batch_size: int | None = 1,
+    preprocessing: bool = False,
+    decode: bool = True,
+) -> None:
+    """Write the inference form of a detector as an ONNX file.
+
+    Args:
+        module: and
+        data_options: as :func:`mobile_former.training.checkpoint.load_checkpoint` gives them.
+        path: the file.
+        image_size: height and width of the detector's images, multiples of 32; None for any.
+        batch_size: images that it takes at once; None for any number.
+        preprocessing: whether it takes images as they were read and resizes, normalises and pads them itself.
+        decode: whether it gives detections, after non-maximum suppression where that belongs to the detector.
+
+    Raises:
+        InputError: the optional extra is missing, or the model cannot be exported.
+    """
+    model = mobile_former.deploy(module.model)
+    # Sizes that are to be dynamic differ from each other, and from 1.
+    count = batch_size or 2
+    height, width = image_size or (4 * MULTIPLE, 5 * MULTIPLE)
+    sizes = torch.tensor([[height, width]] * count)
+    inputs = {"images": torch.zeros(count, 3, height, width), "sizes": sizes}
+    if preprocessing:
+        inputs["frames"] = 2 * sizes
+    axes: list[dict] = [{} if batch_size else {0: "batch"} for _ in inputs]
+    if image_size is None:
+        sides = (MULTIPLE * torch.export.Dim(f"{side}_in_{MULTIPLE}s") for side in ("height", "width"))
+        axes[0] |= dict(zip((2, 3), sides, strict=True))
+    prepared = {name: data_options[name] for name in ("short_side", "longest", "mean", "std")}
+    frame = None if image_size is None else (height, width)
+    anchors = isinstance(module.model, RetinaNet)
+    write_onnx(
+        DetectionGraph(model, decode=decode).eval(),
+        list(inputs.values()),
+        path,
+        input_names=list(inputs),
+        output_names=DECODED_OUTPUTS if decode else RAW_OUTPUTS,
+        dynamic_axes=axes if any(axes) else None,
+        translations=translations(),
+        preparation=preparation(**prepared, frame=frame, batch_size=batch_size) if preprocessing else None,
+        metadata={
+            "task": "detection",
+            "model": module.hparams.name,
+            "class_names": module.hparams.class_names,
+            "category_ids": module.category_ids,
+            "input": _describe_input(preprocessing),
+            "output": _describe_output(decode, preprocessing, anchors, module.model),
+            "preprocessing": preprocessing,
+            "decoded": decode,
+            "anchors": anchors,
+            "sigmoid": _by_sigmoid(module.model),
+            "frame": None if frame is None else list(frame),
+            **prepared,
+            "precision": "float32",
+        },
+    )
+
+
+def _by_sigmoid(model: torch.nn.Module) -> bool:
+    return isinstance(model, RetinaNet) or getattr(model, "focal", False)
+
+
+def _describe_input(preprocessing: bool) -> str:
+    """The inputs' conventions in words, for whoever writes the program around the model."""
+    if preprocessing:
+        return "image: uint8 (batch, height, width, 3), RGB of 0..255, as it was read"
+    return (
+        "images: float32 (batch, 3, H, W), planes of RGB, (value in 0..1 - mean) / std, H and W multiples of 32, each "
+        "at the top left of its place; sizes: int64 (batch, 2), height and width that each image fills of it"
+    )
+
+
+def _describe_output(decode: bool, preprocessing: bool, anchors: bool, model: torch.nn.Module) -> str:
+    if not decode:
+        scores = "sigmoids of logits" if _by_sigmoid(model) else "softmax of logits, whose last class is no object"
+        kind = "anchors, before non-maximum suppression" if anchors else "queries"
+        return f"logits, boxes: of each of the {kind}; {scores}; boxes (cx, cy, w, h) in 0..1 of the image"
+    pixels = "of the image" if preprocessing else "of sizes"
+    return (
+        f"boxes: (left, top, right, bottom) in pixels {pixels}; scores in 0..1, best first; labels, from 0; counts: "
+        "how many of these are detections of each image; behind them scores are 0 and labels -1"
+    )
+
+
+def _read(path: Path) -> ExportedDetector:
+    return ExportedDetector(OnnxModel(path, "detection"))
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images to try a file on.
+
+    Attributes:
+        source: where they come from.
+        labelled: the same with their objects, if these are known.
+        title: what to call them.
+    """
+
+    source: ImageSource
+    labelled: Source | None
+    title: str
+
+
+def _images_to_check(options: Namespace, module: DetectionModule, data_options: dict) -> Images:
+    if options.images:
+        return Images(ListedImages(expand(options.images)), None, "the images given")
+    try:
+        data = _data(options, module, data_options)
+        data.setup("validate")
+    except (InputError, OSError):
+        if options.data.root is not None:
+            raise
+        return Images(Scenes("val"), None, "embedded scenes (not its own images: --data.root or --images says where)")
+    return Images(data.val_set.source, data.val_set.source, f"val of {data.dataset_name}")
+
+
+def _images_to_calibrate(options: Namespace, module: DetectionModule, data_options: dict) -> ImageSource:
+    if options.calibration_images:
+        return ListedImages(expand(options.calibration_images))
+    try:
+        return _data(options, module, data_options).train_source
+    except (InputError, OSError) as error:
+        raise InputError(
+            f"--int8 needs images like those of training, and these are not there ({error}): give some by "
+            "--calibration_images"
+        ) from error
+
+
+def _data(options: Namespace, module: DetectionModule, data_options: dict) -> DetectionData:
+    data = labelled_data(data_options, {"root": options.data.root})
+    data.class_names = module.hparams.class_names
+    return data
+
+
+def _calibration_inputs(
+    detector: ExportedDetector, source: ImageSource, indices: Sequence[int]
+) -> Iterator[list[np.ndarray]]:
+    for index in indices:
+        yield from detector.batches([_planes(detector, source.read(index))])
+
+
+def _planes(detector: Detector, image: np.ndarray) -> torch.Tensor:
+    return to_planes(detector.transform(image=image, bboxes=np.zeros((0, 4)), labels=[])["image"])
+
+
+def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """How far two lists of detections of an image are apart.
+
+    Detections of the same class are paired so that they differ least, as their order may be another where their scores
+    are nearly the same. One without a partner within a pixel counts by how far its score is from the least one that a
+    list may hold: the last one's where the other list is full, else RetinaNet's threshold.
+
+    Args:
+        found: ``boxes`` ``(n, 4)`` in pixels, ``scores`` and ``labels`` ``(n,)``.
+        expected: the same, of m.
+
+    Returns:
+        The greatest difference of a corner in pixels, and of scores; infinite where a box or score is no number.
+    """
+    pair = [{name: values.double().numpy() for name, values in each.items()} for each in (found, expected)]
+    if not all(np.isfinite(values).all() for each in pair for values in each.values()):
+        return np.inf, np.inf
+    boxes, scores, labels = ([each[name] for each in pair] for name in ("boxes", "scores", "labels"))
+    box = np.abs(boxes[0][:, None] - boxes[1]).max(-1, initial=0)
+    score = np.abs(scores[0][:, None] - scores[1])
+    partners = (labels[0][:, None] == labels[1]) & (box < 1)
+    cost = np.where(partners, box / BOX_TOLERANCE + score / SCORE_TOLERANCE, 1e9)
+    rows, columns = linear_sum_assignment(cost)
+    chosen = partners[rows, columns]
+    rows, columns = rows[chosen], columns[chosen]
+    worst = score[rows, columns].max(initial=0)
+    for own, partnered, other in ((0, rows, 1), (1, columns, 0)):
+        least = scores[other].min() if len(scores[other]) == DETECTIONS else LEAST_SCORE
+        worst = max(worst, (np.delete(scores[own], partnered) - least).max(initial=0))
+    return float(box[rows, columns].max(initial=0)), float(worst)
+
+
+def _require_same(checkpoint: Detector, detector: ExportedDetector, source: ImageSource) -> None:
+    """Raise InputError where a file detects something else than its checkpoint in the same pixels."""
+    indices = spread(len(source), FEW)
+    # Where the graph resizes, let it find images that have their size, as its Resize rounds some pixels to another
+    # level of 255.
+    read = [source.read(index) for index in indices]
+    images = [checkpoint.transform(image=image, bboxes=np.zeros((0, 4)), labels=[])["image"] for image in read]
+    sizes = [image.shape[:2] for image in read]
+    worst = np.zeros(2)
+    for part in (slice(0, 1), slice(1, 3), slice(3, None)):  # as a dynamic batch has to take any number
+        if images[part]:
+            expected, found = (_detect(each, images[part], sizes[part]) for each in (checkpoint, detector))
+            worst = np.maximum(
+                worst, np.max([differences(*pair) for pair in zip(found, expected, strict=True)], axis=0)
+            )
+    if not (worst[0] <= BOX_TOLERANCE and worst[1] <= SCORE_TOLERANCE):  # NaN too
+        raise InputError(
+            f"the file's boxes differ from PyTorch's by {worst[0]:.2g} pixels and its scores by {worst[1]:.1e}, where "
+            f"{BOX_TOLERANCE} and {SCORE_TOLERANCE:.0e} are allowed; it was not written. Please report it, with the "
+            "versions of torch and onnxruntime"
+        )
+
+
+def _detect(
+    detector: Detector, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
+) -> list[dict[str, torch.Tensor]]:
+    return detector.detect([_planes(detector, image) for image in images], sizes)
+
+
+def _comparison(
+    module: DetectionModule,
+    checkpoint: CheckpointDetector,
+    files: dict[str, ExportedDetector],
+    images: Images,
+    most: int,
+) -> Table:
+    """A table of PyTorch beside the files."""
+    columns = {"PyTorch": checkpoint, **files}
+    detectors = list(columns.values())
+    metrics = [
+        None if images.labelled is None else CocoAP(images.labelled.ground_truth(), images.labelled.category_ids)
+        for _ in detectors
+    ]
+    indices = spread(len(images.source), most)
+    worst = np.zeros(2)
+    for index in indices:
+        image = images.source.read(index)
+        found = [_detect(detector, [image], [image.shape[:2]]) for detector in detectors]
+        worst = np.maximum(worst, differences(found[1][0], found[0][0]))
+        for metric, detections in zip(metrics, found, strict=True):
+            if metric is not None:
+                metric.update(detections, [images.labelled.image_id(index)])
+
+    title = f"{module.label} on {len(indices)} images: {images.title}"
+    table = Table("", *columns, title=escape(title), title_justify="left")
+    paths = [detector.model.path for detector in files.values()]
+    table.add_row("MB", "", *(f"{path.stat().st_size / 1e6:.2f}" for path in paths))
+    table.add_row("nodes", "", *(str(count_nodes(path)) for path in paths))
+    table.add_row("greatest difference of boxes, in pixels", "", f"{worst[0]:.1e}")
+    table.add_row("greatest difference of scores", "", f"{worst[1]:.1e}")
+    if images.labelled is not None:
+        scores = [metric.compute() for metric in metrics]
+        for name in ("AP", "AP50"):
+            table.add_row(name, *(figure(score[name]) for score in scores))
+    image = images.source.read(indices[0])
+    times = []
+    for detector in detectors:
+        planes = [_planes(detector, image)]
+        times.append(milliseconds(lambda: detector.detect(planes, [image.shape[:2]]), 5))  # noqa: B023
+    threads = torch.get_num_threads()
+    table.add_row(f"ms an image ({threads} thread{'s' * (threads > 1)})", *(f"{time:.1f}" for time in times))
+    return table
+
+
+def _parse() -> Namespace:
+    parser = Parser(prog="python -m detection.export", description="Write a checkpoint as an ONNX file.")
+    parser.add_argument("--ckpt_path", required=True, help="a run's checkpoints/best.ckpt")
+    parser.add_argument(
+        "--output",
+        type=Path | None,
+        default=None,
+        help="the .onnx file to write; default: model.onnx (int8: model_int8.onnx) in the run's folder",
+    )
+    parser.add_argument("--batch_size", type=int, default=1, help="images that the model takes at once")
+    parser.add_argument("--dynamic_batch", type=bool, default=False, help="let it take any number at once")
+    parser.add_argument(
+        "--image_size",
+        type=tuple[int, int] | None,
+        default=None,
+        help=f"[height, width] of what it sees, multiples of {MULTIPLE}, into which images are made to fit; default: "
+        "any, so that images are resized as in evaluation",
+    )
+    parser.add_argument(
+        "--preprocessing",
+        type=bool,
+        default=False,
+        help="let it take images as they were read, bytes of RGB (B, H, W, 3), and resize, normalise and pad them",
+    )
+    parser.add_argument(
+        "--decode",
+        type=bool,
+        default=True,
+        help="let it give boxes in pixels, scores and labels, after non-maximum suppression where that belongs to the "
+        "detector; else its logits and boxes",
+    )
+    parser.add_argument("--int8", type=bool, default=False, help="compute convolutions and linears in 8-bit integers")
+    parser.add_argument(
+        "--calibration_images",
+        type=str,
+        nargs="+",
+        default=None,
+        help="images, folders or globs to find int8's ranges by; default: training images",
+    )
+    parser.add_argument(
+        "--data.root", type=str | None, default=None, help="a COCO folder to check on; default: that of training"
+    )
+    parser.add_argument(
+        "--images", type=str, nargs="+", default=None, help="images, folders or globs to check on in its place"
+    )
+    parser.add_argument("--check_images", type=int, default=64, help="how many images to check on, at most")
+    options = parser.parse_args()
+    for name in ("batch_size", "check_images"):
+        if options[name] < 1:
+            raise InputError(f"--{name} is {options[name]}: give at least 1")
+    if options.dynamic_batch and options.batch_size > 1:
+        raise InputError("--batch_size fixes what --dynamic_batch leaves open: give one of the two")
+    if options.image_size is not None and any(side < MULTIPLE or side % MULTIPLE for side in options.image_size):
+        raise InputError(
+            f"--image_size is {list(options.image_size)}: give height and width as multiples of {MULTIPLE}, for "
+            "example [640, 640]"
+        )
+    if options.calibration_images and not options.int8:
+        raise InputError("--calibration_images goes with --int8 true: leave it out, or ask for int8")
+    return options
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,283 @@
+"""``python -m detection.export`` and ``predict --onnx`` as a user types them, and the graph's parts by themselves."""
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from detection.batch import pad
+from detection.data import DetectionData
+from detection.export import differences
+from detection.exported_detector import ExportedDetector
+from detection.module import DetectionModule
+from detection.nms import nms
+from detection.onnx_graph import DETECTIONS, preparation, suppress, translations
+from detection.scenes import write_coco
+from detection.transforms import eval_transform
+from mobile_former.training.images import IMAGENET_MEAN, IMAGENET_STD, normalise, to_planes
+from mobile_former.training.onnx_file import OnnxModel, write_onnx
+from tests.conftest import run_module
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+ALL = {"focal": True, "refine_boxes": True, "dense_head": True, "choose_queries": True}
+
+
+def save_checkpoint(path: Path, data: DetectionData, names: list[str], name: str, **options) -> Path:
+    """What ``detection.fit`` would leave of a model whose weights make it tell something of every image."""
+    torch.manual_seed(0)
+    module = DetectionModule(names, name=name, **options)
+    if name.startswith("retinanet"):
+        torch.nn.init.normal_(module.model.classify.weight, std=0.3)
+        torch.nn.init.normal_(module.model.box.weight, std=0.1)
+        torch.nn.init.constant_(module.model.classify.bias, -2)
+    with torch.no_grad():  # BatchNorm's statistics are those of its inputs
+        for _ in range(20):
+            module.train()(torch.randn(2, 3, 96, 128))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(
+        {
+            "state_dict": module.state_dict(),
+            "hyper_parameters": dict(module.hparams),
+            "datamodule_hyper_parameters": dict(data.hparams),
+        },
+        path,
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Scenes, and parts of them in other shapes: wide, high, small, and one grey area without anything."""
+    root = tmp_path_factory.mktemp("images")
+    write_coco(root, "val", 4)
+    first, *_ = sorted((root / "images").iterdir())
+    scene = cv2.imread(str(first))
+    cv2.imwrite(str(root / "images" / "wide.png"), cv2.resize(scene, (333, 97)))
+    cv2.imwrite(str(root / "images" / "high.png"), cv2.resize(scene, (90, 301)))
+    cv2.imwrite(str(root / "images" / "small.png"), scene[:33, :40])
+    cv2.imwrite(str(root / "images" / "grey.png"), np.full((130, 170, 3), 128, np.uint8))
+    (root / "square").mkdir()
+    for path in (root / "images").glob("val_*.png"):
+        shutil.copy(path, root / "square")
+    return root / "images"
+
+
+class Suppression(torch.nn.Module):
+    """The operation alone."""
+
+    def forward(self, boxes, scores, labels):
+        return torch.ops.detection.suppress(boxes, scores, labels, 4)
+
+
+@pytest.fixture(scope="module")
+def suppression(tmp_path_factory):
+    """Non-maximum suppression as a file, of any number of images and candidates."""
+    path = tmp_path_factory.mktemp("onnx") / "suppression.onnx"
+    names = ["boxes", "scores", "labels"]
+    axes = {0: "batch", 1: "candidates"}
+    write_onnx(
+        Suppression(),
+        [torch.rand(2, 9, 4), torch.rand(2, 9), torch.zeros(2, 9, dtype=torch.long)],
+        path,
+        input_names=names,
+        output_names=["order"],
+        dynamic_axes=[axes] * 3,
+        translations=translations(),
+        metadata={"task": "detection"},
+    )
+    return OnnxModel(path, "detection")
+
+
+def candidates(generator, count, *, levels, side=200.0):
+    """Many overlapping boxes; whole numbers and few scores, so that ties and overlaps of exactly a half come up."""
+    corners = torch.randint(0, int(side), (count, 2), generator=generator).float()
+    sizes = torch.randint(0, 60, (count, 2), generator=generator).float()  # some without area
+    boxes = torch.cat([corners, corners + sizes], dim=1)
+    scores = torch.randint(1, levels + 1, (count,), generator=generator) / levels
+    return boxes, scores, torch.randint(0, 4, (count,), generator=generator)
+
+
+@pytest.mark.parametrize(("count", "levels"), [(1, 1), (30, 3), (400, 7), (3000, 20), (3000, 10**6)])
+def test_suppression_in_the_graph_keeps_what_nms_keeps_in_its_order(suppression, count, levels):
+    generator = torch.Generator().manual_seed(count + levels)
+    batch = [candidates(generator, count, levels=levels) for _ in range(3)]
+    boxes, scores, labels = map(torch.stack, zip(*batch, strict=True))
+    scores[1, ::3] = 0  # no candidates
+    scores[2] = 0
+    order = suppression(boxes.numpy(), scores.numpy(), labels.numpy())["order"]
+    for number in range(3):
+        (valid,) = (scores[number] > 0).nonzero(as_tuple=True)
+        kept = valid[nms(boxes[number][valid], scores[number][valid], labels[number][valid], 0.5)][:DETECTIONS]
+        expected = kept.tolist() + [-1] * (DETECTIONS - len(kept))
+        assert order[number].tolist() == expected
+    assert suppress(boxes, scores, labels, 4).tolist() == order.tolist()
+
+
+def test_boxes_without_area_suppress_each_other_as_in_nms(suppression):
+    boxes = torch.tensor([[[0, 0, 0, 10], [20, 0, 20, 10], [0, 0, 10, 10], [5, 5, 5, 5], [0, 0, 10, 0]]]).float()
+    scores, labels = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5]]), torch.tensor([[0, 1, 0, 1, 2]])
+    order = suppression(boxes.numpy(), scores.numpy(), labels.numpy())["order"][0]
+    assert order[:3].tolist() == [*nms(boxes[0], scores[0], labels[0], 0.5).tolist(), -1] == [0, 2, -1]
+
+
+@pytest.mark.parametrize("frame", [None, (128, 160), (160, 96)])
+def test_preparation_in_the_graph_is_that_of_evaluation(frame):
+    text = preparation(96, 200, IMAGENET_MEAN, IMAGENET_STD, frame, None)
+    session = onnxruntime.InferenceSession(onnx.parser.parse_model(text).SerializeToString())
+    generator = np.random.default_rng(0)
+    transform = eval_transform(96, 200, frame)
+    level = 1 / (255 * torch.tensor(IMAGENET_STD))[:, None, None]
+    # The last three: at the limit of the longer side, one of them where a half is rounded to even; a strip.
+    for height, width in (
+        (96, 96),
+        (97, 131),
+        (40, 33),
+        (250, 340),
+        (300, 201),
+        (128, 1),
+        (40, 100),
+        (101, 202),
+        (2, 999),
+    ):
+        images = generator.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+        found, sizes, frames = session.run(None, {"image": images})
+        planes = [to_planes(transform(image=image, bboxes=np.zeros((0, 4)), labels=[])["image"]) for image in images]
+        batch, mask = pad(planes, frame)
+        assert found.shape == tuple(batch.shape)
+        assert sizes.tolist() == [list(planes[0].shape[1:])] * 2
+        assert frames.tolist() == [[height, width]] * 2
+        expected = normalise(batch, IMAGENET_MEAN, IMAGENET_STD)
+        content = torch.ones_like(batch[:, :1], dtype=torch.bool) if mask is None else ~mask[:, None]
+        difference = ((torch.from_numpy(found) - expected).abs() / level) * content
+        assert difference.max() < 2.5  # of 255: each axis may round to another level
+        assert (difference > 0.5).float().mean() < 0.05
+
+
+def test_what_differs_counts_whatever_its_order():
+    boxes = torch.tensor([[0, 0, 10, 10], [20, 20, 40, 40.0]])
+    expected = {"boxes": boxes, "scores": torch.tensor([0.5, 0.50001]), "labels": torch.tensor([0, 1])}
+    swapped = {name: values.flip(0) for name, values in expected.items()}
+    assert differences(swapped, expected) == (0, 0)
+    moved = expected | {"boxes": boxes + 0.25, "scores": torch.tensor([0.5, 0.6])}
+    box, score = differences(moved, expected)
+    assert (box, score) == (0.25, pytest.approx(0.09999, abs=1e-6))
+    other = expected | {"labels": torch.tensor([0, 2])}
+    assert differences(other, expected)[1] > 0.4
+    fewer = {name: values[:1] for name, values in expected.items()}
+    assert differences(fewer, expected)[1] == pytest.approx(0.45, abs=1e-4)
+    assert differences(fewer, expected | {"boxes": boxes * torch.nan}) == (np.inf, np.inf)
+    nothing = {name: values[:0] for name, values in expected.items()}
+    assert differences(nothing, nothing) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image_size", "[100, 128]"], "multiples of 32"),
+        (["--batch_size", "2", "--dynamic_batch", "true"], "give one of the two"),
+        (["--calibration_images", "x"], "--int8 true"),
+        (["--output", "model.pt"], "ends in .onnx"),
+    ],
+)
+def test_options_that_do_not_fit_are_told_before_the_work(command, arguments, message):
+    status, error = command("detection.export", "--ckpt_path", "none.ckpt", *arguments)
+    assert status == 1
+    assert message in error
+
+
+def test_predict_wants_either_a_checkpoint_or_a_file(command, images):
+    for given in ([], ["--ckpt_path", "a.ckpt", "--onnx", "a.onnx"]):
+        status, error = command("detection.predict", images, *given)
+        assert status == 1
+        assert "either --ckpt_path" in error
+    status, error = command("detection.predict", images, "--onnx", "a.onnx")
+    assert status == 1
+    assert "no ONNX file a.onnx" in error
+
+
+@pytest.fixture
+def command(monkeypatch, capfd, tmp_path):
+    """Run a command in this process: its status, and what it told of errors."""
+
+    def run(module, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delitem(sys.modules, module, raising=False)  # or Python warns that it runs it a second time
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(module, run_name="__main__", alter_sys=False)
+        error = capfd.readouterr().err
+        assert "Traceback" not in error
+        return end.value.code, error
+
+    return run
+
+
+def predictions(images, *arguments, cwd) -> dict:
+    """What ``detection.predict`` writes of a folder's images."""
+    result = run_module(
+        "detection.predict", str(images), *arguments, "--output", "out.json", "--score_threshold", "0.06", cwd=cwd
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads((cwd / "out.json").read_text(encoding="utf-8"))
+
+
+def assert_same_predictions(found: dict, expected: dict) -> None:
+    assert (found["images"], found["categories"]) == (expected["images"], expected["categories"])
+    for image in expected["images"]:
+        lists = []
+        for content in (found, expected):
+            rows = [row for row in content["annotations"] if row["image_id"] == image["id"]]
+            boxes = torch.tensor([row["bbox"] for row in rows]).reshape(-1, 4)
+            scores = torch.tensor([row["score"] for row in rows])
+            # Of those at the threshold one list may hold some more.
+            kept = scores > 0.0602
+            labels = torch.tensor([row["category_id"] for row in rows])
+            lists.append({"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]})
+        box, score = differences(*lists)
+        assert box <= 0.1
+        assert score <= 1e-4 or abs(len(lists[0]["scores"]) - len(lists[1]["scores"])) == 1
+
+
+# Each of a form of its own: all sizes open; a fixed size, into which wide and high images are made to fit; and raw.
+FORMS = {
+    "retinanet open": ("retinanet_mf_26m", {}, ["--dynamic_batch", "true"]),
+    "e2e open": ("e2e_mf_26m", {}, ["--preprocessing", "true"]),
+    "e2e raw": ("e2e_mf_26m", ALL, ["--image_size", "[128, 160]", "--decode", "false", "--batch_size", "2"]),
+    "retinanet raw": ("retinanet_mf_26m", {}, ["--image_size", "[160, 128]", "--decode", "false"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_is_checked_on_real_images_and_predicts_what_its_checkpoint_does(form, images, tmp_path):
+    name, model_options, arguments = FORMS[form]
+    data = DetectionData("scenes")
+    checkpoint = save_checkpoint(
+        tmp_path / "run" / "checkpoints" / "best.ckpt", data, data.class_names, name, **model_options
+    )
+    result = run_module(
+        "detection.export", "--ckpt_path", str(checkpoint), "--check_images", "6", *arguments, cwd=tmp_path, timeout=600
+    )
+    assert result.returncode == 0, result.stderr
+    assert "greatest difference of boxes" in result.stdout
+    written = tmp_path / "run" / "model.onnx"
+    assert not list(written.parent.glob(".export*"))
+    model = OnnxModel(written, "detection")
+    assert model.metadata["class_names"] == list(data.class_names)
+    assert model.metadata["input"]
+    assert ExportedDetector(model).decoded == ("--decode" not in arguments)
+    if "--image_size" in arguments:
+        images = images.parent / "square"  # which fit
+    expected = predictions(images, "--ckpt_path", str(checkpoint), cwd=tmp_path)
+    assert_same_predictions(predictions(images, "--onnx", str(written), cwd=tmp_path), expected)
+    assert any(expected["annotations"])
