@@ -69,7 +69,7 @@ def main() -> None:
         checkpoint = CheckpointDetector(module, data_options)
         checkpoint.transform = eval_transform(data_options["short_side"], data_options["longest"], options.image_size)
         files = {"ONNX": _read(path)}
-        _require_same(checkpoint, files["ONNX"], images.source)
+        box, score = _require_same(checkpoint, files["ONNX"], images.source)
         if calibration is not None:
             indices = spread(len(calibration), CALIBRATION_IMAGES)
             inputs = list(_calibration_inputs(files["ONNX"], calibration, indices))
@@ -77,6 +77,8 @@ def main() -> None:
             quantise(plain, path, inputs, len(inputs))
             files["ONNX int8"] = _read(path)
         table = _comparison(module, checkpoint, files, images, options.check_images)
+        if options.preprocessing:
+            table.add_row("these where nothing is resized", "", f"{box:.1e}, {score:.1e}")
         os.replace(path, output)
     console().print(table)
     print(f"written: {output}")
@@ -267,8 +269,12 @@ def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     return float(box[rows, columns].max(initial=0)), float(worst)
 
 
-def _require_same(checkpoint: Detector, detector: ExportedDetector, source: ImageSource) -> None:
-    """Raise InputError where a file detects something else than its checkpoint in the same pixels."""
+def _require_same(checkpoint: Detector, detector: ExportedDetector, source: ImageSource) -> tuple[float, float]:
+    """How far a file's detections are from its checkpoint's in the same pixels, see :func:`differences`.
+
+    Raises:
+        InputError: further than is allowed.
+    """
     indices = spread(len(source), FEW)
     # Where the graph resizes, let it find images that have their size, as its Resize rounds some pixels to another
     # level of 255.
@@ -288,6 +294,7 @@ def _require_same(checkpoint: Detector, detector: ExportedDetector, source: Imag
             f"{BOX_TOLERANCE} and {SCORE_TOLERANCE:.0e} are allowed; it was not written. Please report it, with the "
             "versions of torch and onnxruntime"
         )
+    return float(worst[0]), float(worst[1])
 
 
 def _detect(
