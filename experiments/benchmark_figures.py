@@ -34,7 +34,7 @@ def draw_latency(result: dict, path: Path) -> None:
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
         labelled |= dict(zip(labels, handles, strict=True))
-    figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(4, len(labelled)))
+    figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(2 * columns, len(labelled)))
     _subtitle(figure, result)
     figure.savefig(path, dpi=130)
 
@@ -94,11 +94,10 @@ def _draw_setting(axis: Axes, setting: dict) -> None:
             axis.plot(*zip(*places, strict=True), color=colour, marker=marker, label=f"others, {form}", **hollow)
         for row, place in zip(theirs, places, strict=True):
             _name(axis, row["model"].removesuffix(".onnx"), place, below=True)
-    for family in families:  # variants are named where they are slowest
-        for madds in sorted({row["madds"] for row in rows if _family(row) == family and not row["is_peer"]}):
-            own = [row for row in rows if _family(row) == family and row["madds"] == madds and not row["is_peer"]]
-            slowest = max(own, key=lambda row: row["ms"])
-            _name(axis, slowest["model"].rpartition("_")[2], (madds / 1e6, slowest["ms"] / batch))
+    own = sorted((row for row in rows if not row["is_peer"]), key=lambda row: row["ms"])
+    # Variants are named where they are slowest, those of an earlier version with them.
+    for (name, madds), slowest in {(row["model"].rpartition("_")[2], row["madds"]): row for row in own}.items():
+        _name(axis, name, (madds / 1e6, slowest["ms"] / batch))
     axis.set_xscale("log")
     axis.set_yscale("log")
     for direction in (axis.xaxis, axis.yaxis):

@@ -251,7 +251,9 @@ def assert_same_predictions(found: dict, expected: dict) -> None:
 FORMS = {
     "all sizes open": ("retinanet_mf_26m", {}, ["--dynamic_batch", "true"]),
     "fixed and raw": (
-        "e2e_mf_26m", ALL, ["--image_size", "[128, 160]", "--batch_size", "2", "--preprocessing", "true", "--decode", "false"]
+        "e2e_mf_26m",
+        ALL,
+        ["--image_size", "[128, 160]", "--batch_size", "2", "--preprocessing", "true", "--decode", "false"],
     ),
 }  # fmt: skip
 
