@@ -26,6 +26,7 @@ from mobile_former.training.command import Parser, console, require_writable, ru
 from mobile_former.training.dataset import ImageSource, ListedImages
 from mobile_former.training.evaluation import folder_of
 from mobile_former.training.executorch_file import ExecutorchModel, write_executorch
+from mobile_former.training.export_options import add_export_options, check_export_options
 from mobile_former.training.figures import spread
 from mobile_former.training.images import expand, normalise, to_planes
 from mobile_former.training.onnx_file import (
@@ -336,16 +337,9 @@ def _parse() -> Namespace:
     parser = Parser(
         prog="python -m classification.export", description="Write a checkpoint as an ONNX file, or for ExecuTorch."
     )
-    parser.add_argument("--ckpt_path", required=True, help="a run's checkpoints/best.ckpt")
-    parser.add_argument(
-        "--output",
-        type=Path | None,
-        default=None,
-        help="the file to write, .onnx, or .pte for ExecuTorch; default: model.onnx (int8: model_int8.onnx) in the "
-        "run's folder",
+    add_export_options(
+        parser, output="the file to write, .onnx, or .pte for ExecuTorch", data="labelled images", check_images=256
     )
-    parser.add_argument("--batch_size", type=int, default=1, help="images that the model takes at once")
-    parser.add_argument("--dynamic_batch", type=bool, default=False, help="let it take any number at once")
     parser.add_argument(
         "--image_size", type=int | None, default=None, help="side of the square that it sees; default: that of training"
     )
@@ -359,31 +353,10 @@ def _parse() -> Namespace:
     parser.add_argument(
         "--preprocessing", type=bool, default=False, help="let it take bytes, RGB (B, H, W, 3), normalised in the graph"
     )
-    parser.add_argument("--int8", type=bool, default=False, help="compute convolutions and linears in 8-bit integers")
-    parser.add_argument(
-        "--calibration_images",
-        type=str,
-        nargs="+",
-        default=None,
-        help="images, folders or globs to find int8's ranges by; default: training images",
-    )
-    parser.add_argument(
-        "--data.root", type=str | None, default=None, help="labelled images to check on; default: those of training"
-    )
-    parser.add_argument(
-        "--images", type=str, nargs="+", default=None, help="images, folders or globs to check on in their place"
-    )
-    parser.add_argument("--check_images", type=int, default=256, help="how many images to check on, at most")
     options = parser.parse_args()
-    for name in ("batch_size", "check_images"):
-        if options[name] < 1:
-            raise InputError(f"--{name} is {options[name]}: give at least 1")
-    if options.dynamic_batch and options.batch_size > 1:
-        raise InputError("--batch_size fixes what --dynamic_batch leaves open: give one of the two")
+    check_export_options(options)
     if options.image_size is not None and options.image_size < MIN_SIZE:
         raise InputError(f"--image_size is {options.image_size}: the model takes images from {MIN_SIZE} pixels up")
-    if options.calibration_images and not options.int8:
-        raise InputError("--calibration_images goes with --int8 true: leave it out, or ask for int8")
     return options
 
 

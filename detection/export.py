@@ -30,6 +30,7 @@ from mobile_former.training.checkpoint import load_checkpoint
 from mobile_former.training.command import Parser, console, require_writable, run_command
 from mobile_former.training.dataset import ImageSource, ListedImages
 from mobile_former.training.evaluation import folder_of
+from mobile_former.training.export_options import add_export_options, check_export_options
 from mobile_former.training.figures import spread
 from mobile_former.training.images import expand, to_planes
 from mobile_former.training.onnx_file import OnnxModel, count_nodes, milliseconds, quantise, write_onnx
@@ -350,15 +351,7 @@ def _comparison(
 
 def _parse() -> Namespace:
     parser = Parser(prog="python -m detection.export", description="Write a checkpoint as an ONNX file.")
-    parser.add_argument("--ckpt_path", required=True, help="a run's checkpoints/best.ckpt")
-    parser.add_argument(
-        "--output",
-        type=Path | None,
-        default=None,
-        help="the .onnx file to write; default: model.onnx (int8: model_int8.onnx) in the run's folder",
-    )
-    parser.add_argument("--batch_size", type=int, default=1, help="images that the model takes at once")
-    parser.add_argument("--dynamic_batch", type=bool, default=False, help="let it take any number at once")
+    add_export_options(parser, output="the .onnx file to write", data="a COCO folder", check_images=64)
     parser.add_argument(
         "--image_size",
         type=tuple[int, int] | None,
@@ -379,34 +372,13 @@ def _parse() -> Namespace:
         help="let it give boxes in pixels, scores and labels, after non-maximum suppression where that belongs to the "
         "detector; else its logits and boxes",
     )
-    parser.add_argument("--int8", type=bool, default=False, help="compute convolutions and linears in 8-bit integers")
-    parser.add_argument(
-        "--calibration_images",
-        type=str,
-        nargs="+",
-        default=None,
-        help="images, folders or globs to find int8's ranges by; default: training images",
-    )
-    parser.add_argument(
-        "--data.root", type=str | None, default=None, help="a COCO folder to check on; default: that of training"
-    )
-    parser.add_argument(
-        "--images", type=str, nargs="+", default=None, help="images, folders or globs to check on in its place"
-    )
-    parser.add_argument("--check_images", type=int, default=64, help="how many images to check on, at most")
     options = parser.parse_args()
-    for name in ("batch_size", "check_images"):
-        if options[name] < 1:
-            raise InputError(f"--{name} is {options[name]}: give at least 1")
-    if options.dynamic_batch and options.batch_size > 1:
-        raise InputError("--batch_size fixes what --dynamic_batch leaves open: give one of the two")
+    check_export_options(options)
     if options.image_size is not None and any(side < MULTIPLE or side % MULTIPLE for side in options.image_size):
         raise InputError(
             f"--image_size is {list(options.image_size)}: give height and width as multiples of {MULTIPLE}, for "
             "example [640, 640]"
         )
-    if options.calibration_images and not options.int8:
-        raise InputError("--calibration_images goes with --int8 true: leave it out, or ask for int8")
     return options
 
 
