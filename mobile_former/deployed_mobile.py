@@ -130,7 +130,7 @@ class SlopesReLU(nn.Module):
             theta = theta.transpose(1, 2) @ mixing.flatten(2)
             theta1, theta2 = theta.unflatten(2, mixing.shape[2:]).chunk(2, dim=1)
         slope2 = theta2 - 0.5
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or x.requires_grad:
             return torch.maximum(theta1 * x, slope2 * x)
         # The map is this block's own; another one would take longer to allocate than to compute.
         first = theta1 * x

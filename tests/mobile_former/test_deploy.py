@@ -67,6 +67,17 @@ def test_images_stay_as_they_were():
     assert torch.equal(images, before)
 
 
+def test_gradients_of_the_image_are_the_same():
+    model = trained("mobile_former_26m")
+    gradients = []
+    for form in (model, mobile_former.deploy(model)):
+        torch.manual_seed(1)
+        images = torch.randn(1, 3, 64, 64, dtype=torch.float64, requires_grad=True)
+        form(images)[0, 5].backward()
+        gradients.append(images.grad)
+    assert error(gradients[1], gradients[0]) < 1e-12
+
+
 class Count(TorchDispatchMode):
     """Counts operations that compute or copy; views are free."""
 
