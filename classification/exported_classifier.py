@@ -1,7 +1,7 @@
 """A classifier in a file of ``classification.export``: what goes into its graph, and what it takes to run it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -93,6 +93,8 @@ class ExportedClassifier:
             require_data_options(metadata)
             self.class_names = list(map(str, metadata["class_names"]))
             self.preprocessing: Preprocessing = metadata["preprocessing"]
+            if self.preprocessing not in get_args(Preprocessing):
+                raise ValueError(f"preprocessing is {self.preprocessing!r}")
             self.transform: Callable[..., dict] = eval_transform(metadata["image_size"], metadata["crop_fraction"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -104,7 +106,13 @@ class ExportedClassifier:
 
     def logits(self, images: Sequence[Tensor]) -> Tensor:
         """Classify images ``(3, H, W)`` uint8 that have gone through :attr:`transform`: ``(B, K)`` on the CPU."""
-        return torch.cat([torch.from_numpy(self.model(batch)["logits"]) for batch in self._prepare(images)])
+        logits = torch.cat([torch.from_numpy(self.model(batch)["logits"]) for batch in self._prepare(images)])
+        if logits.shape[1] != len(self.class_names):
+            raise InputError(
+                f"{self.model.path} is damaged: it names {len(self.class_names)} classes and tells {logits.shape[1]} "
+                "apart; export it again"
+            )
+        return logits
 
     def batches(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
         """What the graph is given for images as :meth:`logits` takes them."""

@@ -45,14 +45,17 @@ class ExportedDetector:
             self.of_anchors, self.of_sigmoid = bool(metadata["anchors"]), bool(metadata["sigmoid"])
             size = metadata["frame"]
             self.frame = None if size is None else (int(size[0]), int(size[1]))
+            if self.frame is not None and any(side % MULTIPLE or not MULTIPLE <= side <= 2**16 for side in self.frame):
+                raise ValueError(f"a frame of {self.frame}")
+            if len(self.category_ids) != len(self.class_names):
+                raise ValueError(f"{len(self.category_ids)} ids of {len(self.class_names)} classes")
+            transform = eval_transform(metadata["short_side"], metadata["longest"], self.frame)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{model.path} is damaged: its metadata is not what export writes ({type(error).__name__}: {error}); "
                 "export it again"
             ) from error
-        self.transform: Callable[..., dict] = (
-            _as_it_is if self.preprocessing else eval_transform(metadata["short_side"], metadata["longest"], self.frame)
-        )
+        self.transform: Callable[..., dict] = _as_it_is if self.preprocessing else transform
 
     def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Detect objects in images ``(3, H, W)`` uint8 that have gone through :attr:`transform`.

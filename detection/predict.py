@@ -118,15 +118,16 @@ class Detector(Protocol):
 
 
 class CheckpointDetector:
-    """A checkpoint's :class:`Detector`, on the GPU where there is one.
+    """A checkpoint's :class:`Detector`.
 
     Args:
         module: and
         data_options: as :func:`mobile_former.training.checkpoint.load_checkpoint` gives them.
+        device: where it computes; default: the GPU where there is one.
     """
 
-    def __init__(self, module: DetectionModule, data_options: dict):
-        self.module = module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    def __init__(self, module: DetectionModule, data_options: dict, device: str | None = None):
+        self.module = module.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
         self.class_names = module.hparams.class_names
         self.category_ids = module.category_ids
         self.transform = eval_transform(data_options["short_side"], data_options["longest"])

@@ -26,8 +26,8 @@ def create_earlier(checkout: Path, name: str) -> nn.Module:
     try:
         package = importlib.import_module("mobile_former")
         return package.create_model(name)
-    except ImportError as error:
-        raise InputError(f"the version in {checkout} cannot be imported: {error}") from error
+    except (ImportError, ValueError) as error:  # its InputError is another than ours
+        raise InputError(f"the version in {checkout} cannot be imported, or has no {name}: {error}") from error
     finally:
         sys.path.remove(str(checkout.resolve()))
         _pop_package()

@@ -19,7 +19,8 @@ def deploy(model: nn.Module) -> nn.Module:
     It takes what the model takes and gives what the model gives in evaluation, up to rounding.
 
     Args:
-        model: a classifier, a backbone or a detector of this project. It stays as it is.
+        model: a classifier, a backbone or a detector of this project, a compiled one too (the result is not), or any
+            module that holds some. It stays as it is.
 
     Returns:
         A module in evaluation, on the model's device and in its type, whose parameters need no gradients and have names
@@ -32,8 +33,11 @@ def deploy(model: nn.Module) -> nn.Module:
 @functools.singledispatch
 def inference_form(module: nn.Module) -> nn.Module:
     """What takes the place of a module, which may be altered; by default itself, with its parts replaced."""
-    for name, child in module.named_children():
-        setattr(module, name, inference_form(child))
+    if isinstance(module, torch._dynamo.OptimizedModule):
+        return inference_form(module._orig_mod)
+    for name, child in module._modules.items():  # named_children() tells of a child with two names once
+        if child is not None:
+            setattr(module, name, inference_form(child))
     return module
 
 
@@ -44,9 +48,10 @@ def _(module: ConvNorm) -> nn.Module:
 
 @inference_form.register
 def _(module: Backbone) -> nn.Module:
-    return DeployedBackbone(module)
+    return DeployedBackbone(module) if type(module) is Backbone else inference_form.dispatch(nn.Module)(module)
 
 
 @inference_form.register
 def _(module: MobileFormer) -> nn.Module:
-    return DeployedMobileFormer(module)
+    # Where a class of its own computes otherwise, its parts alone are replaced.
+    return DeployedMobileFormer(module) if type(module) is MobileFormer else inference_form.dispatch(nn.Module)(module)

@@ -1,7 +1,5 @@
 """The Mobile side of a block for inference: BatchNorm and shuffles folded away, dynamic ReLU's constants too."""
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -130,7 +128,7 @@ class SlopesReLU(nn.Module):
             theta = theta.transpose(1, 2) @ mixing.flatten(2)
             theta1, theta2 = theta.unflatten(2, mixing.shape[2:]).chunk(2, dim=1)
         slope2 = theta2 - 0.5
-        if torch.compiler.is_compiling() or x.requires_grad:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return torch.maximum(theta1 * x, slope2 * x)
         # The map is this block's own; another one would take longer to allocate than to compute.
         first = theta1 * x
@@ -185,7 +183,7 @@ class Pointwise(nn.Module):
         """``(B, in, H, W)`` to ``(B, out, H, W)``."""
         if self.flat and torch.compiler.is_exporting():
             return F.conv1d(x.flatten(2), self.weight[..., 0], self.bias).unflatten(2, x.shape[2:])
-        if not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn():
+        if x.device.type == "cpu" and x.dtype == torch.float32 and _calls_onednn():
             # On one thread, conv2d would take a matrix product that needs nearly twice as long.
             return torch.mkldnn_convolution(x, self.weight, self.bias, (0, 0), (1, 1), (1, 1), 1)
         return F.conv2d(x, self.weight, self.bias)
@@ -208,7 +206,7 @@ class Depthwise(nn.Module):
         conv = fold_norm(layer)
         self.stride, self.repeats = conv.stride, conv.out_channels // conv.in_channels
         # In training, the outputs of a channel are side by side; here each comes after the first of all channels.
-        rows = torch.arange(conv.out_channels).unflatten(0, (-1, self.repeats)).t().flatten()
+        rows = torch.arange(conv.out_channels, device="cpu").unflatten(0, (-1, self.repeats)).t().flatten()
         self.weight = nn.Parameter(gain * conv.weight.detach()[rows])
         self.bias = nn.Parameter(gain * conv.bias.detach()[rows])
         self.order = inverse(shuffle_order(shuffle, conv.out_channels))[rows]
@@ -232,6 +230,12 @@ class Depthwise(nn.Module):
         return F.conv2d(x, weight, bias, self.stride, padding=1, groups=x.shape[1])
 
 
-@functools.cache
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available()
+def _calls_onednn() -> bool:
+    """Whether its operation may be called as such: it knows neither autocast nor exporters."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+    )

@@ -1,5 +1,7 @@
 """Constants folded into the weights before or after them: what training keeps apart, inference computes at once."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
@@ -45,7 +47,7 @@ def whole(conv: nn.Conv2d) -> Tensor:
 
 def shuffle_order(shuffle: nn.Module | None, channels: int) -> Tensor:
     """For each channel that a shuffle gives, or what stands in its place, the number of the channel it came from."""
-    numbers = torch.arange(channels)
+    numbers = torch.arange(channels, device="cpu")
     return shuffle(numbers[None, :, None, None]).flatten() if isinstance(shuffle, ChannelShuffle) else numbers
 
 
@@ -61,5 +63,6 @@ def shifted(layer: nn.Linear, shift: Tensor) -> nn.Linear:
 
 def with_shift(norm: nn.LayerNorm, shift: Tensor) -> nn.LayerNorm:
     """A LayerNorm whose output has a shift ``(d,)`` added."""
+    norm = copy.deepcopy(norm)  # the trained part may be in use elsewhere too
     norm.bias = nn.Parameter((norm.bias + shift).detach())
     return norm

@@ -84,7 +84,7 @@ class ExecutorchModel:
                 program = runtime.Runtime.get().load_program(self.path)
                 (text,) = program.load_method(_METADATA).execute([])
                 self._forward = program.load_method("forward")
-                self.metadata = json.loads(text)
+                self.metadata = dict(json.loads(text))
             except Exception as error:
                 raise InputError(
                     f"{path} is no program of this project's export, or damaged: export it again"

@@ -81,7 +81,8 @@ def write_onnx(
                 custom_translation_table=_translations() | dict(translations or {}),
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            cause = error.__cause__ or error
+            reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
             raise InputError(f"{type(module).__name__} cannot be exported to ONNX: {reason}") from error
     model = program.model_proto
     if preparation is not None:
@@ -337,7 +338,7 @@ def write_whole(path: Path, content: bytes) -> None:
 def _read_metadata(path: Path, raw: Mapping[str, str], task: str) -> dict[str, Any]:
     try:
         metadata = {key: json.loads(value) for key, value in raw.items()}
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or such as no program of ours writes
         metadata = {}
     require_metadata(path, metadata, task)
     return metadata

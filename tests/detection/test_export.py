@@ -177,6 +177,9 @@ def test_what_differs_counts_whatever_its_order():
     assert differences(fewer, expected | {"boxes": boxes * torch.nan}) == (np.inf, np.inf)
     nothing = {name: values[:0] for name, values in expected.items()}
     assert differences(nothing, nothing) == (0, 0)
+    low = expected | {"scores": expected["scores"] * 0.01}  # not told of where lists end before
+    assert differences(low, nothing) == (0, 0)
+    assert differences(low, nothing, complete=True)[1] == pytest.approx(low["scores"].max().item())
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,50 @@ def test_images_stay_as_they_were():
     assert torch.equal(images, before)
 
 
+class Pair(torch.nn.Module):
+    """One model under two names."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.left = self.right = model
+
+    def forward(self, images):
+        return self.left(images), self.right(images)
+
+
+class Halved(mobile_former.MobileFormer):
+    """A user's own, which computes otherwise."""
+
+    def forward(self, images):
+        return super().forward(images) / 2
+
+
+def test_compiled_shared_and_derived_models_give_their_own_outputs():
+    model = trained("mobile_former_26m")
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    halved = Halved("mobile_former_26m").double().eval()
+    halved.load_state_dict(model.state_dict())
+    with torch.inference_mode():
+        expected = model(images)
+        assert error(mobile_former.deploy(torch.compile(model))(images), expected) < 1e-12
+        for logits in mobile_former.deploy(Pair(model))(images):
+            assert error(logits, expected) < 1e-12
+        assert error(mobile_former.deploy(halved)(images), expected / 2) < 1e-12
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_it_follows_autocast_and_the_switch_of_onednn(enabled):
+    model = mobile_former.create_model("mobile_former_26m").eval()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(images)
+        deployed = mobile_former.deploy(model)
+        with torch.backends.mkldnn.flags(enabled=enabled):
+            assert error(deployed(images), expected) < 1e-5
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            assert error(deployed(images).float(), expected) < 0.05
+
+
 def test_gradients_of_the_image_are_the_same():
     model = trained("mobile_former_26m")
     gradients = []
