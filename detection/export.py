@@ -1,8 +1,8 @@
 """``python -m detection.export``: a checkpoint as an ONNX file, checked against PyTorch on real images."""
 
 import os
+import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -305,10 +305,10 @@ def _require_same(
             "versions of torch and onnxruntime"
         )
     if not compared:
-        warnings.warn(
-            f"PyTorch finds nothing in the {len(indices)} images, so that there was nothing to compare: name others by "
-            "--images",
-            stacklevel=2,
+        print(
+            f"warning: PyTorch finds nothing in the {len(indices)} images, so that there was nothing to compare: name "
+            "others by --images",
+            file=sys.stderr,
         )
     return float(worst[0]), float(worst[1])
 
