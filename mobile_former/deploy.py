@@ -16,7 +16,7 @@ def deploy(model: nn.Module) -> nn.Module:
     """The inference form of a model.
 
     BatchNorm, shuffles and constant factors are folded into weights, and linears that read the same tokens are merged.
-    It takes what the model takes and gives what the model gives in evaluation, up to rounding.
+    It takes what the model takes, of one image or more, and gives what the model gives in evaluation, up to rounding.
 
     Args:
         model: a classifier, a backbone or a detector of this project, a compiled one too (the result is not), or any

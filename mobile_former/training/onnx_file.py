@@ -152,6 +152,8 @@ class OnnxModel:
         Raises:
             InputError: another number of inputs, or of a shape or type that the file does not take.
         """
+        if len(inputs) != len(self.inputs):
+            raise InputError(f"{self.path} takes {', '.join(self.inputs)}: {len(inputs)} inputs were given")
         for (name, shape), given in zip(self.inputs.items(), inputs, strict=True):
             fits = given.ndim == len(shape) and all(
                 isinstance(size, str) or size == side for size, side in zip(shape[1:], given.shape[1:], strict=True)

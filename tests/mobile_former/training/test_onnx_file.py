@@ -164,6 +164,8 @@ def test_an_input_that_the_file_does_not_take_is_told(written):
         model(np.zeros((1, 3, 9, 10), np.float32))
     with pytest.raises(InputError, match="cannot be run"):
         model(np.zeros((1, 3, 8, 10), np.uint8))
+    with pytest.raises(InputError, match="takes images: 2 inputs were given"):
+        model(images(2, 3, 8, 10).numpy(), images(2, 3, 8, 10).numpy())
 
 
 def test_without_onnx_the_error_names_the_extra(written, monkeypatch):
