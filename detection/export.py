@@ -251,7 +251,8 @@ def differences(
     Args:
         found: ``boxes`` ``(n, 4)`` in pixels, ``scores`` and ``labels`` ``(n,)``.
         expected: the same, of m.
-        complete: whether lists hold all that there is, so that none may be without a partner, however low its score.
+        complete: whether lists hold all that there is, so that none may be without a partner, however low its score;
+            where it is low, that may be of another class.
 
     Returns:
         The greatest difference of a corner in pixels, and of scores; infinite where a box or score is no number.
@@ -262,7 +263,10 @@ def differences(
     boxes, scores, labels = ([each[name] for each in pair] for name in ("boxes", "scores", "labels"))
     box = np.abs(boxes[0][:, None] - boxes[1]).max(-1, initial=0)
     score = np.abs(scores[0][:, None] - scores[1])
-    partners = (labels[0][:, None] == labels[1]) & (box < 1)
+    partners = labels[0][:, None] == labels[1]
+    if complete:  # where nothing is found, the best of the classes is often a matter of rounding
+        partners |= (score <= SCORE_TOLERANCE) & (np.maximum(scores[0][:, None], scores[1]) <= LEAST_SCORE)
+    partners &= box < 1
     cost = np.where(partners, box / BOX_TOLERANCE + score / SCORE_TOLERANCE, 1e9)
     rows, columns = linear_sum_assignment(cost)
     chosen = partners[rows, columns]

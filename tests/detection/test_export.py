@@ -180,6 +180,8 @@ def test_what_differs_counts_whatever_its_order():
     low = expected | {"scores": expected["scores"] * 0.01}  # not told of where lists end before
     assert differences(low, nothing) == (0, 0)
     assert differences(low, nothing, complete=True)[1] == pytest.approx(low["scores"].max().item())
+    assert differences(low, low | {"labels": torch.tensor([0, 2])}, complete=True)[1] < 1e-6
+    assert differences(expected, other, complete=True)[1] > 0.4
 
 
 @pytest.mark.parametrize(
