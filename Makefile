@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint venv
+.PHONY: demo test test-slow lint docs venv
 
 # Trains on embedded data, validates, predicts held-out images, and says where everything lies.
 demo: venv
@@ -18,6 +18,10 @@ test-slow: venv
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The documentation's site, in site/; a warning is an error.
+docs: venv
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 venv: $(VENV)/installed
 
