@@ -23,6 +23,7 @@ from mobile_former.errors import InputError
 from mobile_former.training.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.images import IMAGE_SUFFIXES, decode_image
 from mobile_former.training.sampler import Draw, mix_seeds
+from mobile_former.training.whole_file import write_whole
 
 INDEX = "shards.json"
 SHUFFLE_BUFFER = 1000  # samples; shards hold theirs in random order already
@@ -101,9 +102,7 @@ class ShardIndex:
         target = Path(self.root) / INDEX
         splits = {split: [shard._asdict() for shard in shards] for split, shards in self.splits.items()}
         content = {"class_names": self.class_names, "splits": splits}
-        part = target.with_suffix(".part")
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(target)
+        write_whole(target, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
     def _check(self) -> None:
         """ValueError for anything that reading would stumble over."""

@@ -11,15 +11,14 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mobile_former.errors import InputError
 from mobile_former.training.run_folder import LAST, PREVIOUS
+from mobile_former.training.whole_file import write_whole
 from mobile_former.weights import read_file
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there once the disk has it.
+    """Writes a checkpoint by :func:`write_whole`, and keeps the last but one.
 
-    So whoever looks sees the old one or the new one, whenever the process or the machine ends. (Lightning's own goes
-    through the system's temporary folder: a copy, where that is on another file system.) The last checkpoint but one
-    is kept.
+    (Lightning's own goes through the system's temporary folder: a copy, where that is on another file system.)
     """
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
@@ -34,26 +33,18 @@ class WholeCheckpointIO(TorchCheckpointIO):
             OSError: it cannot be written; what lay there before still does.
         """
         path = Path(path)
-        unfinished = path.with_name(path.name + ".part")
         content = io.BytesIO()  # so that errors are those of the disk, not of torch's writer
         torch.save(checkpoint, content)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
+
+        def keep_previous() -> None:
             if path.name == LAST and path.is_file():
                 _keep(path, path.with_name(PREVIOUS))
-            os.replace(unfinished, path)
-            _sync(path.parent)
+
+        try:
+            write_whole(path, content.getbuffer(), kind="the checkpoint ", before_replace=keep_previous)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             before = "The checkpoint that was there is as it was" if path.is_file() else "There was none before"
-            raise OSError(
-                f"cannot write the checkpoint {path}: {error.strerror or error}. {before}; make room, then go on with "
-                "--ckpt_path last"
-            ) from error
+            raise OSError(f"{error}. {before}; make room, then go on with --ckpt_path last") from error
 
 
 def read_whole(path: Path) -> object:
@@ -79,13 +70,3 @@ def _keep(path: Path, previous: Path) -> None:
     except OSError:  # a file system without links
         shutil.copyfile(path, unfinished)
     os.replace(unfinished, previous)
-
-
-def _sync(folder: Path) -> None:
-    """Let the disk know the folder's new names too, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mobile_former.errors import InputError
-from mobile_former.training.onnx_file import FORMAT, filled_batches, quietly, require_metadata, write_whole
+from mobile_former.training.onnx_file import FORMAT, filled_batches, quietly, require_metadata
+from mobile_former.training.whole_file import write_whole
 
 _METADATA = "metadata"  # the method of the program that gives it, as JSON
 _EXTRA = "pip install -c constraints.txt -e '.[executorch]'"

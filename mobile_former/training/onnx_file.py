@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mobile_former.errors import InputError
+from mobile_former.training.whole_file import write_whole
 
 OPSET = 20  # the first with Gelu, which is five nodes before; what runs on phones is often a few opsets behind
 FORMAT = 1  # of the metadata; goes up where a reader of before would misunderstand
@@ -317,24 +318,6 @@ def _metadata(model: object) -> dict[str, Any]:
 def _save(onnx: ModuleType, model: object, path: Path) -> None:
     onnx.checker.check_model(model, full_check=True)
     write_whole(path, model.SerializeToString())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that whoever looks sees all of it, or what was there before.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _read_metadata(path: Path, raw: Mapping[str, str], task: str) -> dict[str, Any]:
