@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from mobile_former.errors import InputError
+from mobile_former.training.extras import import_extra
 
 if TYPE_CHECKING:
     import onnx
-
-_EXTRA = "pip install -c constraints.txt -e '.[export]'"
 
 
 class OnnxGraph:
@@ -27,11 +26,8 @@ class OnnxGraph:
     """
 
     def __init__(self, path: Path):
-        try:
-            import onnx
-            import onnxruntime  # noqa: F401  # needed later, said now
-        except ImportError as error:
-            raise InputError(f"{path} needs onnx and onnxruntime, and {error.name} is missing: {_EXTRA}") from error
+        onnx = import_extra("onnx", "export", f"{path} needs onnx")
+        import_extra("onnxruntime", "export", f"{path} needs onnxruntime")  # needed later, said now
         from google.protobuf.message import DecodeError
 
         if not path.is_file():

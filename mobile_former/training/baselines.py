@@ -1,6 +1,5 @@
 """Models of other libraries by name, ``timm/NAME`` and ``transformers/NAME``: what both tasks need to build them."""
 
-import importlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from types import ModuleType
 from torch import Tensor, nn
 
 from mobile_former.errors import InputError, nearest
+from mobile_former.training.extras import import_extra
 from mobile_former.weights import read_weights
 
 _logger = logging.getLogger(__name__)
@@ -39,14 +39,8 @@ def import_library(library: str, wanted_by: str) -> ModuleType:
     Raises:
         InputError: it cannot be imported.
     """
-    try:
-        return importlib.import_module(library)
-    except (ImportError, RuntimeError) as error:  # a torchvision of another torch fails with RuntimeError
-        needs = ", which needs a torchvision that fits torch," if library == "timm" else ""
-        raise InputError(
-            f"{wanted_by} comes from {library}{needs} and that cannot be imported ({error}): "
-            "pip install -c constraints.txt -e '.[baselines]'"
-        ) from error
+    needs = " (and a torchvision that fits torch)" if library == "timm" else ""
+    return import_extra(library, "baselines", f"{wanted_by} comes from {library}{needs}")
 
 
 def timm_model(name: str, weights: Path | None = None, **options) -> nn.Module:

@@ -1,6 +1,5 @@
 """Models as ExecuTorch programs for phones: written with XNNPACK's kernels, run by ExecuTorch's own runtime."""
 
-import importlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mobile_former.errors import InputError
+from mobile_former.training.extras import import_extra
 from mobile_former.training.onnx_file import FORMAT, filled_batches, quietly, require_metadata
 from mobile_former.training.whole_file import write_whole
 
 _METADATA = "metadata"  # the method of the program that gives it, as JSON
-_EXTRA = "pip install -c constraints.txt -e '.[executorch]'"
 
 
 def write_executorch(
@@ -109,10 +108,7 @@ class ExecutorchModel:
 
 
 def _import(package: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise InputError(f"a .pte file needs ExecuTorch, which cannot be imported ({error}): {_EXTRA}") from error
+    return import_extra(package, "executorch", "a .pte file needs ExecuTorch")
 
 
 @contextmanager

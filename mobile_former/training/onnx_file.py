@@ -5,7 +5,6 @@ that nothing else is needed to use it.
 """
 
 import contextlib
-import importlib
 import io
 import json
 import logging
@@ -24,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from mobile_former.errors import InputError
+from mobile_former.training.extras import import_extra
 from mobile_former.training.whole_file import write_whole
 
 OPSET = 20  # the first with Gelu, which is five nodes before; what runs on phones is often a few opsets behind
 FORMAT = 1  # of the metadata; goes up where a reader of before would misunderstand
 
 _FORMAT_KEY = "mobile_former_format"
-_EXTRA = "pip install -c constraints.txt -e '.[export]'"
 
 
 def write_onnx(
@@ -265,15 +264,12 @@ def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _import(package: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise InputError(f"ONNX needs the package {package}, which cannot be imported ({error}): {_EXTRA}") from error
+    return import_extra(package, "export", f"ONNX needs the package {package}")
 
 
 def _translations() -> dict:
     """How PyTorch's operations become ONNX's, where the exporter's own way is not the best."""
-    op = importlib.import_module("onnxscript").opset20
+    op = _import("onnxscript").opset20
 
     def softmax(logits, dim: int, *_):  # without annotations, which the exporter would take for ONNX's types
         """Along the last axis ONNX's own; along another spelt out, as onnxruntime transposes there and back, which
