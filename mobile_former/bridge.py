@@ -56,8 +56,8 @@ class MobileToFormer(nn.Module):
             The tokens ``(B, M, d)``, and the scaled logits of the attention ``(B, heads, M, H·W)`` before any softmax,
             mask or focus.
         """
-        values = split_channels(x)  # (B, heads, C/heads, H·W)
-        keys = values if map_position is None else split_channels(x + map_position)
+        values = _split_channels(x)  # (B, heads, C/heads, H·W)
+        keys = values if map_position is None else _split_channels(x + map_position)
         query = _split_features(self.query(located(tokens, token_position)))  # (B, heads, M, C/heads)
         logits = (query * query.shape[-1] ** -0.5) @ keys
         visible = logits if focus is None else logits + focus[:, None].to(logits.dtype)
@@ -92,7 +92,7 @@ class FormerToMobile(nn.Module):
         """
         key = _split_features(self.key(located(tokens, token_position)))  # (B, heads, M, C/heads)
         value = _split_features(self.value(tokens))
-        logits = (key * key.shape[-1] ** -0.5) @ split_channels(x)  # (B, heads, M, H·W)
+        logits = (key * key.shape[-1] ** -0.5) @ _split_channels(x)  # (B, heads, M, H·W)
         gathered = value.transpose(2, 3) @ logits.softmax(2)  # (B, heads, C/heads, H·W)
         return x + self.drop_path(gathered.reshape(x.shape))
 
@@ -102,14 +102,14 @@ def located(tokens: Tensor, position: Tensor | None) -> Tensor:
     return tokens if position is None else tokens + position
 
 
-def split_channels(x: Tensor) -> Tensor:
-    """``(B, C, H, W)`` to ``(B, heads, C/heads, H·W)``: heads are contiguous chunks of channels."""
-    return x.flatten(2).unflatten(1, (HEADS, -1))
-
-
 def mask_logits(logits: Tensor, padding: Tensor) -> Tensor:
     """Keep attention off padding; the lowest finite number, so that all-padding rows stay free of NaN."""
     return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+
+
+def _split_channels(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` to ``(B, heads, C/heads, H·W)``: heads are contiguous chunks of channels."""
+    return x.flatten(2).unflatten(1, (HEADS, -1))
 
 
 def _split_features(tokens: Tensor) -> Tensor:
