@@ -213,10 +213,14 @@ class HeadBlock(nn.Module):
         channels: of the map.
         query_dim: width of a query.
         expansion: of the inverted bottleneck.
+
+    Attributes:
+        is_read_on: whether anything reads the map and the positions that it gives; else they stay as they are.
     """
 
     def __init__(self, channels: int, query_dim: int, expansion: int):
         super().__init__()
+        self.is_read_on = True
         self.to_former = MobileToFormer(channels, query_dim, gated=False)
         self.former = Former(query_dim)
         self.mobile = Mobile(channels, channels, expansion, query_dim)
@@ -248,7 +252,9 @@ class HeadBlock(nn.Module):
         """
         content, _ = self.to_former(x, content, padding, token_position=position, map_position=encoding, focus=looking)
         content = self.former(content, position)
-        x = self.mobile(x, content.mean(1, keepdim=True), padding=padding)
+        if not self.is_read_on:
+            return x, content, position
+        x = self.mobile(x, content.mean(1), padding=padding)
         x = self.to_mobile(x, content, position)
         return x, content, position + self.adapt(content)
 

@@ -8,7 +8,9 @@ from torch import nn
 
 from mobile_former.conv_norm import ConvNorm
 from mobile_former.deployed_backbone import DeployedBackbone, DeployedMobileFormer
+from mobile_former.deployed_mobile import DeployedMobile
 from mobile_former.folding import fold_norm
+from mobile_former.mobile import Mobile
 from mobile_former.model import Backbone, MobileFormer
 
 
@@ -44,6 +46,11 @@ def inference_form(module: nn.Module) -> nn.Module:
 @inference_form.register
 def _(module: ConvNorm) -> nn.Module:
     return fold_norm(module)
+
+
+@inference_form.register
+def _(module: Mobile) -> nn.Module:
+    return DeployedMobile(module, flat=False) if type(module) is Mobile else inference_form.dispatch(nn.Module)(module)
 
 
 @inference_form.register

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobile_former.conv_norm import ConvNorm
-from mobile_former.dynamic_relu import DynamicReLU
+from mobile_former.dynamic_relu import DynamicReLU, guiding_tokens
 from mobile_former.folding import fold_norm, inverse, linear_of, merged, shuffle_order, whole
 from mobile_former.mobile import DownsamplingMobile, Lite, Mobile
 from mobile_former.padding import zero_padding
@@ -33,9 +33,9 @@ class DeployedMobile(nn.Module):
         self.project = Pointwise.folded(mobile.project, out_order=out_order, flat=flat)
         self.residual = mobile.residual
 
-    def forward(self, x: Tensor, guide: Tensor, mixing: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
-        """As the trained part, but for ``guide``: the first token ``(B, d)``; with ``mixing`` all, ``(B, M, d)``."""
-        guide1, guide2 = self.reduce(guide).relu_().chunk(2, dim=-1)
+    def forward(self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
+        """As the trained part."""
+        guide1, guide2 = self.reduce(guiding_tokens(tokens, mixing)).relu_().chunk(2, dim=-1)
         hidden = self.expand_relu(self.expand(x), guide1, mixing)
         hidden = self.depthwise_relu(self.depthwise(zero_padding(hidden, padding)), guide2, mixing)
         out = self.project(hidden)
@@ -63,13 +63,13 @@ class DeployedDownsamplingMobile(nn.Module):
     def forward(
         self,
         x: Tensor,
-        guide: Tensor,
+        tokens: Tensor,
         mixing: Tensor | None = None,
         padding: Tensor | None = None,
         out_padding: Tensor | None = None,
     ) -> Tensor:
-        """As the trained part, but for ``guide``: the first token ``(B, d)``; with ``mixing`` all, ``(B, M, d)``."""
-        guide1, guide2 = self.reduce(guide).relu_().chunk(2, dim=-1)
+        """As the trained part."""
+        guide1, guide2 = self.reduce(guiding_tokens(tokens, mixing)).relu_().chunk(2, dim=-1)
         x = self.project1(self.relu1(self.depthwise1(zero_padding(x, padding)), guide1, mixing))
         hidden = self.depthwise2(zero_padding(x, out_padding))
         return x + self.project2(self.relu2(hidden, guide2, mixing))

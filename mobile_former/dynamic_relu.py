@@ -28,20 +28,26 @@ class DynamicReLU(nn.Module):
 
         Args:
             x: ``(B, C, H, W)``.
-            tokens: ``(B, M, d)``; without ``mixing`` only the first is read.
+            tokens: ``(B, M, d)``; without ``mixing`` only the first is read, which may then come alone, ``(B, d)``.
             mixing: ``(B, M, H, W)``, the weight of each token at each position, summing to 1 over the tokens; makes the
                 activation spatially aware.
 
         Returns:
             ``(B, C, H, W)``.
         """
+        theta = self._theta(guiding_tokens(tokens, mixing))
         if mixing is None:
-            theta = self._theta(tokens[:, 0])[:, :, None, None]  # (B, 2C, 1, 1)
+            theta = theta[:, :, None, None]  # (B, 2C, 1, 1)
         else:
-            theta = self._theta(tokens).transpose(1, 2) @ mixing.flatten(2)  # (B, 2C, H·W)
+            theta = theta.transpose(1, 2) @ mixing.flatten(2)  # (B, 2C, H·W)
             theta = theta.unflatten(2, mixing.shape[2:])
         theta1, theta2 = theta.chunk(2, dim=1)
         return torch.maximum(2 * theta1 * x, (2 * theta2 - 1) * x)
 
     def _theta(self, tokens: Tensor) -> Tensor:
         return F.hardsigmoid(self.slopes(F.relu(self.reduce(tokens))))
+
+
+def guiding_tokens(tokens: Tensor, mixing: Tensor | None) -> Tensor:
+    """What dynamic ReLU reads of its tokens: the first, ``(B, d)``, or with ``mixing`` all, ``(B, M, d)``."""
+    return tokens[:, 0] if mixing is None and tokens.ndim == 3 else tokens

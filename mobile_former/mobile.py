@@ -49,7 +49,7 @@ class Mobile(nn.Module):
 
         Args:
             x: ``(B, in_channels, H, W)``.
-            tokens: ``(B, M, d)``.
+            tokens: ``(B, M, d)``; without ``mixing`` the first may come alone, ``(B, d)``.
             mixing: ``(B, M, H, W)`` for spatially aware dynamic ReLU, see :class:`DynamicReLU`.
             padding: ``(B, 1, H, W)`` bool, True on padding.
 
@@ -108,7 +108,7 @@ class DownsamplingMobile(nn.Module):
 
         Args:
             x: ``(B, in_channels, H, W)``.
-            tokens: ``(B, M, d)``.
+            tokens: ``(B, M, d)``; without ``mixing`` the first may come alone, ``(B, d)``.
             mixing: ``(B, M, ⌈H/2⌉, ⌈W/2⌉)`` for spatially aware dynamic ReLU, see :class:`DynamicReLU`.
             padding: ``(B, 1, H, W)`` bool, True where the input is padding.
             out_padding: ``(B, 1, ⌈H/2⌉, ⌈W/2⌉)`` bool, True where the output is padding.
