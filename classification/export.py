@@ -1,9 +1,7 @@
 """``python -m classification.export``: a checkpoint as a file for inference, checked against PyTorch on real images."""
 
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +20,25 @@ from classification.transforms import ResizeShorterSide, eval_transform, shorter
 from mobile_former.errors import InputError
 from mobile_former.model import MIN_SIZE
 from mobile_former.training.checkpoint import load_checkpoint
-from mobile_former.training.command import Parser, console, require_writable, run_command
-from mobile_former.training.dataset import ImageSource, ListedImages
-from mobile_former.training.evaluation import folder_of
+from mobile_former.training.command import Parser, console, run_command
+from mobile_former.training.dataset import ImageSource
 from mobile_former.training.executorch_file import ExecutorchModel, write_executorch
-from mobile_former.training.export_options import add_export_options, check_export_options
-from mobile_former.training.figures import spread
-from mobile_former.training.images import expand, normalise, to_planes
-from mobile_former.training.onnx_file import (
-    OnnxModel,
-    count_nodes,
-    milliseconds,
-    quantise,
-    relative_difference,
-    write_onnx,
+from mobile_former.training.export import (
+    CheckImages,
+    add_export_options,
+    add_size_rows,
+    add_time_row,
+    check_export_options,
+    folder_beside,
+    images_to_calibrate,
+    images_to_check,
+    output_path,
+    write_int8,
 )
+from mobile_former.training.figures import spread
+from mobile_former.training.images import normalise, to_planes
+from mobile_former.training.latency import milliseconds
+from mobile_former.training.onnx_file import OnnxModel, relative_difference, write_onnx
 
 TOLERANCE = 1e-4  # of the greatest magnitude of the logits
 CALIBRATION_IMAGES = 128
@@ -47,25 +49,31 @@ FEW = 32  # images are enough for a second look
 def main() -> None:
     """Export by the command line's options."""
     options = _parse()
-    output = options.output or folder_of(options.ckpt_path) / ("model_int8.onnx" if options.int8 else "model.onnx")
+    output = output_path(options)
     _require_writable_kind(output, options)
     module, data_options = load_checkpoint(options.ckpt_path, ClassificationModule, "classification")
     if options.image_size is not None:
         data_options["image_size"] = options.image_size
     class_names = module.hparams.class_names
-    images = _images_to_check(options, class_names, data_options)
-    calibration = _images_to_calibrate(options, class_names, data_options) if options.int8 else None
+
+    def data() -> ClassificationData:
+        made = labelled_data(options.ckpt_path, data_options, {"root": options.data.root})
+        made.class_names = class_names
+        return made
+
+    def training() -> ImageSource:
+        made = data()
+        made.setup("fit")
+        return made.train_set.source
+
+    images = images_to_check(options, data, lambda: Digits("val"), "digits")
+    calibration = images_to_calibrate(options, training) if options.int8 else None
 
     preprocessing: Preprocessing = "none"
     if options.preprocessing:
         preprocessing = "resize_and_normalise" if options.dynamic_size else "normalise"
-    require_writable(output)
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {output}: {error.strerror}") from error
-    with folder as name:
-        path = Path(name) / f"model{output.suffix}"
+    with folder_beside(output) as folder:
+        path = folder / f"model{output.suffix}"
         write_classifier(
             module,
             data_options,
@@ -74,7 +82,8 @@ def main() -> None:
             batch_size=None if options.dynamic_batch else options.batch_size,
             dynamic_size=options.dynamic_size,
         )
-        files = {"ExecuTorch" if output.suffix == ".pte" else "ONNX": _read(path)}
+        file = _read(path)
+        files = {"ExecuTorch" if output.suffix == ".pte" else "ONNX": file}
         difference = _worst_difference(module, data_options, _read(path), images.source, options.dynamic_size)
         if not difference <= TOLERANCE:  # NaN too
             raise InputError(
@@ -82,10 +91,7 @@ def main() -> None:
                 "allowed; it was not written. Please report it, with the versions of torch and onnxruntime"
             )
         if calibration is not None:
-            indices = spread(len(calibration), CALIBRATION_IMAGES)
-            inputs = _calibration_inputs(files["ONNX"], calibration, indices)
-            path, plain = path.with_name("model_int8.onnx"), path
-            quantise(plain, path, inputs, len(indices))
+            path = write_int8(path, calibration, CALIBRATION_IMAGES, lambda image: file.batches([_planes(file, image)]))
             files["ONNX int8"] = _read(path)
         table = _comparison(module, data_options, files, images, options.check_images)
         if preprocessing == "resize_and_normalise":
@@ -162,60 +168,8 @@ def _describe_input(images: torch.Tensor, axes: dict[int, str], preprocessing: P
     return f"uint8 ({shape}), RGB of 0..255"
 
 
-@dataclass(frozen=True)
-class Images:
-    """Images to try a file on.
-
-    Attributes:
-        source: where they come from.
-        labels: of each of them, if known.
-        title: what to call them.
-    """
-
-    source: ImageSource
-    labels: Sequence[int] | None
-    title: str
-
-
-def _images_to_check(options: Namespace, class_names: list[str], data_options: dict) -> Images:
-    if options.images:
-        return Images(ListedImages(expand(options.images)), None, "the images given")
-    try:
-        data = _data(options, class_names, data_options)
-        data.setup("validate")
-    except (InputError, OSError):
-        if options.data.root is not None:
-            raise
-        return Images(Digits("val"), None, "embedded digits (not its own images: --data.root or --images says where)")
-    return Images(data.val_set.source, data.val_set.source.labels, f"val of {data.dataset_name}")
-
-
-def _images_to_calibrate(options: Namespace, class_names: list[str], data_options: dict) -> ImageSource:
-    if options.calibration_images:
-        return ListedImages(expand(options.calibration_images))
-    try:
-        data = _data(options, class_names, data_options)
-        data.setup("fit")
-    except (InputError, OSError) as error:
-        raise InputError(
-            f"--int8 needs images like those of training, and these are not there ({error}): give some by "
-            "--calibration_images"
-        ) from error
-    return data.train_set.source
-
-
-def _data(options: Namespace, class_names: list[str], data_options: dict) -> ClassificationData:
-    data = labelled_data(options.ckpt_path, data_options, {"root": options.data.root})
-    data.class_names = class_names
-    return data
-
-
-def _calibration_inputs(
-    classifier: ExportedClassifier, source: ImageSource, indices: Sequence[int]
-) -> Iterator[list[np.ndarray]]:
-    """Inputs of the graph; where it takes several images at once, each fills an input."""
-    for index in indices:
-        yield from classifier.batches([to_planes(classifier.transform(image=source.read(index))["image"])])
+def _planes(classifier: ExportedClassifier, image: np.ndarray) -> torch.Tensor:
+    return to_planes(classifier.transform(image=image)["image"])
 
 
 class ResizedImages:
@@ -281,32 +235,32 @@ def _logits(
         with torch.inference_mode():
             expected.append(module(normalise(planes, data_options["mean"], data_options["std"])).numpy())
         for classifier, logits in zip(classifiers, found, strict=True):
-            prepared = [to_planes(classifier.transform(image=image)["image"]) for image in images]
-            logits.append(classifier.logits(prepared).numpy())
+            logits.append(classifier.logits([_planes(classifier, image) for image in images]).numpy())
     return np.concatenate(expected), [np.concatenate(logits) for logits in found]
 
 
 def _comparison(
-    module: ClassificationModule, data_options: dict, files: dict[str, ExportedClassifier], images: Images, most: int
+    module: ClassificationModule,
+    data_options: dict,
+    files: dict[str, ExportedClassifier],
+    images: CheckImages,
+    most: int,
 ) -> Table:
     """A table of PyTorch beside the files."""
     classifiers = list(files.values())
-    paths = [classifier.model.path for classifier in classifiers]
     indices = spread(len(images.source), most)
     expected, found = _logits(module, data_options, classifiers, images.source, indices)
     title = f"{module.label} on {len(indices)} images: {images.title}"
     table = Table("", "PyTorch", *files, title=escape(title), title_justify="left")
-    table.add_row("MB", "", *(f"{path.stat().st_size / 1e6:.2f}" for path in paths))
-    if all(path.suffix == ".onnx" for path in paths):
-        table.add_row("nodes", "", *(str(count_nodes(path)) for path in paths))
+    add_size_rows(table, [classifier.model.path for classifier in classifiers])
     table.add_row(
         "greatest difference of logits / their scale",
         "",
         *(f"{relative_difference(logits, expected):.1e}" for logits in found),
     )
     table.add_row("same class", "", *(f"{_share(logits, expected.argmax(1)):.4f}" for logits in found))
-    if images.labels is not None:
-        labels = np.array([images.labels[index] for index in indices])
+    if images.labelled:
+        labels = np.array([images.source.labels[index] for index in indices])
         table.add_row("top1", *(f"{_share(logits, labels):.4f}" for logits in (expected, *found)))
     image = images.source.read(0)
     planes = to_planes(eval_transform(data_options["image_size"], data_options["crop_fraction"])(image=image)["image"])
@@ -314,10 +268,9 @@ def _comparison(
         normalised = normalise(planes[None], data_options["mean"], data_options["std"])
         times = [milliseconds(lambda: module(normalised))]
     for classifier in classifiers:
-        (inputs,) = classifier.batches([to_planes(classifier.transform(image=image)["image"])])
+        (inputs,) = classifier.batches([_planes(classifier, image)])
         times.append(milliseconds(lambda: classifier.model(*inputs)) / len(inputs[0]))  # noqa: B023
-    threads = torch.get_num_threads()
-    table.add_row(f"ms an image ({threads} thread{'s' * (threads > 1)})", *(f"{time:.1f}" for time in times))
+    add_time_row(table, times)
     return table
 
 

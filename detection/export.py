@@ -2,9 +2,7 @@
 
 import os
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 
 import mobile_former
-from detection.batch import MULTIPLE, Source
+from detection.batch import MULTIPLE
 from detection.data import DetectionData
 from detection.evaluate import labelled_data
 from detection.evaluation import CocoAP
@@ -28,13 +26,24 @@ from detection.scenes import Scenes
 from detection.transforms import eval_transform
 from mobile_former.errors import InputError
 from mobile_former.training.checkpoint import load_checkpoint
-from mobile_former.training.command import Parser, console, require_writable, run_command
-from mobile_former.training.dataset import ImageSource, ListedImages
-from mobile_former.training.evaluation import folder_of
-from mobile_former.training.export_options import add_export_options, check_export_options
+from mobile_former.training.command import Parser, console, run_command
+from mobile_former.training.dataset import ImageSource
+from mobile_former.training.export import (
+    CheckImages,
+    add_export_options,
+    add_size_rows,
+    add_time_row,
+    check_export_options,
+    folder_beside,
+    images_to_calibrate,
+    images_to_check,
+    output_path,
+    write_int8,
+)
 from mobile_former.training.figures import spread
-from mobile_former.training.images import expand, to_planes
-from mobile_former.training.onnx_file import OnnxModel, count_nodes, milliseconds, quantise, write_onnx
+from mobile_former.training.images import to_planes
+from mobile_former.training.latency import milliseconds
+from mobile_former.training.onnx_file import OnnxModel, write_onnx
 from mobile_former.training.report import figure
 
 BOX_TOLERANCE = 0.1  # pixels of the image
@@ -46,19 +55,20 @@ FEW = 8  # images are enough for a look at the file's own arithmetic
 def main() -> None:
     """Export by the command line's options."""
     options = _parse()
-    output = options.output or folder_of(options.ckpt_path) / ("model_int8.onnx" if options.int8 else "model.onnx")
+    output = output_path(options)
     if output.suffix != ".onnx":
         raise InputError(f"--output {output}: give a name that ends in .onnx")
     module, data_options = load_checkpoint(options.ckpt_path, DetectionModule, "detection")
-    images = _images_to_check(options, module, data_options)
-    calibration = _images_to_calibrate(options, module, data_options) if options.int8 else None
-    require_writable(output)
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {output}: {error.strerror}") from error
-    with folder as name:
-        path = Path(name) / "model.onnx"
+
+    def data() -> DetectionData:
+        made = labelled_data(data_options, {"root": options.data.root})
+        made.class_names = module.hparams.class_names
+        return made
+
+    images = images_to_check(options, data, lambda: Scenes("val"), "scenes")
+    calibration = images_to_calibrate(options, lambda: data().train_source) if options.int8 else None
+    with folder_beside(output) as folder:
+        path = folder / "model.onnx"
         write_detector(
             module,
             data_options,
@@ -70,13 +80,11 @@ def main() -> None:
         )
         checkpoint = CheckpointDetector(module, data_options, "cpu")  # where onnxruntime computes, and as exactly
         checkpoint.transform = eval_transform(data_options["short_side"], data_options["longest"], options.image_size)
-        files = {"ONNX": _read(path)}
-        box, score = _require_same(checkpoint, files["ONNX"], images.source)
+        file = _read(path)
+        files = {"ONNX": file}
+        box, score = _require_same(checkpoint, file, images.source)
         if calibration is not None:
-            indices = spread(len(calibration), CALIBRATION_IMAGES)
-            inputs = _calibration_inputs(files["ONNX"], calibration, indices)
-            path, plain = path.with_name("model_int8.onnx"), path
-            quantise(plain, path, inputs, len(indices))
+            path = write_int8(path, calibration, CALIBRATION_IMAGES, lambda image: file.batches([_planes(file, image)]))
             files["ONNX int8"] = _read(path)
         table = _comparison(module, checkpoint, files, images, options.check_images)
         if options.preprocessing:
@@ -182,59 +190,6 @@ def _read(path: Path) -> ExportedDetector:
     return ExportedDetector(OnnxModel(path, "detection"))
 
 
-@dataclass(frozen=True)
-class Images:
-    """Images to try a file on.
-
-    Attributes:
-        source: where they come from.
-        labelled: the same with their objects, if these are known.
-        title: what to call them.
-    """
-
-    source: ImageSource
-    labelled: Source | None
-    title: str
-
-
-def _images_to_check(options: Namespace, module: DetectionModule, data_options: dict) -> Images:
-    if options.images:
-        return Images(ListedImages(expand(options.images)), None, "the images given")
-    try:
-        data = _data(options, module, data_options)
-        data.setup("validate")
-    except (InputError, OSError):
-        if options.data.root is not None:
-            raise
-        return Images(Scenes("val"), None, "embedded scenes (not its own images: --data.root or --images says where)")
-    return Images(data.val_set.source, data.val_set.source, f"val of {data.dataset_name}")
-
-
-def _images_to_calibrate(options: Namespace, module: DetectionModule, data_options: dict) -> ImageSource:
-    if options.calibration_images:
-        return ListedImages(expand(options.calibration_images))
-    try:
-        return _data(options, module, data_options).train_source
-    except (InputError, OSError) as error:
-        raise InputError(
-            f"--int8 needs images like those of training, and these are not there ({error}): give some by "
-            "--calibration_images"
-        ) from error
-
-
-def _data(options: Namespace, module: DetectionModule, data_options: dict) -> DetectionData:
-    data = labelled_data(data_options, {"root": options.data.root})
-    data.class_names = module.hparams.class_names
-    return data
-
-
-def _calibration_inputs(
-    detector: ExportedDetector, source: ImageSource, indices: Sequence[int]
-) -> Iterator[list[np.ndarray]]:
-    for index in indices:
-        yield from detector.batches([_planes(detector, source.read(index))])
-
-
 def _planes(detector: Detector, image: np.ndarray) -> torch.Tensor:
     return to_planes(detector.transform(image=image, bboxes=np.zeros((0, 4)), labels=[])["image"])
 
@@ -327,15 +282,14 @@ def _comparison(
     module: DetectionModule,
     checkpoint: CheckpointDetector,
     files: dict[str, ExportedDetector],
-    images: Images,
+    images: CheckImages,
     most: int,
 ) -> Table:
     """A table of PyTorch beside the files."""
     columns = {"PyTorch": checkpoint, **files}
     detectors = list(columns.values())
     metrics = [
-        None if images.labelled is None else CocoAP(images.labelled.ground_truth(), images.labelled.category_ids)
-        for _ in detectors
+        CocoAP(images.source.ground_truth(), images.source.category_ids) if images.labelled else None for _ in detectors
     ]
     indices = spread(len(images.source), most)
     worst = np.zeros(2)
@@ -345,16 +299,14 @@ def _comparison(
         worst = np.maximum(worst, differences(found[1][0], found[0][0]))
         for metric, detections in zip(metrics, found, strict=True):
             if metric is not None:
-                metric.update(detections, [images.labelled.image_id(index)])
+                metric.update(detections, [images.source.image_id(index)])
 
     title = f"{module.label} on {len(indices)} images: {images.title}"
     table = Table("", *columns, title=escape(title), title_justify="left")
-    paths = [detector.model.path for detector in files.values()]
-    table.add_row("MB", "", *(f"{path.stat().st_size / 1e6:.2f}" for path in paths))
-    table.add_row("nodes", "", *(str(count_nodes(path)) for path in paths))
+    add_size_rows(table, [detector.model.path for detector in files.values()])
     table.add_row("greatest difference of boxes, in pixels", "", f"{worst[0]:.1e}")
     table.add_row("greatest difference of scores", "", f"{worst[1]:.1e}")
-    if images.labelled is not None:
+    if images.labelled:
         scores = [metric.compute() for metric in metrics]
         for name in ("AP", "AP50"):
             table.add_row(name, *(figure(score[name]) for score in scores))
@@ -363,8 +315,7 @@ def _comparison(
     for detector in detectors:
         planes = [_planes(detector, image)]
         times.append(milliseconds(lambda: detector.detect(planes, [image.shape[:2]]), 5))  # noqa: B023
-    threads = torch.get_num_threads()
-    table.add_row(f"ms an image ({threads} thread{'s' * (threads > 1)})", *(f"{time:.1f}" for time in times))
+    add_time_row(table, times)
     return table
 
 

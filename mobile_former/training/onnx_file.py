@@ -9,9 +9,7 @@ import io
 import json
 import logging
 import os
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -244,18 +242,6 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
 def count_nodes(path: Path) -> int:
     """Number of nodes in the graph of an ONNX file."""
     return len(_import("onnx").load(path).graph.node)
-
-
-def milliseconds(call: Callable[[], object], repetitions: int = 20) -> float:
-    """The median time of a call, after three to warm up."""
-    for _ in range(3):
-        call()
-    times = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
 
 
 def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:

@@ -1,0 +1,17 @@
+"""How long a call takes."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+
+def milliseconds(call: Callable[[], object], repetitions: int = 20) -> float:
+    """The median time of a call, after three to warm up."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
