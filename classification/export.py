@@ -1,5 +1,6 @@
 """``python -m classification.export``: a checkpoint as a file for inference, checked against PyTorch on real images."""
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def main() -> None:
         )
         file = _read(path)
         files = {"ExecuTorch" if output.suffix == ".pte" else "ONNX": file}
-        difference = _worst_difference(module, data_options, _read(path), images.source, options.dynamic_size)
+        difference = _worst_difference(module, data_options, file, images.source, options.dynamic_size)
         if not difference <= TOLERANCE:  # NaN too
             raise InputError(
                 f"the file's logits differ from PyTorch's by {difference:.1e} of their scale, where {TOLERANCE:.0e} is "
@@ -211,6 +212,7 @@ def _worst_difference(
     difference = relative_difference(found, expected)
     if dynamic_size and classifier.preprocessing == "none":
         other = data_options | {"image_size": data_options["image_size"] + 45}  # odd, and of other remainders
+        classifier = copy.copy(classifier)
         classifier.transform = eval_transform(other["image_size"], other["crop_fraction"])
         expected, (found,) = _logits(module, other, [classifier], source, indices)
         difference = max(difference, relative_difference(found, expected))
