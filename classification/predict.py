@@ -17,7 +17,15 @@ from classification.module import ClassificationModule
 from classification.transforms import eval_transform
 from mobile_former.errors import InputError
 from mobile_former.training.checkpoint import load_checkpoint
-from mobile_former.training.command import Parser, console, require_writable, run_command, tell_unreadable
+from mobile_former.training.command import (
+    Parser,
+    add_trained_model_options,
+    console,
+    require_one_trained_model,
+    require_writable,
+    run_command,
+    tell_unreadable,
+)
 from mobile_former.training.data import default_workers
 from mobile_former.training.figures import image_sheet
 from mobile_former.training.images import ImageFiles, expand, normalise, read_image
@@ -30,17 +38,13 @@ def main() -> None:
     """Predict by the command line's options."""
     parser = Parser(prog="python -m classification.predict", description="Classify images.")
     parser.add_argument("images", type=str, nargs="+", help="images, folders, or quoted globs")
-    parser.add_argument("--ckpt_path", type=str | None, default=None, help="a run's checkpoints/best.ckpt")
-    parser.add_argument(
-        "--onnx", type=Path | None, default=None, help="a file of classification.export, in place of --ckpt_path"
-    )
+    add_trained_model_options(parser, "classification")
     parser.add_argument("--output", type=Path | None, default=None, help="a .csv or .json file to write")
     parser.add_argument("--sheet", type=Path | None, default=None, help="a .png to write: images with their classes")
     parser.add_argument("--top_k", type=int, default=5, help="classes to tell for each image")
     parser.add_argument("--batch_size", type=int, default=32, help="images in a batch")
     options = parser.parse_args()
-    if (options.ckpt_path is None) == (options.onnx is None):
-        raise InputError("give either --ckpt_path, a run's checkpoints/best.ckpt, or --onnx, a file of export")
+    require_one_trained_model(options)
     if options.output and options.output.suffix not in {".csv", ".json"}:
         raise InputError(f"--output {options.output}: give a name that ends in .csv or .json")
     if options.sheet and options.sheet.suffix != ".png":

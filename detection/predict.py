@@ -22,7 +22,15 @@ from detection.pictures import caption, draw_detections
 from detection.transforms import eval_transform
 from mobile_former.errors import InputError
 from mobile_former.training.checkpoint import load_checkpoint
-from mobile_former.training.command import Parser, console, require_writable, run_command, tell_unreadable
+from mobile_former.training.command import (
+    Parser,
+    add_trained_model_options,
+    console,
+    require_one_trained_model,
+    require_writable,
+    run_command,
+    tell_unreadable,
+)
 from mobile_former.training.data import default_workers
 from mobile_former.training.images import ImageFiles, expand, read_image
 from mobile_former.training.onnx_file import OnnxModel
@@ -35,10 +43,7 @@ def main() -> None:
     """Predict by the command line's options."""
     parser = Parser(prog="python -m detection.predict", description="Detect objects in images.")
     parser.add_argument("images", type=str, nargs="+", help="images, folders, or quoted globs")
-    parser.add_argument("--ckpt_path", type=str | None, default=None, help="a run's checkpoints/best.ckpt")
-    parser.add_argument(
-        "--onnx", type=Path | None, default=None, help="a file of detection.export, in place of --ckpt_path"
-    )
+    add_trained_model_options(parser, "detection")
     parser.add_argument("--output", type=Path | None, default=None, help="a .json (COCO results) or .csv file to write")
     parser.add_argument(
         "--drawings", type=Path | None, default=None, help="a folder to write: each image with its boxes"
@@ -46,8 +51,7 @@ def main() -> None:
     parser.add_argument("--score_threshold", type=float, default=0.3, help="least score of what is told, 0 to 1")
     parser.add_argument("--batch_size", type=int, default=8, help="images in a batch")
     options = parser.parse_args()
-    if (options.ckpt_path is None) == (options.onnx is None):
-        raise InputError("give either --ckpt_path, a run's checkpoints/best.ckpt, or --onnx, a file of export")
+    require_one_trained_model(options)
     if options.output and options.output.suffix not in {".json", ".csv"}:
         raise InputError(f"--output {options.output}: give a name that ends in .json or .csv")
     if not 0 <= options.score_threshold <= 1:
