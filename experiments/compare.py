@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from classification.module import ClassificationModule
 from detection.batch import pad
 from detection.data import DetectionData
 from detection.module import DetectionModule
+from experiments.interleaved import interleave
 from experiments.matching import now
 from mobile_former.cost import cost
 from mobile_former.errors import InputError, nearest
@@ -303,16 +305,15 @@ def latencies(models: Sequence[tuple[torch.nn.Module, torch.Tensor]]) -> list[fl
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [(module.to(device).eval(), image.to(device)) for module, image in models]
-    times: list[list[float]] = [[] for _ in models]
-    for number in range(ROUNDS + 3):  # the first three warm up
-        for (module, image), own in zip(models, times, strict=True):
-            start = now(device)
-            outputs = module(image)
-            if isinstance(outputs, dict):
-                module.model.postprocess(outputs, [tuple(image.shape[2:])])
-            if number >= 3:
-                own.append((now(device) - start) * 1000)
-    return [statistics.median(own) for own in times]
+
+    def run(module: torch.nn.Module, image: torch.Tensor) -> None:
+        outputs = module(image)
+        if isinstance(outputs, dict):
+            module.model.postprocess(outputs, [tuple(image.shape[2:])])
+
+    calls = {str(number): partial(run, *model) for number, model in enumerate(models)}
+    seconds = interleave(calls, rounds=ROUNDS, warmup=3, clock=lambda: now(device))
+    return [1000 * statistics.median(own) for own in seconds.values()]
 
 
 def report(rows: Sequence[Row], plan: Plan, output: Path) -> None:
