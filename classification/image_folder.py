@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from mobile_former.errors import InputError
-from mobile_former.training.images import find_images, read_image
+from mobile_former.training.dataset import ListedImages
+from mobile_former.training.images import find_images
 
 _LAYOUT = "expected DIR/train/<class>/<images> and DIR/val/<class>/<images>"
 
 
-class ImageFolder:
+class ImageFolder(ListedImages):
     """The labelled images of one split.
 
     Args:
@@ -32,27 +31,17 @@ class ImageFolder:
                 f"which the model has not (it knows {_abridged(class_names)}): rename or remove the folder, "
                 "or train with it"
             )
-        self.paths: list[Path] = []
+        paths: list[Path] = []
         self.labels: list[int] = []
         for label, name in enumerate(class_names):
             if name not in present:
                 continue
-            paths = find_images(self.folder / name)
-            if not paths:
+            own = find_images(self.folder / name)
+            if not own:
                 raise InputError(f"{self.folder / name} holds no images: add some, or remove the folder")
-            self.paths += paths
-            self.labels += [label] * len(paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> np.ndarray:
-        """The image, ``(H, W, 3)`` uint8 RGB."""
-        return read_image(self.paths[index])
-
-    def name(self, index: int) -> str:
-        """What to call an image in messages."""
-        return str(self.paths[index])
+            paths += own
+            self.labels += [label] * len(own)
+        super().__init__(paths)
 
 
 def list_classes(root: Path, split: str) -> list[str]:
