@@ -29,7 +29,7 @@ from mobile_former.errors import InputError
 from mobile_former.model import MIN_SIZE
 from mobile_former.training.data import ImageData, over_processes
 from mobile_former.training.dataset import EvaluationImages, TrainingImages
-from mobile_former.training.figures import image_sheet, spread
+from mobile_former.training.figures import image_sheet
 from mobile_former.training.images import IMAGENET_MEAN, IMAGENET_STD
 from mobile_former.training.sampler import rank_and_world_size
 
@@ -197,12 +197,6 @@ class ClassificationData(ImageData):
             path,
             title="training images as the model sees them",
         )
-
-    def indices_to_draw(self, dataset: TrainingImages | EvaluationImages, most: int) -> list[int]:
-        """Which images of a data set a picture of it shows; of shards those of the first, as each is read whole."""
-        if self.hparams.dataset == "shards":
-            return spread(dataset.source.shards[0].samples, most)
-        return super().indices_to_draw(dataset, most)
 
     def skipped_counts(self) -> dict[str, int]:
         """What training went on without; all processes have to ask."""

@@ -22,7 +22,7 @@ from mobile_former.errors import InputError
 from mobile_former.model import MIN_SIZE
 from mobile_former.training.checkpoint import load_checkpoint
 from mobile_former.training.command import Parser, console, run_command
-from mobile_former.training.dataset import ImageSource
+from mobile_former.training.dataset import ImageSource, indices_to_look_at
 from mobile_former.training.executorch_file import ExecutorchModel, write_executorch
 from mobile_former.training.export import (
     CheckImages,
@@ -36,7 +36,6 @@ from mobile_former.training.export import (
     output_path,
     write_int8,
 )
-from mobile_former.training.figures import spread
 from mobile_former.training.images import normalise, to_planes
 from mobile_former.training.latency import milliseconds
 from mobile_former.training.onnx_file import OnnxModel, relative_difference, write_onnx
@@ -205,9 +204,9 @@ def _worst_difference(
     dynamic_size: bool,
 ) -> float:
     """How far a file's logits are from PyTorch's, relative to their scale, on the same pixels."""
+    indices = indices_to_look_at(source, FEW)
     if classifier.preprocessing == "resize_and_normalise":
         source = ResizedImages(source, data_options)  # as ONNX's Resize rounds some pixels to another level
-    indices = spread(len(source), FEW)
     expected, (found,) = _logits(module, data_options, [classifier], source, indices)
     difference = relative_difference(found, expected)
     if dynamic_size and classifier.preprocessing == "none":
@@ -250,7 +249,7 @@ def _comparison(
 ) -> Table:
     """A table of PyTorch beside the files."""
     classifiers = list(files.values())
-    indices = spread(len(images.source), most)
+    indices = indices_to_look_at(images.source, most)
     expected, found = _logits(module, data_options, classifiers, images.source, indices)
     title = f"{module.label} on {len(indices)} images: {images.title}"
     table = Table("", "PyTorch", *files, title=escape(title), title_justify="left")
@@ -264,7 +263,7 @@ def _comparison(
     if images.labelled:
         labels = np.array([images.source.labels[index] for index in indices])
         table.add_row("top1", *(f"{_share(logits, labels):.4f}" for logits in (expected, *found)))
-    image = images.source.read(0)
+    image = images.source.read(indices[0])
     planes = to_planes(eval_transform(data_options["image_size"], data_options["crop_fraction"])(image=image)["image"])
     with torch.inference_mode():
         normalised = normalise(planes[None], data_options["mean"], data_options["std"])

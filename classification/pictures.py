@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from classification.data import ClassificationData
+from mobile_former.training.dataset import indices_to_look_at
 from mobile_former.training.figures import RIGHT, WRONG, image_sheet
 from mobile_former.training.images import normalise
 
@@ -17,10 +18,10 @@ def draw_predictions(model: nn.Module, data: ClassificationData, path: Path, mos
         model: from ``(B, 3, H, W)`` to logits.
         data: set up for validation.
         path: the picture.
-        most: number of images, taken evenly over the validation set (where that is in shards: over its first).
+        most: number of images, taken evenly over the validation set (where that is in shards: over the first).
     """
     dataset = data.val_set
-    samples = [dataset[index] for index in data.indices_to_draw(dataset, most)]
+    samples = [dataset[index] for index in indices_to_look_at(dataset.source, most)]
     parameter = next(model.parameters())
     images = torch.stack([sample["image"] for sample in samples])
     model.eval()

@@ -171,6 +171,11 @@ class ShardSource:
         """What to call an image in messages."""
         return self._find(index).name
 
+    def leading(self, most: int) -> int:
+        """How many images the first shards hold that together hold ``most``: few images of all shards would take as
+        long to read as all of them, and shards hold theirs in random order."""
+        return int(self.first[np.searchsorted(self.first, min(most, len(self)))])
+
     def shard_of(self, index: int) -> int:
         """Number of the shard that holds an image."""
         return int(np.searchsorted(self.first, index, side="right")) - 1

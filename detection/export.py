@@ -27,7 +27,7 @@ from detection.transforms import eval_transform
 from mobile_former.errors import InputError
 from mobile_former.training.checkpoint import load_checkpoint
 from mobile_former.training.command import Parser, console, run_command
-from mobile_former.training.dataset import ImageSource
+from mobile_former.training.dataset import ImageSource, indices_to_look_at
 from mobile_former.training.export import (
     CheckImages,
     add_export_options,
@@ -40,7 +40,6 @@ from mobile_former.training.export import (
     output_path,
     write_int8,
 )
-from mobile_former.training.figures import spread
 from mobile_former.training.images import to_planes
 from mobile_former.training.latency import milliseconds
 from mobile_former.training.onnx_file import OnnxModel, write_onnx
@@ -241,7 +240,7 @@ def _require_same(
     Raises:
         InputError: further than is allowed.
     """
-    indices = spread(len(source), FEW)
+    indices = indices_to_look_at(source, FEW)
     # Where the graph resizes, let it find images that have their size, as its Resize rounds some pixels to another
     # level of 255.
     read = [source.read(index) for index in indices]
@@ -291,7 +290,7 @@ def _comparison(
     metrics = [
         CocoAP(images.source.ground_truth(), images.source.category_ids) if images.labelled else None for _ in detectors
     ]
-    indices = spread(len(images.source), most)
+    indices = indices_to_look_at(images.source, most)
     worst = np.zeros(2)
     for index in indices:
         image = images.source.read(index)

@@ -12,8 +12,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from mobile_former.errors import InputError
-from mobile_former.training.dataset import EvaluationImages, TrainingImages
-from mobile_former.training.figures import spread
+from mobile_former.training.dataset import EvaluationImages, TrainingImages, indices_to_look_at
 from mobile_former.training.images import normalise
 from mobile_former.training.sampler import (
     Draw,
@@ -81,15 +80,11 @@ class ImageData(LightningDataModule):
         Raises:
             InputError: one that cannot be made.
         """
-        samples = [self.train_set[Draw(index, 0)] for index in self.indices_to_draw(self.train_set, most)]
+        samples = [self.train_set[Draw(index, 0)] for index in indices_to_look_at(self.train_set.source, most)]
         for sample in samples:
             if "error" in sample:
                 raise InputError(sample["error"])
         return samples
-
-    def indices_to_draw(self, dataset: TrainingImages | EvaluationImages, most: int) -> list[int]:
-        """Which images of a data set a picture of it shows, at most ``most``."""
-        return spread(len(dataset), most)
 
     def skipped_counts(self) -> dict[str, int]:
         """What training went on without, for the run's report; all processes have to ask."""

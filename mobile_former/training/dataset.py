@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from mobile_former.errors import InputError
+from mobile_former.training.figures import spread
 from mobile_former.training.images import ImageError, read_image
 from mobile_former.training.sampler import Draw, seed_transforms
 
@@ -45,6 +46,18 @@ class ListedImages:
     def name(self, index: int) -> str:
         """What to call an image in messages."""
         return str(self.paths[index])
+
+
+def indices_to_look_at(source: ImageSource, most: int) -> list[int]:
+    """Which images stand for all of a source where a few have to do: evenly from the first to the last.
+
+    Args:
+        source: the images. One that reads many for one has ``leading(most)``, see
+            :meth:`classification.shards.ShardSource.leading`.
+        most: how many, at most.
+    """
+    count = source.leading(most) if hasattr(source, "leading") else len(source)
+    return spread(count, most)
 
 
 # From source, index, image and transforms to a sample, with ``"image"`` ``(3, H, W)`` uint8 in it.

@@ -14,9 +14,8 @@ from rich.table import Table
 from mobile_former.errors import InputError
 from mobile_former.training.command import Parser, require_writable
 from mobile_former.training.data import ImageData
-from mobile_former.training.dataset import ImageSource, ListedImages
+from mobile_former.training.dataset import ImageSource, ListedImages, indices_to_look_at
 from mobile_former.training.evaluation import folder_of
-from mobile_former.training.figures import spread
 from mobile_former.training.images import expand
 from mobile_former.training.onnx_file import count_nodes, quantise
 
@@ -170,7 +169,7 @@ def write_int8(
     Returns:
         Where it lies.
     """
-    indices = spread(len(source), most)
+    indices = indices_to_look_at(source, most)
     inputs = (batch for index in indices for batch in prepare(source.read(index)))
     target = path.with_name("model_int8.onnx")
     quantise(path, target, inputs, len(indices))

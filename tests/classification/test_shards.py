@@ -32,7 +32,7 @@ from classification.shards import (
 )
 from classification.transforms import eval_transform, train_transform
 from mobile_former.errors import InputError
-from mobile_former.training.dataset import EvaluationImages, TrainingImages
+from mobile_former.training.dataset import EvaluationImages, TrainingImages, indices_to_look_at
 from mobile_former.training.images import find_images
 from mobile_former.training.sampler import Draw
 from tests.classification.test_data import fit, trainer
@@ -445,6 +445,17 @@ def test_a_skipped_shard_is_told_once_and_counted(shards, workers, caplog):
     assert data.skipped_counts() == {"skipped_images": 0, "skipped_shards": 1}
     assert sum(len(batch["label"]) for batch in module.trained) == 2 * COUNT
     data.draw_augmented(shards / "augmented.png")  # of the first shard, which is the damaged one
+
+
+@pytest.mark.parametrize(
+    ("most", "indices"), [(1, [0]), (4, [0, 1, 3, 4]), (5, [0, 1, 2, 3, 4]), (6, [0, 2, 4, 5, 7, 9])]
+)
+def test_a_few_images_are_taken_from_as_few_shards_as_hold_them(written, most, indices):
+    index = ShardIndex.read(str(written))
+    assert [shard.samples for shard in index.splits["train"]] == [5, 5, 5, 5, 5, 5, 3]
+    source = ShardSource(index, "train", index.class_names)
+    assert indices_to_look_at(source, most) == indices
+    assert indices_to_look_at(source, 100) == list(range(33))
 
 
 def test_shards_none_of_which_can_be_read_are_an_error(shards):
