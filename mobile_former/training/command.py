@@ -1,6 +1,7 @@
 """What every command shares: a parser that helps with misspelt options, and errors told without a traceback."""
 
 import argparse
+import contextlib
 import logging
 import os
 import re
@@ -20,12 +21,22 @@ from mobile_former.errors import InputError, nearest
 
 LONGEST_MESSAGE = 2_000  # characters
 
+_made_folders: list[Path] = []  # by require_writable, each after the one that it lies in
+
 
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run a command's ``main``; errors in what the user gave are printed in a line, and end it with status 1."""
+    """Run a command's ``main``; errors in what the user gave are printed in a line, and end it with status 1.
+
+    Folders that :func:`require_writable` made for a command that fails are removed where they are still empty.
+    """
     _quieten()
+    _made_folders.clear()
     try:
-        main()
+        try:
+            main()
+        except BaseException:  # SystemExit and KeyboardInterrupt too
+            _remove_empty_folders()
+            raise
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()  # whose threads may abort a process that just ends
     except BrokenPipeError:
@@ -47,8 +58,12 @@ def require_writable(path: Path) -> None:
     Raises:
         InputError: a folder has the file's name, or its own folder cannot be made.
     """
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not os.path.lexists(folder)]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)  # another process may have been first
+            _made_folders.append(folder)
+        path.parent.mkdir(exist_ok=True)  # fails where a file has its name
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror} at {error.filename}") from error
     if path.is_dir():
@@ -165,6 +180,12 @@ def _unknown_option(message: str) -> str | None:
     if found := re.search(r"Option '([\w.]+)' is not accepted", message):
         return f"--{found[1]}"
     return None
+
+
+def _remove_empty_folders() -> None:
+    while _made_folders:
+        with contextlib.suppress(OSError):  # of one that holds something
+            _made_folders.pop().rmdir()
 
 
 def _quieten() -> None:

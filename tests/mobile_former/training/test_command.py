@@ -7,7 +7,7 @@ from jsonargparse import ActionConfigFile
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from mobile_former.errors import InputError
-from mobile_former.training.command import Parser, run_command
+from mobile_former.training.command import Parser, require_writable, run_command
 
 
 class Model(LightningModule):
@@ -192,3 +192,34 @@ def test_a_parsers_own_status_is_passed_on(parser, capsys):
     code, printed = ended_by(lambda: parser.parse_args(["--nmae", "x"]), capsys)
     assert code == 2
     assert "'--name'" in printed.err
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_command_that_fails_leaves_no_empty_folder_behind(tmp_path, written):
+    (tmp_path / "before").mkdir()
+
+    def main():
+        require_writable(tmp_path / "before" / "x.json")
+        require_writable(tmp_path / "new" / "deep" / "x.json")
+        if written:
+            (tmp_path / "new" / "y.json").write_text("")
+        raise InputError("no")
+
+    with pytest.raises(SystemExit):
+        run_command(main)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert left == ["before", *(["new", "new/y.json"] if written else [])]
+
+
+def test_a_command_that_works_keeps_the_folders_that_it_asked_for(tmp_path):
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: require_writable(tmp_path / "new" / "x.json"))
+    assert end.value.code == 0
+    assert (tmp_path / "new").is_dir()
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_by_name(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "x.json", tmp_path / "file" / "deep" / "x.json"):
+        with pytest.raises(InputError, match=r"cannot write .*x\.json: .* at .*file"):
+            require_writable(path)
