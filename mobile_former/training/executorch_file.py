@@ -41,7 +41,7 @@ def write_executorch(
         metadata: what :attr:`ExecutorchModel.metadata` gives back, of plain types (JSON's); ``"task"`` among them.
 
     Raises:
-        InputError: the extra ``executorch`` is missing.
+        InputError: the extra ``executorch`` is missing, or ExecuTorch cannot make a program of the module.
         OSError: the file cannot be written; what lay there before still does.
     """
     with quietly(), _without_stderr(), torch.no_grad():
@@ -49,12 +49,17 @@ def write_executorch(
         xnnpack = _import("executorch.backends.xnnpack.partition.xnnpack_partitioner")
         names = {"mobile_former_format": FORMAT, "inputs": list(input_names), "outputs": list(output_names)}
         module.to(memory_format=torch.contiguous_format)  # XNNPACK takes no other
-        program = exir.to_edge_transform_and_lower(
-            torch.export.export(module, tuple(inputs)),
-            partitioner=[xnnpack.XnnpackPartitioner()],
-            constant_methods={_METADATA: json.dumps({**names, **metadata}, ensure_ascii=False)},
-        ).to_executorch()
-    write_whole(path, program.buffer)
+        with _telling(path, "torch.export"):
+            exported = torch.export.export(module, tuple(inputs))
+        with _telling(path, "the conversion for XNNPACK"):
+            edge = exir.to_edge_transform_and_lower(
+                exported,
+                partitioner=[xnnpack.XnnpackPartitioner()],
+                constant_methods={_METADATA: json.dumps({**names, **metadata}, ensure_ascii=False)},
+            )
+        with _telling(path, "the writing of the program"):
+            content = edge.to_executorch().buffer
+    write_whole(path, content)
 
 
 class ExecutorchModel:
@@ -109,6 +114,16 @@ class ExecutorchModel:
 
 def _import(package: str) -> ModuleType:
     return import_extra(package, "executorch", "a .pte file needs ExecuTorch")
+
+
+@contextmanager
+def _telling(path: Path, stage: str) -> Iterator[None]:
+    """Tell a failure of torch's or ExecuTorch's own, of whatever type, in a line."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise InputError(f"cannot write {path}: {stage} failed with {type(error).__name__}: {reason}") from error
 
 
 @contextmanager
