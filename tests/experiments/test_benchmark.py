@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import mobile_former
-from experiments import benchmark
-from experiments.benchmark_figures import draw_latency, draw_training
-from experiments.benchmark_tables import training_table
-from experiments.candidates import find_peers, model_candidates
-from experiments.earlier import create_earlier
+from experiments.benchmark import __main__ as benchmark
+from experiments.benchmark.candidates import find_peers, model_candidates
+from experiments.benchmark.earlier import create_earlier
+from experiments.benchmark.figures import draw_latency, draw_training
+from experiments.benchmark.machine import cpu_name, describe_machine
+from experiments.benchmark.onnx_graph import OnnxGraph
+from experiments.benchmark.tables import training_table
 from experiments.interleaved import interleave, paired, quartiles
-from experiments.machine import cpu_name, describe_machine
-from experiments.onnx_graph import OnnxGraph
 from mobile_former.errors import InputError
 from tests.conftest import ROOT, write_onnx_peer
 

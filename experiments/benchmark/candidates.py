@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 import detection
 import mobile_former
 from classification.baselines import create_baseline
-from experiments.earlier import create_earlier
-from experiments.onnx_graph import OnnxGraph
+from experiments.benchmark.earlier import create_earlier
+from experiments.benchmark.onnx_graph import OnnxGraph
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.baselines import is_baseline
 from mobile_former.training.onnx_file import write_onnx

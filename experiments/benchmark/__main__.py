@@ -24,9 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import mobile_former
-from experiments.benchmark_figures import draw_latency, draw_training
-from experiments.benchmark_tables import latency_table, training_table
-from experiments.candidates import (
+from experiments.benchmark.candidates import (
     CLASSES,
     FORMS,
     Candidate,
@@ -36,11 +34,13 @@ from experiments.candidates import (
     find_peers,
     model_candidates,
 )
-from experiments.earlier import create_earlier
+from experiments.benchmark.earlier import create_earlier
+from experiments.benchmark.figures import draw_latency, draw_training
+from experiments.benchmark.machine import describe_machine
+from experiments.benchmark.tables import latency_table, training_table
+from experiments.benchmark.training_speed import LAYOUTS, PRECISIONS, Kernel, TrainedModel, trace_step, train_model
 from experiments.interleaved import interleave, paired, quartiles
-from experiments.machine import describe_machine
 from experiments.matching import now
-from experiments.training_speed import LAYOUTS, PRECISIONS, Kernel, TrainedModel, trace_step, train_model
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.command import Parser, require_writable, run_command
 

@@ -6,8 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from experiments.candidates import FORMS
-from experiments.machine import in_words
+from experiments.benchmark.candidates import FORMS
+from experiments.benchmark.machine import in_words
 from mobile_former.training.figures import COLOURS
 
 MARKERS = "osD^"  # of the forms

@@ -1,8 +1,8 @@
 """The benchmark's figures as tables in Markdown."""
 
-from experiments.candidates import FORMS
+from experiments.benchmark.candidates import FORMS
+from experiments.benchmark.machine import in_words
 from experiments.compare import in_units
-from experiments.machine import in_words
 
 KERNELS = 15  # in the table of a trace
 LONGEST_NAME = 80  # characters; kernels made by templates have names of thousands

@@ -1,0 +1,1 @@
+"""Speed of models and their peers, measured by turns: ``python -m experiments.benchmark``."""
