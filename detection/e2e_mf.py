@@ -133,9 +133,12 @@ class E2EMobileFormer(nn.Module):
 
     def decode(self, outputs: dict) -> dict[str, Tensor]:
         """As :meth:`postprocess`, of all images in one, in shares of the image: see :func:`best_classes`."""
-        logits = outputs["logits"].float()
-        probabilities = logits.sigmoid() if self.focal else logits.softmax(-1)[..., :-1]
-        return best_classes(probabilities, outputs["boxes"])
+        return best_classes(self.probabilities(outputs["logits"]), outputs["boxes"])
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of the classes, ``(B, Q, K)``, from the logits of :meth:`forward`, ``(B, Q, K+1)`` (``focal``: K)."""
+        logits = logits.float()
+        return logits.sigmoid() if self.focal else logits.softmax(-1)[..., :-1]
 
     def _enter_scale(self, x: Tensor | None, entering: Tensor, stride: int, padding: dict[int, Tensor]) -> Tensor:
         if x is None:

@@ -236,12 +236,7 @@ def _colours(label: int) -> tuple[str, str]:
 
 def _legible(text: str, letters: int, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """A text in a line that a font can show, shortened in its middle to a width in pixels; and that font."""
-    text = " ".join(text.split())
-    path = _font_of(frozenset(text))
-    if path is None:
-        path = _FONT
-        # A name's code tells more than the empty box that stands for any unknown character.
-        text = "".join(char if ord(char) in _characters(path) else f"U+{ord(char):04X}" for char in text)
+    text, path = with_font(text)
     font = ImageFont.truetype(path, letters)
     kept = len(text)
     shown = text
@@ -249,6 +244,18 @@ def _legible(text: str, letters: int, width: int) -> tuple[str, ImageFont.FreeTy
         kept -= 1
         shown = f"{text[: kept // 2]}…{text[-(kept - kept // 2) :]}"  # with the score, at the end
     return shown, font
+
+
+def with_font(text: str) -> tuple[str, str]:
+    """A text of any script in a line, and the file of a font that can show it.
+
+    Where no font can, a character's code stands for it, which tells more than an empty box.
+    """
+    text = " ".join(text.split())
+    path = _font_of(frozenset(text))
+    if path is not None:
+        return text, path
+    return "".join(char if ord(char) in _characters(_FONT) else f"U+{ord(char):04X}" for char in text), _FONT
 
 
 @cache

@@ -173,11 +173,18 @@ def predict(
                 yield {"path": path, "error": sample}
                 continue
             height, width = sample[1]
-            detections = _listed(next(found), detector.class_names, score_threshold)
+            detections = listed(next(found), detector.class_names, score_threshold)
             yield {"path": path, "width": width, "height": height, "detections": detections}
 
 
-def _listed(found: dict[str, torch.Tensor], names: Sequence[str], score_threshold: float) -> list[dict]:
+def listed(found: dict[str, torch.Tensor], names: Sequence[str], score_threshold: float) -> list[dict]:
+    """The detections from a score on, as :func:`predict` tells them.
+
+    Args:
+        found: as :meth:`Detector.detect` gives them for an image.
+        names: of the classes.
+        score_threshold: least score, in 0..1.
+    """
     # A model that has diverged gives boxes that are no numbers.
     kept = (found["scores"] >= score_threshold) & found["boxes"].isfinite().all(1)
     labels, scores, boxes = (found[name][kept].tolist() for name in ("labels", "scores", "boxes"))

@@ -27,6 +27,7 @@ class MobileToFormer(nn.Module):
     def __init__(self, channels: int, token_dim: int, drop_path: float = 0.0, gated: bool = True):
         super().__init__()
         self.query = linear(token_dim, channels)
+        self.attention = nn.Softmax(dim=-1)  # a module, so that a hook can tell where tokens look
         self.gate = linear(token_dim, channels) if gated else None
         self.output = linear(channels, token_dim)
         self.norm = nn.LayerNorm(token_dim)
@@ -63,7 +64,7 @@ class MobileToFormer(nn.Module):
         visible = logits if focus is None else logits + focus[:, None].to(logits.dtype)
         if padding is not None:
             visible = mask_logits(visible, padding.flatten(2)[:, None])
-        gathered = visible.softmax(-1) @ values.transpose(2, 3)
+        gathered = self.attention(visible) @ values.transpose(2, 3)
         gathered = gathered.transpose(1, 2).flatten(2)  # (B, M, C)
         if self.gate is not None:
             gathered = gathered * (2 * F.hardsigmoid(self.gate(tokens)))
@@ -83,6 +84,7 @@ class FormerToMobile(nn.Module):
         super().__init__()
         self.key = linear(token_dim, channels)
         self.value = linear(token_dim, channels)
+        self.attention = nn.Softmax(dim=2)  # over the tokens; a module, as above
         self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Tensor, tokens: Tensor, token_position: Tensor | None = None) -> Tensor:
@@ -93,7 +95,7 @@ class FormerToMobile(nn.Module):
         key = _split_features(self.key(located(tokens, token_position)))  # (B, heads, M, C/heads)
         value = _split_features(self.value(tokens))
         logits = (key * key.shape[-1] ** -0.5) @ _split_channels(x)  # (B, heads, M, H·W)
-        gathered = value.transpose(2, 3) @ logits.softmax(2)  # (B, heads, C/heads, H·W)
+        gathered = value.transpose(2, 3) @ self.attention(logits)  # (B, heads, C/heads, H·W)
         return x + self.drop_path(gathered.reshape(x.shape))
 
 
