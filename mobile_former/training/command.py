@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import torch
 from jsonargparse import Namespace
@@ -29,7 +29,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 
     Folders that :func:`require_writable` made for a command that fails are removed where they are still empty.
     """
-    _quieten()
+    quieten()
     _made_folders.clear()
     try:
         try:
@@ -188,9 +188,13 @@ def _remove_empty_folders() -> None:
             _made_folders.pop().rmdir()
 
 
-def _quieten() -> None:
-    """Leave only those messages of the libraries that a user can act upon."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+def quieten(stream: TextIO | None = None) -> None:
+    """Leave only those messages of the libraries that a user can act upon.
+
+    Args:
+        stream: where messages go; default: stderr. In a notebook, stdout shows them as other output.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=stream)
     for name in ("mobile_former", "classification", "detection"):
         logging.getLogger(name).setLevel(logging.INFO)
     # Devices not used, and advertisements; the commands print a header of their own.
