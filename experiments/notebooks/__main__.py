@@ -7,6 +7,7 @@ python -m experiments.notebooks tour_of_the_backbone  # one
 import argparse
 import copy
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,15 +75,15 @@ def execute(notebook, folder: Path, parameters: Mapping[str, object] | None = No
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
     )
-    repository = str(FOLDER.parents[1])
-    client.execute(
-        env=os.environ
-        | {
-            "OMP_NUM_THREADS": "1",  # sums are rounded alike on machines of few and of many cores
-            "PYTHONPATH": os.pathsep.join(filter(None, (repository, os.environ.get("PYTHONPATH")))),
-            "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's, which no notebook here makes use of
-        }
-    )
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",  # sums are rounded alike on machines of few and of many cores
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(FOLDER.parents[1]), os.environ.get("PYTHONPATH")))),
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's, of a library that no notebook here makes use of
+    }
+    try:
+        client.execute(env=environment, cleanup_kc=True)  # or the kernel, being given, would be left running
+    except nbclient.exceptions.CellExecutionError as error:
+        raise InputError(re.sub(r"\x1b\[[\d;]*m", "", str(error))) from error  # without the traceback's colours
     if set_cell is not None:
         notebook.cells.remove(set_cell)
     notebook.metadata = {

@@ -125,17 +125,22 @@ def test_the_kernel_is_this_python_with_this_repository_and_takes_parameters(tmp
     cells = [
         nbformat.v4.new_code_cell("EPOCHS = 30", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
-            "import os, sys, experiments\n[sys.executable, experiments.__path__[0], os.getcwd(), EPOCHS]"
+            "import os, sys, experiments\n[sys.executable, experiments.__path__[0], os.getcwd(), EPOCHS, os.getpid()]"
         ),
     ]
     notebook = nbformat.v4.new_notebook(cells=cells)
     ran = execute(notebook, tmp_path, {"EPOCHS": 1})
-    shown = ast.literal_eval(ran.cells[-1].outputs[0].data["text/plain"])
+    *shown, process = ast.literal_eval(ran.cells[-1].outputs[0].data["text/plain"])
+    with pytest.raises(ProcessLookupError):  # it is gone
+        os.kill(process, 0)
     assert shown == [sys.executable, str(ROOT / "experiments"), str(tmp_path.resolve()), 1]
     assert [cell.source for cell in ran.cells] == [cell.source for cell in cells]
     assert not cells[-1].outputs  # what was given stays as it is
     with pytest.raises(InputError, match="no parameter STEPS"):
         execute(notebook, tmp_path, {"STEPS": 1})
+    failing = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    with pytest.raises(InputError, match="ZeroDivisionError: division by zero"):
+        execute(failing, tmp_path)
 
 
 def test_experiments_is_found_from_any_folder(tmp_path):
