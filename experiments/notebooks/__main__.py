@@ -10,9 +10,11 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.command import run_command
+from mobile_former.training.extras import import_extra
 
 FOLDER = Path(__file__).parent
 PARAMETERS = "parameters"  # tag of the cell that gives a notebook's variables their values
@@ -105,13 +107,8 @@ def _set_parameters(notebook, parameters: Mapping[str, object]):
     return cell
 
 
-def _import(name: str):
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise InputError(
-            f"the notebooks need {name} ({error}): pip install -c constraints.txt -e '.[notebooks]'"
-        ) from error
+def _import(name: str) -> ModuleType:
+    return import_extra(name, "notebooks", f"the notebooks need {name}")
 
 
 if __name__ == "__main__":
