@@ -1,6 +1,6 @@
 """Execute the notebooks from top to bottom, so that the outputs committed are those of the code beside them.
 
-python -m experiments.notebooks                       # all of them, about ten minutes of one core
+python -m experiments.notebooks                       # all of them, seven minutes of one core
 python -m experiments.notebooks tour_of_the_backbone  # one
 """
 
