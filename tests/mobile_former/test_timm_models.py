@@ -64,17 +64,12 @@ STAND_IN = {
             return sorted(name for name in _models if name.startswith(filter.rstrip("*")))
 
 
-        def create_model(name, pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **given):
+        def create_model(name, pretrained=False, pretrained_cfg=None, **given):
+            always = {name: given.pop(name, None) for name in ("pretrained_cfg_overlay", "cache_dir")}
             options = {option: value for option, value in given.items() if value is not None}
             if "." in name:
                 name, pretrained_cfg = name.split(".")
-            return _models[name](
-                pretrained=pretrained,
-                pretrained_cfg=pretrained_cfg,
-                pretrained_cfg_overlay=pretrained_cfg_overlay,
-                cache_dir=cache_dir,
-                **options,
-            )
+            return _models[name](pretrained=pretrained, pretrained_cfg=pretrained_cfg, **always, **options)
 
 
         class FeatureInfo:
