@@ -71,11 +71,11 @@ def reader(tmp_path_factory):
     save_checkpoint(folder / "runs/classification/mobile_former_26m-images/checkpoints/best.ckpt", images)
     coco = folder / "path" / "to" / "coco"
     write_coco(coco, "val", 1)
-    module = DetectionModule(["cat", "dog"], [1, 2], name="e2e_mf_26m")
+    module = DetectionModule(["cat", "dog"], name="e2e_mf_26m")
     content = {
         "state_dict": module.state_dict(),
         "hyper_parameters": dict(module.hparams),
-        "datamodule_hyper_parameters": dict(DetectionData(root=str(coco), short_side=64, longest=96).hparams),
+        "datamodule_hyper_parameters": dict(DetectionData("scenes").hparams),
     }
     path = folder / "runs/detection/e2e_mf_52m-coco/checkpoints/best.ckpt"
     path.parent.mkdir(parents=True)
