@@ -73,8 +73,8 @@ def main() -> None:
             "detector": draw_detector(style),
         }
         for name, figure in figures.items():
-            # Without date and random names, so that the same figure is the same file.
-            with matplotlib.rc_context({"svg.hashsalt": name}):
+            # Without date and random names, so that the same figure is the same file; with its text as text.
+            with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
                 figure.savefig(folder / f"{name}-{style.name}.svg", transparent=True, metadata={"Date": None})
     print(f"written: {folder}/")
 
@@ -134,8 +134,8 @@ def block_shapes(name: str) -> list[BlockShape]:
 def draw_block(shapes: list[BlockShape], style: Style) -> Figure:
     """A Mobile-Former block: what reads what, in which order; with the shapes of one in the middle."""
     block = shapes[8]  # the eighth, whose map gets wider
-    figure, axis = _canvas(10, 4.9, style)
-    top, bottom = 3.75, 1.15
+    figure, axis = _canvas(10, 4.1)
+    top, bottom = 3.4, 0.7
     _plain(axis, 0.85, top, f"tokens\n{_times(block.tokens)}", style)
     _plain(axis, 0.85, bottom, f"map\n{_times(block.before)}", style)
     _plain(axis, 9.3, top, f"tokens\n{_times(block.tokens)}", style)
@@ -154,9 +154,9 @@ def draw_block(shapes: list[BlockShape], style: Style) -> Figure:
     _arrow(axis, (2.3, bottom), (2.3, top - 0.55), style)
     _arrow(axis, (5.0, top - 0.55), (5.0, bottom + 0.55), style, dashed=True)
     _arrow(axis, (7.4, top), (7.4, bottom + 0.55), style)
-    axis.text(2.4, 2.45, "keys and values,\nas they are", color=style.ink, fontsize=9.5, va="center")
-    axis.text(5.1, 2.45, "the first token sets\nthe slopes", color=style.ink, fontsize=9.5, va="center")
-    axis.text(7.5, 2.45, "keys and values", color=style.ink, fontsize=9.5, va="center")
+    axis.text(2.4, 2.05, "keys and values,\nas they are", color=style.ink, fontsize=9.5, va="center")
+    axis.text(5.1, 2.05, "the first token sets\nthe slopes", color=style.ink, fontsize=9.5, va="center")
+    axis.text(7.5, 2.05, "keys and values", color=style.ink, fontsize=9.5, va="center")
     return figure
 
 
@@ -218,7 +218,7 @@ def draw_detector(style: Style) -> Figure:
     """E2E-MF: its blocks at three scales, and the queries that pass all of them."""
     name = SHOWN.replace("mobile_former", "e2e_mf")
     variant = E2E_VARIANTS[name]
-    figure, axis = _canvas(10, 4.4, style)
+    figure, axis = _canvas(10, 4.4)
     lanes = {32: 0.85, 16: 1.95, 8: 3.05}
     for stride, height in lanes.items():
         _plain(axis, 1.05, height, f"backbone's map\nat 1/{stride}", style)
@@ -253,7 +253,7 @@ def _times(shape: tuple[int, ...]) -> str:
     return TIMES.join(map(str, shape))
 
 
-def _canvas(width: float, height: float, style: Style) -> tuple[Figure, Axes]:
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure without axes, in inches."""
     figure = Figure(figsize=(width, height))
     axis = figure.add_axes((0, 0, 1, 1))
