@@ -21,7 +21,7 @@ lint: venv
 
 # The documentation's site, in site/; a warning is an error.
 docs: venv
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 venv: $(VENV)/installed
 

@@ -30,8 +30,8 @@ from mobile_former.model import MIN_SIZE
 from mobile_former.training.data import ImageData, over_processes
 from mobile_former.training.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.figures import image_sheet
-from mobile_former.training.images import IMAGENET_MEAN, IMAGENET_STD
 from mobile_former.training.sampler import rank_and_world_size
+from mobile_former.usage import IMAGENET_MEAN, IMAGENET_STD
 
 _logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 from albumentations.core.serialization import Serializable
 
-from mobile_former.training.images import IMAGENET_MEAN, resize
+from mobile_former.training.images import resize
+from mobile_former.usage import IMAGENET_MEAN
 
 # What rotated, sheared and shifted images show beyond their border: ImageNet's mean colour.
 _FILL = tuple(round(255 * value) for value in IMAGENET_MEAN)

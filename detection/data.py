@@ -26,8 +26,8 @@ from mobile_former.errors import InputError
 from mobile_former.model import MIN_SIZE
 from mobile_former.training.data import ImageData
 from mobile_former.training.dataset import EvaluationImages, TrainingImages
-from mobile_former.training.images import IMAGENET_MEAN, IMAGENET_STD
 from mobile_former.training.sampler import Draw, EpochSampler
+from mobile_former.usage import IMAGENET_MEAN, IMAGENET_STD
 
 SPLITS = ("train", "val", "test")
 

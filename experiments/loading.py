@@ -33,7 +33,8 @@ from sklearn.datasets import load_sample_images
 from torch.utils.data import default_collate
 
 from classification.transforms import train_transform
-from mobile_former.training.images import IMAGENET_MEAN, IMAGENET_STD, find_images, normalise, read_image, to_planes
+from mobile_former.training.images import find_images, normalise, read_image, to_planes
+from mobile_former.usage import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH = 12
 

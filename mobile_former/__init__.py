@@ -1,5 +1,6 @@
 """Mobile-Former: a MobileNet and a transformer of a few tokens, joined by a two-way bridge (CVPR 2022)."""
 
+from mobile_former.after_import import after_import
 from mobile_former.checkpointing import checkpoint_gradients
 from mobile_former.cost import Cost, cost
 from mobile_former.deploy import deploy
@@ -16,6 +17,7 @@ from mobile_former.factory import (
     mobile_former_508m,
 )
 from mobile_former.model import MobileFormer
+from mobile_former.usage import Usage
 from mobile_former.weights import LoadedWeights, load_weights, save_weights
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "InputError",
     "LoadedWeights",
     "MobileFormer",
+    "Usage",
     "checkpoint_gradients",
     "cost",
     "create_model",
@@ -38,3 +41,12 @@ __all__ = [
     "mobile_former_508m",
     "save_weights",
 ]
+
+
+def _register_with_timm() -> None:
+    from mobile_former import timm_models
+
+    timm_models.register()
+
+
+after_import("timm", _register_with_timm)

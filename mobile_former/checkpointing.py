@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from mobile_former.errors import InputError
 
 
-def checkpoint_gradients(model: nn.Module) -> None:
+def checkpoint_gradients(model: nn.Module, enable: bool = True) -> None:
     """Let a model keep only what its blocks take and give while training, and compute the rest anew for the gradients.
 
     Gradients, BatchNorm's statistics and random draws stay what they are. A compiled model takes no notice, as its
@@ -19,6 +19,7 @@ def checkpoint_gradients(model: nn.Module) -> None:
 
     Args:
         model: one of Mobile-Former's, a detector over it too.
+        enable: False lets it keep everything again.
 
     Raises:
         InputError: a model without such blocks.
@@ -27,7 +28,7 @@ def checkpoint_gradients(model: nn.Module) -> None:
     if not parts:
         raise InputError(f"{type(model).__name__} has none of the blocks whose gradients can be checkpointed")
     for part in parts:
-        part.checkpoint_gradients = True
+        part.checkpoint_gradients = enable
 
 
 def recomputable(forward: Callable) -> Callable:

@@ -8,6 +8,7 @@ from mobile_former.block import MobileFormerBlock
 from mobile_former.bridge import MobileToFormer
 from mobile_former.conv_norm import ConvNorm, channel_shuffle
 from mobile_former.errors import InputError, nearest
+from mobile_former.hub import HubModel
 from mobile_former.linear import linear
 from mobile_former.mobile import Lite
 from mobile_former.padding import mean_pool, padding_pyramid, zero_padding
@@ -16,7 +17,7 @@ from mobile_former.variants import VARIANTS, Variant
 MIN_SIZE = 32  # pixels; the last map of a smaller image would be padding and border alone
 
 
-class MobileFormer(nn.Module):
+class MobileFormer(HubModel, nn.Module):
     """A published Mobile-Former with its classifier.
 
     Args:
@@ -26,6 +27,9 @@ class MobileFormer(nn.Module):
         dropout: rate before the last linear, in ``[0, 1)``.
         drop_path: stochastic depth's rate at the last block, in ``[0, 1)``; it rises linearly with the block's number.
         spatial_dynamic_relu: spatially aware dynamic ReLU (the detectors' backbone) in place of the shared one.
+
+    Attributes:
+        usage: its classes, and how its images are prepared, of a model that :meth:`from_pretrained` gave; else None.
 
     Raises:
         InputError: unknown variant, or a number out of range.
@@ -50,6 +54,7 @@ class MobileFormer(nn.Module):
         self.variant = variant
         self.num_classes = num_classes
         self.in_chans = in_chans
+        self.spatial_dynamic_relu = spatial_dynamic_relu
         spec = VARIANTS[variant]
         self.backbone = Backbone(
             spec, in_chans=in_chans, drop_path=drop_path, spatial_dynamic_relu=spatial_dynamic_relu
@@ -172,11 +177,14 @@ class Classifier(nn.Module):
 
         ``padding`` is ``(B, 1, H, W)`` bool, True on padding, which is left out of attention and average.
         """
+        return self.logits(self.hidden(x, tokens, padding))
+
+    def hidden(self, x: Tensor, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
+        """What the last linear reads, ``(B, features)``, of what :meth:`forward` takes."""
         tokens, _ = self.to_former(x, tokens, padding)
         pooled = mean_pool(F.relu6(self.expand(self.shuffle(x))), padding)
         features = torch.cat([F.hardswish(pooled), tokens[:, 0]], dim=1)
-        features = F.hardswish(self.norm(self.features(features)))
-        return self.logits(self.dropout(features))
+        return self.dropout(F.hardswish(self.norm(self.features(features))))
 
 
 def check_images(images: Tensor, padding_mask: Tensor | None, in_chans: int) -> None:

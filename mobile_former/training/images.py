@@ -17,9 +17,6 @@ from torch.utils.data import Dataset
 
 from mobile_former.errors import InputError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
 # Pillow also knows formats that run other programs (EPS) or hold no pictures; a photograph is in none of them.

@@ -20,8 +20,9 @@ from detection.nms import nms
 from detection.onnx_graph import DETECTIONS, preparation, suppress, translations
 from detection.scenes import write_coco
 from detection.transforms import eval_transform
-from mobile_former.training.images import IMAGENET_MEAN, IMAGENET_STD, normalise, to_planes
+from mobile_former.training.images import normalise, to_planes
 from mobile_former.training.onnx_file import OnnxModel, write_onnx
+from mobile_former.usage import IMAGENET_MEAN, IMAGENET_STD
 from tests.conftest import run_module
 
 onnx = pytest.importorskip("onnx")

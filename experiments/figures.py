@@ -1,0 +1,319 @@
+"""``python -m experiments.figures``: the documentation's figures, drawn from the model itself."""
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+
+import mobile_former
+from detection.variants import E2E_VARIANTS
+from mobile_former.cost import madds_by_module
+from mobile_former.mobile import Lite
+from mobile_former.training.command import run_command
+from mobile_former.training.figures import COLOURS
+
+SHOWN = "mobile_former_294m"
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, *_, GREY = COLOURS
+MOBILE, FORMER, BRIDGE = BLUE, ORANGE, GREEN
+
+# Parts of a model in the order of the figure: the modules in which their multiply-adds are, and their colour.
+PARTS = {
+    "stem": (r"backbone\.stem", GREY),
+    "Mobile": (r"backbone\.blocks\.\d+", MOBILE),
+    "dynamic ReLU": (r"backbone\.blocks\.\d+\.mobile\.\w*relu\d?", YELLOW),
+    "Mobile→Former": (r"backbone\.blocks\.\d+\.to_former", GREEN),
+    "Former": (r"backbone\.blocks\.\d+\.former", FORMER),
+    "Former→Mobile": (r"backbone\.blocks\.\d+\.to_mobile", SKY),
+    "classifier": (r"classifier", PINK),
+}
+DARK_INK = {"dynamic ReLU", "Former→Mobile", "stem"}  # on whose colours white is hard to read
+
+
+@dataclass(frozen=True)
+class Style:
+    """Colours of what is no part of the model, for one of the site's two schemes.
+
+    Attributes:
+        name: the scheme's.
+        ink: of text and arrows.
+        faint: of grids and frames.
+    """
+
+    name: str
+    ink: str
+    faint: str
+
+
+STYLES = (Style("light", "#222222", "#bbbbbb"), Style("dark", "#e6e6e6", "#666a75"))
+
+
+def main() -> None:
+    """Draw all figures, each for a light and for a dark page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.figures", description="Draw the documentation's figures.", allow_abbrev=False
+    )
+    parser.add_argument("--output", type=Path, default=Path("docs/pictures"), help="folder to write")
+    folder = parser.parse_args().output
+    folder.mkdir(parents=True, exist_ok=True)
+    madds = {name: madds_by_part(name) for name in mobile_former.list_models()}
+    shapes = block_shapes(SHOWN)
+    for style in STYLES:
+        figures = {
+            "block": draw_block(shapes, style),
+            "shapes": draw_shapes(shapes, style),
+            "madds": draw_madds(madds, style),
+            "detector": draw_detector(style),
+        }
+        for name, figure in figures.items():
+            # Without date and random names, so that the same figure is the same file; with its text as text.
+            with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+                figure.savefig(folder / f"{name}-{style.name}.svg", transparent=True, metadata={"Date": None})
+    print(f"written: {folder}/")
+
+
+def madds_by_part(name: str) -> dict[str, int]:
+    """Multiply-adds of a published model at 224 px, by part of :data:`PARTS`; their sum is the model's."""
+    by_module = madds_by_module(mobile_former.create_model(name))
+    madds = {
+        part: sum(count for module, count in by_module.items() if re.fullmatch(pattern, module))
+        for part, (pattern, _) in PARTS.items()
+    }
+    # A block holds its other parts too; what is left is the MobileNet's, lite blocks among it.
+    inside = ("dynamic ReLU", "Mobile→Former", "Former", "Former→Mobile")
+    return madds | {"Mobile": madds["Mobile"] - sum(madds[part] for part in inside)}
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What goes through a block at 224 px.
+
+    Attributes:
+        kind: ``"stem"``, ``"lite"``, ``"down"`` or ``"same"``.
+        before: channels, height and width of the map that it takes.
+        after: of the map that it gives.
+        tokens: their number and width.
+    """
+
+    kind: str
+    before: tuple[int, int, int]
+    after: tuple[int, int, int]
+    tokens: tuple[int, int]
+
+
+def block_shapes(name: str) -> list[BlockShape]:
+    """The stem and the blocks of a published model, as an image of 224 px goes through them."""
+    model = mobile_former.create_model(name).eval()
+    shapes = []
+
+    def hook(kind: str):
+        def note(module, inputs, output):
+            after = output[0] if isinstance(output, tuple) else output
+            shapes.append(
+                BlockShape(kind, tuple(inputs[0].shape[1:]), tuple(after.shape[1:]), tuple(model.backbone.tokens.shape))
+            )
+
+        return note
+
+    model.backbone.stem.register_forward_hook(hook("stem"))
+    for block in model.backbone.blocks:
+        kind = "lite" if isinstance(block, Lite) else "down" if block.downsamples else "same"
+        block.register_forward_hook(hook(kind))
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, 224, 224))
+    return shapes
+
+
+def draw_block(shapes: list[BlockShape], style: Style) -> Figure:
+    """A Mobile-Former block: what reads what, in which order; with the shapes of one in the middle."""
+    block = shapes[8]  # the eighth, whose map gets wider
+    figure, axis = _canvas(10, 4.1)
+    top, bottom = 3.4, 0.7
+    _plain(axis, 0.85, top, f"tokens\n{_times(block.tokens)}", style)
+    _plain(axis, 0.85, bottom, f"map\n{_times(block.before)}", style)
+    _plain(axis, 9.3, top, f"tokens\n{_times(block.tokens)}", style)
+    _plain(axis, 9.3, bottom, f"map\n{_times(block.after)}", style)
+    gather = _box(axis, 2.75, top, 1.75, 1.1, "1 Mobile→Former", BRIDGE, "each token gathers\nfrom all positions")
+    former = _box(axis, 5.0, top, 1.75, 1.1, "2 Former", FORMER, "tokens exchange\nwith each other")
+    inside = f"1{TIMES}1, dynamic ReLU,\n3{TIMES}3 by channel, dynamic ReLU, 1{TIMES}1"
+    mobile = _box(axis, 4.55, bottom, 2.6, 1.1, "3 Mobile", MOBILE, inside)
+    give = _box(axis, 7.4, bottom, 1.75, 1.1, "4 Former→Mobile", BRIDGE, "each position gathers\nfrom all tokens")
+    _arrow(axis, (1.5, top), (gather[0], top), style)
+    _arrow(axis, (gather[1], top), (former[0], top), style)
+    _arrow(axis, (former[1], top), (8.55, top), style)
+    _arrow(axis, (1.5, bottom), (mobile[0], bottom), style)
+    _arrow(axis, (mobile[1], bottom), (give[0], bottom), style)
+    _arrow(axis, (give[1], bottom), (8.55, bottom), style)
+    _arrow(axis, (2.3, bottom), (2.3, top - 0.55), style)
+    _arrow(axis, (5.0, top - 0.55), (5.0, bottom + 0.55), style, dashed=True)
+    _arrow(axis, (7.4, top), (7.4, bottom + 0.55), style)
+    axis.text(2.4, 2.05, "keys and values,\nas they are", color=style.ink, fontsize=9.5, va="center")
+    axis.text(5.1, 2.05, "the first token sets\nthe slopes", color=style.ink, fontsize=9.5, va="center")
+    axis.text(7.5, 2.05, "keys and values", color=style.ink, fontsize=9.5, va="center")
+    return figure
+
+
+def draw_shapes(shapes: list[BlockShape], style: Style) -> Figure:
+    """How many numbers the map and the tokens are after the stem and after each block."""
+    figure, axis = _plot(10, 4.3, style)
+    colours = {"stem": GREY, "lite": SKY, "down": ORANGE, "same": BLUE}
+    labels = {
+        "stem": "stem",
+        "lite": "lite block, without tokens",
+        "down": "block that halves the map",
+        "same": "block",
+    }
+    tokens = shapes[-1].tokens[0] * shapes[-1].tokens[1]
+    for number, shape in enumerate(shapes):
+        channels, height, width = shape.after
+        values = channels * height * width
+        axis.bar(number, values, 0.72, color=colours[shape.kind], label=labels.pop(shape.kind, None))
+        text = f"{channels}\n{height}{TIMES}{width}"
+        axis.text(number, values * 1.1, text, ha="center", va="bottom", fontsize=9, color=style.ink)
+    label = f"the tokens: {_times(shapes[-1].tokens)} = {tokens} numbers, all the way"
+    axis.axhline(tokens, color=GREEN, linewidth=2.5, label=label)
+    axis.set_yscale("log")
+    axis.set_ylim(600, 1.6e6)
+    axis.set_xticks(range(len(shapes)), ["stem", *map(str, range(1, len(shapes)))])
+    axis.set_xlabel("after the stem, and after each of the blocks; above each bar its channels and size")
+    axis.set_ylabel("numbers in a map")
+    _legend(axis, style, loc="upper right", ncols=2)
+    return figure
+
+
+def draw_madds(madds: dict[str, dict[str, int]], style: Style) -> Figure:
+    """Which share of its multiply-adds each model spends on which part."""
+    figure, axis = _plot(10, 4.6, style)
+    names = list(madds)[::-1]  # the smallest at the top
+    left = dict.fromkeys(names, 0.0)
+    for part, (_, colour) in PARTS.items():
+        shares = {name: 100 * madds[name][part] / sum(madds[name].values()) for name in names}
+        axis.barh(names, shares.values(), 0.7, left=list(left.values()), color=colour, label=part)
+        for row, name in enumerate(names):
+            if shares[name] > 4:
+                ink = "black" if part in DARK_INK else "white"
+                middle = left[name] + shares[name] / 2
+                axis.text(middle, row, f"{shares[name]:.0f}", color=ink, ha="center", va="center", fontsize=9)
+            left[name] += shares[name]
+    for row, name in enumerate(names):
+        axis.text(101, row, f"{sum(madds[name].values()) / 1e6:.0f} M", color=style.ink, va="center", fontsize=10)
+    axis.set_xlim(0, 108)
+    axis.set_xticks(range(0, 101, 20))
+    axis.set_xlabel("per cent of the multiply-adds at 224 px; on the right, all of them")
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside upper center", ncols=7, frameon=False, labelcolor=style.ink,
+        fontsize=9.5, columnspacing=1.2, handlelength=1.2,
+    )  # fmt: skip
+    return figure
+
+
+def draw_detector(style: Style) -> Figure:
+    """E2E-MF: its blocks at three scales, and the queries that pass all of them."""
+    name = SHOWN.replace("mobile_former", "e2e_mf")
+    variant = E2E_VARIANTS[name]
+    figure, axis = _canvas(10, 4.4)
+    lanes = {32: 0.85, 16: 1.95, 8: 3.05}
+    for stride, height in lanes.items():
+        _plain(axis, 1.05, height, f"backbone's map\nat 1/{stride}", style)
+    ends: dict[int, float] = {}
+    x = 2.85
+    for number, (stride, _) in enumerate(variant.blocks):
+        height = lanes[stride]
+        if stride not in ends:
+            _arrow(axis, (1.85, height), (x - 0.3, height), style)
+            if ends:
+                before = max(ends, key=ends.get)
+                _arrow(axis, (ends[before], lanes[before] + 0.33), (x - 0.05, height - 0.33), style)
+        else:
+            _arrow(axis, (ends[stride], height), (x - 0.3, height), style)
+        axis.plot([x, x], [height + 0.33, 4.0], color=style.faint, linewidth=1.2, zorder=0)
+        _box(axis, x, height, 0.6, 0.66, str(number + 1), MOBILE)
+        ends[stride] = x + 0.3
+        x += 0.72
+    axis.add_patch(Rectangle((2.3, 3.82), x - 2.3 - 0.3, 0.36, color=FORMER))
+    text = f"{variant.queries} queries pass every block, and predict classes and boxes after each"
+    axis.text((2.3 + x - 0.3) / 2, 4.0, text, color="white", ha="center", va="center", fontsize=10.5)
+    _plain(axis, 1.05, 4.0, "queries", style)
+    _arrow(axis, (1.7, 4.0), (2.3, 4.0), style)
+    _arrow(axis, (x - 0.3, 4.0), (x + 0.1, 4.0), style)
+    axis.text(
+        ends[8] + 0.15, lanes[8], f"maps of {variant.width}\nchannels", color=style.ink, va="center", fontsize=9.5
+    )
+    return figure
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return TIMES.join(map(str, shape))
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure without axes, in inches."""
+    figure = Figure(figsize=(width, height))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    axis.set_xlim(0, width)
+    axis.set_ylim(0, height)
+    return figure, axis
+
+
+def _plot(width: float, height: float, style: Style) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axis = figure.subplots()
+    axis.set_facecolor("none")
+    axis.tick_params(colors=style.ink)
+    for side, spine in axis.spines.items():
+        spine.set_visible(side in {"left", "bottom"})
+        spine.set_color(style.faint)
+    axis.xaxis.label.set_color(style.ink)
+    axis.yaxis.label.set_color(style.ink)
+    return figure, axis
+
+
+def _legend(axis: Axes, style: Style, **options) -> None:
+    axis.legend(frameon=False, labelcolor=style.ink, fontsize=9.5, **options)
+
+
+def _box(
+    axis: Axes, x: float, y: float, width: float, height: float, title: str, colour: str, text: str = ""
+) -> tuple[float, float]:
+    """A box around its middle; returns its left and right ends."""
+    corner = (x - width / 2, y - height / 2)
+    style = "round,pad=0,rounding_size=0.08"
+    axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=colour, edgecolor="none"))
+    lift = 0.3 if text else 0
+    axis.text(x, y + lift, title, color="white", ha="center", va="center", fontsize=11, fontweight="bold")
+    axis.text(x, y - 0.16, text, color="white", ha="center", va="center", fontsize=9)
+    return x - width / 2, x + width / 2
+
+
+def _plain(axis: Axes, x: float, y: float, text: str, style: Style) -> None:
+    axis.text(x, y, text, color=style.ink, ha="center", va="center", fontsize=10.5)
+
+
+def _arrow(
+    axis: Axes, start: tuple[float, float], end: tuple[float, float], style: Style, *, dashed: bool = False
+) -> None:
+    line = "dashed" if dashed else "solid"
+    patch = FancyArrowPatch(
+        start,
+        end,
+        arrowstyle="-|>",
+        mutation_scale=13,
+        color=style.ink,
+        linestyle=line,
+        linewidth=1.4,
+        shrinkA=0,
+        shrinkB=0,
+    )
+    axis.add_patch(patch)
+
+
+if __name__ == "__main__":
+    run_command(main)
