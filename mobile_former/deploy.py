@@ -6,6 +6,7 @@ import functools
 import torch
 from torch import nn
 
+from mobile_former.ablation import is_ablated
 from mobile_former.conv_norm import ConvNorm
 from mobile_former.deployed_backbone import DeployedBackbone, DeployedMobileFormer
 from mobile_former.deployed_mobile import DeployedMobile
@@ -55,10 +56,16 @@ def _(module: Mobile) -> nn.Module:
 
 @inference_form.register
 def _(module: Backbone) -> nn.Module:
-    return DeployedBackbone(module) if type(module) is Backbone else inference_form.dispatch(nn.Module)(module)
+    return DeployedBackbone(module) if _is_published(module, Backbone) else inference_form.dispatch(nn.Module)(module)
 
 
 @inference_form.register
 def _(module: MobileFormer) -> nn.Module:
-    # Where a class of its own computes otherwise, its parts alone are replaced.
-    return DeployedMobileFormer(module) if type(module) is MobileFormer else inference_form.dispatch(nn.Module)(module)
+    if _is_published(module, MobileFormer):
+        return DeployedMobileFormer(module)
+    return inference_form.dispatch(nn.Module)(module)
+
+
+def _is_published(module: nn.Module, kind: type) -> bool:
+    """Whether a module computes what its kind does; of a class of its own, or ablated, its parts alone are replaced."""
+    return type(module) is kind and not is_ablated(module)
