@@ -98,7 +98,7 @@ class ClassificationModule(LightningModule):
         options = {"num_classes": len(class_names), "dropout": dropout, "drop_path": drop_path}
         if is_baseline(name):
             if ablation is not None:
-                raise InputError(f"--model.ablation takes parts out of Mobile-Former, not of {name}: leave it out")
+                raise InputError(f"--model.ablation knows Mobile-Former, not {name}: leave it out")
             model = create_baseline(name, pretrained=pretrained, **options)
         else:
             model = mobile_former.create_model(name, **options)

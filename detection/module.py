@@ -128,9 +128,7 @@ class DetectionModule(LightningModule):
         self.model = create_detector(name, num_classes=len(class_names), backbone=backbone, **options)
         if ablation is not None:
             if is_baseline(self.model.backbone_name):
-                raise InputError(
-                    f"--model.ablation takes parts out of Mobile-Former, not of {self.model.backbone_name}: leave it out"
-                )
+                raise InputError(f"--model.ablation knows Mobile-Former, not {self.model.backbone_name}: leave it out")
             ablate(self.model, ablation)
         if pretrained is not None:
             load_detector_weights(self.model, pretrained)

@@ -107,7 +107,7 @@ def load_backbone_weights(backbone: Backbone, variant: str, path: str | Path) ->
     prefix = "backbone."
     state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     if _layout(state) != _layout(backbone.state_dict()):
-        raise InputError(f"{path} holds the published {variant}, and this backbone is ablated: train it from scratch")
+        raise InputError(f"{path} holds the published {variant}, not an ablated one: train that from scratch")
     backbone.load_state_dict(state)
     _logger.info("loaded the backbone out of %s", path)
 
@@ -248,7 +248,7 @@ def _require_variant(path: Path, state: dict[str, Tensor], expected_variant: str
     for variant in VARIANTS:
         if layout == _published_layout(variant):
             if variant == expected_variant:
-                raise InputError(f"{path} holds the published {variant}, and the model is ablated: train it from scratch")
+                raise InputError(f"{path} holds the published {variant}, not an ablated one: train that from scratch")
             raise InputError(
                 f"{path} holds the weights of {variant}, but the model is {expected_variant}: create {variant!r}"
             )
