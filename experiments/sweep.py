@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument(
         "--storage",
         default=None,
-        help="URL of a database that workers share: sqlite:///FILE on one machine, postgresql://… or mysql://… on many; "
+        help="a database that workers share: sqlite:///FILE on one machine, postgresql://… or mysql://… on many; "
         "default: study.db in the output folder",
     )
     parser.add_argument(
@@ -203,9 +203,8 @@ def _domain(name: str, given: object, *, grid: bool) -> Range | list:
         raise InputError(f"space, {name} lacks {', '.join(missing)}")
     for key, value in given.items():
         if type(value) not in ((bool,) if key == "log" else (int, float)):
-            raise InputError(
-                f"space, {name}: {key} is {value!r}: give {'true or false' if key == 'log' else 'a number'}"
-            )
+            wanted = "true or false" if key == "log" else "a number"
+            raise InputError(f"space, {name}: {key} is {value!r}: give {wanted}")
     domain = Range(**given)
     if not domain.low < domain.high:
         raise InputError(f"space, {name}: low is {domain.low} and high {domain.high}: low must be lower")

@@ -1,4 +1,4 @@
-"""What runs a sweep's trials: takes one that waits, trains in a process of its own, reports each epoch, cuts it short."""
+"""What runs a sweep's trials: takes one that waits, trains it in a process of its own, reports epochs, prunes."""
 
 import ctypes
 import functools
@@ -185,12 +185,10 @@ class Sweep:
     def _training(self, number: int, params: dict) -> Training:
         name = f"trial-{number}"
         if self.plan.runs:  # in which the same run has the same name in every sweep
-            name = plain(
-                "-".join(f"{short}-{value}" for short, value in zip(short_names(params), params.values(), strict=True))
-            )
+            name = plain(shown_params(params))
         arguments = trial_arguments(self.plan, params, self.others)
         folder = RunFolder(self.runs / self.plan.task / name)
-        return Training(self.plan.task, folder, arguments, self.runs / "logs" / f"{name}.log")
+        return Training(self.plan.task, folder, arguments, self.runs / "logs" / self.plan.task / f"{name}.log")
 
     def _strange(self, training: Training) -> str | None:
         """Write down the options of a run; what is wrong where its folder is of a run with others."""
@@ -198,9 +196,8 @@ class Sweep:
         if path.is_file() and training.folder.path.is_dir():
             known = json.loads(path.read_text())
             if known != training.arguments and self.plan.runs:
-                return (
-                    f"error: {training.folder.path} was trained with {shlex.join(known)}: delete it, or give other runs"
-                )
+                told = f"{training.folder.path} was trained with {shlex.join(known)}"
+                return f"error: {told}: delete it, or give other runs"
         path.write_text(json.dumps(training.arguments) + "\n")
         return None
 
@@ -244,9 +241,7 @@ class Sweep:
         rows = folder.history()
         values = [row[plan.metric] for row in rows if plan.metric in row]
         finished = folder.is_finished and (attempt.process is None or attempt.process.returncode == 0)
-        attempt.trial.set_user_attr(
-            "epochs", int(max((row["epoch"] for row in rows if "epoch" in row), default=-1)) + 1
-        )
+        attempt.trial.set_user_attr("epochs", len({row["epoch"] for row in rows if plan.metric in row}))
         if attempt.pruned and not finished:
             attempt.study.tell(attempt.trial, state=TrialState.PRUNED)
             self._release(attempt, DONE, f"{_figure(values[-1])} after epoch {len(values)}: pruned")
@@ -254,9 +249,8 @@ class Sweep:
             self._fail(attempt, last_error(attempt.training.log))
         elif not values:
             scores = {name for row in rows for name in row if "/" in name}
-            self._fail(
-                attempt, f"metric {plan.metric!r} is no figure of metrics.csv: {nearest(plan.metric, sorted(scores))}"
-            )
+            known = nearest(plan.metric, sorted(scores))
+            self._fail(attempt, f"metric {plan.metric!r} is no figure of metrics.csv: {known}")
         else:
             if plan.score == "best":
                 values = [value for value in values if not math.isnan(value)] or values
@@ -281,17 +275,20 @@ class Sweep:
         attempt.lock.close()
         states = list(self.queue.states().values())
         over = sum(each not in (WAITING, RUNNING) for each in states)
-        params = attempt.trial.params
-        shown = ", ".join(
-            f"{short} {shown_value(value)}" for short, value in zip(short_names(params), params.values(), strict=True)
-        )
-        print(f"[{over}/{len(states)}] trial {attempt.claim.number}: {shown}  {self.plan.metric} {told}", flush=True)
+        head = f"[{over}/{len(states)}] trial {attempt.claim.number}: {shown_params(attempt.trial.params)}"
+        print(f"{head}  {self.plan.metric} {told}", flush=True)
 
 
 def short_names(names: Sequence[str]) -> list[str]:
     """The last parts of options' names, where these tell them apart."""
     last = [name.rpartition(".")[2] for name in names]
     return [short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)]
+
+
+def shown_params(params: dict) -> str:
+    """Parameters and their values in a line."""
+    names = short_names(list(params))
+    return ", ".join(f"{name} {shown_value(value)}" for name, value in zip(names, params.values(), strict=True))
 
 
 def shown_value(value: object) -> str:

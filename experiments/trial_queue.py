@@ -100,9 +100,8 @@ class TrialQueue:
                     elif json.loads(known) != plan:
                         raise InputError(_difference(self.study, json.loads(known), plan))
                     query = select(sqlalchemy.func.count()).where(_trials.c.study == self.study)
-                    rows = [
-                        self._row(number, trials[number]) for number in range(connection.scalar(query), len(trials))
-                    ]
+                    there = connection.scalar(query)
+                    rows = [self._row(number, trials[number]) for number in range(there, len(trials))]
                     if rows:
                         connection.execute(_trials.insert(), rows)
                 return
