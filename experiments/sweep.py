@@ -7,14 +7,16 @@ Run it again, and it goes on where it stopped. The same command elsewhere, with 
 """
 
 import argparse
+import contextlib
+import importlib
+import io
 import itertools
 import json
 import math
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from experiments.runs import MODULES, as_arguments, find_config, read_config
@@ -69,7 +71,7 @@ class Plan:
         metric: a score or loss of ``metrics.csv``.
         direction: "maximize" or "minimize".
         score: which epoch's counts, the "best" or the "last".
-        trials: how many; of a grid, all its points.
+        trials: how many; of a grid the first ones, or all where None.
         sampler: "tpe", "random" or "grid".
         pruner: of Optuna's median pruner, ``startup_trials`` and ``warmup_epochs`` before which it does nothing; None
             where trials are never cut short.
@@ -85,7 +87,7 @@ class Plan:
     metric: str = ""
     direction: str = ""
     score: str = "best"
-    trials: int = 20
+    trials: int | None = 20
     sampler: str = "tpe"
     pruner: dict | None = None
     seed: int = 0
@@ -98,7 +100,8 @@ class Plan:
         # Seed by seed, so that a sweep that is cut short has all settings at fewer seeds.
         names = sorted(self.space, key=lambda name: name != "seed_everything")
         values = [choices if isinstance(choices, list) else choices.values() for choices in map(self.space.get, names)]
-        return [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
+        points = [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
+        return points[: self.trials]
 
 
 def main() -> None:
@@ -117,13 +120,18 @@ def main() -> None:
         help="a database that workers share: sqlite:///FILE on one machine, postgresql://… or mysql://… on many; "
         "default: study.db in the output folder",
     )
+    parser.add_argument("--trials", type=int, default=None, help="in place of the config's; of a grid its first ones")
     parser.add_argument(
         "--workers", type=int, default=1, help="trials at a time on this machine; 0 reports what there is"
     )
     options, others = parser.parse_known_args()
     if options.workers < 0:
         raise InputError(f"--workers is {options.workers}: give 0 (report what there is) or more")
+    if options.trials is not None and options.trials < 1:
+        raise InputError(f"--trials is {options.trials}: give at least 1")
     plan = read_plan(find_config(options.config))
+    if options.trials is not None:
+        plan = replace(plan, trials=options.trials)
     output = options.output or Path("runs") / "sweep" / options.config.stem
     url = options.storage or f"sqlite:///{output / 'study.db'}"
     require_free_options(plan, others)
@@ -174,8 +182,10 @@ def _plan(content: dict) -> Plan:
     grid = content.get("sampler") == "grid"
     if grid and "trials" in content:
         raise InputError("trials is given, and a grid has as many as it has points: leave it out")
+    if grid:
+        content["trials"] = None
     for name, least in (("trials", 1), ("seed", 0)):
-        if name in content and (type(content[name]) is not int or content[name] < least):
+        if content.get(name) is not None and (type(content[name]) is not int or content[name] < least):
             raise InputError(f"{name} is {content[name]!r}: give a whole number from {least}")
     content["space"] = {name: _domain(name, given, grid=grid) for name, given in content["space"].items()}
     if twice := content["space"].keys() & content.get("options", {}).keys():
@@ -250,17 +260,18 @@ def require_free_options(plan: Plan, others: Sequence[str]) -> None:
 
 
 def require_options(plan: Plan, others: Sequence[str]) -> None:
-    """Have ``fit`` parse the first trial's command line, so that options unknown to it are told before any training.
-
-    Raises:
-        InputError: it does not take them.
-    """
+    """Have ``fit`` parse the first trial's command line, so that what it does not take is told before any training."""
     first = {name: domain[0] if isinstance(domain, list) else domain.low for name, domain in plan.space.items()}
-    words = [*trial_arguments(plan, first, others), "--print_config"]
-    result = subprocess.run([sys.executable, "-m", f"{plan.task}.fit", *words], capture_output=True, text=True)
-    if result.returncode:
-        reason = result.stderr.strip().removeprefix("error: ")
-        raise InputError(f"{plan.task}.fit does not take this sweep's options: {reason}")
+    own = sys.argv
+    sys.argv = [f"{plan.task}.fit", *trial_arguments(plan, first, others), "--print_config"]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            importlib.import_module(f"{plan.task}.fit").main()
+    except SystemExit as end:
+        if end.code:  # what is wrong has been printed
+            raise
+    finally:
+        sys.argv = own
 
 
 def trial_arguments(plan: Plan, params: dict, others: Sequence[str]) -> list[str]:

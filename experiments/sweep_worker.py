@@ -174,6 +174,7 @@ class Sweep:
         attempt.told = set() if known is None or known.state == TrialState.FAIL else {*known.intermediate_values}
         trial.set_user_attr("host", host())
         trial.set_user_attr("folder", str(training.folder.path))
+        trial.set_user_attr("log", str(training.log))
         active.append(attempt)
         if (told := self._strange(training)) is not None:
             self._fail(attempt, told)

@@ -64,6 +64,16 @@ class Claim:
     fixed: dict
 
 
+@dataclass(frozen=True)
+class _Heard:
+    """What is known of a worker elsewhere: its signs of life, since when there are so many, and whether one came."""
+
+    owner: str
+    beats: int
+    since: float
+    lives: bool
+
+
 class TrialQueue:
     """The trials of one study.
 
@@ -79,7 +89,7 @@ class TrialQueue:
         self.study = study
         self.storage = open_storage(url)
         self.engine = self.storage.engine
-        self._heard: dict[int, tuple[str, int, float]] = {}  # of other workers: owner, beats, when these changed last
+        self._heard: dict[int, _Heard] = {}  # of workers elsewhere, by their trials
 
     def prepare(self, plan: dict, trials: list[dict]) -> None:
         """Write down what is to be done, all of it or nothing; more trials may be added later.
@@ -170,17 +180,17 @@ class TrialQueue:
     def _is_lost(self, row: sqlalchemy.Row) -> bool:
         if row.host == host():
             return not lives(row.process)
-        return not self._is_heard(row) and time.monotonic() - self._heard[row.number][2] > SILENCE
+        return not self._is_heard(row) and time.monotonic() - self._heard[row.number].since > SILENCE
 
     def _is_heard(self, row: sqlalchemy.Row) -> bool:
         """Whether a worker elsewhere has given a sign of life while this one listened; clocks are never compared."""
-        owner, beats, _ = self._heard.get(row.number, (None, None, None))
-        if owner != row.owner:
-            self._heard[row.number] = row.owner, row.beats, time.monotonic()
-            return False
-        if beats != row.beats:
-            self._heard[row.number] = row.owner, -1, time.monotonic()
-        return self._heard[row.number][1] == -1 and time.monotonic() - self._heard[row.number][2] <= SILENCE
+        known = self._heard.get(row.number)
+        if known is None or known.owner != row.owner:
+            self._heard[row.number] = _Heard(row.owner, row.beats, time.monotonic(), lives=False)
+        elif known.beats != row.beats:
+            self._heard[row.number] = _Heard(row.owner, row.beats, time.monotonic(), lives=True)
+        known = self._heard[row.number]
+        return known.lives and time.monotonic() - known.since <= SILENCE
 
 
 def open_storage(url: str) -> RDBStorage:
@@ -212,7 +222,8 @@ def open_storage(url: str) -> RDBStorage:
             package = _DRIVERS.get(driver, driver)
             raise InputError(f"--storage {shown} needs {driver}: pip install {package}") from None
         except Exception as error:  # of any database's driver
-            if attempt < 4 and "exist" in str(error).lower():  # another worker makes the tables at the same time
+            if attempt < 4 and ("exist" in str(error) or isinstance(error, sqlalchemy.exc.IntegrityError)):
+                # Another worker makes the tables at the same time.
                 time.sleep(0.2 * (attempt + 1))
                 continue
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
