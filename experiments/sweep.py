@@ -282,14 +282,19 @@ def trial_arguments(plan: Plan, params: dict, others: Sequence[str]) -> list[str
 def identity(plan: Plan, others: Sequence[str]) -> dict:
     """What all workers of a study must have in common, and all calls; the number of trials may grow."""
     same = {name: value for name, value in asdict(plan).items() if name not in {"trials", "runs"}}
-    kept, words = [], list(others)
+    return json.loads(json.dumps(same | {"command line": shlex.join(without_places(others))}))
+
+
+def without_places(arguments: Sequence[str]) -> list[str]:
+    """A command line's words less what may differ from machine to machine: where data lies, loading processes."""
+    kept, words = [], list(arguments)
     while words:
         word = words.pop(0)
         if word.partition("=")[0].removeprefix("--") not in _PLACES:
             kept.append(word)
         elif "=" not in word and words:
             words.pop(0)
-    return json.loads(json.dumps(same | {"command line": shlex.join(kept)}))
+    return kept
 
 
 def _import_optuna() -> None:

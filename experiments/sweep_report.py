@@ -47,7 +47,7 @@ def report(sweep: Sweep) -> list[str]:
     trials = sweep.trials()
     states = sweep.queue.states()
     sweep.output.mkdir(parents=True, exist_ok=True)
-    settings = group_by_seed(trials) if "seed_everything" in sweep.plan.space else []
+    settings = group_by_seed(trials, list(sweep.plan.space)) if "seed_everything" in sweep.plan.space else []
     written = ["trials.csv", "sweep.json", "sweep.md"]
     table = markdown(sweep, trials, settings)
     _write(sweep.output / "trials.csv", _csv(sweep, trials))
@@ -78,12 +78,12 @@ def report(sweep: Sweep) -> list[str]:
     ]
 
 
-def group_by_seed(trials: dict[int, FrozenTrial]) -> list[Setting]:
+def group_by_seed(trials: dict[int, FrozenTrial], names: Sequence[str]) -> list[Setting]:
     """Complete trials by all of their parameters but the seed, in the order of their numbers."""
     found: dict[str, Setting] = {}
     for trial in trials.values():
         if trial.state == TrialState.COMPLETE:
-            params = {name: value for name, value in trial.params.items() if name != "seed_everything"}
+            params = {name: trial.params[name] for name in names if name != "seed_everything"}
             cost = tuple(trial.user_attrs["cost"]) if "cost" in trial.user_attrs else None
             setting = found.setdefault(json.dumps(params), Setting(params, [], [], cost))
             setting.values.append(trial.value)

@@ -1,5 +1,6 @@
 """What runs a sweep's trials: takes one that waits, trains it in a process of its own, reports epochs, prunes."""
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -18,9 +19,10 @@ from typing import TextIO
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.runs import MODULES, Training, last_error, plain, validation_image
-from experiments.sweep import Plan, Range, identity, trial_arguments
+from experiments.sweep import Plan, Range, identity, trial_arguments, without_places
 from experiments.trial_queue import BEAT, DONE, FAILED, RUNNING, WAITING, Claim, TrialQueue, host
 from mobile_former.cost import cost
 from mobile_former.errors import InputError, nearest
@@ -44,6 +46,7 @@ class Attempt:
         claim: by which it is this worker's.
         study: with the trial's own sampler and pruner.
         trial: of Optuna.
+        params: of the trial, in the plan's order.
         training: its run.
         lock: held while the run's folder is this worker's.
         process: the training; None where the run was finished before.
@@ -51,11 +54,13 @@ class Attempt:
         pruned: whether it has been told to stop.
         changed: when ``metrics.csv`` last changed.
         beaten: when the last sign of life was given.
+        deadline: of the end of a pruned one.
     """
 
     claim: Claim
     study: optuna.Study
     trial: optuna.Trial
+    params: dict
     training: Training
     lock: TextIO
     process: subprocess.Popen | None = None
@@ -63,6 +68,7 @@ class Attempt:
     pruned: bool = False
     changed: int = 0
     beaten: float = 0.0
+    deadline: float = math.inf
 
 
 class FolderInUseError(Exception):
@@ -114,9 +120,13 @@ class Sweep:
         previous = signal.signal(signal.SIGTERM, _stop)
         try:
             self._work(active, count)
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            _end(active)
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise InputError(f"the database of the sweep failed: {reason}; the same command goes on") from error
         except BaseException:
+            _end(active)
             for attempt in active:
-                _end(attempt.process)
                 self.queue.release(attempt.claim, WAITING)
             raise
         finally:
@@ -164,13 +174,12 @@ class Sweep:
             template = create_trial(state=TrialState.RUNNING, system_attrs=fixed, user_attrs={"number": claim.number})
             trial_id = study._storage.create_new_trial(study._study_id, template_trial=template)
         else:
-            print(f"trial {claim.number} goes on", flush=True)
             trial_id = known._trial_id
         trial = optuna.Trial(study, trial_id)
         params = {name: _suggest(trial, name, domain) for name, domain in self.plan.space.items()}
         training = self._training(claim.number, params)
         training.log.parent.mkdir(parents=True, exist_ok=True)
-        attempt = Attempt(claim, study, trial, training, _locked(training.log.with_suffix(".lock")))
+        attempt = Attempt(claim, study, trial, params, training, _locked(training.log.with_suffix(".lock")))
         attempt.told = set() if known is None or known.state == TrialState.FAIL else {*known.intermediate_values}
         trial.set_user_attr("host", host())
         trial.set_user_attr("folder", str(training.folder.path))
@@ -180,6 +189,8 @@ class Sweep:
             self._fail(attempt, told)
             active.remove(attempt)
         elif not training.folder.is_finished:
+            if training.folder.has_checkpoint:
+                print(f"trial {claim.number} goes on from its last checkpoint", flush=True)
             attempt.process = _start(training, count)
             self.queue.tell_training(claim, attempt.process.pid)
 
@@ -194,11 +205,11 @@ class Sweep:
     def _strange(self, training: Training) -> str | None:
         """Write down the options of a run; what is wrong where its folder is of a run with others."""
         path = training.log.with_suffix(".json")
-        if path.is_file() and training.folder.path.is_dir():
-            known = json.loads(path.read_text())
-            if known != training.arguments and self.plan.runs:
-                told = f"{training.folder.path} was trained with {shlex.join(known)}"
-                return f"error: {told}: delete it, or give other runs"
+        if training.folder.path.is_dir():
+            known = json.loads(path.read_text()) if path.is_file() else None
+            if known is None or without_places(known) != without_places(training.arguments):
+                whose = "by somebody else" if known is None else f"with {shlex.join(known)}"
+                return f"error: {training.folder.path} was trained {whose}: delete it, or give another --output"
         path.write_text(json.dumps(training.arguments) + "\n")
         return None
 
@@ -208,7 +219,7 @@ class Sweep:
             attempt.beaten = time.monotonic()
             if not self.queue.beat(attempt.claim):
                 print(f"trial {attempt.claim.number} was given to another worker, as this one was silent", flush=True)
-                _end(attempt.process)
+                _end([attempt])
                 attempt.lock.close()
                 return True
         ended = attempt.process is None or attempt.process.poll() is not None  # asked before the last look
@@ -217,8 +228,11 @@ class Sweep:
             attempt.told.add(epoch)
             if not ended and not attempt.pruned and self.plan.pruner and attempt.trial.should_prune():
                 attempt.pruned = True
-                _end(attempt.process)
-        if not ended and attempt.process.poll() is None:
+                attempt.process.terminate()
+                attempt.deadline = time.monotonic() + PATIENCE
+        if not ended:
+            if attempt.pruned and time.monotonic() > attempt.deadline:
+                attempt.process.kill()
             return False
         self._close(attempt)
         return True
@@ -262,7 +276,10 @@ class Sweep:
                 return
             attempt.trial.set_user_attr("seconds", json.loads(folder.metrics_json.read_text())["seconds"])
             if {f"model.{option}" for option in MODULES[plan.task].architecture} & plan.space.keys():
-                attempt.trial.set_user_attr("cost", _cost(attempt.training))
+                with contextlib.suppress(
+                    InputError, OSError
+                ):  # no checkpoint or data here; the score counts all the same
+                    attempt.trial.set_user_attr("cost", _cost(attempt.training))
             attempt.study.tell(attempt.trial, value)
             self._release(attempt, DONE, _figure(value))
 
@@ -276,7 +293,7 @@ class Sweep:
         attempt.lock.close()
         states = list(self.queue.states().values())
         over = sum(each not in (WAITING, RUNNING) for each in states)
-        head = f"[{over}/{len(states)}] trial {attempt.claim.number}: {shown_params(attempt.trial.params)}"
+        head = f"[{over}/{len(states)}] trial {attempt.claim.number}: {shown_params(attempt.params)}"
         print(f"{head}  {self.plan.metric} {told}", flush=True)
 
 
@@ -351,16 +368,18 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _end(process: subprocess.Popen | None) -> None:
-    """Have a training write its last checkpoint and end."""
-    if process is None or process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _end(active: Sequence[Attempt]) -> None:
+    """Have trainings write their last checkpoints and end."""
+    processes = [attempt.process for attempt in active if attempt.process is not None]
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + PATIENCE
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _stop(*_) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy import Column, Integer, MetaData, String, Table, Text, and_, sel
 from mobile_former.errors import InputError
 
 BEAT = 5.0  # seconds between two signs of life
-SILENCE = 60.0  # seconds without one after which a worker on another machine is given up
+SILENCE = 120.0  # seconds without one after which a worker on another machine is given up
 BUSY = 600  # seconds to wait for SQLite's lock, which is held for milliseconds
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
