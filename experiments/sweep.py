@@ -22,6 +22,7 @@ from pathlib import Path
 from experiments.runs import MODULES, as_arguments, find_config, read_config
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.command import run_command
+from mobile_former.training.extras import import_extra
 
 SAMPLERS = ("tpe", "random", "grid")
 _PRUNER = {"startup_trials": 5, "warmup_epochs": 1}
@@ -135,7 +136,7 @@ def main() -> None:
     output = options.output or Path("runs") / "sweep" / options.config.stem
     url = options.storage or f"sqlite:///{output / 'study.db'}"
     require_free_options(plan, others)
-    _import_optuna()
+    import_extra("optuna", "sweep", "a sweep needs optuna")
     from experiments.sweep_report import report
     from experiments.sweep_worker import Sweep
 
@@ -295,16 +296,6 @@ def without_places(arguments: Sequence[str]) -> list[str]:
         elif "=" not in word and words:
             words.pop(0)
     return kept
-
-
-def _import_optuna() -> None:
-    try:
-        import optuna
-    except ImportError as error:
-        raise InputError(
-            f"a sweep needs optuna, which cannot be imported ({error}): pip install -c constraints.txt -e '.[sweep]'"
-        ) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 if __name__ == "__main__":

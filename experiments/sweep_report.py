@@ -3,20 +3,19 @@
 import csv
 import io
 import json
-import os
 import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.runs import in_units, mean_and_spread
 from experiments.sweep import trial_arguments
 from experiments.sweep_figures import draw_history, draw_importances, draw_parallel_coordinates, draw_settings
-from experiments.sweep_worker import Sweep, short_names, shown_value
+from experiments.sweep_worker import Sweep, locked, short_names, shown_value
 from experiments.trial_queue import RUNNING, WAITING
+from mobile_former.training.whole_file import write_whole
 
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
@@ -44,15 +43,21 @@ def report(sweep: Sweep) -> list[str]:
     Returns:
         A line for each trial that failed.
     """
+    sweep.output.mkdir(parents=True, exist_ok=True)
+    with locked(sweep.output / "report.lock", wait=True):  # several workers may end at the same time
+        return _report(sweep)
+
+
+def _report(sweep: Sweep) -> list[str]:
     trials = sweep.trials()
     states = sweep.queue.states()
-    sweep.output.mkdir(parents=True, exist_ok=True)
     settings = group_by_seed(trials, list(sweep.plan.space)) if "seed_everything" in sweep.plan.space else []
     written = ["trials.csv", "sweep.json", "sweep.md"]
     table = markdown(sweep, trials, settings)
-    _write(sweep.output / "trials.csv", _csv(sweep, trials))
-    _write(sweep.output / "sweep.json", json.dumps(summary(sweep, trials, settings), indent=2) + "\n")
-    _write(sweep.output / "sweep.md", table)
+    write_whole(sweep.output / "trials.csv", _csv(sweep, trials).encode())
+    content = json.dumps(summary(sweep, trials, settings), indent=2) + "\n"
+    write_whole(sweep.output / "sweep.json", content.encode())
+    write_whole(sweep.output / "sweep.md", table.encode())
     print(f"\n{table}")
     complete = {number: trial for number, trial in trials.items() if trial.state == TrialState.COMPLETE}
     pictures = {
@@ -178,10 +183,3 @@ def _csv(sweep: Sweep, trials: dict[int, FrozenTrial]) -> str:
         record = _record(number, trial)
         writer.writerow(record | record["params"])
     return file.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole, since several workers may report at the same time."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text)
-    part.replace(path)

@@ -34,6 +34,8 @@ try:
 except ImportError:  # Windows, where two sweeps that share a folder of runs are not kept apart
     fcntl = None
 
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # each trial is told here in a line
+
 PAUSE = 0.3  # seconds between two looks at the trainings
 PATIENCE = 60  # seconds for a training that was told to stop
 
@@ -178,8 +180,7 @@ class Sweep:
         trial = optuna.Trial(study, trial_id)
         params = {name: _suggest(trial, name, domain) for name, domain in self.plan.space.items()}
         training = self._training(claim.number, params)
-        training.log.parent.mkdir(parents=True, exist_ok=True)
-        attempt = Attempt(claim, study, trial, params, training, _locked(training.log.with_suffix(".lock")))
+        attempt = Attempt(claim, study, trial, params, training, locked(training.log.with_suffix(".lock")))
         attempt.told = set() if known is None or known.state == TrialState.FAIL else {*known.intermediate_values}
         trial.set_user_attr("host", host())
         trial.set_user_attr("folder", str(training.folder.path))
@@ -386,16 +387,17 @@ def _stop(*_) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def _locked(path: Path) -> TextIO:
+def locked(path: Path, *, wait: bool = False) -> TextIO:
     """An open file on which this process has a lock until it is closed.
 
     Raises:
-        FolderInUseError: another process has it.
+        FolderInUseError: another process has it, and it is not waited for.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
     if fcntl is not None:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.close()
             raise FolderInUseError from None

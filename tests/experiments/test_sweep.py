@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import cv2
 import optuna
@@ -21,6 +20,7 @@ from experiments import runs, sweep, trial_queue
 from experiments.sweep import Range, main, read_plan
 from experiments.trial_queue import DONE, FAILED, RUNNING, TrialQueue, open_storage, process_identity
 from mobile_former import InputError
+from mobile_former.training.run_folder import RunFolder
 from tests.conftest import ROOT, run_module
 from tests.experiments.stand_in import stand_in_for_fit
 
@@ -157,6 +157,16 @@ def test_sweeps_that_share_a_folder_of_runs_train_a_run_once(sweeping, tmp_path)
     finished = Counter(line.split()[0] for line in listed(tmp_path) if line.endswith("finished"))
     assert finished == {"learning_rate-0.001": 1, "learning_rate-0.01": 1, "learning_rate-0.0001": 1}
     assert [row["value"] for row in records(tmp_path / "runs/sweep/two")] == ["1.0", "0.75"]
+
+
+def test_a_run_that_is_there_from_another_sweep_is_not_taken_for_this_ones(sweeping, tmp_path):
+    config = write_config(tmp_path / "rates.yaml", trials=1)
+    assert sweeping("--config", str(config))[0] == 0
+    (tmp_path / "runs/sweep/rates/study.db").unlink()
+    write_config(config, trials=1, seed=1)
+    status, _, err = sweeping("--config", str(config))
+    assert status == 1
+    assert re.search(r"trial-0 was trained with .*delete it, or give another --output", err)
 
 
 def test_another_config_under_the_same_study_is_refused_but_for_more_trials(sweeping, tmp_path):
@@ -411,9 +421,7 @@ def test_real_trainings_are_stopped_by_sigterm_and_go_on(tmp_path):
     assert result.returncode == 0, result.stderr
     assert [row["state"] for row in records(output)] == ["complete"] * 2
     for row in records(output):
-        epochs = [
-            line.split(",")[0] for line in Path(tmp_path, row["folder"], "metrics.csv").read_text().splitlines()[1:]
-        ]
-        assert {"0", "1", "2"} <= set(epochs)
+        rows = RunFolder(tmp_path / row["folder"]).history()
+        assert [row["epoch"] for row in rows if "val/top1" in row] == [0, 1, 2]
     best = json.loads((output / "sweep.json").read_text())["best"]
     assert best["command"].startswith("python -m classification.fit --config digits.yaml")
