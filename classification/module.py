@@ -16,6 +16,7 @@ from classification.baselines import create_baseline
 from classification.data import ClassificationData
 from classification.mixup import mixup
 from classification.pictures import draw_predictions
+from mobile_former.ablation import ablate, ablation_names
 from mobile_former.errors import InputError
 from mobile_former.training.baselines import is_baseline
 from mobile_former.training.figures import draw_confusion
@@ -31,6 +32,8 @@ class ClassificationModule(LightningModule):
             transformers/resnet18 to 101, of the optional extra "baselines".
         pretrained: a weights file to start from: the authors', this project's, safetensors; of another library's model
             one in its own layout.
+        ablation: what to leave out of Mobile-Former, one or several with commas between, see
+            :func:`mobile_former.ablation.ablate`.
         dropout: rate before the last linear.
         drop_path: stochastic depth's rate at the last block.
         learning_rate: the peak, reached after the warm-up, from where it falls along a cosine to 0.
@@ -52,7 +55,7 @@ class ClassificationModule(LightningModule):
     """
 
     monitor = "val/top1"
-    architecture = ("name",)
+    architecture = ("name", "ablation")
     curves = {"loss": ("train/loss", "val/loss"), "accuracy": ("train/top1", "val/top1", "val/top5")}  # noqa: RUF012
 
     def __init__(
@@ -60,6 +63,7 @@ class ClassificationModule(LightningModule):
         class_names: list[str],
         name: str = "mobile_former_294m",
         pretrained: str | None = None,
+        ablation: str | None = None,
         dropout: float = 0.0,
         drop_path: float = 0.0,
         learning_rate: float = 1e-3,
@@ -91,10 +95,18 @@ class ClassificationModule(LightningModule):
             raise InputError(f"--model.ema_decay is {ema_decay}: give 0 (no average) to below 1")
         class_names = list(class_names)
         self.save_hyperparameters(ignore=["pretrained"], logger=False)
-        create_model = create_baseline if is_baseline(name) else mobile_former.create_model
-        self.model = create_model(
-            name, num_classes=len(class_names), dropout=dropout, drop_path=drop_path, pretrained=pretrained
-        ).to(memory_format=torch.channels_last)
+        options = {"num_classes": len(class_names), "dropout": dropout, "drop_path": drop_path}
+        if is_baseline(name):
+            if ablation is not None:
+                raise InputError(f"--model.ablation knows Mobile-Former, not {name}: leave it out")
+            model = create_baseline(name, pretrained=pretrained, **options)
+        else:
+            model = mobile_former.create_model(name, **options)
+            if ablation is not None:
+                ablate(model, ablation)
+            if pretrained is not None:
+                mobile_former.load_weights(model, pretrained)
+        self.model = model.to(memory_format=torch.channels_last)
         if freeze_backbone:
             if not hasattr(self.model, "backbone"):
                 raise InputError(f"--model.freeze_backbone: {name} does not tell backbone and classifier apart")
@@ -178,7 +190,7 @@ class ClassificationModule(LightningModule):
     @property
     def label(self) -> str:
         """A short name for tables and folders."""
-        return self.hparams.name
+        return "-".join(filter(None, (self.hparams.name, *ablation_names(self.hparams.ablation or ""))))
 
     def describe(self) -> str:
         """What is trained, in a line."""

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 import mobile_former
+from detection.ablation import ablate
 from detection.batch import pad
 from detection.data import DetectionData
 from detection.evaluation import NUMBERS, CocoAP
 from detection.factory import create_detector
 from detection.pictures import draw_comparison
 from detection.variants import E2E_VARIANTS
+from detection.weights import load_detector_weights
+from mobile_former.ablation import ablation_names
 from mobile_former.errors import InputError
 from mobile_former.training.baselines import is_baseline
 from mobile_former.training.command import console
@@ -41,6 +44,7 @@ class DetectionModule(LightningModule):
             101, of the optional extra "baselines".
         pretrained: a weights file to start from: a classifier's, the authors' or this project's, of which the backbone
             is taken; or a detector's of this project, with these or other classes.
+        ablation: what to leave out, one or several with commas between, see :func:`detection.ablation.ablate`.
         focal: classes by sigmoid and focal loss, in place of softmax with "no object". This and the next three are
             E2E-MF's; other detectors take no notice of them.
         refine_boxes: each block corrects the boxes of the one before, and queries look around their boxes.
@@ -67,7 +71,7 @@ class DetectionModule(LightningModule):
     """
 
     monitor = "val/AP"
-    architecture = ("name", "backbone", "focal", "refine_boxes", "dense_head", "choose_queries")
+    architecture = ("name", "backbone", "ablation", "focal", "refine_boxes", "dense_head", "choose_queries")
     curves = {  # noqa: RUF012
         "loss": ("train/loss", "val/loss"),
         "terms of the loss": ("train/loss_ce", "train/loss_bbox", "train/loss_giou"),
@@ -80,6 +84,7 @@ class DetectionModule(LightningModule):
         name: str = "e2e_mf_294m",
         backbone: str | None = None,
         pretrained: str | None = None,
+        ablation: str | None = None,
         focal: bool = False,
         refine_boxes: bool = False,
         dense_head: bool = False,
@@ -120,9 +125,13 @@ class DetectionModule(LightningModule):
         }
         if name not in E2E_VARIANTS:
             options = {}  # so that one config serves all
-        self.model = create_detector(
-            name, num_classes=len(class_names), backbone=backbone, pretrained=pretrained, **options
-        )
+        self.model = create_detector(name, num_classes=len(class_names), backbone=backbone, **options)
+        if ablation is not None:
+            if is_baseline(self.model.backbone_name):
+                raise InputError(f"--model.ablation knows Mobile-Former, not {self.model.backbone_name}: leave it out")
+            ablate(self.model, ablation)
+        if pretrained is not None:
+            load_detector_weights(self.model, pretrained)
         if freeze_batch_norm:
             for norm in self._backbone_norms():
                 norm.requires_grad_(False)
@@ -216,7 +225,8 @@ class DetectionModule(LightningModule):
     @property
     def label(self) -> str:
         """A short name for tables and folders."""
-        return "-".join(filter(None, (self.hparams.name, self.hparams.backbone)))
+        ablations = ablation_names(self.hparams.ablation or "")
+        return "-".join(filter(None, (self.hparams.name, self.hparams.backbone, *ablations)))
 
     @property
     def category_ids(self) -> list[int]:

@@ -10,7 +10,6 @@ comparison.md, comparison.json and comparison.png.
 
 import argparse
 import json
-import re
 import shlex
 import statistics
 import subprocess
@@ -21,30 +20,33 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from classification.data import ClassificationData
-from classification.module import ClassificationModule
-from detection.batch import pad
-from detection.data import DetectionData
-from detection.module import DetectionModule
 from experiments.interleaved import interleave
 from experiments.matching import now
+from experiments.runs import (
+    MODULES,
+    Training,
+    as_arguments,
+    find_config,
+    in_units,
+    last_error,
+    mean_and_spread,
+    plain,
+    read_config,
+    require_same_options,
+    validation_image,
+)
 from mobile_former.cost import cost
-from mobile_former.errors import InputError, nearest
+from mobile_former.errors import InputError
 from mobile_former.training.checkpoint import load_checkpoint
 from mobile_former.training.command import run_command
 from mobile_former.training.figures import COLOURS
-from mobile_former.training.images import normalise
 from mobile_former.training.run_folder import RunFolder
 
-CONFIGS = Path(__file__).parent / "configs"
 ROUNDS = 30  # of the timing, each of one image a model
 SCORES = {"classification": ("top1",), "detection": ("AP", "AP50")}  # the first is drawn
-MODULES = {"classification": ClassificationModule, "detection": DetectionModule}
-DATA = {"classification": ClassificationData, "detection": DetectionData}
 
 
 @dataclass(frozen=True)
@@ -69,22 +71,16 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training.
+class Run(Training):
+    """One training of a model.
 
     Attributes:
         label: of the model.
         seed: of everything random.
-        folder: of the run.
-        arguments: of the task's ``fit``, that tell what is trained.
-        log: what it printed.
     """
 
     label: str
     seed: int
-    folder: RunFolder
-    arguments: list[str]
-    log: Path
 
 
 def main() -> None:
@@ -99,7 +95,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None, help="folder; default: runs/compare/<config's name>")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="in place of the config's")
     options, others = parser.parse_known_args()
-    plan = read_plan(find_plan(options.config))
+    plan = read_plan(find_config(options.config))
     if options.seeds:
         plan = replace(plan, seeds=list(dict.fromkeys(options.seeds)))
     output = options.output or Path("runs") / "compare" / options.config.stem
@@ -110,7 +106,7 @@ def main() -> None:
         print(f"[{number}/{len(runs)}] {run.label}, seed {run.seed}", flush=True)
         if run.folder.is_finished:
             print("    finished before")
-        elif train(run, plan.task) or not run.folder.is_finished:
+        elif train(run) or not run.folder.is_finished:
             failed.append(run)
     finished = [run for run in runs if run.folder.is_finished]
     if finished:
@@ -121,39 +117,14 @@ def main() -> None:
         sys.exit(1)
 
 
-def find_plan(path: Path) -> Path:
-    """The config of a comparison: the file itself, or the repository's own of that name.
-
-    Raises:
-        FileNotFoundError: there is neither.
-    """
-    for candidate in (path, CONFIGS / path.name):
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(f"no config {path}: {nearest(path.name, sorted(own.name for own in CONFIGS.iterdir()))}")
-
-
 def read_plan(path: Path) -> Plan:
     """Read a comparison's config.
 
     Raises:
         InputError: not a config of a comparison.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
     names = list(Plan.__dataclass_fields__)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no comparison: give {', '.join(names)}")
-    for name in content:
-        if name not in names:
-            raise InputError(f"{path}: {name!r} is not known: {nearest(str(name), names)}")
-    if missing := [name for name in names[:4] if not content.get(name)]:
-        raise InputError(f"{path} lacks {', '.join(missing)}")
-    plan = Plan(**{name: value for name, value in content.items() if value is not None})
-    if plan.task not in SCORES:
-        raise InputError(f"{path}: task is {plan.task!r}: {nearest(str(plan.task), SCORES)}")
+    plan = Plan(**read_config(path, names, names[:4], "comparison"))
     if plan.split not in {"val", "test"}:
         raise InputError(f"{path}: split is {plan.split!r}: choose 'val' or 'test'")
     if not isinstance(plan.models, dict) or not all(isinstance(own, dict) and own for own in plan.models.values()):
@@ -172,41 +143,19 @@ def plan_runs(plan: Plan, output: Path, others: Sequence[str]) -> list[Run]:
         for label, own in plan.models.items():
             name = f"{plain(label)}-seed{seed}"
             arguments = ["--config", plan.config, "--seed_everything", str(seed)]
-            for option, value in {**plan.options, **own}.items():
-                arguments += [f"--{option}", value if isinstance(value, str) else json.dumps(value)]
+            arguments += as_arguments({**plan.options, **own})
             folder = RunFolder(output / plan.task / name)
-            runs.append(Run(label, seed, folder, [*arguments, *others], output / "logs" / f"{name}.log"))
+            log = output / "logs" / f"{name}.log"
+            runs.append(Run(plan.task, folder, [*arguments, *others], log, label, seed))
     return runs
 
 
-def require_same_options(runs: Sequence[Run], path: Path) -> None:
-    """Keep the options of all runs in a file, and refuse others for runs that are there already.
-
-    Raises:
-        InputError: a run was begun with other options.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    for run in runs:
-        name = run.folder.path.name
-        if run.folder.path.is_dir() and known.get(name, run.arguments) != run.arguments:
-            raise InputError(
-                f"{run.folder.path} was trained with {shlex.join(known[name])}, and now {shlex.join(run.arguments)} "
-                "is asked for: give another --output, or delete that folder"
-            )
-        known[name] = run.arguments
-    path.write_text(json.dumps(known, indent=2) + "\n")
-
-
-def train(run: Run, task: str) -> int:
-    """Train in a process of its own, going on from the last checkpoint where there is one; returns its exit status."""
-    arguments = [*run.arguments, "--runs_folder", str(run.folder.path.parent.parent), "--name", run.folder.path.name]
-    arguments += ["--ckpt_path", "auto"]
+def train(run: Run) -> int:
+    """Train in a process of its own; returns its exit status."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", f"{task}.fit", *arguments]
     with run.log.open("a") as log:
-        log.write(f"$ {shlex.join(command)}\n")
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        log.write(f"$ {shlex.join(run.command)}\n")
+        with subprocess.Popen(run.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             for line in process.stdout:
                 log.write(line)
                 log.flush()
@@ -215,12 +164,6 @@ def train(run: Run, task: str) -> int:
     if process.returncode:
         print(f"    failed: {last_error(run.log)}", flush=True)
     return process.returncode
-
-
-def last_error(log: Path) -> str:
-    """The last line of a log that tells of an error, or else its last line."""
-    lines = [line for line in log.read_text().splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if re.match(r"(error|\w+Error|\w+Exception)\b", line)), lines[-1])
 
 
 @dataclass
@@ -276,15 +219,6 @@ def compare(plan: Plan, runs: Sequence[Run]) -> list[Row]:
     for row, latency in zip(rows, latencies(timed), strict=True):
         row.latency = latency
     return rows
-
-
-def validation_image(task: str, data_options: dict) -> torch.Tensor:
-    """The first validation image as a batch ``(1, 3, H, W)``, of the size in which the model sees it."""
-    data = DATA[task](**data_options)
-    data.setup("validate")
-    image = data.val_set[0]["image"]
-    batch = pad([image])[0] if task == "detection" else image[None]
-    return normalise(batch, data_options["mean"], data_options["std"])
 
 
 def test(run: Run, task: str) -> dict[str, float]:
@@ -345,17 +279,6 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{note}\n"
 
 
-def in_units(count: int) -> str:
-    """Millions, or billions from one on."""
-    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    """The mean, and where there are several values their standard deviation."""
-    text = f"{statistics.mean(values):.4f}"
-    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.4f}"
-
-
 def draw(rows: Sequence[Row], plan: Plan, path: Path) -> None:
     """Draw the score against multiply-adds, parameters and latency: each seed as a dot, mean and deviation as a bar."""
     name = SCORES[plan.task][0]
@@ -389,11 +312,6 @@ def draw(rows: Sequence[Row], plan: Plan, path: Path) -> None:
     for text in legend.get_texts():
         text.set_parse_math(False)
     figure.savefig(path, dpi=110)
-
-
-def plain(label: str) -> str:
-    """A label as a folder's name."""
-    return re.sub(r"[^\w.]+", "-", label).strip("-.").lower() or "model"
 
 
 if __name__ == "__main__":

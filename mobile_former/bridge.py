@@ -57,8 +57,8 @@ class MobileToFormer(nn.Module):
             The tokens ``(B, M, d)``, and the scaled logits of the attention ``(B, heads, M, H·W)`` before any softmax,
             mask or focus.
         """
-        values = _split_channels(x)  # (B, heads, C/heads, H·W)
-        keys = values if map_position is None else _split_channels(x + map_position)
+        values = _split_channels(self.values(x))  # (B, heads, C/heads, H·W)
+        keys = _split_channels(self.keys(located(x, map_position)))
         query = _split_features(self.query(located(tokens, token_position)))  # (B, heads, M, C/heads)
         logits = (query * query.shape[-1] ** -0.5) @ keys
         visible = logits if focus is None else logits + focus[:, None].to(logits.dtype)
@@ -69,6 +69,14 @@ class MobileToFormer(nn.Module):
         if self.gate is not None:
             gathered = gathered * (2 * F.hardsigmoid(self.gate(tokens)))
         return self.norm(tokens + self.drop_path(self.output(gathered))), logits
+
+    def keys(self, x: Tensor) -> Tensor:
+        """What stands for the map ``(B, C, H, W)`` as keys: the map itself."""
+        return x
+
+    def values(self, x: Tensor) -> Tensor:
+        """What stands for it as values: the map itself."""
+        return x
 
 
 class FormerToMobile(nn.Module):
@@ -94,13 +102,21 @@ class FormerToMobile(nn.Module):
         """
         key = _split_features(self.key(located(tokens, token_position)))  # (B, heads, M, C/heads)
         value = _split_features(self.value(tokens))
-        logits = (key * key.shape[-1] ** -0.5) @ _split_channels(x)  # (B, heads, M, H·W)
+        logits = (key * key.shape[-1] ** -0.5) @ _split_channels(self.queries(x))  # (B, heads, M, H·W)
         gathered = value.transpose(2, 3) @ self.attention(logits)  # (B, heads, C/heads, H·W)
-        return x + self.drop_path(gathered.reshape(x.shape))
+        return x + self.drop_path(self.output(gathered.reshape(x.shape)))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """What stands for the map ``(B, C, H, W)`` as queries: the map itself."""
+        return x
+
+    def output(self, gathered: Tensor) -> Tensor:
+        """What of the gathered ``(B, C, H, W)`` is added to the map: all, as it is."""
+        return gathered
 
 
 def located(tokens: Tensor, position: Tensor | None) -> Tensor:
-    """Tokens with their positions, where they have some."""
+    """Tokens, or a map, with their positions, where they have some."""
     return tokens if position is None else tokens + position
 
 

@@ -6,6 +6,7 @@ import functools
 import torch
 from torch import nn
 
+from mobile_former.ablation import is_ablated
 from mobile_former.conv_norm import ConvNorm
 from mobile_former.deployed_backbone import DeployedBackbone, DeployedMobileFormer
 from mobile_former.deployed_mobile import DeployedMobile
@@ -50,15 +51,23 @@ def _(module: ConvNorm) -> nn.Module:
 
 @inference_form.register
 def _(module: Mobile) -> nn.Module:
-    return DeployedMobile(module, flat=False) if type(module) is Mobile else inference_form.dispatch(nn.Module)(module)
+    return DeployedMobile(module, flat=False) if _is_published(module, Mobile) else _with_parts_replaced(module)
 
 
 @inference_form.register
 def _(module: Backbone) -> nn.Module:
-    return DeployedBackbone(module) if type(module) is Backbone else inference_form.dispatch(nn.Module)(module)
+    return DeployedBackbone(module) if _is_published(module, Backbone) else _with_parts_replaced(module)
 
 
 @inference_form.register
 def _(module: MobileFormer) -> nn.Module:
-    # Where a class of its own computes otherwise, its parts alone are replaced.
-    return DeployedMobileFormer(module) if type(module) is MobileFormer else inference_form.dispatch(nn.Module)(module)
+    return DeployedMobileFormer(module) if _is_published(module, MobileFormer) else _with_parts_replaced(module)
+
+
+def _is_published(module: nn.Module, kind: type) -> bool:
+    """Whether a module computes what its kind does; of a class of its own, or ablated, its parts alone are replaced."""
+    return type(module) is kind and not is_ablated(module)
+
+
+def _with_parts_replaced(module: nn.Module) -> nn.Module:
+    return inference_form.dispatch(nn.Module)(module)

@@ -31,12 +31,16 @@ class Former(nn.Module):
 
         ``position`` ``(B, M, d)`` is added to the tokens where they serve as queries and keys.
         """
+        tokens = self.attend(tokens, position)
+        return self.ffn_norm(tokens + self.ffn(tokens))
+
+    def attend(self, tokens: Tensor, position: Tensor | None) -> Tensor:
+        """The attention alone, which the feed-forward layer follows."""
         placed = located(tokens, position)
         query = self._split(self.query(placed))  # (B, heads, M, d/heads)
         logits = (query * query.shape[-1] ** -0.5) @ self._split(placed).transpose(2, 3)
         gathered = (logits.softmax(-1) @ self._split(tokens)).transpose(1, 2).flatten(2)
-        tokens = self.attention_norm(tokens + self.drop_path(self.output(gathered)))
-        return self.ffn_norm(tokens + self.ffn(tokens))
+        return self.attention_norm(tokens + self.drop_path(self.output(gathered)))
 
     @staticmethod
     def _split(tokens: Tensor) -> Tensor:

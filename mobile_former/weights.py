@@ -69,7 +69,7 @@ def load_weights(model: MobileFormer, path: str | Path, ema: bool = False) -> Lo
     path = Path(path)
     state, entry = read_weights(path, ema)
     expected = model.state_dict()
-    _require_variant(path, state, model.variant)
+    _require_variant(path, state, model.variant, _layout(expected))
     _require_channels(path, state, model.in_chans)
     rows, num_classes = (len(state[name]) for name in _HEAD)
     if rows != num_classes:
@@ -102,10 +102,13 @@ def load_backbone_weights(backbone: Backbone, variant: str, path: str | Path) ->
     """
     path = Path(path)
     state, _ = read_weights(path)
-    _require_variant(path, state, variant)
+    _require_variant(path, state, variant, _published_layout(variant))
     _require_channels(path, state, backbone.in_chans)
     prefix = "backbone."
-    backbone.load_state_dict({n.removeprefix(prefix): tensor for n, tensor in state.items() if n.startswith(prefix)})
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    if _layout(state) != _layout(backbone.state_dict()):
+        raise InputError(f"{path} holds the published {variant}, not an ablated one: train that from scratch")
+    backbone.load_state_dict(state)
     _logger.info("loaded the backbone out of %s", path)
 
 
@@ -237,17 +240,18 @@ def _select(path: Path, content: object, ema: bool) -> tuple[object, str]:
     return (content["state_dict"], "state_dict") if wrapped else (content, "file")
 
 
-def _require_variant(path: Path, state: dict[str, Tensor], expected_variant: str) -> None:
-    """Raise InputError where a file's tensors are not those of the model's variant."""
+def _require_variant(path: Path, state: dict[str, Tensor], expected_variant: str, expected: dict[str, tuple]) -> None:
+    """Raise InputError where a file's tensors are not those of the model's variant, whose layout is ``expected``."""
     layout = _layout(state)
+    if layout == expected:
+        return
     for variant in VARIANTS:
         if layout == _published_layout(variant):
             if variant == expected_variant:
-                return
+                raise InputError(f"{path} holds the published {variant}, not an ablated one: train that from scratch")
             raise InputError(
                 f"{path} holds the weights of {variant}, but the model is {expected_variant}: create {variant!r}"
             )
-    expected = _published_layout(expected_variant)
     differences = [
         (f"it lacks {len(expected.keys() - layout.keys())}", sorted(expected.keys() - layout.keys())),
         (f"it has {len(layout.keys() - expected.keys())} unknown", sorted(layout.keys() - expected.keys())),

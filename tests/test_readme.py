@@ -70,6 +70,8 @@ def test_the_commands_of_the_readme_run_in_its_order(reader):
                 words += ["--image_size", "[96, 96]"]
         if words[2] == "experiments.compare":
             words = [*words[: words.index("--seeds")], "--seeds", "0", "--trainer.max_epochs", "1", *COMPARED]
+        if words[2] == "experiments.sweep":
+            words += ["--trials", "1", "--trainer.max_epochs", "1", *COMPARED]
         if words[2] == "experiments.benchmark":
             words += TIMED
         result = run_module(*words[2:], cwd=reader)

@@ -151,7 +151,10 @@ def test_a_config_that_is_no_comparison_is_told_in_a_line(content, message, tmp_
         read_plan(write_plan(tmp_path / "plan.yaml", **content))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+COMPARISONS = [path for path in (ROOT / "experiments" / "configs").glob("*.yaml") if "models:" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", sorted(COMPARISONS), ids=lambda path: path.stem)
 def test_the_comparisons_of_the_repository_can_be_read(path):
 
     plan = read_plan(path)

@@ -1,0 +1,66 @@
+"""Trainings of a second in place of real ones, for tests of what surrounds them.
+
+As a module it is ``experiments.sweep`` with such trainings; as a script, one of them: it has ``fit``'s options, writes
+what ``fit`` writes, goes on where it was stopped, and keeps a list of what it was told to train.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+EPOCHS = 4
+HEADER = "epoch,step,val/top1\n"
+
+
+def train() -> None:
+    options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+    folder = Path(options["--runs_folder"]) / "classification" / options["--name"]
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    last, table = folder / "checkpoints" / "last.ckpt", folder / "metrics.csv"
+    done = int(last.read_text()) if last.is_file() else 0
+    _list(f"{options['--name']} from {done}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    rate = float(options["--model.learning_rate"])
+    if rate < 0:
+        sys.exit("error: the learning rate is negative")
+    rows = table.read_text().splitlines()[1 : 1 + done] if done else []
+    for epoch in range(done, EPOCHS):
+        time.sleep(float(os.environ.get("STAND_IN_SECONDS", 0)))
+        score = (1 - abs(math.log10(rate) + 3) / 4) * (epoch + 1) / EPOCHS
+        rows.append(f"{epoch},{epoch},{score + int(options.get('--seed_everything', 0)) / 100:.6f}")
+        table.write_text(HEADER + "\n".join(rows) + "\n")
+        last.with_suffix(".part").write_text(str(epoch + 1))
+        last.with_suffix(".part").replace(last)
+    (folder / "metrics.json").write_text(json.dumps({"seconds": 1.0}))
+    _list(f"{options['--name']} finished")
+
+
+def _list(line: str) -> None:
+    with open(os.environ["STAND_IN_LIST"], "a") as file:
+        file.write(line + "\n")
+
+
+def stand_in_for_fit() -> None:
+    """Have sweeps of this process train so."""
+    from experiments import runs, sweep
+
+    def command(training: runs.Training) -> list[str]:
+        place = ["--runs_folder", str(training.folder.path.parent.parent), "--name", training.folder.path.name]
+        return [sys.executable, __file__, *training.arguments, *place]
+
+    runs.Training.command = property(command)
+    sweep.require_options = lambda plan, others: None
+
+
+if __name__ == "__main__" and __spec__ is None:
+    train()
+elif __name__ == "__main__":
+    from experiments.sweep import main
+    from mobile_former.training.command import run_command
+
+    stand_in_for_fit()
+    run_command(main)
