@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
+
 from mobile_former.cost import cost
 from mobile_former.errors import InputError
 from mobile_former.usage import Usage
@@ -96,13 +98,14 @@ class HubModel:
             name: under which the card's example loads the model; default: the folder's.
 
         Raises:
-            InputError: another number of class names than of logits, or of means than of channels; or a folder that
-                cannot be written.
+            InputError: another number of class names than of logits, or of means than of channels; a model with other
+                parts than the published ones; or a folder that cannot be written.
         """
         from mobile_former.weights import save_weights
 
         folder, usage = Path(folder), usage or self.usage or Usage()
         _check_usage(self, usage)
+        _require_published_parts(self)
         config = {"architecture": self.variant, "num_classes": self.num_classes, "in_chans": self.in_chans}
         config |= {"spatial_dynamic_relu": self.spatial_dynamic_relu} | {key: getattr(usage, key) for key in _USAGE}
         try:
@@ -227,6 +230,21 @@ def _check_usage(model: "MobileFormer", usage: Usage) -> None:
         raise InputError(f"{len(usage.class_names)} class names for {model.num_classes} logits: give one for each")
     if len(usage.mean) != model.in_chans:
         raise InputError(f"mean and std of {len(usage.mean)} channels, images of {model.in_chans}: give one for each")
+
+
+def _require_published_parts(model: "MobileFormer") -> None:
+    """Refuse a model that its config would not build again, such as one with an ablation."""
+    with torch.device("meta"):
+        published = type(model)(
+            model.variant, model.num_classes, model.in_chans, spatial_dynamic_relu=model.spatial_dynamic_relu
+        )
+    shapes, expected = ({name: value.shape for name, value in m.state_dict().items()} for m in (model, published))
+    if shapes != expected:
+        name = min(name for name, _ in shapes.items() ^ expected.items())
+        raise InputError(
+            f"this model is not {model.variant} as published ({name} differs; an ablation?), so that nobody could load "
+            "it: keep its checkpoint"
+        )
 
 
 def _card(model: "MobileFormer", usage: Usage, license: str, name: str) -> str:

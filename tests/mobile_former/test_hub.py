@@ -16,6 +16,7 @@ from PIL import Image
 
 import mobile_former
 from mobile_former import InputError, MobileFormer, Usage
+from mobile_former.ablation import ablate
 from tests.conftest import ROOT
 
 USAGE = Usage(class_names=("cat", "dog", "cow: brown"), image_size=64, crop_fraction=0.9, mean=(0.5, 0.4, 0.3))
@@ -145,6 +146,15 @@ def test_what_does_not_fit_the_model_is_not_written(model, tmp_path, usage, mess
     with pytest.raises(InputError, match=re.escape(message)):
         model.save_pretrained(tmp_path / "animals", Usage(**usage))
     assert not (tmp_path / "animals").exists()
+
+
+@pytest.mark.parametrize("ablation", ["relu", "tokens=2"])
+def test_a_model_that_could_not_be_built_again_is_not_written(ablation, tmp_path):
+    model = mobile_former.mobile_former_26m(num_classes=3)
+    ablate(model, ablation)
+    with pytest.raises(InputError, match=r"not mobile_former_26m as published \(.* differs; an ablation\?\)"):
+        model.save_pretrained(tmp_path / "ablated")
+    assert not (tmp_path / "ablated").exists()
 
 
 def test_what_is_no_model_is_told_apart(model, folder, tmp_path, monkeypatch):
