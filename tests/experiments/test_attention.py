@@ -304,7 +304,7 @@ def test_a_look_is_what_predict_tells(checkpoints, name, tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "image.png"), image[..., ::-1])
     predictor = load_predictor(checkpoints[name])
-    seen = look(predictor, image, score_threshold=0)
+    seen = look(predictor, image)
     if name == "classifier":
         (expected,) = classification.predict.predict(predictor, [tmp_path / "image.png"])
         assert [each["class"] for each in seen.answer] == [each["class"] for each in expected["top_k"]]
@@ -312,6 +312,10 @@ def test_a_look_is_what_predict_tells(checkpoints, name, tmp_path):
     else:
         (expected,) = detection.predict.predict(predictor, [tmp_path / "image.png"], score_threshold=0)
         assert seen.answer == expected["detections"]
+        score = seen.answer[3]["score"]
+        assert seen.above(score) == [each for each in seen.answer if each["score"] >= score]
+        assert seen.told(0).endswith(f"and {len(seen.answer) - 3} more")
+        assert seen.told(1.0) == "nothing found"
         assert seen.image.shape == (64, 85, 3)
     assert len(seen.steps) == (6 if name == "detector" else 0)
     assert seen.seconds > 0
