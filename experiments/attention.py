@@ -20,7 +20,6 @@ from torch.utils.hooks import RemovableHandle
 from classification.module import ClassificationModule
 from classification.predict import CheckpointClassifier
 from detection.boxes import cxcywh_to_xyxy
-from detection.deploy import DeployedHeadBlock
 from detection.e2e_mf import E2EMobileFormer
 from detection.module import DetectionModule
 from detection.pictures import caption
@@ -28,6 +27,7 @@ from detection.predict import CheckpointDetector, listed
 from experiments.attention_figures import best_queries, draw_boxes, draw_bridge
 from mobile_former.block import MobileFormerBlock
 from mobile_former.deployed_backbone import DeployedBackbone
+from mobile_former.deployed_mobile import DeployedMobile
 from mobile_former.errors import InputError
 from mobile_former.model import Backbone, MobileFormer
 from mobile_former.padding import padding_pyramid
@@ -327,7 +327,7 @@ class _Bridge:
 def _bridges(model: nn.Module) -> list[_Bridge]:
     if isinstance(model, torch._dynamo.OptimizedModule):
         raise InputError("the model is compiled, and its attention cannot be seen: give the one before torch.compile")
-    if any(isinstance(module, DeployedBackbone | DeployedHeadBlock) for module in model.modules()):
+    if any(isinstance(module, DeployedBackbone | DeployedMobile) for module in model.modules()):
         raise InputError(
             "the model is in its inference form, in which the bridge is folded into other layers: give the trained "
             "model, before mobile_former.deploy"
