@@ -27,22 +27,35 @@ _FONT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 def draw_detections(
     image: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int], captions: Sequence[str], path: Path
 ) -> None:
-    """Write an image with boxes, in its own size; a small one is enlarged, so that the captions can be read.
+    """Write an image with boxes, see :func:`with_detections`.
+
+    Args:
+        image: and
+        boxes: and
+        labels: and
+        captions: as there.
+        path: the picture, its ending telling the format.
+    """
+    # JPEG only: no blur of colours, in which thin lines and letters would fade
+    with_detections(image, boxes, labels, captions).save(path, quality=92, subsampling=0)
+
+
+def with_detections(
+    image: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int], captions: Sequence[str]
+) -> Image.Image:
+    """An image with boxes, in its own size; a small one is enlarged, so that the captions can be read.
 
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
         boxes: xyxy in pixels; the first ones come to lie uppermost.
         labels: which choose the colours.
         captions: of the boxes.
-        path: the picture, its ending telling the format.
     """
     height, width = image.shape[:2]
     scale = max(1.0, _LEAST_SIDE / max(height, width))
     # Large images are looked at as a whole, so that letters have to grow with them.
     letters = max(_LETTERS, min(scale * max(height, width) / 60, scale * min(height, width) / 8))
-    picture = _draw(image, boxes, labels, captions, scale, round(letters))
-    # JPEG only: no blur of colours, in which thin lines and letters would fade
-    picture.save(path, quality=92, subsampling=0)
+    return _draw(image, boxes, labels, captions, scale, round(letters))
 
 
 def draw_sheet(

@@ -27,6 +27,7 @@ from detection.predict import CheckpointDetector, listed
 from experiments.attention_figures import best_queries, draw_boxes, draw_bridge
 from mobile_former.block import MobileFormerBlock
 from mobile_former.deployed_backbone import DeployedBackbone
+from mobile_former.deployed_mobile import DeployedMobile
 from mobile_former.errors import InputError
 from mobile_former.model import Backbone, MobileFormer
 from mobile_former.padding import padding_pyramid
@@ -38,6 +39,7 @@ from mobile_former.weights import read_file
 __all__ = [
     "BlockAttention",
     "best_queries",
+    "block_names",
     "box_steps",
     "bridge_attention",
     "draw_boxes",
@@ -83,23 +85,20 @@ def main() -> None:
         except (ImageError, FileNotFoundError) as error:
             errors.append(str(error))
             continue
-        seen = look(predictor, image, score_threshold=options.score_threshold)
+        seen = look(predictor, image)
+        title = f"{path.name}: {seen.told(options.score_threshold)}"
         figures = {
             "bridge": draw_bridge(
                 seen.image,
                 _chosen(seen.blocks, options.blocks),
                 head=options.head,
-                queries=seen.queries,
-                title=f"{path.name}: {seen.told}",
+                queries=seen.queries(options.score_threshold),
+                title=title,
             )
         }
         if seen.steps:
             figures["boxes"] = draw_boxes(
-                seen.image,
-                seen.steps,
-                predictor.class_names,
-                score_threshold=options.score_threshold,
-                title=f"{path.name}: {seen.told}",
+                seen.image, seen.steps, seen.class_names, score_threshold=options.score_threshold, title=title
             )
         for kind, figure in figures.items():
             target = options.output / f"{name}-{kind}.png"
@@ -239,7 +238,7 @@ def load_predictor(path: str | Path) -> Predictor:
         predictor = CheckpointDetector(*load_checkpoint(path, DetectionModule, "detection"))
     else:
         predictor = CheckpointClassifier(*load_checkpoint(path, ClassificationModule, "classification"))
-    _bridges(predictor.module.model)  # an error now, rather than after the first image
+    block_names(predictor.module.model)  # an error now, rather than after the first image
     return predictor
 
 
@@ -249,34 +248,46 @@ class Look:
 
     Attributes:
         image: as the model saw it, ``(H, W, 3)`` uint8, without padding.
-        answer: of a classifier the best classes, ``{"class", "probability"}``, of a detector what it found, ``{"label",
-            "class", "score", "box"}``, boxes xyxy in pixels of the whole image; best first.
-        told: the answer in a few words.
+        answer: of a classifier the best classes, ``{"class", "probability"}``, of a detector all that it found,
+            ``{"label", "class", "score", "box"}``, boxes xyxy in pixels of the whole image; best first.
+        class_names: of the labels.
         blocks: the bridge's attention.
         steps: of E2E-MF, see :func:`box_steps`; of others empty.
-        queries: of E2E-MF the queries to draw, see :func:`best_queries`; of others empty.
         seconds: that the model took.
     """
 
     image: np.ndarray
     answer: list[dict]
-    told: str
+    class_names: list[str]
     blocks: list[BlockAttention]
     steps: list[dict[str, Tensor]]
-    queries: dict[int, str]
     seconds: float
 
+    def above(self, score_threshold: float = 0.3) -> list[dict]:
+        """Of a detector's answer what has a least score, in 0..1; a classifier's as it is."""
+        return [each for each in self.answer if each.get("score", 1) >= score_threshold]
 
-def look(predictor: Predictor, image: np.ndarray, *, score_threshold: float = 0.3, top_k: int = 5) -> Look:
+    def told(self, score_threshold: float = 0.3) -> str:
+        """The answer in a few words; of a detector, what has a least score."""
+        answer = self.above(score_threshold)
+        captions = [caption(each["class"], each.get("score", each.get("probability"))) for each in answer[:_TOLD]]
+        others = len(answer) - _TOLD if answer and "score" in answer[0] else 0
+        return (", ".join(captions) or "nothing found") + (f" and {others} more" if others > 0 else "")
+
+    def queries(self, score_threshold: float = 0.3) -> dict[int, str]:
+        """The queries of E2E-MF to draw, see :func:`best_queries`; none of other models."""
+        return best_queries(self.steps, self.class_names, score_threshold=score_threshold) if self.steps else {}
+
+
+def look(predictor: Predictor, image: np.ndarray, *, top_k: int = 5) -> Look:
     """Predict one image, prepared as ``predict`` does it, and record the bridge's attention.
 
     Args:
         predictor: as :func:`load_predictor` gives it.
         image: ``(H, W, 3)`` uint8 RGB, as it was read.
-        score_threshold: least score of a detection, in 0..1.
         top_k: classes to tell, at most.
     """
-    model = predictor.module.model
+    model, names = predictor.module.model, predictor.class_names
     detects = isinstance(predictor, CheckpointDetector)
     targets = {"bboxes": np.zeros((0, 4)), "labels": []} if detects else {}
     prepared = predictor.transform(image=image, **targets)["image"]
@@ -286,20 +297,20 @@ def look(predictor: Predictor, image: np.ndarray, *, score_threshold: float = 0.
         if detects:
             (found,) = predictor.detect([planes], [image.shape[:2]])
         else:
-            best = predictor.logits([planes])[0].softmax(0).topk(min(top_k, len(predictor.class_names)))
-            best = list(zip(best.values.tolist(), best.indices.tolist(), strict=True))
+            best = predictor.logits([planes])[0].softmax(0).topk(min(top_k, len(names)))
+            values, labels = best.values.tolist(), best.indices.tolist()
         seconds = time.perf_counter() - start
-    steps, queries = [], {}
     if detects:
-        answer = listed(found, predictor.class_names, score_threshold)
-        told = _told([caption(found["class"], found["score"]) for found in answer]) or "nothing found"
-        if isinstance(model, E2EMobileFormer):
-            steps = box_steps(model, record.outputs)
-            queries = best_queries(steps, predictor.class_names, score_threshold=score_threshold)
+        answer = listed(found, names, 0)
     else:
-        answer = [{"class": predictor.class_names[label], "probability": value} for value, label in best]
-        told = ", ".join(caption(each["class"], each["probability"]) for each in answer[:_TOLD])
-    return Look(prepared, answer, told, record.blocks, steps, queries, seconds)
+        answer = [{"class": names[each], "probability": value} for each, value in zip(labels, values, strict=True)]
+    steps = box_steps(model, record.outputs) if isinstance(model, E2EMobileFormer) else []
+    return Look(prepared, answer, names, record.blocks, steps, seconds)
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """The names of the blocks that :func:`bridge_attention` tells of; raises what :func:`recording` does."""
+    return [bridge.name for bridge in _bridges(model)]
 
 
 @dataclass(frozen=True)
@@ -316,7 +327,7 @@ class _Bridge:
 def _bridges(model: nn.Module) -> list[_Bridge]:
     if isinstance(model, torch._dynamo.OptimizedModule):
         raise InputError("the model is compiled, and its attention cannot be seen: give the one before torch.compile")
-    if any(isinstance(module, DeployedBackbone) for module in model.modules()):
+    if any(isinstance(module, DeployedBackbone | DeployedMobile) for module in model.modules()):
         raise InputError(
             "the model is in its inference form, in which the bridge is folded into other layers: give the trained "
             "model, before mobile_former.deploy"
@@ -381,12 +392,6 @@ def _names(paths: Sequence[Path]) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
-
-
-def _told(captions: Sequence[str]) -> str:
-    """The first ones, and how many others."""
-    others = f" and {len(captions) - _TOLD} more" if len(captions) > _TOLD else ""
-    return ", ".join(captions[:_TOLD]) + others
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import classification.module
 import detection
 import mobile_former
 from detection.batch import pad
-from detection.module import DetectionModule
 from experiments.attention import (
     best_queries,
     box_steps,
@@ -24,11 +23,9 @@ from experiments.attention import (
     recording,
 )
 from mobile_former import InputError
-from mobile_former.bridge import FormerToMobile, MobileToFormer, split_channels
+from mobile_former.bridge import FormerToMobile, MobileToFormer
 from tests.conftest import run_module
-
-OPTIONS = {"focal": True, "refine_boxes": True, "dense_head": True, "choose_queries": True}
-DATA = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+from tests.experiments.conftest import DATA, OPTIONS
 
 
 def randomised(model):
@@ -57,32 +54,6 @@ def half_padded(height, width):
 def detector():
     torch.manual_seed(0)
     return randomised(detection.create_detector("e2e_mf_26m", 3, **OPTIONS))
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """A checkpoint of each task with class names of other scripts, and one of another library's model."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    names = ["猫", "a$b_{c}$", "собака"]
-    torch.manual_seed(0)
-    modules = {
-        "classifier": (
-            classification.module.ClassificationModule(names, name="mobile_former_26m"),
-            {"image_size": 64, "crop_fraction": 0.9},
-        ),
-        "detector": (DetectionModule(names, name="e2e_mf_26m", **OPTIONS), {"short_side": 64, "longest": 96}),
-        "retinanet": (DetectionModule(names, name="retinanet_mf_26m"), {"short_side": 64, "longest": 96}),
-    }
-    paths = {}
-    for name, (module, options) in modules.items():
-        paths[name] = folder / f"{name}.ckpt"
-        content = {
-            "state_dict": module.state_dict(),
-            "hyper_parameters": dict(module.hparams),
-            "datamodule_hyper_parameters": DATA | options,
-        }
-        torch.save(content, paths[name])
-    return paths
 
 
 def by_name(blocks):
@@ -155,7 +126,7 @@ def test_values_gathered_by_the_attention_are_what_each_bridge_gave(detector):
         module = named[name].to_former
         (x, tokens, *_), options, (updated, _) = taken[module]
         focused += options.get("focus") is not None
-        gathered = attention.to_former.flatten(3) @ split_channels(x).transpose(2, 3)
+        gathered = attention.to_former.flatten(3) @ x.flatten(2).unflatten(1, (2, -1)).transpose(2, 3)
         gathered = gathered.transpose(1, 2).flatten(2)
         if module.gate is not None:
             gathered = gathered * (2 * torch.nn.functional.hardsigmoid(module.gate(tokens)))
@@ -304,7 +275,7 @@ def test_a_look_is_what_predict_tells(checkpoints, name, tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "image.png"), image[..., ::-1])
     predictor = load_predictor(checkpoints[name])
-    seen = look(predictor, image, score_threshold=0)
+    seen = look(predictor, image)
     if name == "classifier":
         (expected,) = classification.predict.predict(predictor, [tmp_path / "image.png"])
         assert [each["class"] for each in seen.answer] == [each["class"] for each in expected["top_k"]]
@@ -312,6 +283,10 @@ def test_a_look_is_what_predict_tells(checkpoints, name, tmp_path):
     else:
         (expected,) = detection.predict.predict(predictor, [tmp_path / "image.png"], score_threshold=0)
         assert seen.answer == expected["detections"]
+        score = seen.answer[3]["score"]
+        assert seen.above(score) == [each for each in seen.answer if each["score"] >= score]
+        assert seen.told(0).endswith(f"and {len(seen.answer) - 3} more")
+        assert seen.told(1.0) == "nothing found"
         assert seen.image.shape == (64, 85, 3)
     assert len(seen.steps) == (6 if name == "detector" else 0)
     assert seen.seconds > 0
