@@ -46,6 +46,7 @@ def the_hub(monkeypatch, tmp_path):
     """A folder in the place of the Hub, ``owner/name`` in it for each repository; and what was asked of it."""
     asked = []
     root = tmp_path / "hub"
+    monkeypatch.setattr(mobile_former.hub, "cost", lambda model, image_size: mobile_former.Cost(1, 1))  # takes a second
 
     def create_repo(api, repo_id, *, private=None, exist_ok=False):
         asked.append(("create", repo_id, private, api.token))
