@@ -27,6 +27,7 @@ from experiments.attention import Look, Predictor, block_names, load_predictor, 
 from experiments.attention_figures import draw_boxes, draw_bridge
 from mobile_former.errors import InputError
 from mobile_former.training.command import Parser, run_command
+from mobile_former.training.extras import import_extra
 from mobile_former.training.images import ImageError, read_image, resize
 
 if TYPE_CHECKING:
@@ -212,7 +213,9 @@ def build_page(predictor: Predictor) -> "gradio.Blocks":
         kept = gradio.State(None, time_to_live=_KEPT)
         chosen, results = [threshold, block], [picture, said, attention]
         gradio.on([file.upload, file.clear], predict, [file, *chosen], [kept, told, *results])
-        gradio.on([threshold.release, block.input], shown, [kept, *chosen], results, show_progress="hidden")
+        # A slider on its way is drawn as often as there is time.
+        again = {"show_progress": "hidden", "trigger_mode": "always_last"}
+        gradio.on([threshold.change, block.input], shown, [kept, *chosen], results, **again)
     return page
 
 
@@ -251,12 +254,7 @@ def serve(page: "gradio.Blocks", host: str, port: int | None) -> str:
 
 def _import_gradio() -> ModuleType:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        return importlib.import_module("gradio")
-    except ImportError as error:
-        raise InputError(
-            f"the page needs Gradio, which cannot be imported ({error}): pip install -c constraints.txt -e '.[app]'"
-        ) from error
+    return import_extra("gradio", "app", "the page needs Gradio")
 
 
 def _policy() -> object:
