@@ -1,8 +1,12 @@
 """Every command and every piece of code in the README does what it says."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
+import urllib.request
 
 import pytest
 import torch
@@ -34,6 +38,20 @@ def blocks(language):
 def commands():
     lines = [line.strip() for text in blocks("bash") for line in text.replace("\\\n", " ").splitlines()]
     return [line.split(" # ")[0].strip() for line in lines if line]
+
+
+def visit(words, cwd):
+    """Start the command that serves a page, fetch the page from the address that it prints, and stop it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-m", *words], cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            address = re.match(r"open (http://\S+)", process.stdout.readline())[1]
+            with urllib.request.urlopen(address, timeout=60) as response:
+                assert "Mobile-Former" in response.read().decode()
+        finally:
+            process.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +92,10 @@ def test_the_commands_of_the_readme_run_in_its_order(reader):
             words += ["--trials", "1", "--trainer.max_epochs", "1", *COMPARED]
         if words[2] == "experiments.benchmark":
             words += TIMED
+        if words[2] == "experiments.app":
+            visit(words[2:], cwd=reader)
+            ran.append(words[2])
+            continue
         result = run_module(*words[2:], cwd=reader)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
         ran.append(words[2])
