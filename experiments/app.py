@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _BOXES = "boxes"  # stands among the blocks: the boxes after each of them
 _LONGEST = 1024  # pixels of the picture on the page
 _LARGEST = "200mb"  # of an uploaded file
-_KEPT = 600  # seconds: how long an uploaded file is kept
+_KEPT = 1800  # seconds: how long an image is kept, for other blocks to be drawn
 _SESSIONS = 20  # whose last image is kept, to draw other blocks of
 
 # Nothing from elsewhere, whatever Gradio's page asks for.
@@ -165,24 +165,28 @@ def build_page(predictor: Predictor) -> "gradio.Blocks":
     def predict(path: str | None, threshold: float, block: str) -> tuple:
         start = time.perf_counter()
         if path is None:
-            return None, "", *shown(None, threshold, block)
+            return None, "", *nothing
         given = answer(predictor, path)
         if given.problem:
-            problem = f'<p role="alert" class="problem">{html.escape(given.problem)}</p>'
-            return None, problem, *shown(None, threshold, block)
+            return given, _paragraph(given.problem, "problem"), *nothing
         everything = shown(given, threshold, block)
         times = (
             f"{given.size[0]}x{given.size[1]} pixels. The model: {1000 * given.seen.seconds:.0f} ms; all in all, with "
             f"reading, preparing and drawing: {1000 * (time.perf_counter() - start):.0f} ms"
         )
-        return given, f'<p class="times">{times}</p>', *everything
+        return given, _paragraph(times, "times"), *everything
 
-    def shown(given: Answer | None, threshold: float, block: str) -> tuple:
+    def draw_again(given: Answer | None, threshold: float, block: str) -> tuple:
         if given is None:
-            return None, None, None
+            missing = "There is no image, or it was given too long ago: drop one."
+            return _paragraph(missing, "problem"), *nothing
+        return gradio.skip(), *(nothing if given.problem else shown(given, threshold, block))
+
+    def shown(given: Answer, threshold: float, block: str) -> tuple:
         said = given.rows(threshold) if detects else given.probabilities()
         return given.picture(threshold), said, given.attention(block, threshold)
 
+    nothing = (None, None, None)
     title = f"Mobile-Former: {predictor.module.label}, {len(predictor.class_names)} classes"
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as page:
         gradio.HTML(f"<h1>{html.escape(title)}</h1>")
@@ -215,7 +219,7 @@ def build_page(predictor: Predictor) -> "gradio.Blocks":
         gradio.on([file.upload, file.clear], predict, [file, *chosen], [kept, told, *results])
         # A slider on its way is drawn as often as there is time.
         again = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        gradio.on([threshold.change, block.input], shown, [kept, *chosen], results, **again)
+        gradio.on([threshold.change, block.input], draw_again, [kept, *chosen], [told, *results], **again)
     return page
 
 
@@ -250,6 +254,11 @@ def serve(page: "gradio.Blocks", host: str, port: int | None) -> str:
         place = f"{host}, port {port}" if port else host
         raise InputError(f"the page cannot be served at {place} ({error}): give another --host or --port") from error
     return address
+
+
+def _paragraph(text: str, kind: str) -> str:
+    role = ' role="alert"' if kind == "problem" else ""
+    return f'<p class="{kind}"{role}>{html.escape(text)}</p>'
 
 
 def _import_gradio() -> ModuleType:

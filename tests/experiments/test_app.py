@@ -205,7 +205,7 @@ def drop(tab, path):
         clear.click()
         tab.locator("#told .times, #told .problem").wait_for(state="detached")
     tab.locator("#file input[type=file]").set_input_files(path)
-    tab.locator("#told .times, #told .problem").wait_for()
+    tab.locator("#told .times, #told .problem:not(:has-text('There is no image'))").wait_for()
     return tab.locator("#told").inner_text()
 
 
@@ -219,6 +219,9 @@ def loaded(tab, place):
 @pytest.mark.slow
 def test_an_uploaded_image_is_classified_and_its_attention_drawn_block_by_block(served, tab, files):
     tab.goto(served["classifier"])
+    tab.locator("#block label", has_text="backbone3").click()
+    assert "There is no image" in tab.locator("#told .problem").inner_text()
+    tab.locator("#block label", has_text="backbone2").click()
     told = drop(tab, files / "good.jpg")
     assert re.search(r"90x60 pixels\. The model: \d+ ms; all in all, .*: \d+ ms", told)
     said = tab.locator("#said").inner_text()
