@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The page of experiments, and what it and the README show, lie in the site where they lie in the repository."""
-    for path in [ROOT / "LICENSE", ROOT / "experiments/README.md", *(ROOT / "experiments/pictures").iterdir()]:
+    """The pages of experiments, and what they and the README show, lie in the site where they lie in the repository."""
+    shown = [ROOT / "LICENSE", *(ROOT / "experiments").glob("*.md"), *(ROOT / "experiments/pictures").iterdir()]
+    for path in shown:
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 

@@ -120,7 +120,10 @@ def markdown(sweep: Sweep, trials: dict[int, FrozenTrial], settings: Sequence[Se
             value = f"{trial.value:.4f}" if trial.value is not None else ""
             state = _STATES.get(trial.state, "unfinished")
             lines.append([*cells, value, str(trial.user_attrs.get("epochs", "")), state])
-        note = f"Of pruned trials, the last epoch's. {sum(map(_is_complete, trials.values()))} trials are complete."
+        count = sum(map(_is_complete, trials.values()))
+        note = (
+            f"Complete: {count} of {len(sweep.queue.states())} trials. Of pruned ones, the score of their last epoch."
+        )
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{note}\n"
 

@@ -35,7 +35,7 @@ def test_the_navigation_leads_to_every_page_and_to_no_other():
 
     named = list(targets(yaml.safe_load(CONFIG)["nav"]))
     assert len(named) == len(set(named))
-    assert {*named} == {*PAGES, "experiments/README.md"}
+    assert {*named} == {*PAGES, "experiments/README.md", "experiments/ablations.md"}
 
 
 def test_what_the_pages_include_is_in_the_readme():
