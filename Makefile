@@ -8,9 +8,10 @@ BIN := $(VENV)/bin
 demo: venv
 	$(BIN)/python -m experiments.demo
 
-# One process a core, with a thread each: torch's threads of several processes would wait for each other.
+# One process a core, with a thread each: torch's threads of several processes would wait for each other. Files go to
+# the processes in the order of tests/conftest.py, the longest first.
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow

@@ -137,7 +137,7 @@ def write_classifier(
         (write_executorch, {}) if path.suffix == ".pte" else (write_onnx, {"dynamic_axes": [axes] if axes else None})
     )
     write(
-        ClassifierGraph(mobile_former.deploy(module.model), preprocessing, data_options).eval(),
+        ClassifierGraph(mobile_former.deploy(module.model), preprocessing, data_options).eval().cpu(),
         [images],
         path,
         input_names=["images"],

@@ -8,6 +8,7 @@ The page is served on this machine alone, unless ``--host`` says otherwise, and 
 import html
 import importlib
 import os
+import re
 import signal
 import tempfile
 import time
@@ -37,7 +38,7 @@ _BOXES = "boxes"  # stands among the blocks: the boxes after each of them
 _LONGEST = 1024  # pixels of the picture on the page
 _LARGEST = "200mb"  # of an uploaded file
 _KEPT = 1800  # seconds: how long an image is kept, for other blocks to be drawn
-_SESSIONS = 20  # whose last image is kept, to draw other blocks of
+_SESSIONS = 10  # whose last image is kept, to draw other blocks of
 
 # Nothing from elsewhere, whatever Gradio's page asks for.
 _POLICY = (
@@ -193,6 +194,7 @@ def build_page(predictor: Predictor) -> "gradio.Blocks":
         with gradio.Row():
             with gradio.Column():
                 file = gradio.File(label="an image: drop it here, or click", height=140, elem_id="file")
+                file.async_move_resource_to_block_cache = _without_addresses(file.async_move_resource_to_block_cache)
                 told = gradio.HTML(elem_id="told")
                 threshold = gradio.Slider(0, 1, 0.3, step=0.01, label="least score", visible=detects, elem_id="score")
                 if detects:
@@ -254,6 +256,17 @@ def serve(page: "gradio.Blocks", host: str, port: int | None) -> str:
         place = f"{host}, port {port}" if port else host
         raise InputError(f"the page cannot be served at {place} ({error}): give another --host or --port") from error
     return address
+
+
+def _without_addresses(move: Callable) -> Callable:
+    """What takes an input's file in, but for addresses, which Gradio would fetch for whoever asks the server."""
+
+    async def only_uploads(path: str | Path | None) -> str | None:
+        if re.match("[a-z]+://", str(path), re.IGNORECASE):
+            raise _import_gradio().Error("give a file: addresses are not fetched")
+        return await move(path)
+
+    return only_uploads
 
 
 def _paragraph(text: str, kind: str) -> str:

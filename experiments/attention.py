@@ -8,8 +8,8 @@ notebook: :func:`bridge_attention`, :func:`draw_bridge`, :func:`box_steps`, :fun
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from detection.pictures import caption
 from detection.predict import CheckpointDetector, listed
 from experiments.attention_figures import best_queries, draw_boxes, draw_bridge
 from mobile_former.block import MobileFormerBlock
+from mobile_former.bridge import MobileToFormer
 from mobile_former.deployed_backbone import DeployedBackbone
 from mobile_former.deployed_mobile import DeployedMobile
 from mobile_former.errors import InputError
@@ -128,6 +129,12 @@ class BlockAttention:
     to_former: Tensor
     to_mobile: Tensor | None
 
+    def cpu(self) -> "BlockAttention":
+        """The same in the CPU's memory."""
+        return replace(
+            self, to_former=self.to_former.cpu(), to_mobile=None if self.to_mobile is None else self.to_mobile.cpu()
+        )
+
 
 @dataclass
 class Recording:
@@ -187,17 +194,16 @@ def recording(model: nn.Module) -> Iterator[Recording]:
         InputError: another library's model, or the inference form, in which the bridge is folded into other layers.
     """
     record = Recording()
-    hooks = [
-        model.register_forward_pre_hook(lambda *_: record.blocks.clear()),
-        model.register_forward_hook(lambda module, inputs, outputs: setattr(record, "outputs", outputs)),
-    ]
-    for bridge in _bridges(model):
-        hooks += _record(record, bridge)
-    try:
+    bridges = _bridges(model)
+    with ExitStack() as hooks:  # each handle removes its hook at the end
+        hooks.enter_context(model.register_forward_pre_hook(lambda *_: record.blocks.clear()))
+        hooks.enter_context(
+            model.register_forward_hook(lambda module, inputs, outputs: setattr(record, "outputs", outputs))
+        )
+        for bridge in bridges:
+            for hook in _record(record, bridge):
+                hooks.enter_context(hook)
         yield record
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def box_steps(model: E2EMobileFormer, outputs: dict) -> list[dict[str, Tensor]]:
@@ -305,7 +311,9 @@ def look(predictor: Predictor, image: np.ndarray, *, top_k: int = 5) -> Look:
     else:
         answer = [{"class": names[each], "probability": value} for each, value in zip(labels, values, strict=True)]
     steps = box_steps(model, record.outputs) if isinstance(model, E2EMobileFormer) else []
-    return Look(prepared, answer, names, record.blocks, steps, seconds)
+    # Whoever keeps many of them shall not fill a GPU with them.
+    steps = [{name: value.cpu() for name, value in step.items()} for step in steps]
+    return Look(prepared, answer, names, [block.cpu() for block in record.blocks], steps, seconds)
 
 
 def block_names(model: nn.Module) -> list[str]:
@@ -337,9 +345,9 @@ def _bridges(model: nn.Module) -> list[_Bridge]:
     if isinstance(backbone, Backbone):
         strides = [2, *backbone.strides]
         for number, block in enumerate(backbone.blocks, start=1):
-            if isinstance(block, MobileFormerBlock):
+            if isinstance(block, MobileFormerBlock) and _has_bridge(block):
                 found.append(_Bridge(f"backbone{number}", block, strides[number], strides[number - 1]))
-    if isinstance(model, MobileFormer):
+    if isinstance(model, MobileFormer) and _has_bridge(model.classifier):
         found.append(_Bridge("classifier", model.classifier, 32, 32, is_read=False))
     if isinstance(model, E2EMobileFormer):
         last = len(model.blocks)
@@ -350,6 +358,11 @@ def _bridges(model: nn.Module) -> list[_Bridge]:
             f"{type(model).__name__} has no bridge between a map and tokens: give a Mobile-Former, or a detector on it"
         )
     return found
+
+
+def _has_bridge(block: nn.Module) -> bool:
+    """Whether a block's bridge is there, or an ablation has taken it out."""
+    return isinstance(block.to_former, MobileToFormer)
 
 
 def _record(record: Recording, bridge: _Bridge) -> list[RemovableHandle]:

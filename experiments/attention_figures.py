@@ -72,17 +72,19 @@ def draw_bridge(
         raise InputError(f"head is {head}: the bridge has heads 1 to {heads}")
     sections = []
     for detects, group in itertools.groupby(blocks, key=lambda block: block.name.startswith("detector")):
-        count = blocks[0].to_former.shape[2]
+        section = list(group)
+        count = section[0].to_former.shape[2]
         captions = {number: f"token {number + 1}" for number in range(count)}
         if detects:
-            captions = queries or {number: f"query {number + 1}" for number in range(QUERIES)}
-        sections.append((list(group), captions, detects))
+            captions = queries or {number: f"query {number + 1}" for number in range(min(QUERIES, count))}
+        captions = dict(itertools.islice(captions.items(), len(COLOURS)))  # a token more would have no colour
+        sections.append((section, captions, detects, len(captions) < count))
 
     photo = _thumbnail(image)
-    page = _Page(photo, columns=max(len(captions) for _, captions, _ in sections))
-    page.head(title, head, detects=any(detects for *_, detects in sections))
-    for section, captions, detects in sections:
-        page.section(captions, detects)
+    page = _Page(photo, columns=max(len(captions) for _, captions, *_ in sections))
+    page.head(title, head, detects=any(detects for _, _, detects, _ in sections))
+    for section, captions, detects, others in sections:
+        page.section(captions, detects, others)
         for block in section:
             page.row(block, index, head, list(captions), image.shape[:2])
     return page.figure()
@@ -231,8 +233,8 @@ class _Page:
             y += 0.17
         self.y = max(0.1 + height, y) + 0.15
 
-    def section(self, captions: dict[int, str], detects: bool) -> None:
-        """The columns' heads."""
+    def section(self, captions: dict[int, str], detects: bool, others: bool) -> None:
+        """The columns' heads; ``others`` tells whether there are more tokens or queries than columns."""
         what = "query" if detects else "token"
         self._text(_LABEL, self.y + 0.18, f"Mobile→Former: where each {what} looks", fontsize=9.5)
         self._text(self.right, self.y + 0.18, f"Former→Mobile: the {what} listened to", fontsize=9.5)
@@ -241,7 +243,7 @@ class _Page:
             left = _LABEL + column * (self.panel[0] + _GAP)
             self._swatch(left, y, COLOURS[column])
             self._text(left + 0.17, y, text, fontsize=8.5, letters=round((self.panel[0] - 0.15) * 13))
-        names = ("strongest (grey: other)" if detects else "the strongest", "its share")
+        names = ("strongest (grey: other)" if others else "the strongest", "its share")
         for column, name in enumerate(names):
             self._text(self.right + column * (self.panel[0] + _GAP), y, name, fontsize=8.5)
         self.y = y + 0.06

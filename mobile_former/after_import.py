@@ -28,15 +28,19 @@ class _Finder(MetaPathFinder):
     def __init__(self, name: str, action: Callable[[], None]):
         self.name = name
         self.action = action
+        self.asks = False  # others of its kind, which would ask it in turn
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != self.name:
+        if name != self.name or self.asks:
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        specs = (finder.find_spec(name, path, target) for finder in others if hasattr(finder, "find_spec"))
-        spec = next(filter(None, specs), None)
+        self.asks = True
+        try:
+            specs = (finder.find_spec(name, path, target) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+            spec = next(filter(None, specs), None)
+        finally:
+            self.asks = False
         if spec is not None and spec.loader is not None:  # None of a folder that is no package
             spec.loader = _Loader(spec.loader, self)
         return spec

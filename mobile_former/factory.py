@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mobile_former.errors import InputError
 from mobile_former.model import MobileFormer
 from mobile_former.variants import VARIANTS
 from mobile_former.weights import load_weights
@@ -45,6 +46,8 @@ def create_model(
         spatial_dynamic_relu=spatial_dynamic_relu,
     )
     if pretrained is not None:
+        if isinstance(pretrained, bool):
+            raise InputError(f"pretrained is {pretrained}: nothing is downloaded; give a weights file, or None")
         load_weights(model, pretrained)
     return model
 

@@ -67,7 +67,7 @@ class HubModel:
         folder = Path(source)
         if not folder.is_dir():
             folder = fetch(str(source), revision=revision, token=token, cache_dir=cache_dir)
-        config = _read_config(folder / CONFIG)
+        config = read_config(folder / CONFIG)
         usage = {name: config.pop(name) for name in _USAGE if name in config}
         if num_classes not in (None, config["num_classes"]):
             config["num_classes"], usage["class_names"] = num_classes, None
@@ -210,7 +210,12 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {next(filter(None, str(error).splitlines()), '')[:200]}"
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """What :meth:`HubModel.save_pretrained` wrote of a model beside its weights, by the names of its options.
+
+    Raises:
+        InputError: missing, or damaged.
+    """
     if not path.is_file():
         raise InputError(f"{path.parent} has no {path.name}: give a folder that save_pretrained wrote, or owner/name")
     try:
@@ -236,7 +241,10 @@ def _require_published_parts(model: "MobileFormer") -> None:
     """Refuse a model that its config would not build again, such as one with an ablation."""
     with torch.device("meta"):
         published = type(model)(
-            model.variant, model.num_classes, model.in_chans, spatial_dynamic_relu=model.spatial_dynamic_relu
+            model.variant,
+            num_classes=model.num_classes,
+            in_chans=model.in_chans,
+            spatial_dynamic_relu=model.spatial_dynamic_relu,
         )
     shapes, expected = ({name: value.shape for name, value in m.state_dict().items()} for m in (model, published))
     if shapes != expected:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mobile_former.checkpointing import checkpoint_gradients
 from mobile_former.errors import InputError
-from mobile_former.hub import WEIGHTS, fetch
+from mobile_former.hub import CONFIG, WEIGHTS, fetch, read_config
 from mobile_former.linear import linear
 from mobile_former.model import Backbone, MobileFormer
 from mobile_former.usage import IMAGENET_MEAN, IMAGENET_STD
@@ -101,8 +101,18 @@ class TimmMobileFormer(MobileFormer):
         """The last linear."""
         return self.classifier.logits
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh last linear in place, for another number of classes; 0 leaves it out."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a fresh last linear in place, for another number of classes; 0 leaves it out.
+
+        Args:
+            num_classes: number of logits.
+            global_pool: the mean over the map, ``"avg"``, is the only one there is; None leaves it too.
+
+        Raises:
+            InputError: another pooling.
+        """
+        if global_pool not in (None, "avg"):
+            raise InputError(f"global_pool is {global_pool!r}: Mobile-Former's classifier takes the mean, 'avg'")
         weight = self.classifier.features.weight
         self.num_classes = num_classes
         self.classifier.logits = (
@@ -195,14 +205,16 @@ def create(
         raise InputError(f"timm's {name} has one set of weights, and so no tag {pretrained_cfg!r}: leave it out")
     if pretrained_cfg is not None and not isinstance(pretrained_cfg, Mapping):
         pretrained_cfg = pretrained_cfg.to_dict()  # timm's own class
-    config = _CONFIG | {"architecture": name} | dict(pretrained_cfg or {}) | dict(pretrained_cfg_overlay or {})
+    given = dict(pretrained_cfg or {}) | dict(pretrained_cfg_overlay or {})
+    weights, own, told = _weights(name, given, cache_dir) if pretrained else (None, {}, {})
+    config = _CONFIG | {"architecture": name} | told | given
     model = TimmMobileFormer(
         name,
         num_classes=config["num_classes"] if num_classes is None else num_classes,
-        pretrained=_weights_file(name, config, cache_dir) if pretrained else None,
+        pretrained=weights,
         dropout=drop_rate,
         drop_path=drop_path_rate,
-        **options,
+        **own | options,
     )
     model.pretrained_cfg = model.default_cfg = config
     return TimmFeatures(model.backbone, out_indices, config) if features_only else model
@@ -219,11 +231,26 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
     return entry_point
 
 
-def _weights_file(name: str, config: Mapping, cache_dir: str | Path | None) -> Path:
-    if config.get("file"):
-        return Path(config["file"])
-    if config.get("hf_hub_id"):
-        return fetch(config["hf_hub_id"], cache_dir=cache_dir) / WEIGHTS
+def _weights(name: str, given: Mapping, cache_dir: str | Path | None) -> tuple[Path, dict, dict]:
+    """A weights file; what is told beside it on the Hub of the model's options, and of the rest, in timm's words."""
+    if given.get("file"):
+        return Path(given["file"]), {}, {}
+    if given.get("hf_hub_id"):
+        folder = fetch(given["hf_hub_id"], cache_dir=cache_dir)
+        told = read_config(folder / CONFIG)
+        side = told["image_size"]
+        options = {option: told[option] for option in ("in_chans", "spatial_dynamic_relu")}
+        return (
+            folder / WEIGHTS,
+            options,
+            {
+                "num_classes": told["num_classes"],
+                "input_size": (told["in_chans"], side, side),
+                "crop_pct": told["crop_fraction"],
+                "mean": tuple(told["mean"]),
+                "std": tuple(told["std"]),
+            },
+        )
     raise InputError(
         f"pretrained=True: there are no weights of {name} to download. Give a file, the authors' for example, by "
         "pretrained_cfg_overlay={'file': 'path/to/weights'}"

@@ -19,6 +19,12 @@ import mobile_former
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = Path(__file__).parent / "reference"
+LONGEST = ("test_readme.py", "test_compare.py", "test_interruption.py")  # which at the end would run alone
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, for processes that take them in turn."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def reference_fill(name: str, shape: list[int]) -> np.ndarray:

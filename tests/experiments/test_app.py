@@ -1,5 +1,6 @@
 """``experiments.app``: the page, its answers, and what it does with bad files."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -127,6 +128,37 @@ def test_a_port_that_is_none_is_an_error(checkpoints, monkeypatch):
     monkeypatch.setattr("sys.argv", ["app", "--ckpt", str(checkpoints["classifier"]), "--port", "70000"])
     with pytest.raises(InputError, match="--port is 70000"):
         main()
+
+
+def test_the_command_listens_on_loopback_unless_told_otherwise(checkpoints, predictors, monkeypatch):
+    served = []
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(page, host, port):
+        served.append((host, port))
+        raise StoppedError
+
+    monkeypatch.setattr("experiments.app.load_predictor", lambda path: predictors["classifier"])
+    monkeypatch.setattr("experiments.app.build_page", lambda predictor: None)
+    monkeypatch.setattr("experiments.app.serve", stop)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    for options in ([], ["--host", "0.0.0.0", "--port", "8000"]):
+        monkeypatch.setattr("sys.argv", ["app", "--ckpt", "best.ckpt", *options])
+        with pytest.raises(StoppedError):
+            main()
+    assert served == [("127.0.0.1", None), ("0.0.0.0", 8000)]
+
+
+def test_the_server_fetches_no_address_for_anybody(predictors):
+    gradio = pytest.importorskip("gradio")
+    page = build_page(predictors["classifier"])
+    (file,) = (block for block in page.blocks.values() if isinstance(block, gradio.File))
+    for address in ("http://127.0.0.1/photo.jpg", "HTTPS://example.com/photo.jpg"):
+        with pytest.raises(gradio.Error, match="addresses are not fetched"):
+            asyncio.run(file.async_move_resource_to_block_cache(address))
 
 
 def accepts(host, port):

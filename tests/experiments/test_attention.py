@@ -10,6 +10,7 @@ import torch
 import classification.module
 import detection
 import mobile_former
+from detection.ablation import ablate as ablate_detector
 from detection.batch import pad
 from experiments.attention import (
     best_queries,
@@ -23,6 +24,7 @@ from experiments.attention import (
     recording,
 )
 from mobile_former import InputError
+from mobile_former.ablation import ablate
 from mobile_former.bridge import FormerToMobile, MobileToFormer
 from tests.conftest import run_module
 from tests.experiments.conftest import DATA, OPTIONS
@@ -211,6 +213,30 @@ def test_a_compiled_model_is_refused():
     model = torch.compile(mobile_former.mobile_former_26m(num_classes=4))
     with pytest.raises(InputError, match=r"before torch\.compile"):
         bridge_attention(model, images(1, 3, 64, 64))
+
+
+def test_what_an_ablation_has_taken_out_is_not_looked_for():
+    model = mobile_former.mobile_former_26m(num_classes=2)
+    ablate(model, "no_bridge")
+    with pytest.raises(InputError, match="MobileFormer has no bridge"):
+        bridge_attention(model, torch.zeros(1, 3, 64, 64))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    detector = detection.create_detector("e2e_mf_26m", num_classes=3)
+    ablate_detector(detector, "no_bridge")
+    names = [block.name for block in bridge_attention(detector, torch.zeros(1, 3, 64, 64))]
+    assert names == [f"detector{number}" for number in range(1, 7)]
+
+
+def test_more_tokens_than_colours_are_drawn_up_to_these():
+    model = mobile_former.mobile_former_26m(num_classes=2)
+    ablate(model, "tokens=12")
+    blocks = bridge_attention(model, torch.rand(1, 3, 64, 64))
+    assert blocks[0].to_former.shape[2] == 12
+    figure = draw_bridge(np.zeros((64, 64, 3), np.uint8), blocks)
+    texts = [text.get_text() for text in figure.texts]
+    assert "token 10" in texts
+    assert "token 11" not in texts
+    assert "strongest (grey: other)" in texts
 
 
 def test_a_baselines_checkpoint_is_refused(tmp_path):

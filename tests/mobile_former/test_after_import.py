@@ -41,6 +41,17 @@ def test_it_is_done_once_and_when_the_module_is_whole(peer):
     assert sys.meta_path == before
 
 
+def test_two_who_wait_for_the_same_module_do_not_wait_for_each_other(peer):
+    """As where a notebook's reload runs this package's own registration once more."""
+    done, before = [], list(sys.meta_path)
+    after_import(peer, lambda: done.append(1))
+    after_import(peer, lambda: done.append(2))
+    module = importlib.import_module(peer)
+    assert type(module.__spec__.loader) is importlib.machinery.SourceFileLoader
+    assert sorted(done) == [1, 2]
+    assert sys.meta_path == before
+
+
 def test_the_module_keeps_its_own_loader(peer):
     after_import(peer, lambda: None)
     module = importlib.import_module(peer)

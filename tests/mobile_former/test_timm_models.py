@@ -196,7 +196,7 @@ def test_timm_s_model_computes_what_this_package_s_does(timm, weights):
         model.reset_classifier(0)
         torch.testing.assert_close(model(images), hidden)
         assert model.num_classes == 0
-        model.reset_classifier(3)
+        model.reset_classifier(3, global_pool="avg")
         assert model(images).shape == (2, 3)
         without = timm.create_model("mobile_former_26m", True, pretrained_cfg_overlay=overlay, num_classes=0).eval()
         torch.testing.assert_close(without(images), hidden)
@@ -254,6 +254,17 @@ def test_the_description_tells_how_images_are_prepared(timm):
     )
 
 
+def test_timm_s_model_is_saved_for_the_hub_and_pools_in_one_way(timm, weights, tmp_path):
+    _, expected = weights
+    model = timm.create_model("mobile_former_26m", num_classes=7)
+    model.load_state_dict(expected.state_dict())
+    model.save_pretrained(tmp_path / "seven")
+    again = mobile_former.MobileFormer.from_pretrained(tmp_path / "seven")
+    assert torch.equal(again.classifier.logits.weight, expected.classifier.logits.weight)
+    with pytest.raises((InputError, RuntimeError), match="global_pool is 'max'"):
+        model.reset_classifier(7, "max")
+
+
 def test_weights_that_are_not_to_be_had_are_told(timm, tmp_path):
     with pytest.raises(InputError, match=r"no weights of mobile_former_26m to download.*pretrained_cfg_overlay"):
         timm.create_model("mobile_former_26m", pretrained=True)
@@ -265,9 +276,12 @@ def test_weights_that_are_not_to_be_had_are_told(timm, tmp_path):
 
 def test_a_published_model_is_fetched_for_timm(timm, weights, tmp_path, monkeypatch):
     _, expected = weights
-    expected.save_pretrained(tmp_path / "seven")
+    usage = mobile_former.Usage(image_size=96, crop_fraction=1.0, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    expected.save_pretrained(tmp_path / "seven", usage)
     monkeypatch.setattr(timm_models, "fetch", lambda repository, cache_dir: tmp_path / repository.split("/")[1])
     model = timm.create_model(
-        "mobile_former_26m", True, pretrained_cfg_overlay={"hf_hub_id": "me/seven"}, num_classes=7, cache_dir="cache"
+        "mobile_former_26m", True, pretrained_cfg_overlay={"hf_hub_id": "me/seven"}, cache_dir="cache"
     )
     assert torch.equal(model.classifier.logits.weight, expected.classifier.logits.weight)
+    assert (model.pretrained_cfg["input_size"], model.pretrained_cfg["crop_pct"]) == ((3, 96, 96), 1.0)
+    assert (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

@@ -246,3 +246,9 @@ def test_no_such_file_and_a_folder_are_errors(tmp_path):
         mobile_former.load_weights(model_26m(), tmp_path / "no.pth")
     with pytest.raises(InputError, match="folder"):
         mobile_former.load_weights(model_26m(), tmp_path)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_weights_that_would_have_to_be_downloaded_are_told_apart_from_a_file(asked):
+    with pytest.raises(InputError, match=rf"pretrained is {asked}: nothing is downloaded; give a weights file, or None"):
+        mobile_former.mobile_former_26m(pretrained=asked)
