@@ -250,5 +250,5 @@ def test_no_such_file_and_a_folder_are_errors(tmp_path):
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_weights_that_would_have_to_be_downloaded_are_told_apart_from_a_file(asked):
-    with pytest.raises(InputError, match=rf"pretrained is {asked}: nothing is downloaded; give a weights file, or None"):
+    with pytest.raises(InputError, match=rf"pretrained is {asked}: nothing is downloaded; give a weights file"):
         mobile_former.mobile_former_26m(pretrained=asked)
