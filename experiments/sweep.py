@@ -126,6 +126,8 @@ def main() -> None:
         "--workers", type=int, default=1, help="trials at a time on this machine; 0 reports what there is"
     )
     options, others = parser.parse_known_args()
+    if sys.platform == "win32":
+        raise InputError("sweeps run on Linux and macOS: on Windows, start this one in WSL")
     if options.workers < 0:
         raise InputError(f"--workers is {options.workers}: give 0 (report what there is) or more")
     if options.trials is not None and options.trials < 1:

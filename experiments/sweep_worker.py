@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import json
 import math
@@ -28,11 +29,6 @@ from mobile_former.cost import cost
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.checkpoint import load_checkpoint
 from mobile_former.training.run_folder import RunFolder
-
-try:
-    import fcntl
-except ImportError:  # Windows, where two sweeps that share a folder of runs are not kept apart
-    fcntl = None
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # each trial is told here in a line
 
@@ -395,12 +391,11 @@ def locked(path: Path, *, wait: bool = False) -> TextIO:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            file.close()
-            raise FolderInUseError from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        raise FolderInUseError from None
     return file
 
 

@@ -262,10 +262,17 @@ def process_identity(pid: int) -> str:
         started = f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {fields[19]}"
         return "" if fields[0] in "ZX" else f"{pid} {started}"
     except OSError:
-        if Path("/proc/self/stat").exists():
-            return ""
-    answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
-    return f"{pid} {answer.stdout.strip()}" if answer.stdout.strip() else ""
+        return "" if Path("/proc/self/stat").exists() else _told_by_ps(pid)
+
+
+def _told_by_ps(pid: int) -> str:
+    """The same where there is no /proc, as on macOS."""
+    # The start in words, which otherwise depend on the caller's language and time zone.
+    environment = os.environ | {"LC_ALL": "C", "TZ": "UTC"}
+    command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    state, _, started = answer.stdout.strip().partition(" ")
+    return f"{pid} {started.strip()}" if state and state[0] not in "ZX" else ""
 
 
 def lives(identity: str) -> bool:

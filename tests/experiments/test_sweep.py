@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -311,6 +312,32 @@ def test_a_dead_workers_trial_is_taken_up_at_once_on_its_machine(tmp_path, monke
     assert again is not None
     assert not queue.beat(held)
     assert queue.beat(again)
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps")
+def test_without_proc_a_process_is_told_by_ps_in_any_language_and_time_zone(monkeypatch):
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        told = trial_queue._told_by_ps(sleeper.pid)
+        assert re.fullmatch(rf"{sleeper.pid} \w+ +\w+ +\d+ [\d:]+ \d{{4}}", told)
+        monkeypatch.setenv("TZ", "Asia/Tokyo")
+        monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+        assert trial_queue._told_by_ps(sleeper.pid) == told
+        sleeper.kill()
+        deadline = time.monotonic() + 10
+        while trial_queue._told_by_ps(sleeper.pid):  # until it has ended, though nobody has waited for it
+            assert time.monotonic() < deadline
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert trial_queue._told_by_ps(sleeper.pid) == ""
+
+
+def test_a_sweep_on_windows_is_told_where_sweeps_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sweep", "--config", str(write_config(tmp_path / "rates.yaml"))])
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(InputError, match="run on Linux and macOS"):
+        main()
 
 
 def test_a_silent_workers_trial_is_taken_up_on_another_machine(tmp_path, monkeypatch):
