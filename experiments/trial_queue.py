@@ -1,5 +1,6 @@
 """The trials of a sweep in a database: who runs which, so that each is run by one worker, and none is lost with it."""
 
+import contextlib
 import json
 import os
 import socket
@@ -283,7 +284,8 @@ def lives(identity: str) -> bool:
 def end_process(identity: str) -> None:
     """End a process, if it lives, and wait for its end."""
     while lives(identity):
-        os.kill(int(identity.split()[0]), 9)  # checkpoints are whole at any moment
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself since it was looked for
+            os.kill(int(identity.split()[0]), 9)  # checkpoints are whole at any moment
         time.sleep(0.05)
 
 

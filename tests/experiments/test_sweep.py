@@ -366,6 +366,21 @@ def test_a_training_that_outlives_its_worker_is_ended_before_another_begins(tmp_
     assert orphan.wait(5) == -signal.SIGKILL
 
 
+def test_a_training_that_ends_just_before_it_is_killed_is_no_error(monkeypatch):
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    identity, kill = process_identity(sleeper.pid), os.kill
+
+    def too_late(pid, number):
+        sleeper.kill()
+        sleeper.wait()
+        kill(pid, number)
+
+    monkeypatch.setattr(sleeper, "send_signal", lambda number: kill(sleeper.pid, number))
+    monkeypatch.setattr(os, "kill", too_late)
+    trial_queue.end_process(identity)
+    assert not trial_queue.lives(identity)
+
+
 def test_a_urls_password_is_never_printed():
     with pytest.raises(InputError) as told:
         open_storage("postgresql+psycopg2://me:geheim@127.0.0.1:1/none")
