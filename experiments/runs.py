@@ -125,8 +125,14 @@ def require_same_options(trainings: Sequence[Training], path: Path) -> None:
 
 
 def last_error(log: Path) -> str:
-    """The last line of a log that tells of an error, or else its last line."""
-    lines = [line for line in log.read_text().splitlines() if line.strip()]
+    """The last line that the log's last command wrote of an error, or else its last line at all.
+
+    Args:
+        log: of one or several attempts, each begun by a line ``$ command``; bytes that are no UTF-8 are replaced.
+    """
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    begun = max((number for number, line in enumerate(lines, start=1) if line.startswith("$ ")), default=0)
+    lines = lines[begun:] or ["it ended without a word"]
     return next((line for line in reversed(lines) if re.match(r"(error|\w+Error|\w+Exception)\b", line)), lines[-1])
 
 

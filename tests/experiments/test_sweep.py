@@ -129,6 +129,20 @@ def test_a_failed_trial_loses_no_other_and_is_tried_once_more_by_the_next_call(s
     assert Counter(row["state"] for row in records(tmp_path / "runs/sweep/rates")) == {"complete": 2, "failed": 1}
 
 
+@pytest.mark.parametrize(
+    ("last_attempt", "told"),
+    [
+        (b"ValueError: new\nafterwards\n", "ValueError: new"),
+        (b"epoch 1\n\xff killed\n", "\N{REPLACEMENT CHARACTER} killed"),
+        (b"", "it ended without a word"),
+    ],
+)
+def test_a_failure_is_told_by_the_last_attempts_output_alone(last_attempt, told, tmp_path):
+    log = tmp_path / "trial-0.log"
+    log.write_bytes(b"$ python -m fit\nerror: old\n$ python -m fit\n" + last_attempt)
+    assert runs.last_error(log) == told
+
+
 def test_seeds_are_drawn_together(sweeping, tmp_path):
     space = {"model.learning_rate": [1e-3, 1e-2], "seed_everything": [0, 1, 2]}
     config = write_config(tmp_path / "seeds.yaml", space=space, sampler="grid", trials="absent", score="last")
