@@ -77,7 +77,7 @@ def read_config(path: Path, known: Sequence[str], required: Sequence[str], what:
         InputError: it is not such a file.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise InputError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
