@@ -142,10 +142,10 @@ def main() -> None:
     from experiments.sweep_report import report
     from experiments.sweep_worker import Sweep
 
-    sweep = Sweep(plan, options.config.stem, output, url, others)
-    if sweep.is_new:
-        require_options(plan, others)
+    sweep = Sweep(plan, options.config.stem, output, url, others, may_begin=options.workers > 0)
     if options.workers:
+        if sweep.is_new:
+            require_options(plan, others)
         sweep.prepare()
         sweep.work(options.workers)
     failed = report(sweep)

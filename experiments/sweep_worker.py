@@ -82,12 +82,18 @@ class Sweep:
         output: folder of the reports, and of the runs unless the plan has another.
         url: of the database.
         others: options of every trial from the command line.
+        may_begin: whether there may be no such study yet.
+
+    Raises:
+        InputError: the database cannot be opened, or there has to be a study, and it is none or another.
     """
 
-    def __init__(self, plan: Plan, name: str, output: Path, url: str, others: Sequence[str]):
+    def __init__(self, plan: Plan, name: str, output: Path, url: str, others: Sequence[str], *, may_begin: bool = True):
         self.plan, self.name, self.output, self.others = plan, name, output, list(others)
         self.runs = Path(plan.runs) if plan.runs else output
-        self.queue = TrialQueue(url, name)
+        self.queue = TrialQueue(url, name, may_begin=may_begin)
+        if not may_begin:
+            self.queue.require_plan(identity(plan, others))
         self.is_new = not self.queue.states()
 
     def prepare(self) -> None:

@@ -81,14 +81,15 @@ class TrialQueue:
     Args:
         url: of the database, as SQLAlchemy has them.
         study: name of the study.
+        may_begin: whether the database may be made, where it is a file.
 
     Raises:
         InputError: it cannot be opened; without the URL's password.
     """
 
-    def __init__(self, url: str, study: str):
+    def __init__(self, url: str, study: str, *, may_begin: bool = True):
         self.study = study
-        self.storage = open_storage(url)
+        self.storage = open_storage(url, may_begin=may_begin)
         self.engine = self.storage.engine
         self._heard: dict[int, _Heard] = {}  # of workers elsewhere, by their trials
 
@@ -105,11 +106,8 @@ class TrialQueue:
         for attempt in range(3):
             try:
                 with self.engine.begin() as connection:
-                    known = connection.scalar(select(_plans.c.plan).where(_plans.c.study == self.study))
-                    if known is None:
+                    if not self._is_begun(connection, plan):
                         connection.execute(_plans.insert().values(study=self.study, plan=json.dumps(plan)))
-                    elif json.loads(known) != plan:
-                        raise InputError(_difference(self.study, json.loads(known), plan))
                     query = select(sqlalchemy.func.count()).where(_trials.c.study == self.study)
                     there = connection.scalar(query)
                     rows = [self._row(number, trials[number]) for number in range(there, len(trials))]
@@ -119,6 +117,22 @@ class TrialQueue:
             except sqlalchemy.exc.IntegrityError:  # another worker was quicker
                 if attempt == 2:
                     raise
+
+    def require_plan(self, plan: dict) -> None:
+        """Refuse a study that was not begun, or with another plan.
+
+        Raises:
+            InputError: it is such a one.
+        """
+        with self.engine.connect() as connection:
+            if not self._is_begun(connection, plan):
+                raise InputError(f"the sweep {self.study!r} was not begun in this database: nothing to report")
+
+    def _is_begun(self, connection: sqlalchemy.Connection, plan: dict) -> bool:
+        known = connection.scalar(select(_plans.c.plan).where(_plans.c.study == self.study))
+        if known is not None and json.loads(known) != plan:
+            raise InputError(_difference(self.study, json.loads(known), plan))
+        return known is not None
 
     def _row(self, number: int, fixed: dict) -> dict:
         nobody = {"state": WAITING, "owner": "", "host": "", "process": "", "training": "", "beats": 0}
@@ -194,8 +208,12 @@ class TrialQueue:
         return known.lives and time.monotonic() - known.since <= SILENCE
 
 
-def open_storage(url: str) -> RDBStorage:
+def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
     """Optuna's storage in a database, and this module's tables in the same.
+
+    Args:
+        url: of the database, as SQLAlchemy has them.
+        may_begin: whether the database may be made, where it is a file.
 
     Raises:
         InputError: it cannot be opened; without the URL's password.
@@ -209,6 +227,8 @@ def open_storage(url: str) -> RDBStorage:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database in (None, "", ":memory:"):
             raise InputError(f"--storage {shown} is lost with its process: give sqlite:///FILE")
+        if not may_begin and not Path(parsed.database).is_file():
+            raise InputError(f"there is no {parsed.database}, so that no trial was begun: nothing to report")
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         options = {"connect_args": {"timeout": BUSY}}
     for attempt in range(5):

@@ -197,6 +197,27 @@ def test_another_config_under_the_same_study_is_refused_but_for_more_trials(swee
     assert len(records(tmp_path / "runs/sweep/rates")) == 3
 
 
+def test_a_report_of_another_config_is_refused(sweeping, tmp_path):
+    config = write_config(tmp_path / "rates.yaml", trials=1)
+    assert sweeping("--config", str(config))[0] == 0
+    assert sweeping("--config", str(config), "--workers", "0")[0] == 0
+    write_config(config, trials=1, space={"model.learning_rate": RATE, "model.dropout": [0.0, 0.2]})
+    with pytest.raises(InputError, match="begun with another config"):
+        sweeping("--config", str(config), "--workers", "0")
+
+
+def test_a_report_of_no_sweep_is_refused_and_leaves_no_file(sweeping, tmp_path):
+    config = write_config(tmp_path / "rates.yaml")
+    with pytest.raises(InputError, match=r"no runs/sweep/rates/study\.db"):
+        sweeping("--config", str(config), "--workers", "0")
+    assert not (tmp_path / "runs").exists()
+    url = f"sqlite:///{tmp_path}/shared.db"
+    TrialQueue(url, "another").prepare({}, [{}])
+    with pytest.raises(InputError, match="'rates' was not begun in this database"):
+        sweeping("--config", str(config), "--workers", "0", "--storage", url)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_what_was_killed_before_its_trials_were_written_down_goes_on(sweeping, tmp_path):
     config = write_config(tmp_path / "rates.yaml", trials=2)
     url = f"sqlite:///{tmp_path}/runs/sweep/rates/study.db"
