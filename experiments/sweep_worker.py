@@ -194,7 +194,7 @@ class Sweep:
         elif not training.folder.is_finished:
             if training.folder.has_checkpoint:
                 print(f"trial {claim.number} goes on from its last checkpoint", flush=True)
-            attempt.process = _start(training, count)
+            attempt.process = _start(training, count, attempt.lock)
             self.queue.tell_training(claim, attempt.process.pid)
 
     def _training(self, number: int, params: dict) -> Training:
@@ -345,8 +345,8 @@ def _pruner(plan: Plan) -> optuna.pruners.BasePruner:
     return optuna.pruners.MedianPruner(plan.pruner["startup_trials"], n_warmup_steps=plan.pruner["warmup_epochs"] + 1)
 
 
-def _start(training: Training, count: int) -> subprocess.Popen:
-    """Start a training that a killed worker takes with it."""
+def _start(training: Training, count: int, lock: TextIO) -> subprocess.Popen:
+    """Start a training that a killed worker takes with it; where it outlives the worker, its run stays locked."""
     environment = dict(os.environ)
     if count > 1:  # or each would take all cores, and wait for the others
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -359,6 +359,7 @@ def _start(training: Training, count: int) -> subprocess.Popen:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
+            pass_fds=(lock.fileno(),),  # a worker killed before tell_training leaves no other sign of a training
             start_new_session=True,  # Ctrl-C is this process' to hear
             preexec_fn=functools.partial(_die_with, os.getpid()) if sys.platform == "linux" else None,
         )

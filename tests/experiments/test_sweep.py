@@ -17,7 +17,7 @@ import optuna
 import pytest
 import yaml
 
-from experiments import runs, sweep, trial_queue
+from experiments import runs, sweep, sweep_worker, trial_queue
 from experiments.sweep import Range, main, read_plan
 from experiments.trial_queue import DONE, FAILED, RUNNING, TrialQueue, open_storage, process_identity
 from mobile_former import InputError
@@ -399,6 +399,20 @@ def test_a_training_that_outlives_its_worker_is_ended_before_another_begins(tmp_
     queue.tell_training(claim, orphan.pid)
     assert queue.claim() is not None
     assert orphan.wait(5) == -signal.SIGKILL
+
+
+def test_a_run_stays_locked_while_its_training_outlives_its_worker(tmp_path, monkeypatch):
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(runs.Training, "command", property(lambda training: command))
+    training = runs.Training("classification", RunFolder(tmp_path / "run"), [], tmp_path / "run.log")
+    lock = sweep_worker.locked(tmp_path / "run.lock")
+    process = sweep_worker._start(training, 1, lock)
+    lock.close()
+    with pytest.raises(sweep_worker.FolderInUseError):
+        sweep_worker.locked(tmp_path / "run.lock")
+    process.kill()
+    process.wait()
+    sweep_worker.locked(tmp_path / "run.lock").close()
 
 
 def test_a_training_that_ends_just_before_it_is_killed_is_no_error(monkeypatch):
