@@ -143,13 +143,7 @@ def draw_importances(trials: dict[int, FrozenTrial], plan: Plan, path: Path) -> 
 def draw_settings(settings: Sequence["Setting"], plan: Plan, path: Path) -> str | None:
     """Draw each setting's seeds as dots, their mean and standard deviation; as above."""
     figure = Figure(figsize=(7, 1.4 + 0.5 * len(settings)), layout="constrained")
-    draw_dots(figure.subplots(), settings)
-    figure.axes[0].set_xlabel(f"{_score(plan)}: each seed, mean and standard deviation")
-    return _save(figure, path)
-
-
-def draw_dots(axis: Axes, settings: Sequence["Setting"]) -> None:
-    """Draw settings as rows of an axis, the first on top."""
+    axis = figure.subplots()
     for row, setting in enumerate(settings):
         colour = COLOURS[row % len(COLOURS)]
         axis.plot(setting.values, [row] * len(setting.values), linestyle="", marker="o", color=colour, alpha=0.4)
@@ -163,8 +157,10 @@ def draw_dots(axis: Axes, settings: Sequence["Setting"]) -> None:
     for label in axis.get_yticklabels():
         label.set_parse_math(False)
     axis.set_ylabel(", ".join(short_names(names)))
-    axis.set_ylim(len(settings) - 0.5, -0.5)
+    axis.set_xlabel(f"{_score(plan)}: each seed, mean and standard deviation")
+    axis.set_ylim(len(settings) - 0.5, -0.5)  # the first on top
     axis.grid(alpha=0.3, axis="x")
+    return _save(figure, path)
 
 
 def _score(plan: Plan) -> str:
