@@ -3,15 +3,17 @@
 import csv
 import io
 import json
+import math
 import shlex
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import t as student_t
 
 from experiments.runs import in_units, mean_and_spread
-from experiments.sweep import trial_arguments
+from experiments.sweep import Plan, trial_arguments
 from experiments.sweep_figures import draw_history, draw_importances, draw_parallel_coordinates, draw_settings
 from experiments.sweep_worker import Sweep, locked, short_names, shown_value
 from experiments.trial_queue import RUNNING, WAITING
@@ -35,6 +37,21 @@ class Setting:
     values: list[float]
     seeds: list[int]
     cost: tuple[int, int] | None
+
+
+@dataclass
+class Difference:
+    """What a setting's scores are above those of another one.
+
+    Attributes:
+        mean: over the seeds that both have.
+        interval: 95 % of it by Student's t; None of one seed.
+        values: by seed.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    values: dict[int, float]
 
 
 def report(sweep: Sweep) -> list[str]:
@@ -96,6 +113,38 @@ def group_by_seed(trials: dict[int, FrozenTrial], names: Sequence[str]) -> list[
     return list(found.values())
 
 
+def baseline(plan: Plan) -> dict:
+    """The parameters, less the seed, that others are compared with: of each option null if a choice, else the first."""
+    domains = {name: domain for name, domain in plan.space.items() if name != "seed_everything"}
+    values = {name: domain if isinstance(domain, list) else domain.values() for name, domain in domains.items()}
+    return {name: None if None in choices else choices[0] for name, choices in values.items()}
+
+
+def difference(setting: Setting, reference: Setting) -> Difference | None:
+    """The difference of two settings, paired by seed; None where they have no seed in common."""
+    known = dict(zip(reference.seeds, reference.values, strict=True))
+    pairs = zip(setting.seeds, setting.values, strict=True)
+    values = {seed: value - known[seed] for seed, value in pairs if seed in known}
+    if not values:
+        return None
+    mean, interval = statistics.mean(values.values()), None
+    if len(values) > 1:
+        error = statistics.stdev(values.values()) / math.sqrt(len(values))
+        reach = float(student_t.ppf(0.975, len(values) - 1)) * error
+        interval = (mean - reach, mean + reach)
+    return Difference(mean, interval, values)
+
+
+def differences(plan: Plan, settings: Sequence[Setting]) -> list[Difference | None]:
+    """Of each setting of a grid the difference from the baseline; None for that one, and where there is none."""
+    if plan.sampler != "grid":
+        return [None] * len(settings)
+    reference = next((setting for setting in settings if setting.params == baseline(plan)), None)
+    if reference is None:
+        return [None] * len(settings)
+    return [None if setting is reference else difference(setting, reference) for setting in settings]
+
+
 def markdown(sweep: Sweep, trials: dict[int, FrozenTrial], settings: Sequence[Setting]) -> str:
     """The table: a line a setting where seeds are in the space, else a line a trial, the best first."""
     plan = sweep.plan
@@ -105,13 +154,21 @@ def markdown(sweep: Sweep, trials: dict[int, FrozenTrial], settings: Sequence[Se
         lines = [[*short_names(names), f"{plan.metric}, {plan.score} epoch", "n", "seeds"]]
         if costly:
             lines[0] += ["parameters", "multiply-adds"]
-        for setting in settings:
+        against = differences(plan, settings)
+        paired = any(against)
+        if paired:
+            lines[0].append(f"against {', '.join(map(shown_value, baseline(plan).values()))}, seed by seed")
+        for setting, found in zip(settings, against, strict=True):
             cells = [shown_value(setting.params[name]) for name in names]
             cells += [mean_and_spread(setting.values), str(len(setting.values)), ", ".join(map(str, setting.seeds))]
             if costly:
                 cells += [f"{setting.cost[0] / 1e6:.2f} M", in_units(setting.cost[1])] if setting.cost else ["", ""]
+            if paired:
+                cells.append(_shown_difference(found) if found else "")
             lines.append(cells)
         note = "Mean ± standard deviation over the seeds."
+        if paired:
+            note += " Seed by seed: the mean difference, its 95 % interval by Student's t, and each."
     else:
         names = list(plan.space)
         lines = [["trial", *short_names(names), f"{plan.metric}, {plan.score} epoch", "epochs", "state"]]
@@ -151,10 +208,23 @@ def summary(sweep: Sweep, trials: dict[int, FrozenTrial], settings: Sequence[Set
                 "standard_deviation": statistics.stdev(setting.values) if len(setting.values) > 1 else None,
                 "values": dict(zip(map(str, setting.seeds), setting.values, strict=True)),
                 **({"parameters": setting.cost[0], "multiply_adds": setting.cost[1]} if setting.cost else {}),
+                **({"difference": asdict(found)} if found else {}),
             }
-            for setting in settings
+            for setting, found in zip(settings, differences(plan, settings), strict=True)
         ]
     return content
+
+
+def _shown_difference(found: Difference) -> str:
+    each = ", ".join(map(_signed, found.values.values()))
+    if found.interval is None:
+        return each
+    return f"{_signed(found.mean)} (95 %: {' to '.join(map(_signed, found.interval))}); {each}"
+
+
+def _signed(value: float) -> str:
+    value = round(value, 3) + 0.0  # which makes 0 of -0
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _best_first(sweep: Sweep, trials: dict[int, FrozenTrial]) -> list[tuple[int, FrozenTrial]]:

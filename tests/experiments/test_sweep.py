@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import cv2
 import optuna
@@ -18,7 +19,8 @@ import pytest
 import yaml
 
 from experiments import runs, sweep, sweep_worker, trial_queue
-from experiments.sweep import Range, main, read_plan
+from experiments.sweep import Plan, Range, main, read_plan
+from experiments.sweep_report import Setting, baseline, differences
 from experiments.trial_queue import DONE, FAILED, RUNNING, TrialQueue, open_storage, process_identity
 from mobile_former import InputError
 from mobile_former.training.run_folder import RunFolder
@@ -151,12 +153,42 @@ def test_seeds_are_drawn_together(sweeping, tmp_path):
     assert status == 0
     status, out, _ = sweeping("--config", str(config))
     assert status == 0
-    assert "| 0.001 | 1.0100 ± 0.0100 | 3 | 0, 1, 2 |" in out
+    assert "| 0.001 | 1.0100 ± 0.0100 | 3 | 0, 1, 2 |  |" in out
+    assert "| against 0.001, seed by seed |" in out
+    lower = "−0.250"  # noqa: RUF001
+    assert f"| {lower} (95 %: {lower} to {lower}); {lower}, {lower}, {lower} |" in out
     settings = json.loads((tmp_path / "runs/sweep/seeds/sweep.json").read_text())["settings"]
     assert [setting["params"] for setting in settings] == [{"model.learning_rate": rate} for rate in (1e-3, 1e-2)]
     assert settings[0]["standard_deviation"] == pytest.approx(0.01)
     assert cv2.imread(str(tmp_path / "runs/sweep/seeds/ablation.png")).std() > 5
     assert "no importances.png" not in out
+
+
+def test_differences_from_the_baseline_are_paired_by_seed():
+    none = Setting({"model.ablation": None}, [0.5, 0.6, 0.7, 0.1], [0, 1, 2, 7], None)
+    relu = Setting({"model.ablation": "relu"}, [0.9, 0.6, 0.6, 0.9], [2, 1, 0, 8], None)
+    tokens = Setting({"model.ablation": "tokens=1"}, [0.4996], [0], None)
+    plan = Plan(
+        "classification", "", {"model.ablation": ["relu", None, "tokens=1"], "seed_everything": [0, 1, 2, 7, 8]}
+    )
+    assert differences(plan, [relu, none, tokens]) == [None] * 3  # of a grid alone
+    found, itself, single = differences(replace(plan, sampler="grid"), [relu, none, tokens])
+    assert itself is None
+    # Differences 0.2, 0 and 0.1: standard deviation 0.1, and 97.5 % of Student's t of two degrees lies below 4.30265.
+    assert found.values == pytest.approx({2: 0.2, 1: 0.0, 0: 0.1})
+    assert found.mean == pytest.approx(0.1)
+    assert found.interval == pytest.approx((0.1 - 0.248414, 0.1 + 0.248414), abs=1e-6)
+    assert single.interval is None
+    assert single.values == pytest.approx({0: -0.0004})
+    assert differences(replace(plan, sampler="grid"), [relu, tokens]) == [None, None]  # the baseline is not trained yet
+    assert differences(replace(plan, sampler="grid"), [replace(relu, seeds=[3, 4, 5, 6]), none]) == [None, None]
+
+
+def test_a_baseline_is_null_where_it_is_a_choice_and_else_what_comes_first():
+    space = {"model.ablation": ["relu", None], "model.dropout": [0.2, 0.0], "data.batch_size": Range(8, 32, step=8)}
+    assert baseline(Plan("classification", "", space | {"seed_everything": [0, 1]})) == {
+        "model.ablation": None, "model.dropout": 0.2, "data.batch_size": 8,
+    }  # fmt: skip
 
 
 def test_sweeps_that_share_a_folder_of_runs_train_a_run_once(sweeping, tmp_path):
