@@ -155,7 +155,9 @@ def train(run: Run) -> int:
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with run.log.open("a") as log:
         log.write(f"$ {shlex.join(run.command)}\n")
-        with subprocess.Popen(run.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        with subprocess.Popen(
+            run.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process:
             for line in process.stdout:
                 log.write(line)
                 log.flush()
