@@ -115,6 +115,7 @@ wait $!
     return variables | {"PATH": f"{programs}:{variables['PATH']}"}
 
 
+@pytest.mark.slow
 def test_a_job_puts_itself_back_in_the_queue_and_goes_on(slurm, two_colours, tmp_path):
     command = [LAUNCH / "slurm.sbatch", "classification.fit", *OPTIONS, "--data.root", two_colours]
     runs = []
