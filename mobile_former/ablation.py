@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobile_former.block import MobileFormerBlock
-from mobile_former.bridge import FormerToMobile, MobileToFormer
+from mobile_former.bridge import FormerToMobile, MobileToFormer, located, split_channels
 from mobile_former.dynamic_relu import DynamicReLU
 from mobile_former.errors import InputError, nearest
 from mobile_former.former import Former
@@ -126,13 +126,9 @@ class ProjectedMobileToFormer(Ablated, MobileToFormer):
         super().__init__(channels, token_dim, part.drop_path.rate, gated=part.gate is not None)
         self.key, self.value = _rotation(channels), _rotation(channels)
 
-    def keys(self, x: Tensor) -> Tensor:
-        """Of ``(B, C, H, W)``, the same shape."""
-        return self.key(x)
-
-    def values(self, x: Tensor) -> Tensor:
-        """Of ``(B, C, H, W)``, the same shape."""
-        return self.value(x)
+    def keys_and_values(self, x: Tensor, map_position: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As of :class:`MobileToFormer`."""
+        return split_channels(self.key(located(x, map_position))), split_channels(self.value(x))
 
 
 class ProjectedFormerToMobile(Ablated, FormerToMobile):

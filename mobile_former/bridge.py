@@ -57,8 +57,7 @@ class MobileToFormer(nn.Module):
             The tokens ``(B, M, d)``, and the scaled logits of the attention ``(B, heads, M, H·W)`` before any softmax,
             mask or focus.
         """
-        values = _split_channels(self.values(x))  # (B, heads, C/heads, H·W)
-        keys = _split_channels(self.keys(located(x, map_position)))
+        keys, values = self.keys_and_values(x, map_position)
         query = _split_features(self.query(located(tokens, token_position)))  # (B, heads, M, C/heads)
         logits = (query * query.shape[-1] ** -0.5) @ keys
         visible = logits if focus is None else logits + focus[:, None].to(logits.dtype)
@@ -70,13 +69,10 @@ class MobileToFormer(nn.Module):
             gathered = gathered * (2 * F.hardsigmoid(self.gate(tokens)))
         return self.norm(tokens + self.drop_path(self.output(gathered))), logits
 
-    def keys(self, x: Tensor) -> Tensor:
-        """What stands for the map ``(B, C, H, W)`` as keys: the map itself."""
-        return x
-
-    def values(self, x: Tensor) -> Tensor:
-        """What stands for it as values: the map itself."""
-        return x
+    def keys_and_values(self, x: Tensor, map_position: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The map itself as both, with its position as keys: each ``(B, heads, C/heads, H·W)``."""
+        values = split_channels(x)
+        return values if map_position is None else split_channels(x + map_position), values
 
 
 class FormerToMobile(nn.Module):
@@ -102,7 +98,7 @@ class FormerToMobile(nn.Module):
         """
         key = _split_features(self.key(located(tokens, token_position)))  # (B, heads, M, C/heads)
         value = _split_features(self.value(tokens))
-        logits = (key * key.shape[-1] ** -0.5) @ _split_channels(self.queries(x))  # (B, heads, M, H·W)
+        logits = (key * key.shape[-1] ** -0.5) @ split_channels(self.queries(x))  # (B, heads, M, H·W)
         gathered = value.transpose(2, 3) @ self.attention(logits)  # (B, heads, C/heads, H·W)
         return x + self.drop_path(self.output(gathered.reshape(x.shape)))
 
@@ -120,14 +116,14 @@ def located(tokens: Tensor, position: Tensor | None) -> Tensor:
     return tokens if position is None else tokens + position
 
 
+def split_channels(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` to ``(B, heads, C/heads, H·W)``: heads are contiguous chunks of channels."""
+    return x.flatten(2).unflatten(1, (HEADS, -1))
+
+
 def mask_logits(logits: Tensor, padding: Tensor) -> Tensor:
     """Keep attention off padding; the lowest finite number, so that all-padding rows stay free of NaN."""
     return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
-
-
-def _split_channels(x: Tensor) -> Tensor:
-    """``(B, C, H, W)`` to ``(B, heads, C/heads, H·W)``: heads are contiguous chunks of channels."""
-    return x.flatten(2).unflatten(1, (HEADS, -1))
 
 
 def _split_features(tokens: Tensor) -> Tensor:

@@ -81,10 +81,8 @@ def fit(folder, data, task, processes, *options):
 def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(task, options, data, tmp_path):
     one, alone = fit(tmp_path, data, task, 1, *options)
     two, together = fit(tmp_path, data, task, 2, *options)
-    # In float32, rounding moves a value or two over a kink of dynamic ReLU, which changes its channel's gradient.
-    atol = 1e-5 if options is EXACT else 1e-4
     for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
     scores = [name for name in alone if name.startswith("val/") and name != "val/loss"]
     assert scores
     for name in scores:
