@@ -17,19 +17,12 @@ from classification.module import ClassificationModule
 from classification.transforms import eval_transform
 from mobile_former.errors import InputError
 from mobile_former.training.checkpoint import load_checkpoint
-from mobile_former.training.command import (
-    Parser,
-    add_trained_model_options,
-    console,
-    require_one_trained_model,
-    require_writable,
-    run_command,
-    tell_unreadable,
-)
+from mobile_former.training.command import Parser, console, require_writable, run_command, tell_unreadable
 from mobile_former.training.data import default_workers
 from mobile_former.training.figures import image_sheet
 from mobile_former.training.images import ImageFiles, expand, normalise, read_image
 from mobile_former.training.onnx_file import OnnxModel
+from mobile_former.training.prediction import add_predict_options, check_predict_options
 
 SHEET_MOST = 60  # images; more would be too small to look at
 
@@ -37,21 +30,15 @@ SHEET_MOST = 60  # images; more would be too small to look at
 def main() -> None:
     """Predict by the command line's options."""
     parser = Parser(prog="python -m classification.predict", description="Classify images.")
-    parser.add_argument("images", type=str, nargs="+", help="images, folders, or quoted globs")
-    add_trained_model_options(parser, "classification")
-    parser.add_argument("--output", type=Path | None, default=None, help="a .csv or .json file to write")
+    add_predict_options(parser, "classification", output="a .csv or .json file to write", batch_size=32)
     parser.add_argument("--sheet", type=Path | None, default=None, help="a .png to write: images with their classes")
     parser.add_argument("--top_k", type=int, default=5, help="classes to tell for each image")
-    parser.add_argument("--batch_size", type=int, default=32, help="images in a batch")
     options = parser.parse_args()
-    require_one_trained_model(options)
-    if options.output and options.output.suffix not in {".csv", ".json"}:
-        raise InputError(f"--output {options.output}: give a name that ends in .csv or .json")
+    check_predict_options(options, (".csv", ".json"))
     if options.sheet and options.sheet.suffix != ".png":
         raise InputError(f"--sheet {options.sheet}: give a name that ends in .png")
-    for name in ("top_k", "batch_size"):
-        if options[name] < 1:
-            raise InputError(f"--{name} is {options[name]}: give at least 1")
+    if options.top_k < 1:
+        raise InputError(f"--top_k is {options.top_k}: give at least 1")
 
     paths = expand(options.images)
     for target in filter(None, (options.output, options.sheet)):  # before the work, so that none is lost

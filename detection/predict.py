@@ -22,18 +22,11 @@ from detection.pictures import caption, draw_detections
 from detection.transforms import eval_transform
 from mobile_former.errors import InputError
 from mobile_former.training.checkpoint import load_checkpoint
-from mobile_former.training.command import (
-    Parser,
-    add_trained_model_options,
-    console,
-    require_one_trained_model,
-    require_writable,
-    run_command,
-    tell_unreadable,
-)
+from mobile_former.training.command import Parser, console, require_writable, run_command, tell_unreadable
 from mobile_former.training.data import default_workers
 from mobile_former.training.images import ImageFiles, expand, read_image
 from mobile_former.training.onnx_file import OnnxModel
+from mobile_former.training.prediction import add_predict_options, check_predict_options
 
 _LISTED = 3  # detections in the table's row of an image
 _PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # of images whose drawings keep their names
@@ -42,22 +35,15 @@ _PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # of images whose draw
 def main() -> None:
     """Predict by the command line's options."""
     parser = Parser(prog="python -m detection.predict", description="Detect objects in images.")
-    parser.add_argument("images", type=str, nargs="+", help="images, folders, or quoted globs")
-    add_trained_model_options(parser, "detection")
-    parser.add_argument("--output", type=Path | None, default=None, help="a .json (COCO results) or .csv file to write")
+    add_predict_options(parser, "detection", output="a .json (COCO results) or .csv file to write", batch_size=8)
     parser.add_argument(
         "--drawings", type=Path | None, default=None, help="a folder to write: each image with its boxes"
     )
     parser.add_argument("--score_threshold", type=float, default=0.3, help="least score of what is told, 0 to 1")
-    parser.add_argument("--batch_size", type=int, default=8, help="images in a batch")
     options = parser.parse_args()
-    require_one_trained_model(options)
-    if options.output and options.output.suffix not in {".json", ".csv"}:
-        raise InputError(f"--output {options.output}: give a name that ends in .json or .csv")
+    check_predict_options(options, (".json", ".csv"))
     if not 0 <= options.score_threshold <= 1:
         raise InputError(f"--score_threshold is {options.score_threshold}: give a score from 0 to 1")
-    if options.batch_size < 1:
-        raise InputError(f"--batch_size is {options.batch_size}: give at least 1")
 
     paths = expand(options.images)
     drawings = _drawing_paths(paths, options.drawings) if options.drawings else []

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 import torch
-from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -146,29 +145,6 @@ class Parser(LightningArgumentParser):
         if in_group:
             return "\n" + re.sub(r"'(\w+)'", rf"'--{group}.\1'", nearest(leaf, in_group))
         return "\n" + nearest(name, options)
-
-
-def add_trained_model_options(parser: Parser, task: str) -> None:
-    """Let a command take a trained model: a checkpoint, or a file of export in its place.
-
-    Args:
-        parser: the command's.
-        task: name of the task.
-    """
-    parser.add_argument("--ckpt_path", type=str | None, default=None, help="a run's checkpoints/best.ckpt")
-    parser.add_argument(
-        "--onnx", type=Path | None, default=None, help=f"a file of {task}.export, in place of --ckpt_path"
-    )
-
-
-def require_one_trained_model(options: Namespace) -> None:
-    """Refuse both of :func:`add_trained_model_options`, and neither.
-
-    Raises:
-        InputError: that was given.
-    """
-    if (options.ckpt_path is None) == (options.onnx is None):
-        raise InputError("give either --ckpt_path, a run's checkpoints/best.ckpt, or --onnx, a file of export")
 
 
 def _unknown_option(message: str) -> str | None:
