@@ -8,7 +8,6 @@ stay, interrupted ones continue, failed ones are tried once more. Written to the
 comparison.md, comparison.json and comparison.png.
 """
 
-import argparse
 import json
 import shlex
 import statistics
@@ -36,6 +35,7 @@ from experiments.runs import (
     plain,
     read_config,
     require_same_options,
+    trainings_parser,
     validation_image,
 )
 from mobile_former.cost import cost
@@ -85,14 +85,9 @@ class Run(Training):
 
 def main() -> None:
     """Train what is not yet trained, then compare."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.compare",
-        description=__doc__.partition("\n")[0],
-        epilog="Any other option goes to fit in every run, as --data.root DIR.",
-        allow_abbrev=False,
+    parser = trainings_parser(
+        "compare", __doc__.partition("\n")[0], config="the comparison, see experiments/configs/", each="run"
     )
-    parser.add_argument("--config", type=Path, required=True, help="the comparison, see experiments/configs/")
-    parser.add_argument("--output", type=Path, default=None, help="folder; default: runs/compare/<config's name>")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="in place of the config's")
     options, others = parser.parse_known_args()
     plan = read_plan(find_config(options.config))

@@ -1,5 +1,6 @@
 """What comparisons and sweeps share: their configs read, trainings in processes of their own, figures as text."""
 
+import argparse
 import json
 import re
 import shlex
@@ -47,6 +48,26 @@ class Training:
         """What trains, going on from the last checkpoint where there is one."""
         place = ["--runs_folder", str(self.folder.path.parent.parent), "--name", self.folder.path.name]
         return [sys.executable, "-m", f"{self.task}.fit", *self.arguments, *place, "--ckpt_path", "auto"]
+
+
+def trainings_parser(command: str, purpose: str, *, config: str, each: str) -> argparse.ArgumentParser:
+    """The options of a command that does many trainings, to which it adds its own; those it does not know are fit's.
+
+    Args:
+        command: ``"compare"`` or ``"sweep"``.
+        purpose: what it is for, in a line.
+        config: what ``--config`` is for.
+        each: what it calls a training.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{command}",
+        description=purpose,
+        epilog=f"Any other option goes to fit in every {each}, as --data.root DIR.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, required=True, help=config)
+    parser.add_argument("--output", type=Path, default=None, help=f"folder; default: runs/{command}/<config's name>")
+    return parser
 
 
 def find_config(path: Path) -> Path:

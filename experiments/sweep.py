@@ -6,7 +6,6 @@ The config names the task, its recipe, the options of all trials and the space; 
 Run it again, and it goes on where it stopped. The same command elsewhere, with the same --storage, is one worker more.
 """
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from experiments.runs import MODULES, as_arguments, find_config, read_config
+from experiments.runs import MODULES, as_arguments, find_config, read_config, trainings_parser
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.command import run_command
 from mobile_former.training.extras import import_extra
@@ -107,14 +106,9 @@ class Plan:
 
 def main() -> None:
     """Run trials until none is left, then report."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.sweep",
-        description=__doc__.partition("\n")[0],
-        epilog="Any other option goes to fit in every trial, as --data.root DIR.",
-        allow_abbrev=False,
+    parser = trainings_parser(
+        "sweep", __doc__.partition("\n")[0], config="the sweep, see experiments/configs/sweep_*.yaml", each="trial"
     )
-    parser.add_argument("--config", type=Path, required=True, help="the sweep, see experiments/configs/sweep_*.yaml")
-    parser.add_argument("--output", type=Path, default=None, help="folder; default: runs/sweep/<config's name>")
     parser.add_argument(
         "--storage",
         default=None,
