@@ -99,7 +99,7 @@ class DeployedBackbone(nn.Module):
         check_images(images, padding_mask, self.in_chans)
         batch = images.shape[0]
         padding = {} if padding_mask is None else padding_pyramid(padding_mask, (1, 2, 4, 8, 16, 32))
-        x = F.relu6(self.stem(zero_padding(images, padding.get(1))))
+        x = F.relu6(self.stem(zero_padding(images, padding.get(1))), inplace=True)
         x = x.contiguous(memory_format=torch.channels_last)  # in which PyTorch's convolutions copy nothing
         tokens = self.tokens.expand(batch, -1, -1).flatten(0, 1)
         asked = self.asked.repeat(1, batch, 1, 1).unbind()
@@ -243,6 +243,8 @@ class DeployedFormer(nn.Module):
     def __init__(self, former: Former):
         super().__init__()
         self.query = _scaled_for_heads(former.query, FORMER_HEADS)
+        heads = torch.eye(FORMER_HEADS, device=former.query.weight.device, dtype=former.query.weight.dtype)
+        self.register_buffer("heads", heads.repeat_interleave(former.query.out_features // FORMER_HEADS, 1)[:, None])
         self.output = former.output
         shift = former.ffn[2].bias
         self.attention_norm = with_shift(former.attention_norm, shift)
@@ -252,17 +254,13 @@ class DeployedFormer(nn.Module):
 
     def forward(self, tokens: Tensor, count: int) -> Tensor:
         """Let the tokens ``(B·M, d)``, M of an image, exchange what they gathered."""
-        keys = self._split(tokens, count)
-        weights = torch.bmm(self._split(self.query(tokens), count), keys.transpose(1, 2)).softmax(2)
-        gathered = torch.bmm(weights, keys).reshape(-1, FORMER_HEADS, count, keys.shape[2]).transpose(1, 2)
-        gathered = gathered.reshape(-1, tokens.shape[1])
+        # Each token once for each head, with the other heads' features 0: a few products with 0 in place of copies.
+        keys = (tokens.reshape(-1, 1, count, tokens.shape[1]) * self.heads).flatten(1, 2)  # (B, heads·M, d)
+        logits = torch.bmm(self.query(tokens).reshape(-1, count, tokens.shape[1]), keys.transpose(1, 2))
+        weights = logits.unflatten(2, (FORMER_HEADS, count)).softmax(3).flatten(2)
+        gathered = torch.bmm(weights, keys).flatten(0, 1)
         tokens = self.attention_norm(tokens + self.output(gathered))
         return self.ffn_norm(torch.addmm(tokens, F.gelu(self.expand(tokens)), self.weight))
-
-    @staticmethod
-    def _split(tokens: Tensor, count: int) -> Tensor:
-        width = tokens.shape[1] // FORMER_HEADS
-        return tokens.reshape(-1, count, FORMER_HEADS, width).transpose(1, 2).reshape(-1, count, width)
 
 
 class DeployedClassifier(nn.Module):
@@ -276,7 +274,7 @@ class DeployedClassifier(nn.Module):
         super().__init__()
         self.to_former = DeployedToFormer(classifier.to_former)
         order = inverse(shuffle_order(classifier.shuffle, classifier.to_former.output.in_features))
-        self.expand = Pointwise.folded(classifier.expand, in_order=order, flat=False)
+        self.expand = Pointwise.folded(classifier.expand, in_order=order, flat=False, relu6=True)
         self.features = fold_features_norm(classifier.features, classifier.norm)
         self.logits = classifier.logits
 
@@ -285,7 +283,7 @@ class DeployedClassifier(nn.Module):
         # Of the tokens, only the first is read.
         count = asked[0].shape[1]
         token, _ = self.to_former(x, tokens[::count], *(part[:, :1] for part in asked), None)
-        pooled = F.relu6(self.expand(x)).mean((2, 3))
+        pooled = self.expand(x).mean((2, 3))
         features = self.features(torch.cat([F.hardswish(pooled), token], dim=1))
         return self.logits(F.hardswish(features))
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from mobile_former.conv_norm import ConvNorm
 from mobile_former.dynamic_relu import DynamicReLU, guiding_tokens
 from mobile_former.folding import fold_norm, inverse, linear_of, merged, shuffle_order, whole
+from mobile_former.inference_conv import InferenceConv, needs_gradients
 from mobile_former.mobile import DownsamplingMobile, Lite, Mobile
 from mobile_former.padding import zero_padding
 
@@ -39,7 +40,7 @@ class DeployedMobile(nn.Module):
         hidden = self.expand_relu(self.expand(x), guide1, mixing)
         hidden = self.depthwise_relu(self.depthwise(zero_padding(hidden, padding)), guide2, mixing)
         out = self.project(hidden)
-        return x + out if self.residual else out
+        return out.add_(x) if self.residual else out
 
 
 class DeployedDownsamplingMobile(nn.Module):
@@ -72,7 +73,7 @@ class DeployedDownsamplingMobile(nn.Module):
         guide1, guide2 = self.reduce(guiding_tokens(tokens, mixing)).relu_().chunk(2, dim=-1)
         x = self.project1(self.relu1(self.depthwise1(zero_padding(x, padding)), guide1, mixing))
         hidden = self.depthwise2(zero_padding(x, out_padding))
-        return x + self.project2(self.relu2(hidden, guide2, mixing))
+        return self.project2(self.relu2(hidden, guide2, mixing)).add_(x)
 
 
 class DeployedLite(nn.Module):
@@ -84,7 +85,7 @@ class DeployedLite(nn.Module):
 
     def __init__(self, lite: Lite):
         super().__init__()
-        self.depthwise = Depthwise(lite.depthwise, lite.shuffle)
+        self.depthwise = Depthwise(lite.depthwise, lite.shuffle, relu6=True)
         self.project = Pointwise.folded(lite.project, in_order=self.depthwise.order, flat=False)
         self.residual = lite.residual
 
@@ -95,12 +96,12 @@ class DeployedLite(nn.Module):
             # With the product in parts, maps need not be joined, which would change their layout.
             parts = self.depthwise.parts(hidden)
             channels = parts[0].shape[1]
-            out = F.conv2d(F.relu6(parts[0]), self.project.weight[:, :channels], self.project.bias)
+            out = F.conv2d(parts[0], self.project.weight[:, :channels], self.project.bias)
             for start, part in zip(range(channels, len(self.depthwise.bias), channels), parts[1:], strict=True):
-                out = out + F.conv2d(F.relu6(part), self.project.weight[:, start : start + channels])
+                out = out + F.conv2d(part, self.project.weight[:, start : start + channels])
         else:
-            out = self.project(F.relu6(self.depthwise(hidden), inplace=True))
-        return x + out if self.residual else out
+            out = self.project(self.depthwise(hidden))
+        return out.add_(x) if self.residual else out
 
 
 class SlopesReLU(nn.Module):
@@ -128,14 +129,14 @@ class SlopesReLU(nn.Module):
             theta = theta.transpose(1, 2) @ mixing.flatten(2)
             theta1, theta2 = theta.unflatten(2, mixing.shape[2:]).chunk(2, dim=1)
         slope2 = theta2 - 0.5
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or needs_gradients(x, theta):
             return torch.maximum(theta1 * x, slope2 * x)
         # The map is this block's own; another one would take longer to allocate than to compute.
         first = theta1 * x
         return torch.maximum(first, x.mul_(slope2), out=first)
 
 
-class Pointwise(nn.Module):
+class Pointwise(InferenceConv):
     """A pointwise convolution.
 
     Args:
@@ -144,13 +145,12 @@ class Pointwise(nn.Module):
         flat: whether an exported graph has the positions in one dimension. For images, runtimes take other layouts,
             to which the operations around this one would have to change; for few channels that costs more than
             it gains.
+        relu6: whether ReLU6 follows.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, *, flat: bool):
-        super().__init__()
+    def __init__(self, weight: Tensor, bias: Tensor, *, flat: bool, relu6: bool = False):
+        super().__init__(weight[:, :, None, None], bias, relu6=relu6)
         self.flat = flat
-        self.weight = nn.Parameter(weight.detach()[:, :, None, None])
-        self.bias = nn.Parameter(bias.detach())
 
     @classmethod
     def folded(
@@ -161,6 +161,7 @@ class Pointwise(nn.Module):
         out_order: Tensor | None = None,
         gain: float = 1,
         flat: bool,
+        relu6: bool = False,
     ) -> "Pointwise":
         """From a convolution and its BatchNorm.
 
@@ -170,6 +171,7 @@ class Pointwise(nn.Module):
             out_order: for each channel to give, its number in the trained part's output.
             gain: what to multiply the output by.
             flat: as of the class.
+            relu6: as of the class.
         """
         conv = fold_norm(layer)
         weight, bias = gain * whole(conv), gain * conv.bias
@@ -177,65 +179,53 @@ class Pointwise(nn.Module):
             weight = weight[:, in_order]
         if out_order is not None:
             weight, bias = weight[out_order], bias[out_order]
-        return cls(weight, bias, flat=flat)
+        return cls(weight, bias, flat=flat, relu6=relu6)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in, H, W)`` to ``(B, out, H, W)``."""
         if self.flat and torch.compiler.is_exporting():
-            return F.conv1d(x.flatten(2), self.weight[..., 0], self.bias).unflatten(2, x.shape[2:])
-        if x.device.type == "cpu" and x.dtype == torch.float32 and _calls_onednn():
-            # On one thread, conv2d would take a matrix product that needs nearly twice as long.
-            return torch.mkldnn_convolution(x, self.weight, self.bias, (0, 0), (1, 1), (1, 1), 1)
-        return F.conv2d(x, self.weight, self.bias)
+            out = F.conv1d(x.flatten(2), self.weight[..., 0], self.bias).unflatten(2, x.shape[2:])
+            return F.relu6(out) if self.relu6 else out
+        return super().forward(x)
 
 
-class Depthwise(nn.Module):
+class Depthwise(InferenceConv):
     """A 3×3 convolution of each channel by itself, or of each into several.
 
     Args:
         layer: the trained part.
         shuffle: the shuffle that follows in training, if any; here it is only an order, see :attr:`order`.
         gain: what to multiply the output by.
+        relu6: whether ReLU6 follows.
 
     Attributes:
         order: for each channel that this gives, its number in training after the shuffle.
     """
 
-    def __init__(self, layer: ConvNorm, shuffle: nn.Module | None = None, gain: float = 1):
-        super().__init__()
+    def __init__(self, layer: ConvNorm, shuffle: nn.Module | None = None, *, gain: float = 1, relu6: bool = False):
         conv = fold_norm(layer)
-        self.stride, self.repeats = conv.stride, conv.out_channels // conv.in_channels
+        repeats = conv.out_channels // conv.in_channels
         # In training, the outputs of a channel are side by side; here each comes after the first of all channels.
-        rows = torch.arange(conv.out_channels, device="cpu").unflatten(0, (-1, self.repeats)).t().flatten()
-        self.weight = nn.Parameter(gain * conv.weight.detach()[rows])
-        self.bias = nn.Parameter(gain * conv.bias.detach()[rows])
+        rows = torch.arange(conv.out_channels, device="cpu").unflatten(0, (-1, repeats)).t().flatten()
+        weight, bias = gain * conv.weight[rows], gain * conv.bias[rows]
+        super().__init__(weight, bias, stride=conv.stride[0], padding=1, groups=conv.out_channels, relu6=relu6)
+        self.repeats = repeats
         self.order = inverse(shuffle_order(shuffle, conv.out_channels))[rows]
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, e·C, ⌈H/stride⌉, ⌈W/stride⌉)``."""
-        if self.repeats == 1:
-            return self._convolve(x, self.weight, self.bias)
-        # There is fast code for one output a channel alone: in PyTorch for many channels, elsewhere for few too.
-        if torch.compiler.is_exporting():
-            return torch.cat(self.parts(x), dim=1)
-        return self._convolve(torch.cat([x] * self.repeats, dim=1), self.weight, self.bias)
+        if self.repeats > 1:
+            # There is fast code for one output a channel alone: in PyTorch for many channels, elsewhere for few too.
+            if torch.compiler.is_exporting():
+                return torch.cat(self.parts(x), dim=1)
+            x = torch.cat([x] * self.repeats, dim=1)
+        return super().forward(x)
 
     def parts(self, x: Tensor) -> list[Tensor]:
         """The same in parts of one output a channel, each ``(B, C, ⌈H/stride⌉, ⌈W/stride⌉)``."""
-        starts = range(0, len(self.bias), x.shape[1])
-        rows = [slice(start, start + x.shape[1]) for start in starts]
-        return [self._convolve(x, self.weight[part], self.bias[part]) for part in rows]
-
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.conv2d(x, weight, bias, self.stride, padding=1, groups=x.shape[1])
-
-
-def _calls_onednn() -> bool:
-    """Whether its operation may be called as such: it knows neither autocast nor exporters."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
-        and not torch.is_autocast_enabled("cpu")
-    )
+        parts = []
+        for start in range(0, len(self.bias), x.shape[1]):
+            rows = slice(start, start + x.shape[1])
+            part = F.conv2d(x, self.weight[rows], self.bias[rows], self.stride, self.padding, groups=x.shape[1])
+            parts.append(F.relu6(part) if self.relu6 else part)
+        return parts
