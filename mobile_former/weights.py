@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -188,7 +189,7 @@ def read_file(path: Path) -> object:
     except InputError:
         raise
     except Exception as error:  # a damaged file can fail anywhere in its format's reader, with any exception
-        reason = (str(error).splitlines() or [""])[0][:200]
+        reason = (str(error).splitlines() or [""])[0].split(". ")[0][:200]
         raise InputError(
             f"{path} is cut short or damaged ({type(error).__name__}: {reason}): fetch or save it again"
         ) from error
@@ -205,6 +206,12 @@ def _is_plain(value: object) -> bool:
 
 
 def _read_pickle(path: Path) -> object:
+    if zipfile.is_zipfile(path):  # torch.load looks at no checksum
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise InputError(
+                    f"{path} is cut short or damaged (the checksum of {damaged} is another): fetch or save it again"
+                )
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -3,16 +3,13 @@
 import io
 import os
 import shutil
-import zipfile
 from pathlib import Path
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from mobile_former.errors import InputError
 from mobile_former.training.run_folder import LAST, PREVIOUS
 from mobile_former.training.whole_file import write_whole
-from mobile_former.weights import read_file
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -45,20 +42,6 @@ class WholeCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             before = "The checkpoint that was there is as it was" if path.is_file() else "There was none before"
             raise OSError(f"{error}. {before}; make room, then go on with --ckpt_path last") from error
-
-
-def read_whole(path: Path) -> object:
-    """A checkpoint's content, every byte of which is as it was written: torch.load alone looks at no checksum.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    content = read_file(path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise InputError(f"{path} is cut short or damaged (the checksum of {damaged} is another)")
-    return content
 
 
 def _keep(path: Path, previous: Path) -> None:

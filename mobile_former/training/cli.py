@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from mobile_former.errors import InputError, nearest
-from mobile_former.training.checkpoint_io import WholeCheckpointIO, read_whole
+from mobile_former.training.checkpoint_io import WholeCheckpointIO
 from mobile_former.training.command import LONGEST_MESSAGE, Parser
 from mobile_former.training.config_check import require_readable, require_transforms
 from mobile_former.training.last_checkpoint import LastCheckpoint
@@ -213,7 +213,7 @@ class FitCLI(LightningCLI):
             if not path.is_file():
                 continue
             try:
-                content = read_whole(path)
+                content = read_file(path)
             except InputError as error:
                 damages.append(str(error))
                 continue

@@ -186,6 +186,15 @@ def test_an_error_leaves_the_model_as_it_was(authors, tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_flipped_bits_are_told_and_nothing_is_loaded(authors, tmp_path):
+    path = write(tmp_path / "flipped.pth", authors)
+    written = bytearray(path.read_bytes())
+    written[len(written) // 2] ^= 0x40
+    path.write_bytes(written)
+    with pytest.raises(InputError, match=r"flipped\.pth is cut short or damaged \(the checksum"):
+        mobile_former.create_model("mobile_former_26m", pretrained=path)
+
+
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.999])
 def test_a_file_cut_short_is_told_as_such(ending, share, authors, tmp_path):

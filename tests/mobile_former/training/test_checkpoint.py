@@ -58,3 +58,13 @@ def test_a_damaged_checkpoint_is_told_with_its_name(content, tmp_path, where, na
 def test_a_checkpoint_of_odd_parts_is_told_with_its_name(content, tmp_path, where, value):
     with pytest.raises(InputError, match=r"x\.ckpt is damaged"):
         load(tmp_path / "x.ckpt", content | {where: value})
+
+
+def test_flipped_bits_in_a_checkpoint_are_told(content, tmp_path):
+    path = tmp_path / "x.ckpt"
+    torch.save(content, path)
+    written = bytearray(path.read_bytes())
+    written[len(written) // 2] ^= 0x40
+    path.write_bytes(written)
+    with pytest.raises(InputError, match=r"x\.ckpt is cut short or damaged \(the checksum of .* is another\)"):
+        load_checkpoint(path, ClassificationModule, "classification")
