@@ -26,6 +26,8 @@ from mobile_former.folding import (
 )
 from mobile_former.former import HEADS as FORMER_HEADS
 from mobile_former.former import Former
+from mobile_former.inference_conv import InferenceConv
+from mobile_former.inference_module import InferenceModule
 from mobile_former.mobile import Lite
 from mobile_former.model import Backbone, Classifier, MobileFormer, check_images
 from mobile_former.padding import halve, padding_pyramid, zero_padding
@@ -69,7 +71,8 @@ class DeployedBackbone(nn.Module):
     def __init__(self, backbone: Backbone, last: MobileToFormer | None = None):
         super().__init__()
         self.in_chans, self.strides, self.channels = backbone.in_chans, backbone.strides, backbone.channels
-        self.stem = fold_norm(backbone.stem)
+        stem = fold_norm(backbone.stem)
+        self.stem = InferenceConv(stem.weight, stem.bias, stride=stem.stride[0], padding=1, relu6=True)
         self.blocks = nn.ModuleList()
         bridges = [block.to_former for block in backbone.blocks if not isinstance(block, Lite)] + [last]
         self.register_buffer("tokens", backbone.tokens + bridges[0].output.bias)
@@ -99,10 +102,10 @@ class DeployedBackbone(nn.Module):
         check_images(images, padding_mask, self.in_chans)
         batch = images.shape[0]
         padding = {} if padding_mask is None else padding_pyramid(padding_mask, (1, 2, 4, 8, 16, 32))
-        x = F.relu6(self.stem(zero_padding(images, padding.get(1))), inplace=True)
+        x = self.stem(zero_padding(images, padding.get(1)))
         x = x.contiguous(memory_format=torch.channels_last)  # in which PyTorch's convolutions copy nothing
         tokens = self.tokens.expand(batch, -1, -1).flatten(0, 1)
-        asked = self.asked.repeat(1, batch, 1, 1).unbind()
+        asked = self.asked[:, None].expand(-1, batch, -1, -1, -1).flatten(1, 2).unbind()
         maps = {}
         in_stride = 2
         for block, stride in zip(self.blocks, self.strides, strict=True):
@@ -116,7 +119,7 @@ class DeployedBackbone(nn.Module):
         return maps, tokens, asked
 
 
-class DeployedBlock(nn.Module):
+class DeployedBlock(InferenceModule):
     """:class:`mobile_former.block.MobileFormerBlock` for inference.
 
     Args:
@@ -180,7 +183,7 @@ class DeployedBlock(nn.Module):
         return x + torch.bmm(value.transpose(1, 2), weights).reshape(x.shape), tokens, asked
 
 
-class TokenReads(nn.Module):
+class TokenReads(InferenceModule):
     """All that bridges read of the tokens after a block, as one linear.
 
     Args:
@@ -205,7 +208,7 @@ class TokenReads(nn.Module):
         return read.permute(2, 0, 3, 1, 4).reshape(self.parts, -1, count, width).unbind()
 
 
-class DeployedToFormer(nn.Module):
+class DeployedToFormer(InferenceModule):
     """:class:`mobile_former.bridge.MobileToFormer`, gated, for inference; its reads of the tokens come from outside.
 
     Args:
@@ -215,7 +218,7 @@ class DeployedToFormer(nn.Module):
     def __init__(self, to_former: MobileToFormer):
         super().__init__()
         self.weight = nn.Parameter(2 * to_former.output.weight.detach().t())  # the gate is twice a sigmoid
-        self.norm = to_former.norm
+        self.norm = with_shift(to_former.norm)
 
     def forward(
         self, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None
@@ -230,10 +233,10 @@ class DeployedToFormer(nn.Module):
         visible = logits if padding is None else mask_logits(logits, padding.flatten(2).repeat_interleave(HEADS, 0))
         gathered = torch.bmm(visible.softmax(2), values.transpose(1, 2)) * F.hardsigmoid(gate)
         gathered = gathered.reshape(-1, HEADS, *gathered.shape[1:]).transpose(1, 2).reshape(-1, x.shape[1])  # (B·M, C)
-        return self.norm(torch.addmm(tokens, gathered, self.weight)), logits
+        return self.norm(torch.addmm(tokens, gathered, self._parameters["weight"])), logits
 
 
-class DeployedFormer(nn.Module):
+class DeployedFormer(InferenceModule):
     """:class:`mobile_former.former.Former` for inference.
 
     Args:
@@ -245,25 +248,25 @@ class DeployedFormer(nn.Module):
         self.query = _scaled_for_heads(former.query, FORMER_HEADS)
         heads = torch.eye(FORMER_HEADS, device=former.query.weight.device, dtype=former.query.weight.dtype)
         self.register_buffer("heads", heads.repeat_interleave(former.query.out_features // FORMER_HEADS, 1)[:, None])
-        self.output = former.output
+        self.output = scaled(former.output)
         shift = former.ffn[2].bias
         self.attention_norm = with_shift(former.attention_norm, shift)
         self.expand = shifted(former.ffn[0], shift)
         self.weight = nn.Parameter(former.ffn[2].weight.detach().t())
-        self.ffn_norm = former.ffn_norm
+        self.ffn_norm = with_shift(former.ffn_norm)
 
     def forward(self, tokens: Tensor, count: int) -> Tensor:
         """Let the tokens ``(B·M, d)``, M of an image, exchange what they gathered."""
         # Each token once for each head, with the other heads' features 0: a few products with 0 in place of copies.
-        keys = (tokens.reshape(-1, 1, count, tokens.shape[1]) * self.heads).flatten(1, 2)  # (B, heads·M, d)
+        keys = (tokens.reshape(-1, 1, count, tokens.shape[1]) * self._buffers["heads"]).flatten(1, 2)  # (B, heads·M, d)
         logits = torch.bmm(self.query(tokens).reshape(-1, count, tokens.shape[1]), keys.transpose(1, 2))
         weights = logits.unflatten(2, (FORMER_HEADS, count)).softmax(3).flatten(2)
         gathered = torch.bmm(weights, keys).flatten(0, 1)
         tokens = self.attention_norm(tokens + self.output(gathered))
-        return self.ffn_norm(torch.addmm(tokens, F.gelu(self.expand(tokens)), self.weight))
+        return self.ffn_norm(torch.addmm(tokens, _gelu(self.expand(tokens)), self._parameters["weight"]))
 
 
-class DeployedClassifier(nn.Module):
+class DeployedClassifier(InferenceModule):
     """:class:`mobile_former.model.Classifier` for inference.
 
     Args:
@@ -276,7 +279,7 @@ class DeployedClassifier(nn.Module):
         order = inverse(shuffle_order(classifier.shuffle, classifier.to_former.output.in_features))
         self.expand = Pointwise.folded(classifier.expand, in_order=order, flat=False, relu6=True)
         self.features = fold_features_norm(classifier.features, classifier.norm)
-        self.logits = classifier.logits
+        self.logits = scaled(classifier.logits)
 
     def forward(self, x: Tensor, tokens: Tensor, asked: Sequence[Tensor]) -> Tensor:
         """Classify what :meth:`DeployedBackbone.shifted_features` gave: logits ``(B, num_classes)``."""
@@ -295,3 +298,8 @@ def split_heads(x: Tensor) -> Tensor:
 
 def _scaled_for_heads(layer: nn.Linear, heads: int) -> nn.Linear:
     return scaled(layer, (layer.out_features // heads) ** -0.5)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """Of ``(B·M, d)``. For a contiguous tensor PyTorch asks oneDNN, which for tokens takes five times as long."""
+    return F.gelu(x) if torch.compiler.is_compiling() else F.gelu(x.mT).mT

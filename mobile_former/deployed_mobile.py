@@ -6,13 +6,14 @@ from torch import Tensor, nn
 
 from mobile_former.conv_norm import ConvNorm
 from mobile_former.dynamic_relu import DynamicReLU, guiding_tokens
-from mobile_former.folding import fold_norm, inverse, linear_of, merged, shuffle_order, whole
+from mobile_former.folding import fold_norm, inverse, merged, shuffle_order, whole
 from mobile_former.inference_conv import InferenceConv, needs_gradients
+from mobile_former.inference_module import InferenceLinear, InferenceModule
 from mobile_former.mobile import DownsamplingMobile, Lite, Mobile
 from mobile_former.padding import zero_padding
 
 
-class DeployedMobile(nn.Module):
+class DeployedMobile(InferenceModule):
     """:class:`mobile_former.mobile.Mobile` for inference.
 
     Args:
@@ -43,7 +44,7 @@ class DeployedMobile(nn.Module):
         return out.add_(x) if self.residual else out
 
 
-class DeployedDownsamplingMobile(nn.Module):
+class DeployedDownsamplingMobile(InferenceModule):
     """:class:`mobile_former.mobile.DownsamplingMobile` for inference.
 
     Args:
@@ -76,7 +77,7 @@ class DeployedDownsamplingMobile(nn.Module):
         return self.project2(self.relu2(hidden, guide2, mixing)).add_(x)
 
 
-class DeployedLite(nn.Module):
+class DeployedLite(InferenceModule):
     """:class:`mobile_former.mobile.Lite` for inference.
 
     Args:
@@ -104,7 +105,7 @@ class DeployedLite(nn.Module):
         return out.add_(x) if self.residual else out
 
 
-class SlopesReLU(nn.Module):
+class SlopesReLU(InferenceModule):
     """Dynamic ReLU of a map that comes doubled, which saves the constants: ``max(θ₁·2x, (θ₂ − ½)·2x)``.
 
     Args:
@@ -118,17 +119,18 @@ class SlopesReLU(nn.Module):
         if order is not None:
             rows = torch.cat([order, order + len(order)])
             weight, bias = weight[rows], bias[rows]
-        self.slopes = linear_of(weight, bias)
+        self.slopes = InferenceLinear(weight, bias)
+        self.register_buffer("lowered_by", weight.new_tensor(0.5))  # PyTorch makes a tensor of a number at every call
 
     def forward(self, x: Tensor, guide: Tensor, mixing: Tensor | None) -> Tensor:
         """Activate ``(B, C, H, W)``, twice the map, by the reduced guide ``(B, r)``; with ``mixing`` ``(B, M, r)``."""
         theta = F.hardsigmoid(self.slopes(guide))
         if mixing is None:
-            theta1, theta2 = theta[:, :, None, None].chunk(2, dim=1)
+            theta1, theta2 = theta.reshape(-1, theta.shape[1], 1, 1).chunk(2, dim=1)
         else:
             theta = theta.transpose(1, 2) @ mixing.flatten(2)
             theta1, theta2 = theta.unflatten(2, mixing.shape[2:]).chunk(2, dim=1)
-        slope2 = theta2 - 0.5
+        slope2 = theta2 - self._buffers["lowered_by"]
         if torch.compiler.is_compiling() or needs_gradients(x, theta):
             return torch.maximum(theta1 * x, slope2 * x)
         # The map is this block's own; another one would take longer to allocate than to compute.

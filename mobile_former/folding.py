@@ -1,12 +1,11 @@
 """Constants folded into the weights before or after them: what training keeps apart, inference computes at once."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from mobile_former.conv_norm import ChannelShuffle, ConvNorm
+from mobile_former.inference_module import InferenceLinear, InferenceNorm
 
 
 def fold_norm(layer: ConvNorm) -> nn.Conv2d:
@@ -14,26 +13,19 @@ def fold_norm(layer: ConvNorm) -> nn.Conv2d:
     return fuse_conv_bn_eval(layer.conv.eval(), layer.norm.eval())
 
 
-def fold_features_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
+def fold_features_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> InferenceLinear:
     """A linear with the BatchNorm after it folded into its own weights."""
-    return fuse_linear_bn_eval(layer.eval(), norm.eval())
+    return scaled(fuse_linear_bn_eval(layer.eval(), norm.eval()))
 
 
-def linear_of(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear with these weights, ``(out, in)`` and ``(out,)``."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
-    return layer
-
-
-def merged(layers: list[nn.Linear]) -> nn.Linear:
+def merged(layers: list[nn.Linear]) -> InferenceLinear:
     """Linears that read the same input as one, their outputs after one another."""
-    return linear_of(torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
+    return InferenceLinear(torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
 
 
-def scaled(layer: nn.Linear, factor: float) -> nn.Linear:
+def scaled(layer: nn.Linear, factor: float = 1) -> InferenceLinear:
     """A linear with its output multiplied."""
-    return linear_of(layer.weight * factor, layer.bias * factor)
+    return InferenceLinear(layer.weight * factor, layer.bias * factor)
 
 
 def whole(conv: nn.Conv2d) -> Tensor:
@@ -56,13 +48,11 @@ def inverse(order: Tensor) -> Tensor:
     return order.argsort()
 
 
-def shifted(layer: nn.Linear, shift: Tensor) -> nn.Linear:
+def shifted(layer: nn.Linear, shift: Tensor) -> InferenceLinear:
     """A linear for an input that comes with a shift ``(in,)`` added, which its output is to be free of."""
-    return linear_of(layer.weight, layer.bias - layer.weight @ shift)
+    return InferenceLinear(layer.weight, layer.bias - layer.weight @ shift)
 
 
-def with_shift(norm: nn.LayerNorm, shift: Tensor) -> nn.LayerNorm:
+def with_shift(norm: nn.LayerNorm, shift: Tensor | float = 0) -> InferenceNorm:
     """A LayerNorm whose output has a shift ``(d,)`` added."""
-    norm = copy.deepcopy(norm)  # the trained part may be in use elsewhere too
-    norm.bias = nn.Parameter((norm.bias + shift).detach())
-    return norm
+    return InferenceNorm(norm.weight, norm.bias + shift, norm.eps)

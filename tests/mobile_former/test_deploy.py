@@ -226,6 +226,23 @@ def test_it_pickles_and_moves_to_another_type():
     torch.testing.assert_close(copy.deepcopy(deployed).double()(images.double()).float(), expected, rtol=0, atol=1e-5)
 
 
+def test_parts_and_parameters_that_others_put_in_place_are_those_used():
+    deployed = mobile_former.deploy(mobile_former.create_model("mobile_former_26m", num_classes=5).eval())
+    images = torch.rand(1, 3, 64, 64)
+    expected = deployed(images)
+    doubled = {"classifier.logits.weight": 2 * deployed.classifier.logits.weight}
+    without_bias = {"classifier.logits.bias": torch.zeros(5)}
+    logits = torch.func.functional_call(deployed, doubled | without_bias, images)
+    torch.testing.assert_close(logits, 2 * (expected - deployed.classifier.logits.bias))
+    torch.testing.assert_close(deployed(images), expected)
+    deployed.classifier.logits = torch.nn.Identity()
+    assert deployed(images).shape == (1, 1024)
+    seen = []
+    deployed.register_forward_hook(lambda *_: seen.append(True))
+    deployed(images)
+    assert seen
+
+
 def test_a_grouped_convolution_made_whole_gives_the_same():
     conv = torch.nn.Conv2d(8, 12, 1, groups=4, bias=False).requires_grad_(False)
     x = torch.randn(2, 8, 5, 3)
