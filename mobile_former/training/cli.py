@@ -195,6 +195,8 @@ class FitCLI(LightningCLI):
         if self.resumed == "last":
             folder = RunFolder.resume(runs, self.task, name)
             self.resumed, step = self._last_whole(folder)
+            if rank_zero_only.rank == 0:
+                print(f"from   {self.resumed}, step {step}")
         elif rank_zero_only.rank != 0:
             return named, None  # the first process chooses; RunReport tells the others
         else:

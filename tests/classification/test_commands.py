@@ -120,6 +120,7 @@ def test_a_taken_name_gets_a_number_and_a_stopped_run_goes_on_in_its_folder(imag
         image_folder, "--name", "colours-2", "--trainer.max_epochs", "2", "--ckpt_path", "last", cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
+    assert "from   runs/classification/colours-2/checkpoints/last.ckpt, step " in result.stdout
     assert "epoch 2/2" in result.stdout
     assert "epoch 1/2" not in result.stdout
     folder = tmp_path / "runs" / "classification"
