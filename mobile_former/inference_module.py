@@ -20,9 +20,14 @@ class InferenceModule(nn.Module):
         cls.__call__ = cls.forward
 
     def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__.pop(name, None)
         super().__setattr__(name, value)
         if isinstance(value, nn.Module):
-            self.__dict__[name] = value  # found at once; nn.Module takes it out again when another comes in its place
+            self.__dict__[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self.__dict__.pop(name, None)
 
 
 class InferenceLinear(InferenceModule, nn.Linear):

@@ -237,9 +237,18 @@ def test_parts_and_parameters_that_others_put_in_place_are_those_used():
     torch.testing.assert_close(deployed(images), expected)
     deployed.classifier.logits = torch.nn.Identity()
     assert deployed(images).shape == (1, 1024)
+    part = deployed.backbone.blocks[1].former
+    part.output = None
+    assert part.output is None
+    del part.query
+    assert not hasattr(part, "query")
+
+
+def test_hooks_on_the_whole_model_run():
+    deployed = mobile_former.deploy(mobile_former.create_model("mobile_former_26m"))
     seen = []
     deployed.register_forward_hook(lambda *_: seen.append(True))
-    deployed(images)
+    deployed(torch.rand(1, 3, 64, 64))
     assert seen
 
 
