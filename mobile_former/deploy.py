@@ -29,7 +29,8 @@ def deploy(model: nn.Module) -> nn.Module:
 
     Returns:
         A module in evaluation, on the model's device and in its type, whose parameters need no gradients and have names
-        of their own: it is made from a trained model, and neither trained nor loaded.
+        of their own: it is made from a trained model, and neither trained nor loaded. Hooks run on the whole, and not
+        on its parts.
     """
     with torch.no_grad():
         return inference_form(copy.deepcopy(model)).eval().requires_grad_(False)
