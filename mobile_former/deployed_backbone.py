@@ -209,17 +209,19 @@ class TokenReads(InferenceModule):
             layers += [_scaled_for_heads(following.query, HEADS), following.gate]
         self.linear = merged(layers)
         self.parts = len(layers)
-        heads = _heads(self.linear.weight, HEADS, layers[0].out_features)[:, None, None]
-        floor = heads.new_zeros(HEADS, 1, self.parts, heads.shape[-1])
+        heads = _heads(self.linear.weight, HEADS, layers[0].out_features)[:, None]
+        floor = torch.zeros_like(heads).repeat(1, 1, self.parts)
         if following is not None:
-            floor[:, :, -1] = -3 * (1 - heads[:, :, 0])
+            floor[..., -heads.shape[-1] :] = -3 * (1 - heads)
+        heads = heads.repeat(1, 1, self.parts)
         self.register_buffer("heads", heads)
         self.register_buffer("floor", floor)
 
     def forward(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
         """Of ``(B·M, d)``, key, value, query and gate in this order, each ``(B, heads·M, C)``."""
-        read = self.linear(tokens).reshape(-1, 1, count, self.parts, self._buffers["heads"].shape[-1])
-        return torch.addcmul(self._buffers["floor"], read, self._buffers["heads"]).flatten(1, 2).unbind(2)
+        heads = self._buffers["heads"]
+        read = self.linear(tokens).reshape(-1, 1, count, heads.shape[-1])
+        return torch.addcmul(self._buffers["floor"], read, heads).flatten(1, 2).chunk(self.parts, 2)
 
 
 class DeployedToFormer(InferenceModule):
@@ -290,7 +292,7 @@ class DeployedClassifier(InferenceModule):
         super().__init__()
         self.to_former = DeployedToFormer(classifier.to_former)
         order = inverse(shuffle_order(classifier.shuffle, classifier.to_former.output.in_features))
-        self.expand = Pointwise.folded(classifier.expand, in_order=order, flat=False, relu6=True)
+        self.expand = Pointwise(classifier.expand, in_order=order, flat=False, relu6=True)
         self.features = fold_features_norm(classifier.features, classifier.norm)
         self.logits = scaled(classifier.logits)
 

@@ -25,14 +25,14 @@ class DeployedMobile(InferenceModule):
         super().__init__()
         hidden = mobile.depthwise.conv.out_channels
         self.reduce = merged([mobile.expand_relu.reduce, mobile.depthwise_relu.reduce])
-        self.expand = Pointwise.folded(
+        self.expand = Pointwise(
             mobile.expand, out_order=shuffle_order(mobile.expand_shuffle, hidden), gain=2, flat=flat
         )
         self.expand_relu = SlopesReLU(mobile.expand_relu)
         self.depthwise = Depthwise(mobile.depthwise, gain=2)
         self.depthwise_relu = SlopesReLU(mobile.depthwise_relu)
         out_order = shuffle_order(mobile.project_shuffle, mobile.project.conv.out_channels)
-        self.project = Pointwise.folded(mobile.project, out_order=out_order, flat=flat)
+        self.project = Pointwise(mobile.project, out_order=out_order, flat=flat)
         self.residual = mobile.residual
 
     def forward(self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
@@ -57,10 +57,10 @@ class DeployedDownsamplingMobile(InferenceModule):
         self.reduce = merged([mobile.relu1.reduce, mobile.relu2.reduce])
         self.depthwise1 = Depthwise(mobile.depthwise1, mobile.shuffle1, gain=2)
         self.relu1 = SlopesReLU(mobile.relu1, self.depthwise1.order)
-        self.project1 = Pointwise.folded(mobile.project1, in_order=self.depthwise1.order, flat=flat)
+        self.project1 = Pointwise(mobile.project1, in_order=self.depthwise1.order, flat=flat)
         self.depthwise2 = Depthwise(mobile.depthwise2, mobile.shuffle2, gain=2)
         self.relu2 = SlopesReLU(mobile.relu2, self.depthwise2.order)
-        self.project2 = Pointwise.folded(mobile.project2, in_order=self.depthwise2.order, flat=flat)
+        self.project2 = Pointwise(mobile.project2, in_order=self.depthwise2.order, flat=flat)
 
     def forward(
         self,
@@ -87,13 +87,13 @@ class DeployedLite(InferenceModule):
     def __init__(self, lite: Lite):
         super().__init__()
         self.depthwise = Depthwise(lite.depthwise, lite.shuffle, relu6=True)
-        self.project = Pointwise.folded(lite.project, in_order=self.depthwise.order, flat=False)
+        self.project = Pointwise(lite.project, in_order=self.depthwise.order, flat=False)
         self.residual = lite.residual
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """As the trained part."""
         hidden = zero_padding(x, padding)
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() and self.project.trained_groups == 1:
             # With the product in parts, maps need not be joined, which would change their layout.
             parts = self.depthwise.parts(hidden)
             channels = parts[0].shape[1]
@@ -120,7 +120,8 @@ class SlopesReLU(InferenceModule):
             rows = torch.cat([order, order + len(order)])
             weight, bias = weight[rows], bias[rows]
         self.slopes = InferenceLinear(weight, bias)
-        self.register_buffer("lowered_by", weight.new_tensor(0.5))  # PyTorch makes a tensor of a number at every call
+        # PyTorch makes a tensor of a number at every call; ONNX Runtime is faster with tensors of one shape.
+        self.register_buffer("lowered_by", weight.new_full((len(weight) // 2, 1, 1), 0.5))
 
     def forward(self, x: Tensor, guide: Tensor, mixing: Tensor | None) -> Tensor:
         """Activate ``(B, C, H, W)``, twice the map, by the reduced guide ``(B, r)``; with ``mixing`` ``(B, M, r)``."""
@@ -139,24 +140,24 @@ class SlopesReLU(InferenceModule):
 
 
 class Pointwise(InferenceConv):
-    """A pointwise convolution.
+    """A pointwise convolution, with its BatchNorm folded into it.
+
+    Of one in groups, PyTorch computes the whole, see :func:`mobile_former.folding.whole`. An exported graph has the
+    groups, and the shuffles between them: elsewhere they take less than the zeros between groups.
 
     Args:
-        weight: ``(out, in)``.
-        bias: ``(out,)``.
+        layer: the trained part.
+        in_order: for each channel of the map that comes, its number in the trained part's input.
+        out_order: for each channel to give, its number in the trained part's output.
+        gain: what to multiply the output by.
         flat: whether an exported graph has the positions in one dimension. For images, runtimes take other layouts,
             to which the operations around this one would have to change; for few channels that costs more than
             it gains.
         relu6: whether ReLU6 follows.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, *, flat: bool, relu6: bool = False):
-        super().__init__(weight[:, :, None, None], bias, relu6=relu6)
-        self.flat = flat
-
-    @classmethod
-    def folded(
-        cls,
+    def __init__(
+        self,
         layer: ConvNorm,
         *,
         in_order: Tensor | None = None,
@@ -164,31 +165,46 @@ class Pointwise(InferenceConv):
         gain: float = 1,
         flat: bool,
         relu6: bool = False,
-    ) -> "Pointwise":
-        """From a convolution and its BatchNorm.
-
-        Args:
-            layer: the trained part.
-            in_order: for each channel of the map that comes, its number in the trained part's input.
-            out_order: for each channel to give, its number in the trained part's output.
-            gain: what to multiply the output by.
-            flat: as of the class.
-            relu6: as of the class.
-        """
+    ):
         conv = fold_norm(layer)
-        weight, bias = gain * whole(conv), gain * conv.bias
-        if in_order is not None:
-            weight = weight[:, in_order]
-        if out_order is not None:
-            weight, bias = weight[out_order], bias[out_order]
-        return cls(weight, bias, flat=flat, relu6=relu6)
+        weight, bias = gain * conv.weight.detach(), gain * conv.bias.detach()
+        ins = _numbers(conv.in_channels) if in_order is None else in_order
+        outs = _numbers(conv.out_channels) if out_order is None else out_order
+        super().__init__(whole(weight, conv.groups)[outs][:, ins][:, :, None, None], bias[outs], relu6=relu6)
+        self.flat = flat
+        self.trained_groups = conv.groups
+        if conv.groups > 1:
+            self.register_buffer("group_weight", weight)
+            self.register_buffer("group_bias", bias)
+            self.register_buffer("group_inputs", _unless_sorted(inverse(ins)))
+            self.register_buffer("group_outputs", _unless_sorted(outs))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in, H, W)`` to ``(B, out, H, W)``."""
-        if self.flat and torch.compiler.is_exporting():
+        if not torch.compiler.is_exporting():
+            return super().forward(x)
+        if self.trained_groups > 1:
+            x = _in_order(x, self.group_inputs)
+            out = _in_order(
+                F.conv2d(x, self.group_weight, self.group_bias, groups=self.trained_groups), self.group_outputs
+            )
+        elif self.flat:
             out = F.conv1d(x.flatten(2), self.weight[..., 0], self.bias).unflatten(2, x.shape[2:])
-            return F.relu6(out) if self.relu6 else out
-        return super().forward(x)
+        else:
+            out = F.conv2d(x, self.weight, self.bias)
+        return F.relu6(out) if self.relu6 else out
+
+
+def _numbers(count: int) -> Tensor:
+    return torch.arange(count, device="cpu")
+
+
+def _unless_sorted(order: Tensor) -> Tensor | None:
+    return None if torch.equal(order, _numbers(len(order))) else order
+
+
+def _in_order(x: Tensor, order: Tensor | None) -> Tensor:
+    return x if order is None else x.index_select(1, order)
 
 
 class Depthwise(InferenceConv):

@@ -28,13 +28,13 @@ def scaled(layer: nn.Linear, factor: float = 1) -> InferenceLinear:
     return InferenceLinear(layer.weight * factor, layer.bias * factor)
 
 
-def whole(conv: nn.Conv2d) -> Tensor:
-    """The weights ``(out, in)`` of a pointwise convolution in groups, as one in a single group, zeros between groups.
+def whole(weight: Tensor, groups: int) -> Tensor:
+    """Weights ``(out, in / groups, 1, 1)`` of a pointwise convolution in groups, as of a single one, ``(out, in)``.
 
-    It multiplies more, and takes less time: small groups fill no processor's registers, and the shuffles between
-    grouped convolutions, which move whole maps, become an order of rows and columns.
+    With its zeros between groups it multiplies more, and in PyTorch takes less time: small groups fill no processor's
+    registers, and the shuffles between grouped convolutions, which move maps, become an order of rows and columns.
     """
-    return torch.block_diag(*conv.weight[:, :, 0, 0].chunk(conv.groups))
+    return torch.block_diag(*weight[:, :, 0, 0].chunk(groups))
 
 
 def shuffle_order(shuffle: nn.Module | None, channels: int) -> Tensor:
