@@ -12,6 +12,8 @@ from mobile_former.inference_module import InferenceLinear, InferenceModule
 from mobile_former.mobile import DownsamplingMobile, Lite, Mobile
 from mobile_former.padding import zero_padding
 
+_BLOCK = 16  # channels that lie side by side in the layout of ONNX Runtime's convolutions
+
 
 class DeployedMobile(InferenceModule):
     """:class:`mobile_former.mobile.Mobile` for inference.
@@ -87,14 +89,16 @@ class DeployedLite(InferenceModule):
     def __init__(self, lite: Lite):
         super().__init__()
         self.depthwise = Depthwise(lite.depthwise, lite.shuffle, relu6=True)
-        self.project = Pointwise(lite.project, in_order=self.depthwise.order, flat=False)
+        channels = lite.depthwise.conv.in_channels
+        self.in_parts = channels >= _BLOCK and lite.project.conv.groups == 1
+        self.project = Pointwise(lite.project, in_order=self.depthwise.order, flat=True)
         self.residual = lite.residual
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """As the trained part."""
         hidden = zero_padding(x, padding)
-        if torch.compiler.is_exporting() and self.project.trained_groups == 1:
-            # With the product in parts, maps need not be joined, which would change their layout.
+        if torch.compiler.is_exporting() and self.in_parts:
+            # With the product in parts, maps that fill blocks need not be joined, which would change their layout.
             parts = self.depthwise.parts(hidden)
             channels = parts[0].shape[1]
             out = F.conv2d(parts[0], self.project.weight[:, :channels], self.project.bias)
