@@ -17,11 +17,9 @@ from mobile_former.deployed_mobile import DeployedDownsamplingMobile, DeployedLi
 from mobile_former.folding import (
     fold_features_norm,
     fold_norm,
-    inverse,
     merged,
     scaled,
     shifted,
-    shuffle_order,
     with_shift,
 )
 from mobile_former.former import HEADS as FORMER_HEADS
@@ -291,8 +289,7 @@ class DeployedClassifier(InferenceModule):
     def __init__(self, classifier: Classifier):
         super().__init__()
         self.to_former = DeployedToFormer(classifier.to_former)
-        order = inverse(shuffle_order(classifier.shuffle, classifier.to_former.output.in_features))
-        self.expand = Pointwise(classifier.expand, in_order=order, flat=False, relu6=True)
+        self.expand = Pointwise(classifier.expand, in_shuffle=classifier.shuffle, flat=False, relu6=True)
         self.features = fold_features_norm(classifier.features, classifier.norm)
         self.logits = scaled(classifier.logits)
 

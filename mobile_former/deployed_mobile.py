@@ -25,16 +25,12 @@ class DeployedMobile(InferenceModule):
 
     def __init__(self, mobile: Mobile, *, flat: bool):
         super().__init__()
-        hidden = mobile.depthwise.conv.out_channels
         self.reduce = merged([mobile.expand_relu.reduce, mobile.depthwise_relu.reduce])
-        self.expand = Pointwise(
-            mobile.expand, out_order=shuffle_order(mobile.expand_shuffle, hidden), gain=2, flat=flat
-        )
+        self.expand = Pointwise(mobile.expand, out_shuffle=mobile.expand_shuffle, gain=2, flat=flat)
         self.expand_relu = SlopesReLU(mobile.expand_relu)
         self.depthwise = Depthwise(mobile.depthwise, gain=2)
         self.depthwise_relu = SlopesReLU(mobile.depthwise_relu)
-        out_order = shuffle_order(mobile.project_shuffle, mobile.project.conv.out_channels)
-        self.project = Pointwise(mobile.project, out_order=out_order, flat=flat)
+        self.project = Pointwise(mobile.project, out_shuffle=mobile.project_shuffle, flat=flat)
         self.residual = mobile.residual
 
     def forward(self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
@@ -144,15 +140,16 @@ class SlopesReLU(InferenceModule):
 
 
 class Pointwise(InferenceConv):
-    """A pointwise convolution, with its BatchNorm folded into it.
+    """A pointwise convolution, with its BatchNorm and the shuffles before and after folded into it.
 
     Of one in groups, PyTorch computes the whole, see :func:`mobile_former.folding.whole`. An exported graph has the
-    groups, and the shuffles between them: elsewhere they take less than the zeros between groups.
+    groups, and the shuffles between them: for other runtimes that is less work than the zeros between groups.
 
     Args:
         layer: the trained part.
         in_order: for each channel of the map that comes, its number in the trained part's input.
-        out_order: for each channel to give, its number in the trained part's output.
+        in_shuffle: what comes before it in training, in place of an order.
+        out_shuffle: what comes after it.
         gain: what to multiply the output by.
         flat: whether an exported graph has the positions in one dimension. For images, runtimes take other layouts,
             to which the operations around this one would have to change; for few channels that costs more than
@@ -165,50 +162,37 @@ class Pointwise(InferenceConv):
         layer: ConvNorm,
         *,
         in_order: Tensor | None = None,
-        out_order: Tensor | None = None,
+        in_shuffle: nn.Module | None = None,
+        out_shuffle: nn.Module | None = None,
         gain: float = 1,
         flat: bool,
         relu6: bool = False,
     ):
         conv = fold_norm(layer)
         weight, bias = gain * conv.weight.detach(), gain * conv.bias.detach()
-        ins = _numbers(conv.in_channels) if in_order is None else in_order
-        outs = _numbers(conv.out_channels) if out_order is None else out_order
+        ins = inverse(shuffle_order(in_shuffle, conv.in_channels)) if in_order is None else in_order
+        outs = shuffle_order(out_shuffle, conv.out_channels)
         super().__init__(whole(weight, conv.groups)[outs][:, ins][:, :, None, None], bias[outs], relu6=relu6)
         self.flat = flat
-        self.trained_groups = conv.groups
-        if conv.groups > 1:
+        in_training_order = in_order is None or torch.equal(in_order, shuffle_order(None, conv.in_channels))
+        self.trained_groups = conv.groups if in_training_order else 1
+        if self.trained_groups > 1:
             self.register_buffer("group_weight", weight)
             self.register_buffer("group_bias", bias)
-            self.register_buffer("group_inputs", _unless_sorted(inverse(ins)))
-            self.register_buffer("group_outputs", _unless_sorted(outs))
+            self.in_shuffle, self.out_shuffle = (shuffle or nn.Identity() for shuffle in (in_shuffle, out_shuffle))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in, H, W)`` to ``(B, out, H, W)``."""
         if not torch.compiler.is_exporting():
             return super().forward(x)
         if self.trained_groups > 1:
-            x = _in_order(x, self.group_inputs)
-            out = _in_order(
-                F.conv2d(x, self.group_weight, self.group_bias, groups=self.trained_groups), self.group_outputs
-            )
+            x = self.in_shuffle(x)
+            out = self.out_shuffle(F.conv2d(x, self.group_weight, self.group_bias, groups=self.trained_groups))
         elif self.flat:
             out = F.conv1d(x.flatten(2), self.weight[..., 0], self.bias).unflatten(2, x.shape[2:])
         else:
             out = F.conv2d(x, self.weight, self.bias)
         return F.relu6(out) if self.relu6 else out
-
-
-def _numbers(count: int) -> Tensor:
-    return torch.arange(count, device="cpu")
-
-
-def _unless_sorted(order: Tensor) -> Tensor | None:
-    return None if torch.equal(order, _numbers(len(order))) else order
-
-
-def _in_order(x: Tensor, order: Tensor | None) -> Tensor:
-    return x if order is None else x.index_select(1, order)
 
 
 class Depthwise(InferenceConv):
