@@ -54,7 +54,7 @@ def _(module: ConvNorm) -> nn.Module:
 
 @inference_form.register
 def _(module: Mobile) -> nn.Module:
-    return DeployedMobile(module, flat=False) if _is_published(module, Mobile) else _with_parts_replaced(module)
+    return DeployedMobile(module) if _is_published(module, Mobile) else _with_parts_replaced(module)
 
 
 @inference_form.register

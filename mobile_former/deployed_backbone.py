@@ -5,6 +5,7 @@ to the tokens take the tokens as their bias; where their own biases went, the La
 and whoever reads the tokens is shifted back by its own bias. Scales and constant factors are in the weights.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobile_former.block import MobileFormerBlock
-from mobile_former.bridge import HEADS, FormerToMobile, MobileToFormer, mask_logits
+from mobile_former.bridge import HEADS, FormerToMobile, MobileToFormer, mask_logits, split_channels
 from mobile_former.deployed_mobile import DeployedDownsamplingMobile, DeployedLite, DeployedMobile, Pointwise
 from mobile_former.folding import (
     fold_features_norm,
@@ -28,9 +29,8 @@ from mobile_former.inference_conv import InferenceConv
 from mobile_former.inference_module import InferenceModule
 from mobile_former.mobile import Lite
 from mobile_former.model import Backbone, Classifier, MobileFormer, check_images
+from mobile_former.onnx_form import BLOCK, filled, makes_onnx, with_zeros
 from mobile_former.padding import halve, padding_pyramid, zero_padding
-
-_FLAT_STRIDE = 8  # of the coarsest maps whose pointwise convolutions are flat; coarser ones have many channels
 
 
 class DeployedMobileFormer(nn.Module):
@@ -46,7 +46,7 @@ class DeployedMobileFormer(nn.Module):
         self.num_classes = model.num_classes
         self.in_chans = model.in_chans
         self.backbone = DeployedBackbone(model.backbone, model.classifier.to_former)
-        self.classifier = DeployedClassifier(model.classifier)
+        self.classifier = DeployedClassifier(model.classifier, count=len(model.backbone.tokens))
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images ``(B, in_chans, H, W)``, both sides at least 32: logits ``(B, num_classes)``."""
@@ -71,18 +71,20 @@ class DeployedBackbone(nn.Module):
         self.in_chans, self.strides, self.channels = backbone.in_chans, backbone.strides, backbone.channels
         stem = fold_norm(backbone.stem)
         self.stem = InferenceConv(stem.weight, stem.bias, stride=stem.stride[0], padding=1, relu6=True)
+        self.fills = _can_fill(backbone)
         self.blocks = nn.ModuleList()
         bridges = [block.to_former for block in backbone.blocks if not isinstance(block, Lite)] + [last]
         self.register_buffer("tokens", backbone.tokens + bridges[0].output.bias)
-        asked = TokenReads(None, bridges[0])(backbone.tokens, len(backbone.tokens))
-        self.register_buffer("asked", torch.stack(asked))
+        reads = TokenReads(None, bridges[0])
+        self.register_buffer("asked", torch.stack(reads(backbone.tokens, len(backbone.tokens))))
+        self.register_buffer("asked_by_head", torch.stack(reads.by_head(backbone.tokens, len(backbone.tokens))))
         self.register_buffer("shift", backbone.tokens.new_zeros(()) if last is None else last.output.bias.detach())
         for block, stride in zip(backbone.blocks, backbone.strides, strict=True):
             if isinstance(block, Lite):
                 self.blocks.append(DeployedLite(block))
             else:
                 bridges.pop(0)
-                self.blocks.append(DeployedBlock(block, bridges[0], flat=stride <= _FLAT_STRIDE))
+                self.blocks.append(DeployedBlock(block, bridges[0], count=len(backbone.tokens), stride=stride))
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], Tensor]:
         """Maps and tokens as of :meth:`mobile_former.model.Backbone.forward`, errors too."""
@@ -101,21 +103,35 @@ class DeployedBackbone(nn.Module):
         check_images(images, padding_mask, self.in_chans)
         batch = images.shape[0]
         padding = {} if padding_mask is None else padding_pyramid(padding_mask, (1, 2, 4, 8, 16, 32))
-        x = self.stem(zero_padding(images, padding.get(1)))
-        x = x.contiguous(memory_format=torch.channels_last)  # in which PyTorch's convolutions copy nothing
+        x = self._stem(zero_padding(images, padding.get(1)))
+        if not torch.compiler.is_exporting():  # other runtimes have layouts of their own
+            x = x.contiguous(memory_format=torch.channels_last)  # in which PyTorch's convolutions copy nothing
         tokens = self.tokens.expand(batch, -1, -1).flatten(0, 1)
-        asked = self.asked.expand(-1, batch, -1, -1).unbind()
+        asked: Sequence[Tensor] = ()
         maps = {}
         in_stride = 2
         for block, stride in zip(self.blocks, self.strides, strict=True):
             if isinstance(block, DeployedLite):
                 x = block(x, padding.get(in_stride))
             else:
+                asked = asked or self._first_asked(x)
                 x, tokens, asked = block(x, tokens, *asked, padding.get(in_stride), padding.get(stride))
             if stride >= 4:
                 maps[stride] = x
             in_stride = stride
         return maps, tokens, asked
+
+    def _first_asked(self, x: Tensor) -> Sequence[Tensor]:
+        """Query and gate of the first bridge, which reads the map ``(B, C, H, W)``."""
+        by_head = torch.compiler.is_exporting() and x.shape[1] == self.asked.shape[2]
+        asked = self.asked_by_head if by_head else self.asked
+        return asked.expand(-1, x.shape[0], *[-1] * (asked.ndim - 2)).unbind()
+
+    def _stem(self, images: Tensor) -> Tensor:
+        stem = self.stem
+        if not (makes_onnx() and self.fills):
+            return stem(images)
+        return F.relu6(F.conv2d(images, filled(stem.weight), filled(stem.bias), stem.stride, stem.padding))
 
 
 class DeployedBlock(InferenceModule):
@@ -124,14 +140,16 @@ class DeployedBlock(InferenceModule):
     Args:
         block: the trained block.
         following: the bridge that reads tokens and map next, where there is one.
-        flat: see :class:`mobile_former.deployed_mobile.Pointwise`.
+        count: number of tokens.
+        stride: see :class:`mobile_former.deployed_mobile.Pointwise`.
     """
 
-    def __init__(self, block: MobileFormerBlock, following: MobileToFormer | None, *, flat: bool):
+    def __init__(self, block: MobileFormerBlock, following: MobileToFormer | None, *, count: int, stride: int):
         super().__init__()
+        self.count = count
         self.to_former = DeployedToFormer(block.to_former)
         self.former = DeployedFormer(block.former)
-        self.mobile = (DeployedDownsamplingMobile if block.downsamples else DeployedMobile)(block.mobile, flat=flat)
+        self.mobile = (DeployedDownsamplingMobile if block.downsamples else DeployedMobile)(block.mobile, stride=stride)
         self.reads = TokenReads(block.to_mobile, following)
         self.downsamples = block.downsamples
         self.spatial_dynamic_relu = block.spatial_dynamic_relu
@@ -155,7 +173,8 @@ class DeployedBlock(InferenceModule):
         Args:
             x: ``(B, C, H, W)``.
             tokens: ``(B·M, d)``, with the bias of this block's first bridge added.
-            query: of that bridge, ``(B, heads·M, C)``, from the block before, see :class:`TokenReads`.
+            query: of that bridge, ``(B, heads·M, C)``, from the block before, see :class:`TokenReads`; by head where a
+                graph is exported.
             gate: the same of its gate, before the sigmoid.
             padding: ``(B, 1, H, W)`` bool, True where the input map is padding.
             out_padding: the same for the output map.
@@ -164,7 +183,7 @@ class DeployedBlock(InferenceModule):
             The map ``(B, C', H', W')``, the tokens ``(B·M, d)`` with the following bridge's bias added, and its query
             and gate ``(B, heads·M, C')``, where there is one.
         """
-        count = query.shape[1] // HEADS
+        count = self.count
         tokens, logits = self.to_former(x, tokens, query, gate, padding)
         tokens = self.former(tokens, count)
         if self.spatial_dynamic_relu:
@@ -177,11 +196,13 @@ class DeployedBlock(InferenceModule):
             x = self.mobile(x, guide, mixing, padding, out_padding)
         else:
             x = self.mobile(x, guide, mixing, padding)
+        if torch.compiler.is_exporting():
+            key, value, *asked = self.reads.by_head(tokens, count)
+            weights = (key @ split_channels(x)).softmax(2)
+            return x + (value.transpose(2, 3) @ weights).reshape(x.shape), tokens, asked
         key, value, *asked = self.reads(tokens, count)
         positions = x.flatten(2)
         weights = torch.bmm(key, positions).unflatten(1, (HEADS, count)).softmax(2).flatten(1, 2)
-        if torch.compiler.is_exporting():  # runtimes have the channels first
-            return x + torch.bmm(value.transpose(1, 2), weights).reshape(x.shape), tokens, asked
         told = torch.baddbmm(positions.transpose(1, 2), weights.transpose(1, 2), value)
         return told.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2), tokens, asked
 
@@ -221,6 +242,12 @@ class TokenReads(InferenceModule):
         read = self.linear(tokens).reshape(-1, 1, count, heads.shape[-1])
         return torch.addcmul(self._buffers["floor"], read, heads).flatten(1, 2).chunk(self.parts, 2)
 
+    def by_head(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
+        """The same, each ``(B, heads, M, C / heads)``: other runtimes are faster at two small products than PyTorch."""
+        parts = self.parts * HEADS
+        read = self.linear(tokens).reshape(-1, count, parts, self.linear.out_features // parts)
+        return read.transpose(1, 2).chunk(self.parts, 1)
+
 
 class DeployedToFormer(InferenceModule):
     """:class:`mobile_former.bridge.MobileToFormer`, gated, for inference; its reads of the tokens come from outside.
@@ -242,12 +269,23 @@ class DeployedToFormer(InferenceModule):
         Returns:
             The tokens ``(B·M, d)``, and the logits ``(B, heads·M, H·W)`` before softmax and mask.
         """
+        weight = self._parameters["weight"]
+        if query.ndim == 4:
+            positions = split_channels(x)
+            logits = query @ positions  # (B, heads, M, H·W)
+            visible = logits if padding is None else mask_logits(logits, padding.flatten(2)[:, None])
+            gathered = (visible.softmax(3) @ positions.transpose(2, 3)) * F.hardsigmoid(gate)
+            gathered = gathered.transpose(1, 2).reshape(-1, x.shape[1])  # (B·M, C)
+            return self.norm(torch.addmm(tokens, gathered, weight)), logits.flatten(1, 2)
         positions = x.flatten(2)
+        if x.shape[1] != query.shape[2]:  # a filled map
+            query, gate = (with_zeros(read, 2, x.shape[1]) for read in (query, gate))
+            weight = with_zeros(weight, 0, x.shape[1])
         logits = torch.bmm(query, positions)
         visible = logits if padding is None else mask_logits(logits, padding.flatten(2))
         gathered = torch.bmm(visible.softmax(2), positions.transpose(1, 2)) * F.hardsigmoid(gate)
         gathered = gathered.reshape(x.shape[0], HEADS, -1, x.shape[1]).sum(1).flatten(0, 1)  # (B·M, C)
-        return self.norm(torch.addmm(tokens, gathered, self._parameters["weight"])), logits
+        return self.norm(torch.addmm(tokens, gathered, weight)), logits
 
 
 class DeployedFormer(InferenceModule):
@@ -284,23 +322,43 @@ class DeployedClassifier(InferenceModule):
 
     Args:
         classifier: the trained part.
+        count: number of tokens.
     """
 
-    def __init__(self, classifier: Classifier):
+    def __init__(self, classifier: Classifier, *, count: int):
         super().__init__()
+        self.count = count
         self.to_former = DeployedToFormer(classifier.to_former)
-        self.expand = Pointwise(classifier.expand, in_shuffle=classifier.shuffle, flat=False, relu6=True)
+        self.expand = Pointwise(classifier.expand, in_shuffle=classifier.shuffle, relu6=True)
         self.features = fold_features_norm(classifier.features, classifier.norm)
         self.logits = scaled(classifier.logits)
 
     def forward(self, x: Tensor, tokens: Tensor, asked: Sequence[Tensor]) -> Tensor:
         """Classify what :meth:`DeployedBackbone.shifted_features` gave: logits ``(B, num_classes)``."""
         # Of the tokens, only the first is read.
-        count = asked[0].shape[1] // HEADS
-        token, _ = self.to_former(x, tokens[::count], *(part[:, ::count] for part in asked), None)
+        count = self.count
+        token, _ = self.to_former(x, tokens[::count], *(part[..., ::count, :] for part in asked), None)
         pooled = self.expand(x).mean((2, 3))
-        features = self.features(torch.cat([F.hardswish(pooled), token], dim=1))
-        return self.logits(F.hardswish(features))
+        features = _one_row(self.features, torch.cat([F.hardswish(pooled), token], dim=1))
+        return _one_row(self.logits, F.hardswish(features))
+
+
+def _can_fill(backbone: Backbone) -> bool:
+    """Whether in ONNX graphs the stem's map can be filled: those that read it have to know, and few of them do."""
+    lites = list(itertools.takewhile(lambda block: isinstance(block, Lite), backbone.blocks))
+    readers_know = lites and (not lites[-1].residual or backbone.blocks[len(lites)].downsamples)
+    return bool(readers_know) and backbone.stem.conv.out_channels < BLOCK
+
+
+def _one_row(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear over ``(B, in)``; exported, as a convolution of a single position.
+
+    Such linears read more weights than a processor's caches hold. ONNX Runtime reads those of a convolution in four
+    streams, those of a product in two, which takes a quarter longer.
+    """
+    if not makes_onnx():
+        return layer(x)
+    return F.conv2d(x[..., None, None], layer.weight[..., None, None], layer.bias).flatten(1)
 
 
 def _heads(like: Tensor, heads: int, width: int) -> Tensor:

@@ -10,9 +10,12 @@ from mobile_former.folding import fold_norm, inverse, merged, shuffle_order, who
 from mobile_former.inference_conv import InferenceConv, needs_gradients
 from mobile_former.inference_module import InferenceLinear, InferenceModule
 from mobile_former.mobile import DownsamplingMobile, Lite, Mobile
+from mobile_former.onnx_form import filled, makes_onnx, with_zeros
 from mobile_former.padding import zero_padding
 
-_BLOCK = 16  # channels that lie side by side in the layout of ONNX Runtime's convolutions
+# Of ONNX graphs: the coarsest maps whose pointwise convolutions
+_FLAT_STRIDE = 8  # have the positions in one dimension
+_WHOLE_STRIDE = 4  # have no groups
 
 
 class DeployedMobile(InferenceModule):
@@ -20,17 +23,17 @@ class DeployedMobile(InferenceModule):
 
     Args:
         mobile: the trained part.
-        flat: see :class:`Pointwise`.
+        stride: see :class:`Pointwise`.
     """
 
-    def __init__(self, mobile: Mobile, *, flat: bool):
+    def __init__(self, mobile: Mobile, *, stride: int | None = None):
         super().__init__()
         self.reduce = merged([mobile.expand_relu.reduce, mobile.depthwise_relu.reduce])
-        self.expand = Pointwise(mobile.expand, out_shuffle=mobile.expand_shuffle, gain=2, flat=flat)
+        self.expand = Pointwise(mobile.expand, out_shuffle=mobile.expand_shuffle, gain=2, stride=stride)
         self.expand_relu = SlopesReLU(mobile.expand_relu)
         self.depthwise = Depthwise(mobile.depthwise, gain=2)
         self.depthwise_relu = SlopesReLU(mobile.depthwise_relu)
-        self.project = Pointwise(mobile.project, out_shuffle=mobile.project_shuffle, flat=flat)
+        self.project = Pointwise(mobile.project, out_shuffle=mobile.project_shuffle, stride=stride)
         self.residual = mobile.residual
 
     def forward(self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
@@ -47,18 +50,18 @@ class DeployedDownsamplingMobile(InferenceModule):
 
     Args:
         mobile: the trained part.
-        flat: see :class:`Pointwise`.
+        stride: see :class:`Pointwise`.
     """
 
-    def __init__(self, mobile: DownsamplingMobile, *, flat: bool):
+    def __init__(self, mobile: DownsamplingMobile, *, stride: int | None = None):
         super().__init__()
         self.reduce = merged([mobile.relu1.reduce, mobile.relu2.reduce])
         self.depthwise1 = Depthwise(mobile.depthwise1, mobile.shuffle1, gain=2)
         self.relu1 = SlopesReLU(mobile.relu1, self.depthwise1.order)
-        self.project1 = Pointwise(mobile.project1, in_order=self.depthwise1.order, flat=flat)
+        self.project1 = Pointwise(mobile.project1, in_order=self.depthwise1.order, stride=stride)
         self.depthwise2 = Depthwise(mobile.depthwise2, mobile.shuffle2, gain=2)
         self.relu2 = SlopesReLU(mobile.relu2, self.depthwise2.order)
-        self.project2 = Pointwise(mobile.project2, in_order=self.depthwise2.order, flat=flat)
+        self.project2 = Pointwise(mobile.project2, in_order=self.depthwise2.order, stride=stride)
 
     def forward(
         self,
@@ -85,23 +88,24 @@ class DeployedLite(InferenceModule):
     def __init__(self, lite: Lite):
         super().__init__()
         self.depthwise = Depthwise(lite.depthwise, lite.shuffle, relu6=True)
-        channels = lite.depthwise.conv.in_channels
-        self.in_parts = channels >= _BLOCK and lite.project.conv.groups == 1
-        self.project = Pointwise(lite.project, in_order=self.depthwise.order, flat=True)
+        self.project = Pointwise(lite.project, in_order=self.depthwise.order, stride=_WHOLE_STRIDE)
         self.residual = lite.residual
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        """As the trained part."""
+        """As the trained part; in an ONNX graph of a filled map too, see :func:`filled`: with a residual to one."""
         hidden = zero_padding(x, padding)
-        if torch.compiler.is_exporting() and self.in_parts:
-            # With the product in parts, maps that fill blocks need not be joined, which would change their layout.
-            parts = self.depthwise.parts(hidden)
-            channels = parts[0].shape[1]
-            out = F.conv2d(parts[0], self.project.weight[:, :channels], self.project.bias)
-            for start, part in zip(range(channels, len(self.depthwise.bias), channels), parts[1:], strict=True):
-                out = out + F.conv2d(part, self.project.weight[:, start : start + channels])
-        else:
-            out = self.project(self.depthwise(hidden))
+        if makes_onnx():
+            # With the product in parts, maps that fill blocks need not be joined, which would change their layout. The
+            # runtime's convolutions add what a sum has had before, the map itself first.
+            width = x.shape[1]
+            out, weight, bias = None, self.project.weight, self.project.bias
+            if self.residual:
+                out, weight, bias = x, filled(weight, width), filled(bias, width)
+            for part, columns in zip(self.depthwise.parts(hidden), self.depthwise.split(weight, width, 1), strict=True):
+                product = F.conv2d(part, columns, bias)
+                out, bias = product if out is None else out + product, None
+            return out
+        out = self.project(self.depthwise(hidden))
         return out.add_(x) if self.residual else out
 
 
@@ -142,8 +146,9 @@ class SlopesReLU(InferenceModule):
 class Pointwise(InferenceConv):
     """A pointwise convolution, with its BatchNorm and the shuffles before and after folded into it.
 
-    Of one in groups, PyTorch computes the whole, see :func:`mobile_former.folding.whole`. An exported graph has the
-    groups, and the shuffles between them: for other runtimes that is less work than the zeros between groups.
+    Of one in groups, PyTorch and ExecuTorch compute the whole, see :func:`mobile_former.folding.whole`. An ONNX graph
+    has the groups, and the shuffles between them: for its runtime that is less work than the zeros between groups, but
+    for the finest maps, which have few channels, and are much to shuffle.
 
     Args:
         layer: the trained part.
@@ -151,9 +156,9 @@ class Pointwise(InferenceConv):
         in_shuffle: what comes before it in training, in place of an order.
         out_shuffle: what comes after it.
         gain: what to multiply the output by.
-        flat: whether an exported graph has the positions in one dimension. For images, runtimes take other layouts,
-            to which the operations around this one would have to change; for few channels that costs more than
-            it gains.
+        stride: of the map in the image. ONNX graphs have the positions of fine maps, of few channels, in one dimension:
+            for images, the runtime takes another layout, to which the operations around this one would have to change,
+            at a higher cost than gain. None: of many channels.
         relu6: whether ReLU6 follows.
     """
 
@@ -165,7 +170,7 @@ class Pointwise(InferenceConv):
         in_shuffle: nn.Module | None = None,
         out_shuffle: nn.Module | None = None,
         gain: float = 1,
-        flat: bool,
+        stride: int | None = None,
         relu6: bool = False,
     ):
         conv = fold_norm(layer)
@@ -173,9 +178,10 @@ class Pointwise(InferenceConv):
         ins = inverse(shuffle_order(in_shuffle, conv.in_channels)) if in_order is None else in_order
         outs = shuffle_order(out_shuffle, conv.out_channels)
         super().__init__(whole(weight, conv.groups)[outs][:, ins][:, :, None, None], bias[outs], relu6=relu6)
-        self.flat = flat
+        self.flat = stride is not None and stride <= _FLAT_STRIDE
+        is_whole = stride is not None and stride <= _WHOLE_STRIDE
         in_training_order = in_order is None or torch.equal(in_order, shuffle_order(None, conv.in_channels))
-        self.trained_groups = conv.groups if in_training_order else 1
+        self.trained_groups = conv.groups if in_training_order and not is_whole else 1
         if self.trained_groups > 1:
             self.register_buffer("group_weight", weight)
             self.register_buffer("group_bias", bias)
@@ -183,7 +189,7 @@ class Pointwise(InferenceConv):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in, H, W)`` to ``(B, out, H, W)``."""
-        if not torch.compiler.is_exporting():
+        if not makes_onnx():
             return super().forward(x)
         if self.trained_groups > 1:
             x = self.in_shuffle(x)
@@ -219,19 +225,33 @@ class Depthwise(InferenceConv):
         self.order = inverse(shuffle_order(shuffle, conv.out_channels))[rows]
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, e·C, ⌈H/stride⌉, ⌈W/stride⌉)``."""
+        """``(B, C, H, W)`` to ``(B, e·C, ⌈H/stride⌉, ⌈W/stride⌉)``; in an ONNX graph of a filled map too."""
         if self.repeats > 1:
             # There is fast code for one output a channel alone: in PyTorch for many channels, elsewhere for few too.
-            if torch.compiler.is_exporting():
-                return torch.cat(self.parts(x), dim=1)
+            if makes_onnx():
+                return self._joined(self.parts(x))
             x = torch.cat([x] * self.repeats, dim=1)
         return super().forward(x)
 
     def parts(self, x: Tensor) -> list[Tensor]:
-        """The same in parts of one output a channel, each ``(B, C, ⌈H/stride⌉, ⌈W/stride⌉)``."""
-        parts = []
-        for start in range(0, len(self.bias), x.shape[1]):
-            rows = slice(start, start + x.shape[1])
-            part = F.conv2d(x, self.weight[rows], self.bias[rows], self.stride, self.padding, groups=x.shape[1])
+        """The same in parts as wide as the map, each ``(B, C, ⌈H/stride⌉, ⌈W/stride⌉)``.
+
+        Of a filled map, each part has one output of every copy of a channel, and is filled with zeros.
+        """
+        width, parts = x.shape[1], []
+        for weight, bias in zip(self.split(self.weight, width), self.split(self.bias, width), strict=True):
+            part = F.conv2d(x, weight, bias, self.stride, self.padding, groups=width)
             parts.append(F.relu6(part) if self.relu6 else part)
         return parts
+
+    def split(self, tensor: Tensor, width: int, dim: int = 0) -> list[Tensor]:
+        """What belongs to the outputs of this layer, along an axis, in parts of ``width`` as those of :meth:`parts`."""
+        channels = len(self.bias) // self.repeats
+        return [with_zeros(part, dim, width) for part in tensor.split(width // channels * channels, dim)]
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        width, channels = parts[0].shape[1], len(self.bias) // self.repeats
+        joined = torch.cat(parts, dim=1)
+        if width % channels:  # zeros in every part
+            joined = joined.unflatten(1, (-1, width))[:, :, : width // channels * channels].flatten(1, 2)
+        return joined[:, : len(self.bias)]

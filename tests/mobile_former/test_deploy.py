@@ -201,7 +201,7 @@ def test_a_third_of_the_operations_or_more_is_gone(name):
 
 
 def test_it_compiles_and_exports_with_open_sizes():
-    model = trained("mobile_former_26m")  # whose convolutions in groups an exported graph computes in another way
+    model = trained("mobile_former_26m")
     deployed = mobile_former.deploy(model)
     images = torch.randn(3, 3, 64, 96, dtype=torch.float64)
     compiled = torch.compile(deployed, backend="aot_eager", fullgraph=True)
@@ -210,9 +210,11 @@ def test_it_compiles_and_exports_with_open_sizes():
     with torch.no_grad():
         for form in (compiled, exported.module()):
             assert error(form(images), model(images)) < 1e-12
-    convolutions = [node for node in exported.graph.nodes if node.target is torch.ops.aten.conv2d.default]
-    groups = [node.args[6] for node in convolutions if len(node.args) > 6]
-    assert 4 in groups
+    # Such as kernels for phones take them: of images, with weights that are constants.
+    convolutions = [node for node in exported.graph.nodes if "conv" in str(node.target)]
+    assert len(convolutions) > 20
+    assert all(node.target is torch.ops.aten.conv2d.default for node in convolutions)
+    assert all(node.args[1].op == "placeholder" for node in convolutions)
 
 
 def test_bad_images_are_refused_as_by_the_trained_model():
