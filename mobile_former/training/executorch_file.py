@@ -29,7 +29,7 @@ def write_executorch(
     output_names: Sequence[str],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write a module as an ExecuTorch program of fixed sizes; whole or not at all. It takes minutes.
+    """Write a module as an ExecuTorch program of fixed sizes; whole or not at all. It takes a minute or two.
 
     Args:
         module: in evaluation mode; as of :func:`mobile_former.training.onnx_file.write_onnx`. The memory of its weights
