@@ -350,13 +350,13 @@ def _can_fill(backbone: Backbone) -> bool:
     return bool(readers_know) and backbone.stem.conv.out_channels < BLOCK
 
 
-def _one_row(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A linear over ``(B, in)``; exported, as a convolution of a single position.
+def _one_row(layer: nn.Module, x: Tensor) -> Tensor:
+    """A linear, or what was put in its place, over ``(B, in)``; in an ONNX graph a convolution of a single position.
 
     Such linears read more weights than a processor's caches hold. ONNX Runtime reads those of a convolution in four
     streams, those of a product in two, which takes a quarter longer.
     """
-    if not makes_onnx():
+    if not (makes_onnx() and isinstance(layer, nn.Linear)):
         return layer(x)
     return F.conv2d(x[..., None, None], layer.weight[..., None, None], layer.bias).flatten(1)
 

@@ -53,6 +53,19 @@ def test_a_graph_of_fixed_sizes_gives_what_the_model_gives(exported, name, spati
     assert worst(model, path, torch.randn(1, 3, 64, 96)) < 2e-5
 
 
+@pytest.mark.slow
+def test_without_its_last_linear_a_graph_gives_features(tmp_path):
+    deployed = mobile_former.deploy(trained("mobile_former_26m")).float()
+    deployed.classifier.logits = torch.nn.Identity()
+    images, path = torch.randn(1, 3, 64, 64), tmp_path / "features.onnx"
+    write_onnx(
+        deployed, [images], path, input_names=["images"], output_names=["features"],
+        metadata={"task": "classification"},
+    )  # fmt: skip
+    found = torch.from_numpy(OnnxModel(path, "classification")(images.numpy())["features"])
+    assert error(found, deployed(images)) < 2e-5
+
+
 def test_coarse_maps_of_26m_have_convolutions_in_groups_and_the_finest_none(exported):
     _, path = exported("mobile_former_26m")
     shapes = output_shapes(path)
