@@ -45,9 +45,7 @@ def test_a_graph_of_open_sizes_gives_what_the_model_gives(exported, name):
         assert worst(model, path, torch.randn(shape)) < 2e-5
 
 
-@pytest.mark.parametrize(
-    ("name", "spatial"), [("mobile_former_26m", False), ("mobile_former_52m", False), ("mobile_former_96m", True)]
-)
+@pytest.mark.parametrize(("name", "spatial"), [("mobile_former_26m", False), ("mobile_former_96m", True)])
 def test_a_graph_of_fixed_sizes_gives_what_the_model_gives(exported, name, spatial):
     model, path = exported(name, spatial=spatial)
     assert worst(model, path, torch.randn(1, 3, 64, 96)) < 2e-5
