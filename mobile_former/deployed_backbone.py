@@ -270,7 +270,7 @@ class DeployedToFormer(InferenceModule):
             The tokens ``(B·M, d)``, and the logits ``(B, heads·M, H·W)`` before softmax and mask.
         """
         weight = self._parameters["weight"]
-        if query.ndim == 4:
+        if query.ndim == 4:  # by head
             positions = split_channels(x)
             logits = query @ positions  # (B, heads, M, H·W)
             visible = logits if padding is None else mask_logits(logits, padding.flatten(2)[:, None])

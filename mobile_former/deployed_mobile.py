@@ -53,7 +53,7 @@ class DeployedDownsamplingMobile(InferenceModule):
         stride: see :class:`Pointwise`.
     """
 
-    def __init__(self, mobile: DownsamplingMobile, *, stride: int | None = None):
+    def __init__(self, mobile: DownsamplingMobile, *, stride: int):
         super().__init__()
         self.reduce = merged([mobile.relu1.reduce, mobile.relu2.reduce])
         self.depthwise1 = Depthwise(mobile.depthwise1, mobile.shuffle1, gain=2)
@@ -88,6 +88,7 @@ class DeployedLite(InferenceModule):
     def __init__(self, lite: Lite):
         super().__init__()
         self.depthwise = Depthwise(lite.depthwise, lite.shuffle, relu6=True)
+        # Whole at any stride: forward splits its columns by the parts of the map that it reads.
         self.project = Pointwise(lite.project, in_order=self.depthwise.order, stride=_WHOLE_STRIDE)
         self.residual = lite.residual
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import mobile_former
+from mobile_former import deployed_backbone, deployed_mobile
 from mobile_former.onnx_form import filled, with_zeros
 from mobile_former.training.onnx_file import OnnxModel, write_onnx
 from tests.mobile_former.test_deploy import error, trained
@@ -49,6 +50,20 @@ def test_a_graph_of_open_sizes_gives_what_the_model_gives(exported, name):
 def test_a_graph_of_fixed_sizes_gives_what_the_model_gives(exported, name, spatial):
     model, path = exported(name, spatial=spatial)
     assert worst(model, path, torch.randn(1, 3, 64, 96)) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["mobile_former_26m", "mobile_former_96m"])
+def test_what_goes_into_a_graph_is_the_model_to_the_last_digits(monkeypatch, name):
+    """In float64 and by PyTorch, as ONNX Runtime has few kernels for that type."""
+    for module in (deployed_backbone, deployed_mobile):
+        monkeypatch.setattr(module, "makes_onnx", lambda: True)
+    model, images = trained(name), torch.randn(2, 3, 71, 45, dtype=torch.float64)
+    program = torch.export.export(mobile_former.deploy(model), (images,))
+    convolutions = [node for node in program.graph.nodes if node.target is torch.ops.aten.conv2d.default]
+    groups = {node.args[6] for node in convolutions if len(node.args) > 6}
+    assert (4 in groups) == (name == "mobile_former_26m")
+    with torch.no_grad():
+        assert error(program.module()(images), model(images)) < 1e-12
 
 
 @pytest.mark.slow
