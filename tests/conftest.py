@@ -19,7 +19,7 @@ import mobile_former
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = Path(__file__).parent / "reference"
-LONGEST = ("test_readme.py", "test_compare.py", "test_interruption.py")  # which at the end would run alone
+LONGEST = ("test_readme.py", "test_interruption.py")  # which at the end would run alone
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -86,6 +86,7 @@ class SignalledEarly(Callback):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_told_to_stop_before_its_first_step_a_run_does_not_say_that_it_is_done(undisturbed, two_colours, tmp_path):
     process = start(tmp_path, two_colours, "--trainer.callbacks+", "tests.test_interruption.SignalledEarly")
     output, _ = process.communicate(timeout=120)
@@ -95,9 +96,8 @@ def test_told_to_stop_before_its_first_step_a_run_does_not_say_that_it_is_done(u
     assert same(weights(tmp_path), undisturbed)
 
 
-@pytest.mark.parametrize(
-    "damage", ["flipped", pytest.param("cut", marks=pytest.mark.slow), pytest.param("gone", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(damage, undisturbed, two_colours, tmp_path):
     process = start(tmp_path, two_colours)
     wait_for(lambda: last(tmp_path).with_name("previous.ckpt").is_file(), process)

@@ -142,6 +142,7 @@ def test_the_table_of_models_is_true():
         assert round(cost.madds / 1e6, 2) == float(madds)
 
 
+@pytest.mark.slow
 def test_the_table_of_detectors_is_true():
     rows = re.findall(r"\| `((?:e2e|retinanet)_mf_\w+)` \| ([\d.]+) M \| ([\d.]+) G", README)
     (detr,) = re.findall(r"`(detr_r50)` is .*?: ([\d.]+) M\s+parameters, ([\d.]+) G at 800.1056", README)

@@ -130,6 +130,7 @@ def test_a_taken_name_gets_a_number_and_a_stopped_run_goes_on_in_its_folder(imag
     assert epochs == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_with_the_weights_of_one_left_alone_even_if_moved(image_folder, tmp_path):
     options = ("--trainer.max_epochs", "4", "--model.dropout", "0")  # dropout draws from a stream that is not resumed
     whole = finetune(image_folder, "--name", "whole", *options, cwd=tmp_path)

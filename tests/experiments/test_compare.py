@@ -55,6 +55,7 @@ def compared(colours, tmp_path_factory):
     return folder / "runs/compare/colours", first, again, times
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_told_and_loses_no_other(compared):
     output, first, _, _ = compared
     assert first.returncode == 1
@@ -68,6 +69,7 @@ def test_a_failed_run_is_told_and_loses_no_other(compared):
     assert all(row["seeds"] == [0, 1] for row in rows)
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_runs(compared):
     output, _, again, _ = compared
     for row in json.loads((output / "comparison.json").read_text()):
@@ -89,6 +91,7 @@ def test_the_figures_are_those_of_the_runs(compared):
     assert cv2.imread(str(output / "comparison.png")).std() > 5
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_trained_again_and_what_was_stopped_goes_on(compared):
     output, _, again, times = compared
     assert again.stdout.count("finished before") == 3
@@ -98,6 +101,7 @@ def test_what_is_finished_is_not_trained_again_and_what_was_stopped_goes_on(comp
     assert len(json.loads((output / "comparison.json").read_text())) == 2
 
 
+@pytest.mark.slow
 def test_other_options_for_runs_that_exist_are_refused(compared, colours):
     output, _, _, _ = compared
     config = output.parents[2] / "colours.yaml"
