@@ -26,7 +26,7 @@ from mobile_former.folding import (
 from mobile_former.former import HEADS as FORMER_HEADS
 from mobile_former.former import Former
 from mobile_former.inference_conv import InferenceConv
-from mobile_former.inference_module import InferenceModule
+from mobile_former.inference_module import InferenceModule, by_input
 from mobile_former.mobile import Lite
 from mobile_former.model import Backbone, Classifier, MobileFormer, check_images
 from mobile_former.onnx_form import BLOCK, filled, makes_onnx, with_zeros
@@ -258,7 +258,7 @@ class DeployedToFormer(InferenceModule):
 
     def __init__(self, to_former: MobileToFormer):
         super().__init__()
-        self.weight = nn.Parameter(2 * to_former.output.weight.detach().t())  # the gate is twice a sigmoid
+        self.weight = nn.Parameter(by_input(2 * to_former.output.weight.detach()).t())  # the gate is twice a sigmoid
         self.norm = with_shift(to_former.norm)
 
     def forward(
@@ -303,7 +303,7 @@ class DeployedFormer(InferenceModule):
         shift = former.ffn[2].bias
         self.attention_norm = with_shift(former.attention_norm, shift)
         self.expand = shifted(former.ffn[0], shift)
-        self.weight = nn.Parameter(former.ffn[2].weight.detach().t())
+        self.weight = nn.Parameter(by_input(former.ffn[2].weight.detach()).t())
         self.ffn_norm = with_shift(former.ffn_norm)
 
     def forward(self, tokens: Tensor, count: int) -> Tensor:
