@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from reprlib import repr as brief
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from mobile_former.ablation import is_ablated
 from mobile_former.conv_norm import ConvNorm
 from mobile_former.deployed_backbone import DeployedBackbone, DeployedMobileFormer
 from mobile_former.deployed_mobile import DeployedMobile
+from mobile_former.errors import InputError
 from mobile_former.folding import fold_norm
 from mobile_former.mobile import Mobile
 from mobile_former.model import Backbone, MobileFormer
@@ -31,7 +33,12 @@ def deploy(model: nn.Module) -> nn.Module:
         A module in evaluation, on the model's device and in its type, whose parameters need no gradients and have names
         of their own: it is made from a trained model, and neither trained nor loaded. Hooks run on the whole, and not
         on its parts.
+
+    Raises:
+        InputError: what is given is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"deploy takes a model and was given {brief(model)}: build it first, as by create_model")
     with torch.no_grad():
         return inference_form(copy.deepcopy(model)).eval().requires_grad_(False)
 

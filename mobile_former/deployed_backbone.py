@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mobile_former.block import MobileFormerBlock
 from mobile_former.bridge import HEADS, FormerToMobile, MobileToFormer, mask_logits, split_channels
 from mobile_former.deployed_mobile import DeployedDownsamplingMobile, DeployedLite, DeployedMobile, Pointwise
+from mobile_former.errors import InputError
 from mobile_former.folding import (
     fold_features_norm,
     fold_norm,
@@ -76,8 +77,8 @@ class DeployedBackbone(nn.Module):
         bridges = [block.to_former for block in backbone.blocks if not isinstance(block, Lite)] + [last]
         self.register_buffer("tokens", backbone.tokens + bridges[0].output.bias)
         reads = TokenReads(None, bridges[0])
-        self.register_buffer("asked", torch.stack(reads(backbone.tokens, len(backbone.tokens))))
-        self.register_buffer("asked_by_head", torch.stack(reads.by_head(backbone.tokens, len(backbone.tokens))))
+        self.register_buffer("asked", torch.cat(reads(backbone.tokens, len(backbone.tokens))))
+        self.register_buffer("asked_by_head", torch.cat(reads.by_head(backbone.tokens, len(backbone.tokens))))
         self.register_buffer("shift", backbone.tokens.new_zeros(()) if last is None else last.output.bias.detach())
         for block, stride in zip(backbone.blocks, backbone.strides, strict=True):
             if isinstance(block, Lite):
@@ -102,6 +103,8 @@ class DeployedBackbone(nn.Module):
         """
         check_images(images, padding_mask, self.in_chans)
         batch = images.shape[0]
+        if batch == 0:
+            raise InputError("the batch is empty: an inference form takes one image or more")
         padding = {} if padding_mask is None else padding_pyramid(padding_mask, (1, 2, 4, 8, 16, 32))
         x = self._stem(zero_padding(images, padding.get(1)))
         if not torch.compiler.is_exporting():  # other runtimes have layouts of their own
@@ -125,7 +128,7 @@ class DeployedBackbone(nn.Module):
         """Query and gate of the first bridge, which reads the map ``(B, C, H, W)``."""
         by_head = torch.compiler.is_exporting() and x.shape[1] == self.asked.shape[2]
         asked = self.asked_by_head if by_head else self.asked
-        return asked.expand(-1, x.shape[0], *[-1] * (asked.ndim - 2)).unbind()
+        return asked.unsqueeze(1).expand(-1, x.shape[0], *[-1] * (asked.ndim - 1)).unbind()
 
     def _stem(self, images: Tensor) -> Tensor:
         stem = self.stem

@@ -128,7 +128,11 @@ class EpochLines(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch's clock and mean."""
         self._start = time.perf_counter()
-        self._loss, self._steps = 0.0, 0
+        self._loss, self._steps, self._validated = 0.0, 0, False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Know that the scores are this epoch's: a run may end within an epoch, or validate every other one."""
+        self._validated = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         """Add a step's loss to the mean."""
@@ -145,8 +149,7 @@ class EpochLines(Callback):
         # Those that the curves show; a detector's twelve numbers would be too many for a line.
         shown = [name for names in pl_module.curves.values() for name in names if name in metrics]
         terms = {name.removeprefix("train/"): metrics[name] for name in shown if name.startswith("train/loss_")}
-        validated = (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
-        scores = {name: metrics[name] for name in shown if name.startswith("val/") and validated}
+        scores = {name: metrics[name] for name in shown if name.startswith("val/") and self._validated}
         figures |= {name: float(value) for name, value in (terms | scores).items()}
         speed = metrics.get("images/s", 0.0)
         print(

@@ -221,6 +221,21 @@ def test_bad_images_are_refused_as_by_the_trained_model():
     deployed = mobile_former.deploy(mobile_former.create_model("mobile_former_26m"))
     with pytest.raises(mobile_former.InputError, match="at least 32"):
         deployed(torch.rand(1, 3, 16, 64))
+    with pytest.raises(mobile_former.InputError, match="the batch is empty"):
+        deployed(torch.rand(0, 3, 64, 64))
+
+
+def test_what_is_no_module_is_refused_with_what_to_do():
+    with pytest.raises(mobile_former.InputError, match="was given 'mobile_former_26m': build it first"):
+        mobile_former.deploy("mobile_former_26m")
+
+
+def test_weights_may_be_put_in_channels_last():
+    model = mobile_former.create_model("mobile_former_26m").eval()
+    deployed = mobile_former.deploy(model).to(memory_format=torch.channels_last)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(deployed(images), model(images), rtol=0, atol=1e-5)
 
 
 def test_it_pickles_and_moves_to_another_type():
@@ -228,6 +243,16 @@ def test_it_pickles_and_moves_to_another_type():
     images = torch.rand(1, 3, 64, 64)
     expected = deployed(images)
     torch.testing.assert_close(copy.deepcopy(deployed).double()(images.double()).float(), expected, rtol=0, atol=1e-5)
+
+
+def test_weights_of_linears_lie_by_input_in_copies_and_in_other_types_too():
+    deployed = mobile_former.deploy(mobile_former.create_model("mobile_former_26m").eval())
+    for form in (deployed, copy.deepcopy(deployed).double(), pickle.loads(pickle.dumps(deployed))):
+        linears = [module for module in form.modules() if isinstance(module, torch.nn.Linear)]
+        assert len(linears) > 50
+        assert all(linear.weight.t().is_contiguous() for linear in linears)
+        products = [part.weight for block in form.backbone.blocks[1:] for part in (block.to_former, block.former)]
+        assert all(weight.is_contiguous() for weight in products)
 
 
 def test_parts_and_parameters_that_others_put_in_place_are_those_used():

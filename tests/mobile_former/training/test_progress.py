@@ -247,3 +247,16 @@ def test_a_line_an_epoch_tells_mean_training_loss_validation_loss_and_speed(tmp_
         assert "loss 1.5000" in line  # of the batches 0, 1, 2, 3
         assert "val/loss 0.5000" in line
         assert "images/s" in line
+
+
+def test_a_line_holds_no_scores_of_an_epoch_before(tmp_path, capsys):
+    class Scored(Tiny):
+        curves = {"loss": ("val/loss",)}  # noqa: RUF012
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", torch.tensor(0.5))
+
+    fit(tmp_path, Scored(), Throughput(), EpochLines(), max_epochs=2, max_steps=6)  # four make an epoch
+    first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert "val/loss" in first
+    assert "val/loss" not in second
