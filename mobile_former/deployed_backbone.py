@@ -27,7 +27,7 @@ from mobile_former.folding import (
 from mobile_former.former import HEADS as FORMER_HEADS
 from mobile_former.former import Former
 from mobile_former.inference_conv import InferenceConv
-from mobile_former.inference_module import InferenceModule, by_input
+from mobile_former.inference_module import InferenceModule
 from mobile_former.mobile import Lite
 from mobile_former.model import Backbone, Classifier, MobileFormer, check_images
 from mobile_former.onnx_form import BLOCK, filled, makes_onnx, with_zeros
@@ -261,7 +261,7 @@ class DeployedToFormer(InferenceModule):
 
     def __init__(self, to_former: MobileToFormer):
         super().__init__()
-        self.weight = nn.Parameter(by_input(2 * to_former.output.weight.detach()).t())  # the gate is twice a sigmoid
+        self.weight = _by_input(2 * to_former.output.weight)  # the gate is twice a sigmoid
         self.norm = with_shift(to_former.norm)
 
     def forward(
@@ -306,7 +306,7 @@ class DeployedFormer(InferenceModule):
         shift = former.ffn[2].bias
         self.attention_norm = with_shift(former.attention_norm, shift)
         self.expand = shifted(former.ffn[0], shift)
-        self.weight = nn.Parameter(by_input(former.ffn[2].weight.detach()).t())
+        self.weight = _by_input(former.ffn[2].weight)
         self.ffn_norm = with_shift(former.ffn_norm)
 
     def forward(self, tokens: Tensor, count: int) -> Tensor:
@@ -367,6 +367,11 @@ def _one_row(layer: nn.Module, x: Tensor) -> Tensor:
 def _heads(like: Tensor, heads: int, width: int) -> Tensor:
     """Which features belong to which head: ``(heads, width)`` of 0 and 1."""
     return torch.eye(heads, device=like.device, dtype=like.dtype).repeat_interleave(width // heads, 1)
+
+
+def _by_input(weight: Tensor) -> nn.Parameter:
+    """A linear's weight ``(out, in)`` as ``(in, out)``, as :class:`InferenceLinear` too has it lie in memory."""
+    return nn.Parameter(weight.detach().t().contiguous())
 
 
 def _scaled_for_heads(layer: nn.Linear, heads: int) -> nn.Linear:
