@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from mobile_former.errors import InputError
-from mobile_former.linear import linear
+from mobile_former.layers.linear import linear
 from mobile_former.training.baselines import import_library, load_transformers_weights, resnet_config, timm_model
 
 _logger = logging.getLogger(__name__)

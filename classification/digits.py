@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 
-from mobile_former.training.command import parse_folder_and_limit, run_command
-from mobile_former.training.digits import digits_of
+from mobile_former.training.cli.command import parse_folder_and_limit, run_command
+from mobile_former.training.data.digits import digits_of
 
 SIDE = 64  # pixels
 BORDER = 1  # black pixels around the 8×8 of an original, which its digit fills to the edge

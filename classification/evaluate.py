@@ -9,14 +9,14 @@ from pytorch_lightning import Trainer
 from rich.markup import escape
 from rich.table import Table
 
-from classification.data import ClassificationData
+from classification.data.module import ClassificationData
+from classification.data.shards import holds_shards
 from classification.module import ClassificationModule
-from classification.shards import holds_shards
 from mobile_former.errors import InputError
-from mobile_former.training.checkpoint import load_checkpoint
-from mobile_former.training.command import console
-from mobile_former.training.evaluation import evaluation_parser, output_folder, score
-from mobile_former.training.figures import draw_confusion
+from mobile_former.training.cli.command import console
+from mobile_former.training.cli.evaluation import evaluation_parser, output_folder, score
+from mobile_former.training.run.checkpoint import load_checkpoint
+from mobile_former.training.run.figures import draw_confusion
 
 
 def evaluate(stage: str) -> None:

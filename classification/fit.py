@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from classification.data import ClassificationData
+from classification.data.module import ClassificationData
 from classification.module import ClassificationModule
-from mobile_former.training.cli import FitCLI
-from mobile_former.training.command import run_command
+from mobile_former.training.cli.command import run_command
+from mobile_former.training.cli.fit import FitCLI
 
 CONFIGS = Path(__file__).parent / "configs"
 

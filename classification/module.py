@@ -13,14 +13,14 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 import mobile_former
 from classification.baselines import create_baseline
-from classification.data import ClassificationData
+from classification.data.module import ClassificationData
 from classification.mixup import mixup
 from classification.pictures import draw_predictions
 from mobile_former.ablation import ablate, ablation_names
 from mobile_former.errors import InputError
 from mobile_former.training.baselines import is_baseline
-from mobile_former.training.figures import draw_confusion
 from mobile_former.training.optimisation import adamw, rate_factor, run_length
+from mobile_former.training.run.figures import draw_confusion
 
 
 class ClassificationModule(LightningModule):

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from classification.data import ClassificationData
-from mobile_former.training.dataset import indices_to_look_at
-from mobile_former.training.figures import RIGHT, WRONG, image_sheet
-from mobile_former.training.images import normalise
+from classification.data.module import ClassificationData
+from mobile_former.training.data.dataset import indices_to_look_at
+from mobile_former.training.data.images import normalise
+from mobile_former.training.run.figures import RIGHT, WRONG, image_sheet
 
 
 def draw_predictions(model: nn.Module, data: ClassificationData, path: Path, most: int = 24) -> None:

@@ -12,17 +12,17 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from classification.exported_classifier import ExportedClassifier
+from classification.data.transforms import eval_transform
+from classification.export.exported_classifier import ExportedClassifier
 from classification.module import ClassificationModule
-from classification.transforms import eval_transform
 from mobile_former.errors import InputError
-from mobile_former.training.checkpoint import load_checkpoint
-from mobile_former.training.command import Parser, console, require_writable, run_command, tell_unreadable
-from mobile_former.training.data import default_workers
-from mobile_former.training.figures import image_sheet
-from mobile_former.training.images import ImageFiles, expand, normalise, read_image
-from mobile_former.training.onnx_file import OnnxModel
-from mobile_former.training.prediction import add_predict_options, check_predict_options
+from mobile_former.training.cli.command import Parser, console, require_writable, run_command, tell_unreadable
+from mobile_former.training.cli.prediction import add_predict_options, check_predict_options
+from mobile_former.training.data.images import ImageFiles, expand, normalise, read_image
+from mobile_former.training.data.module import default_workers
+from mobile_former.training.export.onnx_file import OnnxModel
+from mobile_former.training.run.checkpoint import load_checkpoint
+from mobile_former.training.run.figures import image_sheet
 
 SHEET_MOST = 60  # images; more would be too small to look at
 
@@ -76,7 +76,7 @@ class CheckpointClassifier:
 
     Args:
         module: and
-        data_options: as :func:`mobile_former.training.checkpoint.load_checkpoint` gives them.
+        data_options: as :func:`mobile_former.training.run.checkpoint.load_checkpoint` gives them.
     """
 
     def __init__(self, module: ClassificationModule, data_options: dict):

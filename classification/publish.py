@@ -5,9 +5,9 @@ from pathlib import Path
 from classification.module import ClassificationModule
 from mobile_former.errors import InputError
 from mobile_former.model import MobileFormer
-from mobile_former.training.checkpoint import load_checkpoint
-from mobile_former.training.command import Parser, run_command
-from mobile_former.usage import Usage
+from mobile_former.training.cli.command import Parser, run_command
+from mobile_former.training.run.checkpoint import load_checkpoint
+from mobile_former.weights.usage import Usage
 
 
 def main() -> None:

@@ -14,12 +14,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from classification.image_folder import ImageFolder, list_classes
-from classification.shards import INDEX, Shard, ShardIndex, unpack
+from classification.data.image_folder import ImageFolder, list_classes
+from classification.data.shards import INDEX, Shard, ShardIndex, unpack
 from mobile_former.errors import InputError
-from mobile_former.training.command import Parser, run_command, tell_unreadable
-from mobile_former.training.data import default_workers
-from mobile_former.training.images import ImageError, decode_image
+from mobile_former.training.cli.command import Parser, run_command, tell_unreadable
+from mobile_former.training.data.images import ImageError, decode_image
+from mobile_former.training.data.module import default_workers
 
 SPLITS = ("train", "val", "test")
 MEGABYTES = 64  # a shard: long reads for disk and network, and little memory for each loading process

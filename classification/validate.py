@@ -1,7 +1,7 @@
 """``python -m classification.validate``: score a checkpoint."""
 
 from classification.evaluate import evaluate
-from mobile_former.training.command import run_command
+from mobile_former.training.cli.command import run_command
 
 
 def main() -> None:

@@ -7,12 +7,12 @@ from typing import Literal
 
 from pytorch_lightning import Trainer
 
-from detection.data import DetectionData
+from detection.data.module import DetectionData
 from detection.module import DetectionModule
 from mobile_former.errors import InputError
-from mobile_former.training.checkpoint import load_checkpoint
-from mobile_former.training.command import require_writable
-from mobile_former.training.evaluation import evaluation_parser, output_folder, score
+from mobile_former.training.cli.command import require_writable
+from mobile_former.training.cli.evaluation import evaluation_parser, output_folder, score
+from mobile_former.training.run.checkpoint import load_checkpoint
 
 
 def evaluate(stage: str) -> None:

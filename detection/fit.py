@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from detection.data import DetectionData
+from detection.data.module import DetectionData
 from detection.module import DetectionModule
-from mobile_former.training.cli import FitCLI
-from mobile_former.training.command import run_command
+from mobile_former.training.cli.command import run_command
+from mobile_former.training.cli.fit import FitCLI
 
 CONFIGS = Path(__file__).parent / "configs"
 

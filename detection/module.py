@@ -13,22 +13,22 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 import mobile_former
-from detection.ablation import ablate
-from detection.batch import pad
-from detection.data import DetectionData
+from detection.data.batch import pad
+from detection.data.module import DetectionData
 from detection.evaluation import NUMBERS, CocoAP
-from detection.factory import create_detector
+from detection.models.ablation import ablate
+from detection.models.factory import create_detector
+from detection.models.variants import E2E_VARIANTS
+from detection.models.weights import load_detector_weights
 from detection.pictures import draw_comparison
-from detection.variants import E2E_VARIANTS
-from detection.weights import load_detector_weights
 from mobile_former.ablation import ablation_names
 from mobile_former.errors import InputError
 from mobile_former.training.baselines import is_baseline
-from mobile_former.training.command import console
-from mobile_former.training.figures import spread
-from mobile_former.training.images import normalise
+from mobile_former.training.cli.command import console
+from mobile_former.training.data.images import normalise
 from mobile_former.training.optimisation import adamw, rate_factor, run_length
-from mobile_former.training.report import figure
+from mobile_former.training.run.figures import spread
+from mobile_former.training.run.report import figure
 
 SHEET_THRESHOLD = 0.3  # score from which the sheet shows detections
 _SHEET_IMAGES = 8
@@ -44,7 +44,7 @@ class DetectionModule(LightningModule):
             101, of the optional extra "baselines".
         pretrained: a weights file to start from: a classifier's, the authors' or this project's, of which the backbone
             is taken; or a detector's of this project, with these or other classes.
-        ablation: what to leave out, one or several with commas between, see :func:`detection.ablation.ablate`.
+        ablation: what to leave out, one or several with commas between, see :func:`detection.models.ablation.ablate`.
         focal: classes by sigmoid and focal loss, in place of softmax with "no object". This and the next three are
             E2E-MF's; other detectors take no notice of them.
         refine_boxes: each block corrects the boxes of the one before, and queries look around their boxes.

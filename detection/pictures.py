@@ -12,8 +12,8 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
-from detection.boxes import cxcywh_to_xyxy
-from mobile_former.training.figures import COLOURS
+from detection.boxes.boxes import cxcywh_to_xyxy
+from mobile_former.training.run.figures import COLOURS
 
 _LEAST_SIDE = 640  # pixels of a picture's longer side: captions on a smaller one would cover it
 _CELL = 300  # pixels of a sheet's square for one image

@@ -16,17 +16,17 @@ from rich.table import Column, Table
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from detection.exported_detector import ExportedDetector
+from detection.export.exported_detector import ExportedDetector
 from detection.module import DetectionModule
 from detection.pictures import caption, draw_detections
 from detection.transforms import eval_transform
 from mobile_former.errors import InputError
-from mobile_former.training.checkpoint import load_checkpoint
-from mobile_former.training.command import Parser, console, require_writable, run_command, tell_unreadable
-from mobile_former.training.data import default_workers
-from mobile_former.training.images import ImageFiles, expand, read_image
-from mobile_former.training.onnx_file import OnnxModel
-from mobile_former.training.prediction import add_predict_options, check_predict_options
+from mobile_former.training.cli.command import Parser, console, require_writable, run_command, tell_unreadable
+from mobile_former.training.cli.prediction import add_predict_options, check_predict_options
+from mobile_former.training.data.images import ImageFiles, expand, read_image
+from mobile_former.training.data.module import default_workers
+from mobile_former.training.export.onnx_file import OnnxModel
+from mobile_former.training.run.checkpoint import load_checkpoint
 
 _LISTED = 3  # detections in the table's row of an image
 _PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # of images whose drawings keep their names
@@ -112,7 +112,7 @@ class CheckpointDetector:
 
     Args:
         module: and
-        data_options: as :func:`mobile_former.training.checkpoint.load_checkpoint` gives them.
+        data_options: as :func:`mobile_former.training.run.checkpoint.load_checkpoint` gives them.
         device: where it computes; default: the GPU where there is one.
     """
 

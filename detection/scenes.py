@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_sample_images
 
-from mobile_former.training.command import parse_folder_and_limit, run_command
-from mobile_former.training.digits import digits_of
+from mobile_former.training.cli.command import parse_folder_and_limit, run_command
+from mobile_former.training.data.digits import digits_of
 
 SIDE = 128  # pixels, of a scene
 COUNTS = {"train": 4000, "val": 400}  # scenes

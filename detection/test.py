@@ -1,7 +1,7 @@
 """``python -m detection.test``: score a checkpoint, class by class, and keep its detections."""
 
 from detection.evaluate import evaluate
-from mobile_former.training.command import run_command
+from mobile_former.training.cli.command import run_command
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from albumentations.core.serialization import Serializable
 
-from mobile_former.training.images import resize
+from mobile_former.training.data.images import resize
 
 SHORT_SIDES = tuple(range(480, 801, 32))
 SHORT_SIDE = 800  # in evaluation

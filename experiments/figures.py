@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 import mobile_former
-from detection.variants import E2E_VARIANTS
+from detection.models.variants import E2E_VARIANTS
 from mobile_former.cost import madds_by_module
 from mobile_former.mobile import Lite
-from mobile_former.training.command import run_command
-from mobile_former.training.figures import COLOURS
+from mobile_former.training.cli.command import run_command
+from mobile_former.training.run.figures import COLOURS
 
 SHOWN = "mobile_former_294m"
 TIMES = "\N{MULTIPLICATION SIGN}"

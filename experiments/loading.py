@@ -32,9 +32,9 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from torch.utils.data import default_collate
 
-from classification.transforms import train_transform
-from mobile_former.training.images import find_images, normalise, read_image, to_planes
-from mobile_former.usage import IMAGENET_MEAN, IMAGENET_STD
+from classification.data.transforms import train_transform
+from mobile_former.training.data.images import find_images, normalise, read_image, to_planes
+from mobile_former.weights.usage import IMAGENET_MEAN, IMAGENET_STD
 
 BATCH = 12
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from detection.coco_dataset import find_split
+from detection.data.coco_dataset import find_split
 
 SIDE = 320  # pixels of the shorter side
 

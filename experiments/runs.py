@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 import yaml
 
-from classification.data import ClassificationData
+from classification.data.module import ClassificationData
 from classification.module import ClassificationModule
-from detection.batch import pad
-from detection.data import DetectionData
+from detection.data.batch import pad
+from detection.data.module import DetectionData
 from detection.module import DetectionModule
 from mobile_former.errors import InputError, nearest
-from mobile_former.training.images import normalise
-from mobile_former.training.run_folder import RunFolder
+from mobile_former.training.data.images import normalise
+from mobile_former.training.run.folder import RunFolder
 
 CONFIGS = Path(__file__).parent / "configs"
 MODULES = {"classification": ClassificationModule, "detection": DetectionModule}

@@ -1,9 +1,7 @@
 """Mobile-Former: a MobileNet and a transformer of a few tokens, joined by a two-way bridge (CVPR 2022)."""
 
-from mobile_former.after_import import after_import
-from mobile_former.checkpointing import checkpoint_gradients
 from mobile_former.cost import Cost, cost
-from mobile_former.deploy import deploy
+from mobile_former.deployment.deploy import deploy
 from mobile_former.errors import InputError
 from mobile_former.factory import (
     create_model,
@@ -16,9 +14,10 @@ from mobile_former.factory import (
     mobile_former_294m,
     mobile_former_508m,
 )
+from mobile_former.layers.checkpointing import checkpoint_gradients
 from mobile_former.model import MobileFormer
-from mobile_former.usage import Usage
-from mobile_former.weights import LoadedWeights, load_weights, save_weights
+from mobile_former.weights.loading import LoadedWeights, load_weights, save_weights
+from mobile_former.weights.usage import Usage
 
 __all__ = [
     "Cost",
@@ -41,12 +40,3 @@ __all__ = [
     "mobile_former_508m",
     "save_weights",
 ]
-
-
-def _register_with_timm() -> None:
-    from mobile_former import timm_models
-
-    timm_models.register()
-
-
-after_import("timm", _register_with_timm)

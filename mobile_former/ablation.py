@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from mobile_former.block import MobileFormerBlock
 from mobile_former.bridge import FormerToMobile, MobileToFormer, located, split_channels
-from mobile_former.dynamic_relu import DynamicReLU
 from mobile_former.errors import InputError, nearest
 from mobile_former.former import Former
+from mobile_former.layers.dynamic_relu import DynamicReLU
 from mobile_former.model import Backbone, MobileFormer
 
 

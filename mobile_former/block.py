@@ -3,10 +3,10 @@
 from torch import Tensor, nn
 
 from mobile_former.bridge import FormerToMobile, MobileToFormer
-from mobile_former.checkpointing import recomputable
 from mobile_former.former import Former
+from mobile_former.layers.checkpointing import recomputable
+from mobile_former.layers.padding import halve
 from mobile_former.mobile import DownsamplingMobile, Mobile
-from mobile_former.padding import halve
 from mobile_former.variants import BlockSpec
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobile_former.linear import linear
-from mobile_former.stochastic_depth import StochasticDepth
+from mobile_former.layers.linear import linear
+from mobile_former.layers.stochastic_depth import StochasticDepth
 
 HEADS = 2
 

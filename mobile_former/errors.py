@@ -22,3 +22,8 @@ def nearest(given: str, valid: Iterable[str]) -> str:
     if close:
         return "did you mean " + " or ".join(repr(name) for name in close) + "?"
     return "choose from " + ", ".join(repr(name) for name in valid)
+
+
+def first_line(error: BaseException, longest: int = 200) -> str:
+    """First line of an exception's message that is not empty, cut to ``longest`` characters; else its type's name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:longest]

@@ -5,7 +5,7 @@ from pathlib import Path
 from mobile_former.errors import InputError
 from mobile_former.model import MobileFormer
 from mobile_former.variants import VARIANTS
-from mobile_former.weights import load_weights
+from mobile_former.weights.loading import load_weights
 
 
 def list_models() -> list[str]:

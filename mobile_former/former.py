@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from mobile_former.bridge import located
-from mobile_former.linear import linear
-from mobile_former.stochastic_depth import StochasticDepth
+from mobile_former.layers.linear import linear
+from mobile_former.layers.stochastic_depth import StochasticDepth
 
 HEADS = 4
 

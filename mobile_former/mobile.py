@@ -3,11 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobile_former.checkpointing import recomputable
-from mobile_former.conv_norm import ConvNorm, channel_shuffle, depthwise
-from mobile_former.dynamic_relu import DynamicReLU
-from mobile_former.padding import zero_padding
-from mobile_former.stochastic_depth import StochasticDepth
+from mobile_former.layers.checkpointing import recomputable
+from mobile_former.layers.conv_norm import ConvNorm, channel_shuffle, depthwise
+from mobile_former.layers.dynamic_relu import DynamicReLU
+from mobile_former.layers.padding import zero_padding
+from mobile_former.layers.stochastic_depth import StochasticDepth
 
 
 class Mobile(nn.Module):

@@ -1,18 +1,20 @@
 """Mobile-Former: the backbone, and the classifier over it."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobile_former.block import MobileFormerBlock
 from mobile_former.bridge import MobileToFormer
-from mobile_former.conv_norm import ConvNorm, channel_shuffle
 from mobile_former.errors import InputError, nearest
-from mobile_former.hub import HubModel
-from mobile_former.linear import linear
+from mobile_former.layers.conv_norm import ConvNorm, channel_shuffle
+from mobile_former.layers.linear import linear
+from mobile_former.layers.padding import mean_pool, padding_pyramid, zero_padding
 from mobile_former.mobile import Lite
-from mobile_former.padding import mean_pool, padding_pyramid, zero_padding
 from mobile_former.variants import VARIANTS, Variant
+from mobile_former.weights.hub import HubModel
 
 MIN_SIZE = 32  # pixels; the last map of a smaller image would be padding and border alone
 
@@ -60,6 +62,13 @@ class MobileFormer(HubModel, nn.Module):
             spec, in_chans=in_chans, drop_path=drop_path, spatial_dynamic_relu=spatial_dynamic_relu
         )
         self.classifier = Classifier(spec, num_classes, dropout)
+
+    @staticmethod
+    @functools.cache
+    def published(variant: str, **options) -> "MobileFormer":
+        """A published model on the meta device, without weights: to compare layouts with."""
+        with torch.device("meta"):
+            return MobileFormer(variant, **options)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images ``(B, in_chans, H, W)``, both sides at least 32: logits ``(B, num_classes)``."""

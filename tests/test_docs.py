@@ -15,7 +15,7 @@ import yaml
 
 import detection
 import mobile_former
-from detection.data import DetectionData
+from detection.data.module import DetectionData
 from detection.module import DetectionModule
 from detection.scenes import write_coco
 from experiments.figures import madds_by_part

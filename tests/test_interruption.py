@@ -15,8 +15,8 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
-from mobile_former.training import checkpoint_io
-from mobile_former.training.checkpoint_io import WholeCheckpointIO
+from mobile_former.training.run import checkpoint_io
+from mobile_former.training.run.checkpoint_io import WholeCheckpointIO
 from tests.conftest import ROOT, run_module
 from tests.detection.conftest import write_shapes
 from tests.interrupted import OPTIONS, STEPS, last, same, step_of, wait_for, weights

@@ -42,7 +42,7 @@ from experiments.benchmark.training_speed import LAYOUTS, PRECISIONS, Kernel, Tr
 from experiments.interleaved import interleave, paired, quartiles
 from experiments.matching import now
 from mobile_former.errors import InputError, nearest
-from mobile_former.training.command import Parser, require_writable, run_command
+from mobile_former.training.cli.command import Parser, require_writable, run_command
 
 TRAINABLE_FORMS = ("eager", "compiled")
 

@@ -16,7 +16,7 @@ from experiments.benchmark.earlier import create_earlier
 from experiments.benchmark.onnx_graph import OnnxGraph
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.baselines import is_baseline
-from mobile_former.training.onnx_file import write_onnx
+from mobile_former.training.export.onnx_file import write_onnx
 
 FORMS = ("eager", "deployed", "compiled", "onnx")
 CLASSES = {"classifier": 1000, "detector": 80}  # ImageNet's and COCO's

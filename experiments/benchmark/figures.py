@@ -8,7 +8,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from experiments.benchmark.candidates import FORMS
 from experiments.benchmark.machine import in_words
-from mobile_former.training.figures import COLOURS
+from mobile_former.training.run.figures import COLOURS
 
 MARKERS = "osD^"  # of the forms
 LINES = ("-", "--", ":", "-.")  # of the families

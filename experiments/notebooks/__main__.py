@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mobile_former.errors import InputError, nearest
-from mobile_former.training.command import run_command
+from mobile_former.training.cli.command import run_command
 from mobile_former.training.extras import import_extra
 
 FOLDER = Path(__file__).parent

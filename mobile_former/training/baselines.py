@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.extras import import_extra
-from mobile_former.weights import read_weights
+from mobile_former.weights.files import read_weights
 
 _logger = logging.getLogger(__name__)
 

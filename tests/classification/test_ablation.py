@@ -5,7 +5,7 @@ import pytest
 from classification.module import ClassificationModule
 from mobile_former import InputError
 from mobile_former.ablation import AttentionAlone
-from mobile_former.training.checkpoint import load_checkpoint
+from mobile_former.training.run.checkpoint import load_checkpoint
 from tests.conftest import run_module
 
 CLASSES = ["a", "b", "c"]

@@ -11,11 +11,11 @@ import onnx
 import pytest
 import torch
 
-from classification.data import ClassificationData
-from classification.exported_classifier import ExportedClassifier, resize_and_crop
+from classification.data.module import ClassificationData
+from classification.data.transforms import eval_transform
+from classification.export.exported_classifier import ExportedClassifier, resize_and_crop
 from classification.module import ClassificationModule
-from classification.transforms import eval_transform
-from mobile_former.training.onnx_file import OnnxModel
+from mobile_former.training.export.onnx_file import OnnxModel
 from tests.conftest import run_module
 
 NAMES = ["blue", "green", "red"]

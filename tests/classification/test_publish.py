@@ -8,7 +8,7 @@ import torch
 import classification.publish
 from classification.module import ClassificationModule
 from mobile_former import InputError, MobileFormer
-from mobile_former.training.checkpoint import load_checkpoint
+from mobile_former.training.run.checkpoint import load_checkpoint
 from tests.classification.test_export import NAMES, save_checkpoint
 
 

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from detection.batch import pad
-from detection.data import DetectionData
-from detection.export import differences
-from detection.exported_detector import ExportedDetector
+from detection.boxes.nms import nms
+from detection.data.batch import pad
+from detection.data.module import DetectionData
+from detection.export.exported_detector import ExportedDetector
+from detection.export.onnx_graph import DETECTIONS, preparation, suppress, translations
+from detection.export.writing import differences
 from detection.module import DetectionModule
-from detection.nms import nms
-from detection.onnx_graph import DETECTIONS, preparation, suppress, translations
 from detection.scenes import write_coco
 from detection.transforms import eval_transform
-from mobile_former.training.images import normalise, to_planes
-from mobile_former.training.onnx_file import OnnxModel, write_onnx
-from mobile_former.usage import IMAGENET_MEAN, IMAGENET_STD
+from mobile_former.training.data.images import normalise, to_planes
+from mobile_former.training.export.onnx_file import OnnxModel, write_onnx
+from mobile_former.weights.usage import IMAGENET_MEAN, IMAGENET_STD
 from tests.conftest import run_module
 
 onnx = pytest.importorskip("onnx")

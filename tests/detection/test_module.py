@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import Callback, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from detection.data import DetectionData
+from detection.data.module import DetectionData
 from detection.evaluation import NUMBERS
 from detection.module import DetectionModule
 from mobile_former.errors import InputError

@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from detection import create_detector
-from detection.data import DetectionData
+from detection.data.module import DetectionData
 from detection.module import DetectionModule
 from tests.conftest import run_module
 

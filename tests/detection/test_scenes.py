@@ -8,7 +8,7 @@ from sklearn.datasets import load_sample_images
 
 from classification.digits import Digits
 from detection import scenes as module
-from detection.coco_dataset import CocoDataset, find_split
+from detection.data.coco_dataset import CocoDataset, find_split
 from detection.scenes import Scenes, write_coco
 
 

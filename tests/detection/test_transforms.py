@@ -13,7 +13,7 @@ from detection.transforms import (
     scenes_transform,
     train_transform,
 )
-from mobile_former.training.sampler import Draw, seed_transforms
+from mobile_former.training.data.sampler import Draw, seed_transforms
 
 
 def one_box(height=240, width=320, box=(100, 60, 220, 150)):

@@ -48,7 +48,8 @@ def _list(line: str) -> None:
 
 def stand_in_for_fit() -> None:
     """Have sweeps of this process train so."""
-    from experiments import runs, sweep
+    from experiments import runs
+    from experiments.sweep import __main__ as sweep
 
     def command(training: runs.Training) -> list[str]:
         place = ["--runs_folder", str(training.folder.path.parent.parent), "--name", training.folder.path.name]
@@ -61,8 +62,8 @@ def stand_in_for_fit() -> None:
 if __name__ == "__main__" and __spec__ is None:
     train()
 elif __name__ == "__main__":
-    from experiments.sweep import main
-    from mobile_former.training.command import run_command
+    from experiments.sweep.__main__ import main
+    from mobile_former.training.cli.command import run_command
 
     stand_in_for_fit()
     run_command(main)

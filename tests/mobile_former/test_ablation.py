@@ -7,8 +7,8 @@ import mobile_former
 from mobile_former import InputError
 from mobile_former.ablation import ProjectedFormerToMobile, ProjectedMobileToFormer, StaticReLU, ablate
 from mobile_former.bridge import FormerToMobile, MobileToFormer
-from mobile_former.dynamic_relu import DynamicReLU
 from mobile_former.former import Former
+from mobile_former.layers.dynamic_relu import DynamicReLU
 from tests.conftest import assert_same_step
 
 NAMES = ["no_bridge", "relu", "projected_bridge", "no_ffn", "tokens=1", "tokens=6", "relu,no_ffn"]

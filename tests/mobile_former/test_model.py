@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 import mobile_former
 from mobile_former.block import MobileFormerBlock
-from mobile_former.dynamic_relu import DynamicReLU, larger_product
-from mobile_former.stochastic_depth import StochasticDepth
+from mobile_former.layers.dynamic_relu import DynamicReLU, larger_product
+from mobile_former.layers.stochastic_depth import StochasticDepth
 from tests.conftest import assert_same_step, kept_for_backward
 
 MODELS = mobile_former.list_models()

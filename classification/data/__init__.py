@@ -1,0 +1,1 @@
+"""Images and labels: image folders, tar shards, the embedded digits, transforms."""

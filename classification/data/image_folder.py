@@ -1,0 +1,71 @@
+"""A user's own images: ``train/<class>/*`` and ``val/<class>/*``, ImageNet's layout."""
+
+from pathlib import Path
+
+from mobile_former.errors import InputError
+from mobile_former.training.data.dataset import ListedImages
+from mobile_former.training.data.images import find_images
+
+_LAYOUT = "expected DIR/train/<class>/<images> and DIR/val/<class>/<images>"
+
+
+class ImageFolder(ListedImages):
+    """The labelled images of one split.
+
+    Args:
+        root: the folder that holds the splits.
+        split: name of the split's folder.
+        class_names: the classes in the order of their labels; names of folders.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        InputError: a class that is not among ``class_names``, or one without images.
+    """
+
+    def __init__(self, root: Path, split: str, class_names: list[str]):
+        self.folder = root / split
+        present = list_classes(root, split)
+        if unknown := sorted(set(present) - set(class_names)):
+            raise InputError(
+                f"{self.folder} has the class{'es' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}, "
+                f"which the model has not (it knows {_abridged(class_names)}): rename or remove the folder, "
+                "or train with it"
+            )
+        paths: list[Path] = []
+        self.labels: list[int] = []
+        for label, name in enumerate(class_names):
+            if name not in present:
+                continue
+            own = find_images(self.folder / name)
+            if not own:
+                raise InputError(f"{self.folder / name} holds no images: add some, or remove the folder")
+            paths += own
+            self.labels += [label] * len(own)
+        super().__init__(paths)
+
+
+def list_classes(root: Path, split: str) -> list[str]:
+    """Names of the class folders of a split, sorted.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        InputError: no class folder in it.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root} (--data.root): {_LAYOUT}")
+    folder = root / split
+    if not folder.is_dir():
+        found = sorted(path.name for path in root.iterdir() if path.is_dir())
+        raise FileNotFoundError(
+            f"{root} has no folder {split!r} (it has {_abridged(found) if found else 'no folders'}): {_LAYOUT}"
+        )
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise InputError(f"{folder} has no class folders: {_LAYOUT}")
+    return names
+
+
+def _abridged(names: list[str], most: int = 10) -> str:
+    """The first names, and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + rest

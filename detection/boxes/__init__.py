@@ -1,0 +1,1 @@
+"""Boxes: conversions, overlap, anchors, reference boxes, suppression."""

@@ -1,0 +1,1 @@
+"""COCO data sets, batches of images of different sizes, the data module."""

@@ -1,0 +1,364 @@
+"""A user's own images with boxes, in COCO's format; it owns the mapping between labels and category ids."""
+
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from reprlib import repr as brief
+
+import numpy as np
+
+from mobile_former.errors import InputError
+from mobile_former.training.data.images import read_image
+
+_logger = logging.getLogger(__name__)
+
+_LAYOUT = (
+    "expected DIR/annotations/instances_<split>.json and DIR/images/, "
+    "or COCO's DIR/annotations/instances_<split>2017.json and DIR/<split>2017/"
+)
+_COCO = 'a COCO annotation file holds {"images": [...], "annotations": [...], "categories": [...]}'
+
+# Sums of decimals pass the border by this much without meaning it.
+_TOLERANCE = 1e-3  # pixels
+
+
+class CocoDataset:
+    """The images and boxes of one annotation file.
+
+    Labels run from 0 in the order of the category ids, or of ``class_names``. Every category of the file is a class,
+    used or not. Crowd regions, and boxes as the file has them, are in :meth:`ground_truth` alone: what is trained on
+    lies within its image, and has an area.
+
+    Args:
+        annotations: the JSON file.
+        images: the folder that its file names start from.
+        class_names: the classes in the order of their labels, as a model knows them.
+
+    Raises:
+        FileNotFoundError: no such file or folder, or an image that the folder lacks.
+        InputError: a file that isn't COCO's format or contradicts itself; or categories other than ``class_names``.
+    """
+
+    def __init__(self, annotations: Path, images: Path, class_names: Sequence[str] | None = None):
+        self.path, self.folder = Path(annotations), Path(images)
+        content = _load(self.path)
+        self._read_categories(content["categories"], class_names)
+        self._read_images(content["images"])
+        self._read_annotations(content["annotations"])
+        self._choose_training_boxes()
+
+    def __len__(self) -> int:
+        return len(self._image_ids)
+
+    def read(self, index: int) -> np.ndarray:
+        """The image, ``(H, W, 3)`` uint8 RGB, upright as its EXIF data say.
+
+        Raises:
+            ImageError: a file that cannot be read.
+            InputError: an image of another size than its record.
+        """
+        image = read_image(self.name(index))
+        found, expected = image.shape[:2], self.size(index)
+        if found != expected:
+            turned = found == expected[::-1]
+            raise InputError(
+                f"{self.name(index)} is {found[1]}x{found[0]} pixels{' once upright' * turned}, but image "
+                f"{self._image_ids[index]} in {self.path} is recorded as {expected[1]}x{expected[0]}: "
+                + (
+                    "if its boxes were drawn before its EXIF rotation, save it without EXIF data; if after, exchange "
+                    "width and height in the record"
+                    if turned
+                    else "put back the image that was annotated, or scale its boxes and its record along with it"
+                )
+            )
+        return image
+
+    def boxes(self, index: int) -> np.ndarray:
+        """The objects to train on: ``(n, 4)`` float32 xyxy in pixels, within the image."""
+        return self._boxes[self._first[index] : self._first[index + 1]]
+
+    def labels(self, index: int) -> np.ndarray:
+        """Their labels, ``(n,)`` int64."""
+        return self._labels[self._first[index] : self._first[index + 1]]
+
+    def image_id(self, index: int) -> int:
+        """The id that results call the image by."""
+        return self._image_ids[index]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self._sizes[index]
+
+    def name(self, index: int) -> str:
+        """What to call an image in messages: its path."""
+        return os.path.join(self.folder, self._file_names[index])
+
+    def ground_truth(self) -> dict[str, list[dict]]:
+        """What detections are scored against: the file's images, categories and annotations, crowd regions included."""
+        return {
+            "images": [
+                {"id": image_id, "file_name": name, "height": height, "width": width}
+                for image_id, name, (height, width) in zip(self._image_ids, self._file_names, self._sizes, strict=True)
+            ],
+            "annotations": [
+                {
+                    "id": annotation_id,
+                    "image_id": self._image_ids[image],
+                    "category_id": self.category_ids[label],
+                    "bbox": box,
+                    "area": area,
+                    "iscrowd": crowd,
+                }
+                for annotation_id, image, label, box, area, crowd in zip(
+                    *(column.tolist() for column in self._annotations.values()), strict=True
+                )
+            ],
+            "categories": [
+                {"id": category_id, "name": name}
+                for category_id, name in zip(self.category_ids, self.class_names, strict=True)
+            ],
+        }
+
+    def _read_categories(self, records: list, class_names: Sequence[str] | None) -> None:
+        names = {}
+        for position, record in enumerate(records):
+            what = f"{self.path}: category {_id_or_position(record, position)}"
+            category_id = _whole(record, "id", what)
+            if not isinstance(record.get("name"), str):
+                raise InputError(f"{what} has no name: give every category a 'name' in quotes")
+            if category_id in names:
+                raise InputError(_duplicate(self.path, "categories", category_id))
+            names[category_id] = record["name"]
+        if not names:
+            raise InputError(f"{self.path} lists no categories: {_COCO}")
+        # Some exports name a parent like its only child.
+        counts = Counter(names.values())
+        names = {
+            category_id: name if counts[name] == 1 else f"{name} ({category_id})" for category_id, name in names.items()
+        }
+        if class_names is None:
+            self.category_ids = sorted(names)
+        else:
+            if set(names.values()) != set(class_names):
+                raise InputError(
+                    f"{self.path} and the model differ in their categories: the file has {_listed(names.values())}; "
+                    f"the model has {_listed(class_names)}. Give data of the model's categories (ids and order may "
+                    "differ, names and number may not), or train with this file's"
+                )
+            ids = {name: category_id for category_id, name in names.items()}
+            self.category_ids = [ids[name] for name in class_names]
+        self.class_names = [names[category_id] for category_id in self.category_ids]
+
+    def _read_images(self, records: list) -> None:
+        self._image_ids: list[int] = []
+        self._file_names: list[str] = []
+        self._sizes: list[tuple[int, int]] = []
+        for position, record in enumerate(records):
+            what = f"{self.path}: image {_id_or_position(record, position)}"
+            self._image_ids.append(_whole(record, "id", what))
+            if not isinstance(record.get("file_name"), str) or not record["file_name"]:
+                raise InputError(f"{what} has no 'file_name': give the path of its file within {self.folder}")
+            self._file_names.append(record["file_name"])
+            size = _whole(record, "height", what), _whole(record, "width", what)
+            if min(size) < 1:
+                raise InputError(f"{what} is recorded as {size[1]}x{size[0]}: give its width and height in pixels")
+            self._sizes.append(size)
+        if not records:
+            raise InputError(f"{self.path} lists no images: {_COCO}")
+        self._index = {image_id: index for index, image_id in enumerate(self._image_ids)}
+        if len(self._index) < len(records):
+            repeated = next(image_id for image_id, count in Counter(self._image_ids).items() if count > 1)
+            raise InputError(_duplicate(self.path, "images", repeated))
+        self._find_files()
+
+    def _find_files(self) -> None:
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"no folder of images {self.folder} (--data.root): {_LAYOUT}")
+        # One listing of a folder is faster than a look at each of its files.
+        parents = {os.path.dirname(name) for name in self._file_names}
+        folders = {parent: os.path.join(self.folder, parent) for parent in parents}
+        present = {parent: set(os.listdir(path)) for parent, path in folders.items() if os.path.isdir(path)}
+        missing = [
+            index
+            for index, name in enumerate(self._file_names)
+            if os.path.basename(name) not in present.get(os.path.dirname(name), ())
+            and not os.path.isfile(self.name(index))  # on disks that don't tell capitals from small letters
+        ]
+        if missing:
+            others = f" (nor for {len(missing) - 1} more images)" if len(missing) > 1 else ""
+            raise FileNotFoundError(
+                f"no file {self.name(missing[0])} for image {self._image_ids[missing[0]]} of {self.path}{others}: put "
+                "it there, remove its record, or name the folder of the images"
+            )
+
+    def _read_annotations(self, records: list) -> None:
+        labels = {category_id: label for label, category_id in enumerate(self.category_ids)}
+        rows = []
+        for position, record in enumerate(records):
+            what = f"{self.path}: annotation {_id_or_position(record, position)}"
+            image_id, category_id = _whole(record, "image_id", what), _whole(record, "category_id", what)
+            if image_id not in self._index:
+                raise InputError(
+                    f"{what} belongs to image {image_id}, which 'images' does not list: add the image's record, or "
+                    "remove the annotation"
+                )
+            if category_id not in labels:
+                raise InputError(
+                    f"{what} (of image {image_id}) has category {category_id}, which 'categories' does not list (it "
+                    f"has {_listed(sorted(labels))}): add the category, or mend the annotation"
+                )
+            box = record.get("bbox")
+            if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+                raise InputError(
+                    f"{what} (of image {image_id}) has the bbox {brief(box)}: give [left, top, width, height]"
+                )
+            area = record.get("area")
+            rows.append(
+                (
+                    position + 1 if "id" not in record else _whole(record, "id", what),
+                    self._index[image_id],
+                    labels[category_id],
+                    box,
+                    area if _is_number(area) else box[2] * box[3],
+                    int(bool(record.get("iscrowd", 0))),
+                )
+            )
+        names = ("id", "image", "label", "box", "area", "crowd")
+        kinds = (np.int64, np.int64, np.int64, np.float64, np.float64, np.int64)
+        columns = zip(*rows, strict=True) if rows else [[]] * 6
+        self._annotations = {
+            name: np.array(column, dtype=kind) for name, kind, column in zip(names, kinds, columns, strict=True)
+        }
+        self._annotations["box"] = self._annotations["box"].reshape(-1, 4)
+        ids, counts = np.unique(self._annotations["id"], return_counts=True)
+        if (counts > 1).any():
+            raise InputError(_duplicate(self.path, "annotations", int(ids[counts > 1][0])))
+        if 0 in ids:
+            _logger.warning(
+                "%s: an annotation has the id 0, and pycocotools counts a detection of it as a mistake; number "
+                "annotations from 1",
+                self.path,
+            )
+
+    def _choose_training_boxes(self) -> None:
+        """Leave out crowd regions, clip what leaves its image, drop what has no area in it, and tell how many."""
+        annotations = {name: column[self._annotations["crowd"] == 0] for name, column in self._annotations.items()}
+        limits = np.array(self._sizes, dtype=np.float64)[annotations["image"]][:, [1, 0, 1, 0]]
+        corners = annotations["box"].copy()
+        corners[:, 2:] += corners[:, :2]
+        if len(corners) and corners.max() <= 1:
+            raise InputError(
+                f"{self.path}: no box reaches beyond 1 pixel, so they seem to be shares of their images' sides: COCO's "
+                "[left, top, width, height] are pixels, so multiply them by width and height of their image"
+            )
+        boxes = np.clip(corners, 0, limits)
+        usable = (annotations["box"][:, 2:] > 0).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        clipped = usable & (np.abs(boxes - corners).max(1, initial=0) > _TOLERANCE)
+        if changed := np.flatnonzero(clipped | ~usable).tolist():
+            kinds = {
+                "clipped, as they leave their image": clipped.sum(),
+                "left out of training, as they have no area in their image": (~usable).sum(),
+            }
+            _logger.warning(
+                "%s: boxes are %s (the first: annotation %d of image %d)",
+                self.path,
+                " and ".join(f"{kind} ({count})" for kind, count in kinds.items() if count),
+                annotations["id"][changed[0]],
+                self._image_ids[annotations["image"][changed[0]]],
+            )
+        order = np.flatnonzero(usable)
+        order = order[np.argsort(annotations["image"][order], kind="stable")]
+        self._boxes = boxes[order].astype(np.float32)
+        self._labels = annotations["label"][order]
+        counts = np.bincount(annotations["image"][order], minlength=len(self))
+        self._first = np.concatenate([[0], np.cumsum(counts)])
+
+
+def find_split(
+    root: Path | None, split: str, annotations: Path | None = None, images: Path | None = None
+) -> tuple[Path, Path]:
+    """The annotation file and the folder of images of a split.
+
+    Args:
+        root: a folder in either of the two layouts; needless where both paths are given.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        annotations: the annotation file, if it lies elsewhere.
+        images: the folder of images, if it lies elsewhere.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        InputError: neither root nor both paths.
+    """
+    if annotations is not None and images is not None:
+        return Path(annotations), Path(images)
+    if root is None:
+        raise InputError(
+            f"no {split} data: give --data.root DIR ({_LAYOUT}), or both --data.annotations.{split} FILE and "
+            f"--data.images.{split} DIR"
+        )
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root} (--data.root): {_LAYOUT}")
+    files = [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017")]
+    folders = [root / "images", root / f"{split}2017"]
+    if annotations is None:
+        annotations = next((file for file in files if file.is_file()), None)
+        if annotations is None:
+            present = sorted(path.name for path in (root / "annotations").glob("*.json"))
+            raise FileNotFoundError(
+                f"no file {files[0]} (there is {_listed(present) if present else 'no annotation file'}): {_LAYOUT}"
+            )
+    if images is None:
+        if annotations == files[1]:
+            folders.reverse()
+        images = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return Path(annotations), Path(images)
+
+
+def _load(path: Path) -> dict[str, list]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no annotation file {path}: {_LAYOUT}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a COCO annotation file") from error
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8; of lists within lists within lists
+        raise InputError(f"{path} is not JSON ({error}): {_COCO}; write or copy it again") from error
+    if not isinstance(content, dict):
+        kind = "a list, as detection results are" if isinstance(content, list) else f"a {type(content).__name__}"
+        raise InputError(f"{path} holds {kind}, and no data set: {_COCO}")
+    for name in ("images", "annotations", "categories"):
+        if not isinstance(content.get(name), list):
+            raise InputError(f"{path} has no list {name!r} (it has {_listed(content) or 'nothing'}): {_COCO}")
+        for position, record in enumerate(content[name]):
+            if not isinstance(record, dict):
+                raise InputError(f"{path}: number {position} of {name!r} is {brief(record)}, and no object: {_COCO}")
+    return content
+
+
+def _id_or_position(record: dict, position: int) -> str:
+    return brief(record["id"]).strip("'") if "id" in record else f"number {position} (without id)"
+
+
+def _whole(record: dict, name: str, what: str) -> int:
+    """The whole number under a name of a record."""
+    value = record.get(name)
+    if not _is_number(value) or value != int(value) or abs(value) >= 2**63:
+        raise InputError(f"{what} has {name!r} {brief(value)}, where a whole number is needed")
+    return int(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _duplicate(path: Path, name: str, repeated: int) -> str:
+    return f"{path}: two of {name!r} have the id {repeated}; give each its own, and mend what refers to them"
+
+
+def _listed(names) -> str:
+    return ", ".join(map(repr, names))

@@ -1,0 +1,1 @@
+"""``python -m detection.export``: write a detector as ONNX file."""

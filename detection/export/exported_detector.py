@@ -1,0 +1,131 @@
+"""An ONNX file of ``python -m detection.export``, run."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detection.boxes.anchors import PER_POSITION
+from detection.boxes.boxes import cxcywh_to_xyxy
+from detection.boxes.detections import best_classes, in_frames
+from detection.data.batch import MULTIPLE, pad
+from detection.models.retinanet import STRIDES, best_candidates, suppressed
+from detection.transforms import eval_transform, resized
+from mobile_former.errors import InputError
+from mobile_former.training.data.images import normalise
+from mobile_former.training.export.onnx_file import OnnxModel
+from mobile_former.training.run.checkpoint import require_data_options
+
+
+class ExportedDetector:
+    """A file that ``python -m detection.export`` wrote, made ready for image files.
+
+    Args:
+        model: the file, read.
+
+    Attributes:
+        class_names: the classes in the order of their labels.
+        category_ids: what data calls them by.
+        transform: makes an image as read, ``(H, W, 3)`` uint8, one that :meth:`detect` takes.
+
+    Raises:
+        InputError: a damaged file.
+    """
+
+    def __init__(self, model: OnnxModel):
+        self.model = model
+        metadata = model.metadata
+        try:
+            require_data_options(metadata)
+            self.class_names = list(map(str, metadata["class_names"]))
+            self.category_ids = list(map(int, metadata["category_ids"]))
+            self.decoded, self.preprocessing = bool(metadata["decoded"]), bool(metadata["preprocessing"])
+            self.of_anchors, self.of_sigmoid = bool(metadata["anchors"]), bool(metadata["sigmoid"])
+            size = metadata["frame"]
+            self.frame = None if size is None else (int(size[0]), int(size[1]))
+            if self.frame is not None and any(side % MULTIPLE or not MULTIPLE <= side <= 2**16 for side in self.frame):
+                raise ValueError(f"a frame of {self.frame}")
+            if len(self.category_ids) != len(self.class_names):
+                raise ValueError(f"{len(self.category_ids)} ids of {len(self.class_names)} classes")
+            transform = eval_transform(metadata["short_side"], metadata["longest"], self.frame)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{model.path} is damaged: its metadata is not what export writes ({type(error).__name__}: {error}); "
+                "export it again"
+            ) from error
+        self.transform: Callable[..., dict] = _as_it_is if self.preprocessing else transform
+
+    def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        """Detect objects in images ``(3, H, W)`` uint8 that have gone through :attr:`transform`.
+
+        Args:
+            images: the images.
+            sizes: for each of them height and width of the frame in which its boxes are wanted.
+
+        Returns:
+            For each image ``boxes`` ``(n, 4)`` xyxy in that frame, ``scores`` and ``labels`` ``(n,)``, best first.
+        """
+        detections, start = [], 0
+        for inputs in self._prepare(images):
+            end = start + len(inputs[0])
+            outputs = {name: torch.from_numpy(values) for name, values in self.model(*inputs).items()}
+            if self.decoded:
+                detections += self._in_frames(outputs, images[start:end], sizes[start:end])
+            else:
+                detections += self._decode(outputs, images[start:end], sizes[start:end])
+            start = end
+        return detections
+
+    def batches(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
+        """What the graph is given for images as :meth:`detect` takes them."""
+        for inputs in self._prepare(images):
+            yield from self.model.batches(*inputs)
+
+    def _prepare(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
+        if self.preprocessing:  # each of its own size
+            yield from ([np.ascontiguousarray(image.permute(1, 2, 0)[None].numpy())] for image in images)
+            return
+        batch, _ = pad(list(images), self.frame)
+        sizes = np.array([image.shape[1:] for image in images], dtype=np.int64)
+        yield [normalise(batch, self.model.metadata["mean"], self.model.metadata["std"]).numpy(), sizes]
+
+    def _in_frames(
+        self, outputs: dict[str, Tensor], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """From what a decoded graph gave, whose boxes are in pixels of what it was given."""
+        shares = outputs["boxes"] / _corners([image.shape[1:] for image in images])
+        detections = in_frames(outputs | {"boxes": shares}, sizes)
+        return [
+            {name: values[:count] for name, values in found.items()}
+            for found, count in zip(detections, outputs["counts"].tolist(), strict=True)
+        ]
+
+    def _decode(
+        self, outputs: dict[str, Tensor], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """From what a raw graph gave, as the detector's own ``postprocess`` does."""
+        logits, boxes = outputs["logits"], outputs["boxes"]
+        if not self.of_anchors:
+            probabilities = logits.sigmoid() if self.of_sigmoid else logits.softmax(-1)[..., :-1]
+            return in_frames(best_classes(probabilities, boxes), sizes)
+        options = self.model.metadata
+        seen = [tuple(image.shape[1:]) for image in images]
+        if self.preprocessing:
+            seen = [resized(*size, options["short_side"], options["longest"], self.frame) for size in seen]
+        place = self.frame or [-(-max(size[axis] for size in seen) // MULTIPLE) * MULTIPLE for axis in (0, 1)]
+        levels = [-(-place[0] // stride) * -(-place[1] // stride) * PER_POSITION for stride in STRIDES]
+        corners = _corners(seen)
+        candidates = best_candidates(logits, cxcywh_to_xyxy(boxes) * corners, levels)
+        return suppressed(candidates, corners[:, 0, :2], sizes)
+
+
+def _corners(sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Width, height, width and height of each image: ``(B, 1, 4)``."""
+    return torch.tensor([[width, height, width, height] for height, width in sizes], dtype=torch.float32)[:, None]
+
+
+def _as_it_is(**data: Any) -> dict[str, Any]:
+    """In place of transforms where the graph prepares its images itself."""
+    return data

@@ -1,0 +1,112 @@
+"""A dense one-to-many head: every position of the maps predicts, as in one-stage detectors.
+
+It teaches the backbone faster than the queries can, each object having many positions to learn from, and its best
+positions are good places for queries to start from (Zhu et al., Deformable DETR, ICLR 2021, section 4.2; Zong et al.,
+Co-DETR, ICCV 2023).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detection.losses.focal import PRIOR_LOGIT
+from detection.losses.precision import at_least_float32
+from detection.models.position_encoding import cell_centres
+from mobile_former.layers.checkpointing import recomputable
+from mobile_former.layers.conv_norm import ConvNorm, depthwise
+from mobile_former.layers.padding import double, zero_padding
+
+_LARGEST = 4.0  # of the logarithm of a side over its position's own
+
+
+class DenseHead(nn.Module):
+    """Classes and a box at each position of the maps, which a top-down path joins before.
+
+    Args:
+        width: channels of the maps.
+        strides: of the maps in pixels, coarse to fine.
+        num_classes: number of classes K.
+    """
+
+    def __init__(self, width: int, strides: Sequence[int], num_classes: int):
+        super().__init__()
+        self.strides = list(strides)
+        # Each map has its own layers: BatchNorms shared between maps would see each map's own statistics in training,
+        # and a mixture of all maps', which fits none, in evaluation.
+        self.merge = nn.ModuleDict({str(stride): Separable(width) for stride in strides})
+        self.towers = nn.ModuleDict(
+            {str(stride): nn.ModuleList([Separable(width), Separable(width)]) for stride in strides}
+        )
+        self.classify = nn.Conv2d(width, num_classes, 1)
+        self.box = nn.Conv2d(width, 4, 1)
+        nn.init.normal_(self.classify.weight, std=0.01)
+        nn.init.constant_(self.classify.bias, PRIOR_LOGIT)
+        nn.init.zeros_(self.box.weight)
+        nn.init.zeros_(self.box.bias)
+
+    def forward(self, maps: dict[int, Tensor], padding: dict[int, Tensor], extent: Tensor) -> dict[str, Tensor]:
+        """Predict at every position, all maps in one row, coarse to fine.
+
+        Args:
+            maps: for each stride ``(B, C, H, W)``.
+            padding: for each stride ``(B, 1, H, W)`` bool, True on padding.
+            extent: ``(B, 2)``, width and height in pixels of the images without their padding.
+
+        Returns:
+            ``logits`` ``(B, P, K)``, the lowest finite number on padding; ``boxes`` ``(B, P, 4)``, cxcywh in shares of
+            the image without its padding, beyond 0..1 where they leave it; ``centres`` ``(B, P, 2)`` of the positions,
+            in the same units; ``features`` ``(B, P, C)``; ``padding`` ``(B, P)``.
+        """
+        x, rows = None, []
+        for stride in self.strides:
+            joined = maps[stride]
+            if x is not None:
+                joined = joined + double(x, padding.get(2 * stride), joined.shape[2:])
+            x = self.merge[str(stride)](joined, padding.get(stride))
+            rows.append(self._predict(x, padding.get(stride), stride, extent))
+        return {name: torch.cat([row[name] for row in rows], dim=1) for name in rows[0]}
+
+    def _predict(self, x: Tensor, padding: Tensor, stride: int, extent: Tensor) -> dict[str, Tensor]:
+        for layer in self.towers[str(stride)]:
+            x = layer(x, padding)
+        height, width = x.shape[2:]
+        centres = cell_centres((height, width), stride, x.device)
+        offsets = at_least_float32(_rows(self.box(x)))
+        size = 4 * stride * offsets[..., 2:].clamp(-_LARGEST, _LARGEST).exp()
+        extent = extent[:, None].to(offsets.dtype)
+        logits = at_least_float32(_rows(self.classify(x)))
+        padded = (
+            logits.new_zeros((x.shape[0], height * width, 1), dtype=torch.bool) if padding is None else _rows(padding)
+        )
+        return {
+            "logits": logits.masked_fill(padded, torch.finfo(logits.dtype).min),
+            "boxes": torch.cat([(centres + stride * offsets[..., :2]) / extent, size / extent], dim=-1),
+            "centres": (centres / extent).expand(x.shape[0], -1, -1),
+            "features": _rows(x),
+            "padding": padded[..., 0],
+        }
+
+
+class Separable(nn.Module):
+    """A depthwise 3×3 and a pointwise convolution.
+
+    Args:
+        width: channels.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.depthwise = depthwise(width, 1)
+        self.pointwise = ConvNorm(width, width)
+
+    @recomputable
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """``(B, C, H, W)`` to the same; ``padding`` is ``(B, 1, H, W)`` bool, True on padding, or None for none."""
+        return F.relu(self.pointwise(self.depthwise(zero_padding(x, padding))))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` to ``(B, H·W, C)``."""
+    return x.flatten(2).transpose(1, 2)

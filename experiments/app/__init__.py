@@ -1,0 +1,1 @@
+"""``python -m experiments.app``: try a model in a browser."""

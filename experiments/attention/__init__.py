@@ -1,0 +1,18 @@
+"""The bridge's attention, block by block: ``python -m experiments.attention``, or these functions in a notebook."""
+
+from experiments.attention.figures import best_queries, draw_boxes, draw_bridge
+from experiments.attention.look import load_predictor, look
+from experiments.attention.recording import BlockAttention, block_names, box_steps, bridge_attention, recording
+
+__all__ = [
+    "BlockAttention",
+    "best_queries",
+    "block_names",
+    "box_steps",
+    "bridge_attention",
+    "draw_boxes",
+    "draw_bridge",
+    "load_predictor",
+    "look",
+    "recording",
+]

@@ -1,0 +1,1 @@
+"""``python -m experiments.compare``: train several models by one recipe and compare them."""

@@ -1,0 +1,1 @@
+"""``python -m experiments.fuzz``: damaged files for everything that reads files."""

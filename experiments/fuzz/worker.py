@@ -1,0 +1,160 @@
+"""A process that reads damaged files, and notices what goes wrong."""
+
+import logging
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import cv2
+import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from experiments.fuzz import damage
+from experiments.fuzz.readers import Kind, Reader
+from mobile_former.errors import InputError
+
+SECONDS = 20.0  # that a reader may take for a file
+GIGABYTES = 4.0  # an image of the most pixels that are read, with transparency, takes 2.7
+LONGEST_MESSAGE = 5_000  # characters
+
+
+class Worker:
+    """A process that makes and reads files, started afresh whenever a file has ended it.
+
+    Args:
+        kinds: by name.
+        folder: to work in.
+    """
+
+    def __init__(self, kinds: dict[str, Kind], folder: Path):
+        self.kinds = kinds
+        self.folder = folder
+        self.current = folder / "current"  # holds the file that is read
+        self.process: multiprocessing.Process | None = None
+
+    def read(self, kind: str, seed: str, seconds: float) -> Iterator[tuple[str, str]]:
+        """Make and read a file; yields readers and what they did wrong."""
+        if self.process is None:
+            self._start()
+        self.connection.send((kind, seed))
+        reader = "the maker of files"
+        while True:
+            if not self.connection.poll(seconds):
+                self.close()
+                yield reader, f"took more than {seconds:g} s"
+                return
+            try:
+                what, content = self.connection.recv()
+            except EOFError:
+                self.process.join()
+                yield reader, f"ended the process with status {self.process.exitcode}"
+                self.close()
+                return
+            if what == "reader":
+                reader = content
+            elif what == "defect":
+                yield reader, content
+            else:
+                return
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.connection.close()
+            self.process = None
+
+    def _start(self) -> None:
+        # Forked, so that libraries need not be imported again
+        context = multiprocessing.get_context("fork")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, self.kinds, self.folder), daemon=True)
+        self.process.start()
+        theirs.close()
+
+
+def serve(connection: Connection, kinds: dict[str, Kind], folder: Path) -> None:
+    """What the process does: make files and read them, as it is told by the connection."""
+    limit_memory()
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    logging.disable(logging.CRITICAL)
+    workplace, current = folder / "workplace", folder / "current"
+    workplace.mkdir(exist_ok=True)
+    os.chdir(workplace)
+    damage.write_coco_images(folder / "images")
+    while True:
+        name, seed = connection.recv()
+        kind = kinds[name]
+        file = kind.make(random.Random(seed))
+        shutil.rmtree(current, ignore_errors=True)
+        current.mkdir()
+        path = current / file.name
+        path.write_bytes(file.data)
+        for reader, read in kind.readers.items():
+            connection.send(("reader", reader))
+            for defect in (attempt(read, path), too_much_memory(), code_that_ran()):
+                if defect:
+                    connection.send(("defect", defect))
+        connection.send(("done", None))
+
+
+def attempt(read: Reader, path: Path) -> str | None:
+    """Read a file; returns what is wrong with the way it failed, if anything."""
+    reset_peak()
+    try:
+        message = read(path)
+    except (InputError, OSError, MisconfigurationException) as error:  # as run_command
+        message = str(error)
+    except Exception as error:
+        place = error.__traceback__
+        while place.tb_next:
+            place = place.tb_next
+        where = f"{Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}"
+        return f"raised {type(error).__name__}: {str(error)[:300]!r} at {where}"
+    if message is None:
+        return None
+    if not message.strip():
+        return "failed without a message"
+    if len(message) > LONGEST_MESSAGE:
+        return f"failed with a message of {len(message)} characters: {message[:100]!r}…"
+    return None
+
+
+def limit_memory() -> None:
+    """Let allocations far beyond the limit fail, so that the machine stays usable."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = int(pages * resource.getpagesize() + (GIGABYTES + 2) * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def reset_peak() -> None:
+    """Count the peak of memory from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def too_much_memory() -> str | None:
+    """Tells of a peak since `reset_peak` that is above the limit."""
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) / 2**20
+    return f"took {peak:.1f} GB of memory" if peak > GIGABYTES else None
+
+
+def code_that_ran() -> str | None:
+    """Tells of what a file's code has left, and removes it."""
+    traces = [damage.CANARY in os.environ, Path(damage.CANARY).exists()]
+    os.environ.pop(damage.CANARY, None)
+    if Path(damage.CANARY).is_dir():
+        Path(damage.CANARY).rmdir()
+    Path(damage.CANARY).unlink(missing_ok=True)
+    return "ran code from the file" if any(traces) else None

@@ -1,0 +1,1 @@
+"""``python -m experiments.sweep``: search options of ``fit``."""

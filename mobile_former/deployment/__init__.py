@@ -1,0 +1,1 @@
+"""The inference form of a model: same outputs, fewer operations."""

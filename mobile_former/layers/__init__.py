@@ -1,0 +1,1 @@
+"""Layers that the blocks are built from."""

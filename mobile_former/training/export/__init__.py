@@ -1,0 +1,1 @@
+"""Exported files: ONNX and ExecuTorch."""

@@ -1,0 +1,125 @@
+"""What a run says at its start and leaves at its end."""
+
+import time
+
+import torch
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from rich.markup import escape
+from rich.table import Table
+
+from mobile_former.errors import InputError
+from mobile_former.training.cli.command import console
+from mobile_former.training.optimisation import total_batch
+from mobile_former.training.run.figures import draw_curves
+from mobile_former.training.run.folder import RunFolder
+
+
+def figure(value: float) -> str:
+    """A score as text; pycocotools gives -1 where there is nothing to find."""
+    return "none to find" if value < 0 else f"{value:.4f}"
+
+
+def describe_batch(trainer: Trainer) -> str:
+    """How many images make up a step of the optimiser, in a line."""
+    factors = {
+        "images a process": trainer.datamodule.hparams.batch_size,
+        "processes": trainer.world_size,
+        "batches accumulated": trainer.accumulate_grad_batches,
+    }
+    told = [f"{count} {name}" for name, count in factors.items() if count > 1]
+    return f"{total_batch(trainer)} images a step" + (f": {' x '.join(told)}" if len(told) > 1 else "")
+
+
+class RunReport(Callback):
+    """Pictures what the model will see, counts the seconds, and at the end scores the best checkpoint.
+
+    The module has ``curves`` (figures of ``metrics.csv`` by panel), ``describe()`` (a line) and
+    ``draw_results(folder, datamodule)``; the datamodule ``describe()`` and ``draw_augmented(path)``.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+        self._seconds = 0.0  # of this run, before it was last resumed
+        self._start = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let all processes know the folder that the first one has chosen."""
+        self.folder.path = trainer.strategy.broadcast(self.folder.path)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is trained on what, and draw the augmented images."""
+        if not trainer.is_global_zero:
+            return
+        print(f"model  {pl_module.describe()}")
+        print(f"data   {trainer.datamodule.describe()}")
+        print(f"batch  {describe_batch(trainer)}")
+        augmented = self.folder.path / "augmented.png"
+        trainer.datamodule.draw_augmented(augmented)
+        print(f"run    {self.folder.path}/ (what the model sees: {augmented.name})", flush=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._seconds, self._start = self._elapsed(), None
+
+    def state_dict(self) -> dict:
+        """The seconds so far, so that a resumed run counts on."""
+        return {"seconds": self._elapsed()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Count on from a checkpoint's seconds."""
+        self._seconds = state_dict["seconds"]
+
+    def finish(self, trainer: Trainer, module: LightningModule, datamodule: LightningDataModule) -> None:
+        """Score the best checkpoint; write figures and pictures; print the summary."""
+        # Validating a checkpoint puts back the callbacks' state of its time, so what is known now is kept.
+        finished_epochs, seconds = trainer.current_epoch, self._seconds
+        speed = float(trainer.callback_metrics.get("images/s", 0))  # none where a finished run had nothing left to do
+        metrics = {"model": module.label, "data": datamodule.dataset_name}
+        validated = trainer.limit_val_batches != 0
+        checkpoint = self.folder.best if self.folder.best.is_file() else self.folder.last
+        if not checkpoint.is_file():
+            raise InputError("nothing was trained: give --trainer.max_epochs (or max_steps) of 1 or more")
+        if validated:
+            trainer.loggers = []  # this is no point of the curves
+            figures = trainer.validate(module, datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
+            metrics |= {name: round(value, 6) for name, value in figures.items()}
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        module.load_state_dict(content["state_dict"])  # with averaged weights, Trainer.validate puts back the others
+        metrics |= {
+            "total_batch": total_batch(trainer),
+            "epochs": finished_epochs,
+            "best_epoch": content["epoch"] + 1,
+            "seconds": round(seconds, 1),
+            **({"images/s": round(speed, 1)} if speed else {}),
+            **datamodule.skipped_counts(),
+            "best_checkpoint": str(checkpoint),
+            "last_checkpoint": str(self.folder.last),
+        }
+        if trainer.is_global_zero:
+            if validated:
+                module.draw_results(self.folder.path, datamodule)
+            draw_curves(self.folder.history(), module.curves, self.folder.path / "curves.png")
+            self.folder.write_metrics(metrics)
+            self._print(metrics)
+
+    def _elapsed(self) -> float:
+        return self._seconds + (0.0 if self._start is None else time.perf_counter() - self._start)
+
+    def _print(self, metrics: dict) -> None:
+        title = escape(f"{metrics['model']} on {metrics['data']}")
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, value in metrics.items():
+            if not isinstance(value, str):
+                table.add_row(name, figure(value) if "/" in name and name != "images/s" else str(value))
+        console().print(table)
+        # Below the table, where a narrow terminal does not cut them.
+        print(f"checkpoint  {metrics['best_checkpoint']}")
+        pictures = ", ".join(sorted(path.name for path in self.folder.path.glob("*.png")))
+        print(f"pictures    {self.folder.path}/: {pictures}")

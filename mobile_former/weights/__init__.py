@@ -1,0 +1,5 @@
+"""Weights: read and write files, the authors' names, the Hugging Face Hub."""
+
+from mobile_former.weights.loading import LoadedWeights, load_weights, save_weights
+
+__all__ = ["LoadedWeights", "load_weights", "save_weights"]

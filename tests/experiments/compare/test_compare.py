@@ -1,0 +1,165 @@
+"""``python -m experiments.compare``: models by one recipe, over seeds."""
+
+import json
+import re
+import statistics
+
+import cv2
+import pytest
+import yaml
+
+from detection.scenes import write_coco
+from experiments.compare.plan import plan_runs, read_plan
+from mobile_former import InputError
+from mobile_former.training.run.folder import RunFolder
+from tests.conftest import ROOT, run_module, write_image_folder
+
+SMALL = {
+    "data.image_size": 32,
+    "data.batch_size": 4,
+    "data.num_workers": 0,
+    "trainer.max_epochs": 2,
+    "model.warmup_epochs": 0,
+}
+
+
+def write_plan(path, **content):
+    content = {"task": "classification", "config": "finetune.yaml", "options": SMALL, "seeds": [0, 1]} | content
+    path.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    return write_image_folder(tmp_path_factory.mktemp("compare") / "colours", ("left", "right"), train=6, val=4)
+
+
+@pytest.fixture(scope="module")
+def compared(colours, tmp_path_factory):
+    """A comparison one of whose models cannot be built, run twice."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("compared")
+    models = {
+        "Mobile-Former-26M": {"model.name": "mobile_former_26m"},
+        "nonsense": {"model.name": "mobile_former_27m"},
+        "MobileNetV2 (0.35)": {"model.name": "transformers/mobilenet_v2_0.35", "model.learning_rate": 1e-3},
+    }
+    write_plan(folder / "colours.yaml", models=models)
+    command = ("experiments.compare", "--config", "colours.yaml", "--data.root", str(colours))
+    first = run_module(*command, cwd=folder)
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("runs/compare/colours/**/best.ckpt")}
+    # As if the machine had gone off in the second of the two epochs.
+    stopped = folder / "runs/compare/colours/classification/mobile-former-26m-seed1"
+    (stopped / "metrics.json").unlink()
+    again = run_module(*command, cwd=folder)
+    return folder / "runs/compare/colours", first, again, times
+
+
+@pytest.mark.slow
+def test_a_failed_run_is_told_and_loses_no_other(compared):
+    output, first, _, _ = compared
+    assert first.returncode == 1
+    for seed in (0, 1):
+        assert re.search(
+            rf"^error: nonsense, seed {seed} failed: error: no model .*'mobile_former_27m'.*see .*log\)$",
+            first.stderr, re.MULTILINE,
+        )  # fmt: skip
+    rows = json.loads((output / "comparison.json").read_text())
+    assert [row["label"] for row in rows] == ["Mobile-Former-26M", "MobileNetV2 (0.35)"]
+    assert all(row["seeds"] == [0, 1] for row in rows)
+
+
+@pytest.mark.slow
+def test_the_figures_are_those_of_the_runs(compared):
+    output, _, again, _ = compared
+    for row in json.loads((output / "comparison.json").read_text()):
+        name = {"Mobile-Former-26M": "mobile-former-26m", "MobileNetV2 (0.35)": "mobilenetv2-0.35"}[row["label"]]
+        last, best = [], []
+        for seed in (0, 1):
+            folder = RunFolder(output / "classification" / f"{name}-seed{seed}")
+            best.append(json.loads((folder.path / "metrics.json").read_text())["val/top1"])
+            last.append([point["val/top1"] for point in folder.history() if "val/top1" in point][-1])
+        assert row["scores"]["top1"] == {"last": last, "best": best}
+        assert row["latency"] > 0
+        assert row["image_size"] == [32, 32]
+        cells = f"{statistics.mean(last):.4f} ± {statistics.stdev(last):.4f}"
+        table = (output / "comparison.md").read_text()
+        (line,) = [line for line in table.splitlines() if line.startswith(f"| {row['label']} |")]
+        assert cells in line
+        assert f"{row['params'] / 1e6:.2f} M" in line
+        assert line in again.stdout
+    assert cv2.imread(str(output / "comparison.png")).std() > 5
+
+
+@pytest.mark.slow
+def test_what_is_finished_is_not_trained_again_and_what_was_stopped_goes_on(compared):
+    output, _, again, times = compared
+    assert again.stdout.count("finished before") == 3
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    log = (output / "logs" / "mobile-former-26m-seed1.log").read_text()
+    assert log.count("$ ") == 2
+    assert len(json.loads((output / "comparison.json").read_text())) == 2
+
+
+@pytest.mark.slow
+def test_other_options_for_runs_that_exist_are_refused(compared, colours):
+    output, _, _, _ = compared
+    config = output.parents[2] / "colours.yaml"
+    command = ("experiments.compare", "--config", str(config), "--data.root", str(colours))
+    result = run_module(*command, "--trainer.max_epochs", "3", cwd=output.parents[2])
+    assert result.returncode == 1
+    assert re.search(r"error: .*mobile-former-26m-seed0 was trained with .* give another --output", result.stderr)
+
+
+@pytest.mark.slow
+def test_detectors_are_compared_on_the_test_images_too(tmp_path):
+    pytest.importorskip("transformers")
+    for split, count in (("train", 6), ("val", 3)):
+        write_coco(tmp_path / "coco", split, count)
+    annotations = tmp_path / "coco" / "annotations"
+    (annotations / "instances_test.json").write_text((annotations / "instances_val.json").read_text())
+    options = {"data.short_sides": [64], "data.short_side": 64, "data.num_workers": 0, "trainer.max_epochs": 1}
+    models = {
+        "Mobile-Former-26M": {"model.name": "retinanet_mf_26m"},
+        "ResNet-18": {"model.name": "retinanet_mf_26m", "model.backbone": "transformers/resnet18"},
+    }
+    plan = {"task": "detection", "models": models, "options": options, "split": "test", "seeds": [0]}
+    write_plan(tmp_path / "coco.yaml", **plan)
+    command = ("experiments.compare", "--config", "coco.yaml", "--data.root", "coco", "--output", "out")
+    result = run_module(*command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [row["label"] for row in rows] == [*models]
+    for row in rows:
+        assert row["scores"].keys() == {"AP", "AP50"}
+        # The test images are the validation images here.
+        assert row["scores"]["AP"]["test"] == pytest.approx(row["scores"]["AP"]["best"], abs=1e-4)
+    assert "AP50 (test, best epoch on val)" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"models": {}}, "lacks models"),
+        ({"models": {"a": {"model.name": "x"}}, "task": "segmentation"}, "task is 'segmentation'"),
+        ({"models": {"a": {"model.name": "x"}}, "seed": 1}, "'seed' is not known: did you mean 'seeds'"),
+        ({"models": ["mobile_former_26m"]}, "models must give each label its options"),
+        ({"models": {"a": {"model.name": "x"}}, "seeds": ["one"]}, "seeds must be a list of whole numbers"),
+        ({"models": {"a b": {"model.name": "x"}, "a-b": {"model.name": "y"}}}, "give the same folder"),
+        ({"models": {"a": {"model.name": "x"}}, "split": "train"}, "split is 'train'"),
+    ],
+)
+def test_a_config_that_is_no_comparison_is_told_in_a_line(content, message, tmp_path):
+
+    with pytest.raises(InputError, match=message):
+        read_plan(write_plan(tmp_path / "plan.yaml", **content))
+
+
+COMPARISONS = [path for path in (ROOT / "experiments" / "configs").glob("*.yaml") if "models:" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", sorted(COMPARISONS), ids=lambda path: path.stem)
+def test_the_comparisons_of_the_repository_can_be_read(path):
+
+    plan = read_plan(path)
+    assert len(plan_runs(plan, path.parent, [])) == len(plan.models) * len(plan.seeds)

@@ -1,0 +1,71 @@
+"""ExecuTorch programs, by a stand-in for ExecuTorch, which few machines have."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from mobile_former import InputError
+from mobile_former.training.export.executorch_file import write_executorch
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """A stand-in whose stages can be replaced; its program's bytes are ``b"program"``."""
+    stages = SimpleNamespace()
+    stages.to_executorch = lambda: SimpleNamespace(buffer=b"program")
+    stages.lower = lambda exported, **options: SimpleNamespace(to_executorch=lambda: stages.to_executorch())
+    exir = ModuleType("executorch.exir")
+    exir.to_edge_transform_and_lower = lambda *arguments, **options: stages.lower(*arguments, **options)
+    partitioner = ModuleType("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    partitioner.XnnpackPartitioner = object
+    for module in (exir, partitioner):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return stages
+
+
+def write(path, module=None):
+    write_executorch(
+        module or torch.nn.ReLU(),
+        [torch.zeros(1, 3)],
+        path,
+        input_names=["x"],
+        output_names=["y"],
+        metadata={"task": "classification"},
+    )
+
+
+def fail(*_, **__):
+    raise RuntimeError("no kernel for aten::x\nand a hundred lines")
+
+
+class Unexportable(torch.nn.Module):
+    """Nothing that torch.export follows."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_the_program_is_written(stages, tmp_path):
+    write(tmp_path / "x.pte")
+    assert (tmp_path / "x.pte").read_bytes() == b"program"
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [("lower", "the conversion for XNNPACK"), ("to_executorch", "the writing of the program")],
+)
+def test_a_failure_of_executorch_is_told_with_file_stage_and_its_own_words(stages, tmp_path, stage, told):
+    setattr(stages, stage, fail)
+    with pytest.raises(InputError) as error:
+        write(tmp_path / "x.pte")
+    assert str(error.value) == (
+        f"cannot write {tmp_path / 'x.pte'}: {told} failed with RuntimeError: no kernel for aten::x"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_module_that_cannot_be_exported_is_told(stages, tmp_path):
+    with pytest.raises(InputError, match=r"cannot write .*x\.pte: torch\.export failed with \w+: "):
+        write(tmp_path / "x.pte", Unexportable())

@@ -1,0 +1,193 @@
+import csv
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mobile_former.errors import InputError
+from mobile_former.training.run.folder import ContinuedCSVLogger, RunFolder
+
+
+def finish_an_epoch(folder):
+    folder.checkpoints.mkdir(parents=True)
+    folder.last.write_bytes(b"weights")
+
+
+def test_a_new_run_gets_the_name_and_the_next_ones_a_number_behind_it(tmp_path):
+    made = [RunFolder.create(tmp_path / "runs", "classification", "first") for _ in range(3)]
+    parent = tmp_path / "runs" / "classification"
+    assert [folder.path for folder in made] == [parent / "first", parent / "first-2", parent / "first-3"]
+    assert all(folder.path.is_dir() for folder in made)
+    assert RunFolder.create(tmp_path / "runs", "detection", "first").path == tmp_path / "runs" / "detection" / "first"
+
+
+def test_a_new_run_leaves_what_lies_in_the_folder_of_its_name(tmp_path):
+    first = RunFolder.create(tmp_path, "classification", "mine")
+    first.write_metrics({"val/top1": 0.5})
+    assert RunFolder.create(tmp_path, "classification", "mine").path != first.path
+    assert json.loads((first.path / "metrics.json").read_text()) == {"val/top1": 0.5}
+
+
+def test_runs_that_start_at_once_never_share_a_folder(tmp_path):
+    start = threading.Barrier(8)
+
+    def run(_):
+        start.wait()
+        return [RunFolder.create(tmp_path / "runs", "classification", "race").path.name for _ in range(10)]
+
+    with ThreadPoolExecutor(8) as threads:
+        taken = [name for names in threads.map(run, range(8)) for name in names]
+    assert sorted(taken) == sorted(["race", *(f"race-{number}" for number in range(2, 81))])
+
+
+def test_an_interrupted_run_is_found_again(tmp_path):
+    folder = RunFolder.create(tmp_path, "classification", "mine")
+    finish_an_epoch(folder)
+    resumed = RunFolder.resume(tmp_path, "classification", "mine")
+    assert resumed.path == folder.path
+    assert resumed.last == tmp_path / "classification" / "mine" / "checkpoints" / "last.ckpt"
+
+
+def test_a_run_that_never_came_to_a_checkpoint_is_begun_again_in_its_place(tmp_path):
+    path = tmp_path / "task" / "x"
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text("")
+    (path / "metrics.csv").write_text("of before")
+    assert RunFolder.restart(tmp_path, "task", "x").path == path
+    assert not any(path.iterdir())
+
+
+@pytest.mark.parametrize("kept", ["checkpoints/best.ckpt", "checkpoints/previous.ckpt", "metrics.json", "photo.jpg"])
+def test_beginning_again_deletes_nothing_that_is_worth_something(tmp_path, kept):
+    path = tmp_path / "task" / "x" / kept
+    path.parent.mkdir(parents=True)
+    path.write_text("dear")
+    assert RunFolder.restart(tmp_path, "task", "x").path.name == "x-2"
+    assert path.read_text() == "dear"
+
+
+@pytest.mark.parametrize("name", ["..", ".", "/elsewhere", "a/b"])
+def test_beginning_again_stays_in_the_runs_folder(tmp_path, name):
+    (tmp_path / "task" / "other").mkdir(parents=True)
+    with pytest.raises(InputError, match="must be the name of one folder"):
+        RunFolder.restart(tmp_path, "task", name)
+    assert (tmp_path / "task" / "other").is_dir()
+
+
+def test_resuming_what_is_not_there_names_the_runs_that_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"mine/checkpoints/last\.ckpt.*--name \(no run in .*classification"):
+        RunFolder.resume(tmp_path, "classification", "mine")
+    for name in ("zebra", "apple"):
+        finish_an_epoch(RunFolder.create(tmp_path, "classification", name))
+    RunFolder.create(tmp_path, "classification", "broken-off")
+    finish_an_epoch(RunFolder.create(tmp_path, "detection", "boxes"))
+    for name in ("mine", "broken-off"):
+        with pytest.raises(FileNotFoundError, match=r"runs with one: apple, zebra\)"):
+            RunFolder.resume(tmp_path, "classification", name)
+    assert not (tmp_path / "classification" / "mine").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp/x", "../x", "x/"])
+def test_a_name_that_is_no_single_folders_is_refused(tmp_path, name):
+    for make in (RunFolder.create, RunFolder.resume):
+        with pytest.raises(InputError, match="--name"):
+            make(tmp_path / "runs", "classification", name)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["mobile_former_26m-digits", "Versuch 3 (ä, 猫)", "a.b", "-x", "..."])
+def test_any_other_name_is_taken_as_it_stands(tmp_path, name):
+    assert RunFolder.create(tmp_path, "classification", name).path.name == name
+
+
+@pytest.mark.parametrize("blocked", ["runs", "runs/classification", "runs/classification/mine"])
+def test_a_file_in_the_way_is_named_and_left_alone(tmp_path, blocked):
+    path = tmp_path / blocked
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    with pytest.raises(InputError, match="cannot make the run's folder"):
+        RunFolder.create(tmp_path / "runs", "classification", "mine")
+    assert path.read_text() == "mine"
+
+
+def test_a_name_too_long_for_the_disk_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="cannot make the run's folder"):
+        RunFolder.create(tmp_path, "classification", "x" * 300)
+
+
+class Logging(LightningModule):
+    """A linear layer that logs each step and each epoch, and breaks off where it is told to."""
+
+    def __init__(self, break_at=None):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.break_at = break_at
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == self.break_at:
+            raise RuntimeError("broken off")
+        self.log("loss", torch.tensor(float(self.global_step)))
+        return self.layer(batch).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", torch.tensor(100.0 + self.global_step))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def fit(folder, *, break_at=None, resume=False, epochs=4):
+    step = torch.load(folder.last, weights_only=True)["global_step"] if resume else None
+    trainer = Trainer(
+        max_epochs=epochs,
+        log_every_n_steps=1,
+        accelerator="cpu",
+        logger=ContinuedCSVLogger(folder, step),
+        callbacks=[ModelCheckpoint(dirpath=folder.checkpoints, filename="last", enable_version_counter=False)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    data = DataLoader(torch.zeros(3, 2))
+    trainer.fit(Logging(break_at), data, data, ckpt_path=folder.last if resume else None, weights_only=True)
+
+
+def test_a_resumed_run_goes_on_in_the_same_metrics_file_as_if_never_broken_off(tmp_path):
+    straight = RunFolder.create(tmp_path, "classification", "straight")
+    fit(straight)
+    folder = RunFolder.create(tmp_path, "classification", "broken")
+    with pytest.raises(RuntimeError, match="broken off"):
+        fit(folder, break_at=8)  # two of the third epoch's three steps are done, and will be taken again
+    assert [row["loss"] for row in folder.history() if "loss" in row] == list(range(8))
+    fit(folder, resume=True)
+    assert folder.history() == straight.history()
+    assert [row["loss"] for row in folder.history() if "loss" in row] == list(range(12))
+    assert [row["val/loss"] for row in folder.history() if "val/loss" in row] == [103, 106, 109, 112]
+    assert len(list(folder.path.rglob("*.csv"))) == 1
+
+
+def test_a_run_resumed_twice_keeps_the_rows_of_all_three_parts(tmp_path):
+    folder = RunFolder.create(tmp_path, "classification", "often")
+    for break_at, resume in ((4, False), (7, True)):
+        with pytest.raises(RuntimeError, match="broken off"):
+            fit(folder, break_at=break_at, resume=resume)
+    fit(folder, resume=True)
+    assert [row["loss"] for row in folder.history() if "loss" in row] == list(range(12))
+
+
+def test_the_history_holds_numbers_and_leaves_empty_cells_out(tmp_path):
+    folder = RunFolder.create(tmp_path, "classification", "mine")
+    assert folder.history() == []
+    with folder.metrics_csv.open("w", newline="") as file:
+        csv.writer(file).writerows([["epoch", "step", "loss"], ["0", "1", ""], ["0", "2", "0.25"], ["1", "3", "inf"]])
+    assert folder.history() == [
+        {"epoch": 0, "step": 1},
+        {"epoch": 0, "step": 2, "loss": 0.25},
+        {"epoch": 1, "step": 3, "loss": float("inf")},
+    ]

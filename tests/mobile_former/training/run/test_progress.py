@@ -1,0 +1,262 @@
+import math
+import time
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from mobile_former.errors import InputError
+from mobile_former.training.data.timed_loader import TimedLoader
+from mobile_former.training.run.progress import EpochLines, GradientNorm, StopOnNonFiniteLoss, Throughput
+
+
+class Images(Dataset):
+    """Eight samples; each takes a while to load."""
+
+    def __init__(self, seconds=0.0):
+        self.seconds = seconds
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        time.sleep(self.seconds)
+        return {"image": torch.full((2,), 1.0 + index)}
+
+
+class Tiny(LightningModule):
+    """A linear layer whose loss is multiplied by a given value at a given optimiser step."""
+
+    def __init__(self, training=None, validation=None):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.training_factors = training or {}
+        self.validation_factors = validation or {}
+        self.before_steps = {}
+
+    def training_step(self, batch, batch_idx):
+        self.before_steps[self.global_step] = {name: value.clone() for name, value in self.state_dict().items()}
+        loss = self.layer(batch["image"]).square().mean()
+        return loss * self.training_factors.get(self.global_step, 1.0)
+
+    def validation_step(self, batch, batch_idx):
+        factor = self.validation_factors.get(self.global_step, 1.0)
+        self.log("val/loss", self.layer(batch["image"]).square().mean() * factor, batch_size=len(batch["image"]))
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+def trainer_in(folder, callbacks, **options):
+    last = ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)
+    options = {"max_epochs": 3, "num_sanity_val_steps": 0, "logger": False} | options
+    return Trainer(
+        accelerator="cpu",
+        callbacks=[*callbacks, last],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def fit(folder, module, *callbacks, data=None, **options):
+    trainer = trainer_in(folder, callbacks, **options)
+    data = DataLoader(data or Images(), batch_size=2)
+    trainer.fit(module, data, data)
+    return trainer
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_training_loss_that_is_no_number_stops_the_run_before_the_weights_take_it_up(tmp_path, value):
+    module = Tiny(training={6: value})
+    with pytest.raises(InputError, match=rf"training loss is {value} at step 6 \(epoch 1\).*last\.ckpt.*learning_rate"):
+        fit(tmp_path, module, StopOnNonFiniteLoss())
+    assert module.global_step == 6
+    for name, parameter in module.state_dict().items():
+        assert parameter.isfinite().all()
+        assert torch.equal(parameter, module.before_steps[6][name])
+    assert any(not torch.equal(value, module.before_steps[5][name]) for name, value in module.state_dict().items())
+
+
+def test_the_checkpoint_that_the_message_names_is_there_and_holds_the_last_finished_epoch(tmp_path):
+    with pytest.raises(InputError) as error:
+        fit(tmp_path, Tiny(training={9: math.nan}), StopOnNonFiniteLoss())
+    assert f"last good checkpoint is {tmp_path / 'last.ckpt'}" in str(error.value)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 8
+
+
+def test_a_loss_that_breaks_in_the_first_epoch_names_no_checkpoint(tmp_path):
+    with pytest.raises(InputError, match=r"at step 0 \(epoch 0\); no epoch was finished"):
+        fit(tmp_path, Tiny(training={0: math.nan}), StopOnNonFiniteLoss())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_loss_of_every_accumulated_batch_is_looked_at(tmp_path):
+    class SecondHalf(Tiny):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (math.nan if batch_idx == 1 else 1)
+
+    module = SecondHalf()
+    with pytest.raises(InputError, match="at step 0"):
+        fit(tmp_path, module, StopOnNonFiniteLoss(), accumulate_grad_batches=2)
+    assert all(torch.equal(value, module.before_steps[0][name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_validation_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint_before(tmp_path, value, order):
+    module = Tiny(validation={8: value})
+    callbacks = [StopOnNonFiniteLoss(), ModelCheckpoint(tmp_path / "best", monitor="val/loss")][::order]
+    with pytest.raises(InputError, match=rf"validation loss is {value} at step 8 \(epoch 1\).*last\.ckpt"):
+        fit(tmp_path, module, *callbacks)
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert (kept["global_step"], kept["epoch"]) == (4, 0)
+    for name, value in kept["state_dict"].items():
+        assert torch.equal(value, module.before_steps[4][name])
+
+
+def test_losses_that_are_numbers_do_not_stop_a_run(tmp_path):
+    trainer = fit(tmp_path, Tiny(training={3: 1e30}), StopOnNonFiniteLoss())
+    assert trainer.global_step == 12
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 12
+
+
+def test_the_loss_of_the_sanity_check_and_of_an_evaluation_alone_stops_nothing(tmp_path):
+    module = Tiny(validation={0: math.nan})
+    assert fit(tmp_path, module, StopOnNonFiniteLoss(), num_sanity_val_steps=2).global_step == 12
+    trainer = trainer_in(tmp_path, [StopOnNonFiniteLoss()])
+    assert math.isnan(trainer.validate(module, DataLoader(Images(), batch_size=2), verbose=False)[0]["val/loss"])
+
+
+class Speeds(Callback):
+    """Keeps what was logged as images/s after each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(float(trainer.callback_metrics["images/s"]))
+
+
+def test_throughput_counts_the_images_and_the_time_they_take_to_load(tmp_path):
+    speeds = Speeds()
+    start = time.perf_counter()
+    fit(tmp_path, Tiny(), Throughput(), speeds, data=Images(0.01), limit_val_batches=0, max_epochs=2)
+    seconds = time.perf_counter() - start
+    assert len(speeds.seen) == 8
+    # An image takes 10 ms at least: less than 100 of them a second. Sixteen took no longer than all of the fit.
+    assert all(16 / seconds * 0.5 < speed < 100 for speed in speeds.seen)
+
+
+def test_throughput_leaves_the_time_of_validation_out(tmp_path):
+    class SlowValidation(Tiny):
+        def validation_step(self, batch, batch_idx):
+            time.sleep(0.1)
+            super().validation_step(batch, batch_idx)
+
+    speeds = Speeds()
+    fit(tmp_path, SlowValidation(), Throughput(), speeds, max_epochs=2)
+    # Two images a step; a step that bore the validation of before would give less than 2 / 0.4 s in the second epoch.
+    assert speeds.seen[4] > 20
+
+
+def test_throughput_goes_into_the_log_as_images_per_second(tmp_path):
+    trainer = fit(tmp_path, Tiny(), Throughput(), max_epochs=1)
+    assert "images/s" in trainer.progress_bar_metrics
+    assert trainer.logged_metrics["images/s"] > 0
+
+
+class SlowTraining(Tiny):
+    """A step takes 20 ms, so that 10 ms of loading are a third of it."""
+
+    def training_step(self, batch, batch_idx):
+        time.sleep(0.02)
+        return super().training_step(batch, batch_idx)
+
+
+class ManyImages(Images):
+    def __len__(self):
+        return 50
+
+
+class TimedData(LightningDataModule):
+    num_workers = 0
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.images = ManyImages(seconds)
+
+    def train_dataloader(self):
+        return TimedLoader(self.images, batch_size=2)
+
+
+def fit_timed(folder, module, seconds):
+    trainer = trainer_in(folder, [Throughput()], max_epochs=2)
+    trainer.fit(module, datamodule=TimedData(seconds))
+    return trainer
+
+
+def test_the_seconds_that_a_step_waits_for_data_are_logged(tmp_path):
+    trainer = fit_timed(tmp_path, SlowTraining(), 0.005)
+    # Two images of at least 5 ms a step; all 50 steps waited no longer than the loader says.
+    assert 0.01 <= trainer.logged_metrics["data_wait"] <= trainer.train_dataloader.waited
+
+
+def test_a_run_that_loading_holds_back_is_told_so_once(tmp_path, caplog):
+    fit_timed(tmp_path, SlowTraining(), 0.01)
+    told = [message for message in caplog.messages if "loading data holds training back" in message]
+    assert len(told) == 1
+    assert "--data.num_workers, now 0" in told[0]
+
+
+def test_a_run_whose_data_is_there_in_time_is_not_warned(tmp_path, caplog):
+    fit_timed(tmp_path, SlowTraining(), 0.0)
+    assert "holds training back" not in caplog.text
+
+
+def test_the_norm_of_all_gradients_is_logged_before_they_are_clipped(tmp_path):
+    class Kept(Tiny):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            self.norm = math.sqrt(sum(float(p.grad.square().sum()) for p in self.parameters()))
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    module = Kept()
+    options = {"gradient_clip_val": 1e-3, "log_every_n_steps": 1, "max_epochs": 1}
+    trainer = fit(tmp_path, module, GradientNorm(), **options)
+    assert trainer.logged_metrics["grad_norm"].item() == pytest.approx(module.norm)
+    assert module.norm > 1e-3
+
+
+def test_a_line_an_epoch_tells_mean_training_loss_validation_loss_and_speed(tmp_path, capsys):
+    class Known(Tiny):
+        curves = {"loss": ("train/loss", "val/loss")}  # noqa: RUF012
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * 0 + batch_idx
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", torch.tensor(0.5))
+
+    fit(tmp_path, Known(), Throughput(), EpochLines(), max_epochs=2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    for line in lines:
+        assert "loss 1.5000" in line  # of the batches 0, 1, 2, 3
+        assert "val/loss 0.5000" in line
+        assert "images/s" in line
+
+
+def test_a_line_holds_no_scores_of_an_epoch_before(tmp_path, capsys):
+    class Scored(Tiny):
+        curves = {"loss": ("val/loss",)}  # noqa: RUF012
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", torch.tensor(0.5))
+
+    fit(tmp_path, Scored(), Throughput(), EpochLines(), max_epochs=2, max_steps=6)  # four make an epoch
+    first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert "val/loss" in first
+    assert "val/loss" not in second
