@@ -4,16 +4,16 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow lint docs venv
 
-# Trains on embedded data, validates, predicts held-out images, and says where everything lies.
+# Train on embedded data, validate, predict held-out images, and list the files written.
 demo: venv
 	$(BIN)/python -m experiments.demo
 
-# One process a core, with a thread each: torch's threads of several processes would wait for each other. Files go to
-# the processes in the order of tests/conftest.py, the longest first.
+# One process for each core, with one thread each: more threads would wait for each other. tests/conftest.py sorts the
+# test files, the longest first.
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# As above; a process that has nothing left takes tests from another, as some take ten minutes.
+# As above. Idle processes take tests from busy ones, since some tests take ten minutes.
 test-slow: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist worksteal
 
@@ -21,7 +21,7 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The documentation's site, in site/; a warning is an error.
+# Build the documentation into site/. Warnings are errors.
 docs: venv
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 

@@ -1,4 +1,4 @@
-"""The published models for ``torch.hub.load``, from a clone of this repository or from where it lies."""
+"""Entry points of the published models for ``torch.hub.load``."""
 
 from collections.abc import Callable as _Callable
 
@@ -17,17 +17,18 @@ def _entry_point(name: str) -> _Callable[..., _MobileFormer]:
     entry_point.__doc__ = f"""Mobile-Former-{name.removeprefix("mobile_former_").upper()}.
 
     Args:
-        num_classes (int): number of logits; 1000.
-        in_chans (int): channels of an image; 3.
-        dropout (float): rate before the last linear; 0.
-        drop_path (float): stochastic depth's rate at the last block; 0.
-        spatial_dynamic_relu (bool): spatially aware dynamic ReLU, as in the detectors' backbone; False.
-        pretrained (str): a weights file: the authors' .pth or .pth.tar, a checkpoint of this project, or safetensors.
-            With another number of classes all but the last linear is loaded. None: the model starts afresh.
+        num_classes (int): number of classes; default: 1000.
+        in_chans (int): number of image channels; default: 3.
+        dropout (float): dropout rate before the last linear layer; default: 0.
+        drop_path (float): stochastic depth rate of the last block; default: 0.
+        spatial_dynamic_relu (bool): use the spatially aware dynamic ReLU of the detectors' backbone; default: False.
+        pretrained (str): path of a weights file: the authors' .pth or .pth.tar, a checkpoint of this project, or
+            safetensors. If the file has another number of classes, the last linear layer is not loaded. Default: None,
+            for random weights.
 
     Returns:
-        A module that takes normalised images (B, in_chans, H, W), both sides at least 32 pixels, and gives logits
-        (B, num_classes); its forward_features gives maps and tokens.
+        A module that maps normalised images (B, in_chans, H, W), with sides of at least 32 pixels, to logits
+        (B, num_classes). The method forward_features returns the feature maps and the tokens.
     """
     return entry_point
 

@@ -1,4 +1,4 @@
-"""Classifiers of timm and transformers, to be trained by the same recipe."""
+"""Classifiers of timm and transformers, trained by the same recipe as Mobile-Former."""
 
 import logging
 import re
@@ -22,23 +22,24 @@ def create_baseline(
     drop_path: float = 0.0,
     pretrained: str | Path | None = None,
 ) -> nn.Module:
-    """Build a classifier of another library, whole: with the head that belongs to it.
+    """Build a classifier of timm or transformers, with the library's own classification head. Nothing is downloaded.
 
     Args:
-        name: ``timm/NAME`` for any of timm's; ``transformers/mobilenet_v2_MULTIPLIER`` (as ``…_1.0``, ``…_0.35``);
-            ``transformers/resnet18``, ``34``, ``50`` or ``101``. Nothing is downloaded.
-        num_classes: number of logits.
-        dropout: rate before the last linear, in ``[0, 1)``.
-        drop_path: stochastic depth's rate at the last block, for timm's models that have it.
-        pretrained: a weights file in the library's own layout.
+        name: ``timm/NAME`` for any model of timm; ``transformers/mobilenet_v2_MULTIPLIER``, such as
+            ``transformers/mobilenet_v2_1.0`` or ``transformers/mobilenet_v2_0.35``; ``transformers/resnetN`` with
+            N = 18, 34, 50 or 101.
+        num_classes: number of classes.
+        dropout: dropout rate before the last linear layer, in ``[0, 1)``.
+        drop_path: stochastic depth rate of the last block. Only for models of timm that have stochastic depth.
+        pretrained: path of a weights file in the library's own layout. None: random weights.
 
     Returns:
-        A module that takes images ``(B, 3, H, W)`` and gives logits ``(B, num_classes)``.
+        A module that maps images ``(B, 3, H, W)`` to logits ``(B, num_classes)``.
 
     Raises:
-        InputError: unknown name, a library that cannot be imported, an option that the model lacks, or weights that do
-            not fit.
-        FileNotFoundError: no such weights file.
+        InputError: the name is unknown, the library cannot be imported, the model does not support an option, or the
+            weights do not fit.
+        FileNotFoundError: the weights file does not exist.
     """
     library, _, model = name.partition("/")
     weights = None if pretrained is None else Path(pretrained)
@@ -47,34 +48,37 @@ def create_baseline(
         return timm_model(model, weights, num_classes=num_classes, **options)
     if drop_path:
         raise InputError(f"{name} has no stochastic depth: leave out drop_path")
-    classifier = TransformersClassifier(*_body(model), num_classes, dropout)
+    classifier = TransformersClassifier(*_backbone(model), num_classes, dropout)
     if weights is not None:
         classifier.load(weights)
     return classifier
 
 
 class TransformersClassifier(nn.Module):
-    """A body of transformers, and the dropout and linear that its own classifier has.
+    """A backbone of transformers, followed by dropout and a linear layer as in the library's own classifier.
 
     Args:
-        body: gives pooled features.
-        features: how many.
-        num_classes: number of logits.
-        dropout: rate before the linear.
+        backbone: model of transformers that returns pooled features.
+        features: number of pooled features.
+        num_classes: number of classes.
+        dropout: dropout rate before the linear layer.
     """
 
-    def __init__(self, body: nn.Module, features: int, num_classes: int, dropout: float):
+    def __init__(self, backbone: nn.Module, features: int, num_classes: int, dropout: float):
         super().__init__()
-        self.backbone = body
+        self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
         self.classifier = linear(features, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify normalised images ``(B, 3, H, W)``: logits ``(B, num_classes)``."""
+        """Return the logits ``(B, num_classes)`` of normalised images ``(B, 3, H, W)``."""
         return self.classifier(self.dropout(self.backbone(images).pooler_output.flatten(1)))
 
     def load(self, path: Path) -> None:
-        """Load a classifier's file in the layout of transformers, less its last linear where it has other classes."""
+        """Load a weights file in the layout of transformers.
+
+        If the file has no linear layer of the same shape, log a warning and keep the current linear layer.
+        """
         rest = load_transformers_weights(self.backbone, path)
         head = {name.rpartition(".")[2]: tensor for name, tensor in rest.items() if name.startswith("classifier.")}
         if {name: tensor.shape for name, tensor in head.items()} == {
@@ -82,11 +86,11 @@ class TransformersClassifier(nn.Module):
         }:
             self.classifier.load_state_dict(head)
         else:
-            _logger.warning("%s has other classes, or none: the last linear starts afresh", path)
+            _logger.warning("%s has other classes, or none: loaded all layers except the last linear one", path)
 
 
-def _body(name: str) -> tuple[nn.Module, int]:
-    """A model without classifier, and the number of its pooled features."""
+def _backbone(name: str) -> tuple[nn.Module, int]:
+    """Build a model of transformers without its classifier. Return the model and the number of its pooled features."""
     transformers = import_library("transformers", f"transformers/{name}")
     multiplier = _MOBILENET.fullmatch(name)
     if not multiplier:
@@ -94,9 +98,9 @@ def _body(name: str) -> tuple[nn.Module, int]:
         return transformers.ResNetModel(config), config.hidden_sizes[-1]
     # TensorFlow's padding would shift the image by a pixel, depending on its size.
     config = transformers.MobileNetV2Config(depth_multiplier=float(multiplier[1]), tf_padding=False)
-    body = transformers.MobileNetV2Model(config)
-    for module in body.modules():
+    backbone = transformers.MobileNetV2Model(config)
+    for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # transformers hands on TensorFlow's decay of 0.997, by which PyTorch understands: the last batch alone.
+            # transformers sets TensorFlow's decay of 0.997, but PyTorch's momentum is 1 - decay.
             module.momentum = 0.1
-    return body, body.conv_1x1.convolution.out_channels
+    return backbone, backbone.conv_1x1.convolution.out_channels

@@ -1,41 +1,10 @@
-"""The embedded data set: scikit-learn's handwritten digits. Run as a command, it writes them as an image folder."""
+"""``python -m classification.digits``: write scikit-learn's handwritten digits as an image folder."""
 
 import cv2
-import numpy as np
 
-from mobile_former.training.cli.command import parse_folder_and_limit, run_command
-from mobile_former.training.data.digits import digits_of
-
-SIDE = 64  # pixels
-BORDER = 1  # black pixels around the 8×8 of an original, which its digit fills to the edge
-
-
-class Digits:
-    """1 797 handwritten digits of 8×8 pixels, enlarged; every fifth of a class is held out.
-
-    Args:
-        split: ``"train"`` (1 437 images) or ``"val"`` (360).
-    """
-
-    class_names = tuple(str(digit) for digit in range(10))
-
-    def __init__(self, split: str):
-        images, self.labels = digits_of(split)
-        self.images = (images * (255 / 16)).astype(np.uint8)
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int) -> np.ndarray:
-        """The image, ``(64, 64, 3)`` uint8 RGB."""
-        grey = cv2.copyMakeBorder(self.images[index], *[BORDER] * 4, cv2.BORDER_CONSTANT, value=0)
-        grey = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-
-    def name(self, index: int) -> str:
-        """What to call an image in messages."""
-        return f"{self.split} digit {index}"
+from classification.data.digits import Digits
+from mobile_former.training.cli.command import run_command
+from mobile_former.training.cli.parser import parse_folder_and_limit
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What ``validate`` and ``test`` share: score a checkpoint on labelled images."""
+"""Score a checkpoint on labelled images: the ``validate`` and ``test`` commands."""
 
 import csv
 import json
@@ -13,17 +13,18 @@ from classification.data.module import ClassificationData
 from classification.data.shards import holds_shards
 from classification.module import ClassificationModule
 from mobile_former.errors import InputError
-from mobile_former.training.cli.command import console
 from mobile_former.training.cli.evaluation import evaluation_parser, output_folder, score
+from mobile_former.training.console import console
 from mobile_former.training.run.checkpoint import load_checkpoint
 from mobile_former.training.run.figures import draw_confusion
 
 
 def evaluate(stage: str) -> None:
-    """Parse a command line and score a checkpoint.
+    """Parse the command line, score a checkpoint and print the scores.
 
     Args:
-        stage: ``"validate"`` (prints the scores) or ``"test"`` (also those of each class, and writes a folder).
+        stage: ``"validate"`` or ``"test"``. ``"test"`` also prints the accuracy of each class, and writes a folder with
+            the scores and the confusion matrix.
     """
     parser = evaluation_parser("classification", stage)
     options = parser.parse_args()
@@ -48,24 +49,26 @@ def evaluate(stage: str) -> None:
 
 
 def labelled_data(checkpoint: str, data_options: dict, given: Mapping) -> ClassificationData:
-    """The images that a checkpoint was trained on, or others.
+    """Build the data module of a checkpoint, with some options replaced.
 
     Args:
-        checkpoint: its path.
-        data_options: those in it.
-        given: options in their place, those that are not None: ``root``, ``batch_size``, ….
+        checkpoint: path of the checkpoint.
+        data_options: options of the data module in the checkpoint.
+        given: options that replace those of the checkpoint, such as ``root`` and ``batch_size``. An option that is None
+            replaces nothing. A ``root`` also sets ``dataset``: "shards" if it contains shards, else "folder".
 
     Raises:
-        InputError: a command in the checkpoint as the place of the images, or an option out of range.
+        InputError: an option is out of range; or ``given`` has no root, and the root in the checkpoint is a ``pipe:``
+            command. Commands from a file are never run.
     """
     given = {name: value for name, value in given.items() if value is not None}
     if "root" in given:
         given["dataset"] = "shards" if holds_shards(given["root"]) else "folder"
     elif str(data_options["root"]).startswith("pipe:"):
-        # Nothing in a file is ever executed: a command has to be given by whoever sits here.
+        # A command from a file is never executed. Only the user can give one.
         raise InputError(
-            f"{checkpoint} names a command as the place of its images: {data_options['root']}. If that is what you "
-            "want to run, give it by --data.root"
+            f"the data root in {checkpoint} is a command, which is not run: {data_options['root']}. To run it, give it "
+            "as --data.root"
         )
     return ClassificationData(**(data_options | given))
 
@@ -80,7 +83,7 @@ def _write(folder: Path, metrics: dict[str, float], module: ClassificationModule
 
 
 def _per_class(module: ClassificationModule) -> list[tuple[str, int, float | None]]:
-    """Class, number of images, accuracy (None where the class has no image)."""
+    """Return the name, number of images and accuracy of each class. Without images, the accuracy is None."""
     counts = module.confusion.sum(1).astype(int).tolist()
     accuracies = module.per_class.tolist()
     return [
@@ -90,7 +93,7 @@ def _per_class(module: ClassificationModule) -> list[tuple[str, int, float | Non
 
 
 def _class_table(module: ClassificationModule, most: int = 30) -> Table:
-    """The classes with the lowest accuracy first."""
+    """Build the table of the ``most`` classes with the lowest accuracy, lowest first. Leave out classes without images."""
     rows = sorted((row for row in _per_class(module) if row[1]), key=lambda row: row[2])
     title = "accuracy by class" + (f" (the lowest {most} of {len(rows)})" if len(rows) > most else "")
     table = Table("class", "images", "accuracy", title=title, title_justify="left")

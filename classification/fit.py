@@ -11,7 +11,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def main() -> None:
-    """Train by the command line's options and configs; on the embedded digits where none is given."""
+    """Train with the options and configs on the command line. Without a config, train on scikit-learn's digits."""
     FitCLI("classification", ClassificationModule, ClassificationData, configs=CONFIGS, embedded="digits.yaml").fit()
 
 

@@ -9,18 +9,19 @@ from torch import Tensor
 def mixup(
     images: Tensor, labels: Tensor, num_classes: int, alpha: float, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Blend each image of a batch with another one, and their labels alike.
+    """Blend each image of a batch with another one, and their labels with the same weight.
+
+    The partner of image ``i`` is image ``B - 1 - i``: batches are already shuffled.
 
     Args:
-        images: ``(B, 3, H, W)``.
-        labels: ``(B,)``, from 0 to ``num_classes - 1``.
+        images: images ``(B, 3, H, W)``.
+        labels: labels ``(B,)``, from 0 to ``num_classes - 1``.
         num_classes: number of classes.
-        alpha: of the Beta distribution from which each image's own weight is drawn, above 0.
-        generator: draws the weights.
+        alpha: parameter of the Beta distribution that the weight of each image is drawn from, above 0.
+        generator: random generator for the weights.
 
     Returns:
-        Images ``(B, 3, H, W)`` and label distributions ``(B, num_classes)``. The partner is the image as far from the
-        batch's end as this one is from its start: batches are shuffled already.
+        Blended images ``(B, 3, H, W)`` and label distributions ``(B, num_classes)``.
     """
     weights = torch.from_numpy(generator.beta(alpha, alpha, len(images))).to(images)
     targets = F.one_hot(labels, num_classes).to(images.dtype)

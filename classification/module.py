@@ -1,13 +1,13 @@
 """The LightningModule of classification."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import Callback, LightningModule
-from pytorch_lightning.callbacks import EMAWeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -19,39 +19,39 @@ from classification.pictures import draw_predictions
 from mobile_former.ablation import ablate, ablation_names
 from mobile_former.errors import InputError
 from mobile_former.training.baselines import is_baseline
-from mobile_former.training.optimisation import adamw, rate_factor, run_length
+from mobile_former.training.optimisation import Optimisation
 from mobile_former.training.run.figures import draw_confusion
 
 
 class ClassificationModule(LightningModule):
-    """Mobile-Former, or another library's classifier, trained by the published recipe.
+    """Mobile-Former, or a classifier of another library, trained by the published recipe.
 
     Args:
         class_names: names of the classes in the order of their labels.
-        name: one of the published models; or timm/NAME, transformers/mobilenet_v2_1.0 (or another multiplier),
-            transformers/resnet18 to 101, of the optional extra "baselines".
-        pretrained: a weights file to start from: the authors', this project's, safetensors; of another library's model
-            one in its own layout.
-        ablation: what to leave out of Mobile-Former, one or several with commas between, see
-            :func:`mobile_former.ablation.ablate`.
-        dropout: rate before the last linear.
-        drop_path: stochastic depth's rate at the last block.
-        learning_rate: the peak, reached after the warm-up, from where it falls along a cosine to 0.
-        learning_rate_batch: the total batch that the learning rate is meant for: it is scaled in proportion to that of
-            the run, over all processes; default: it is taken as it stands.
-        weight_decay: of all but biases and norms.
+        name: name of a published model; with the optional extra "baselines" also timm/NAME, transformers/resnet18 to
+            resnet101, or transformers/mobilenet_v2_1.0 (or another multiplier).
+        pretrained: path of a weights file to start from: the authors', this project's, or safetensors; for a model of
+            another library, a file in that library's layout.
+        ablation: parts of Mobile-Former to leave out, separated by commas, see :func:`mobile_former.ablation.ablate`.
+        dropout: dropout rate before the last linear layer.
+        drop_path: stochastic depth rate of the last block.
+        learning_rate: peak learning rate. It is reached after the warm-up and then falls along a cosine to 0.
+        learning_rate_batch: total batch size that the learning rate is meant for. The rate is scaled in proportion to
+            the total batch size of the run, over all processes. Default: no scaling.
+        weight_decay: weight decay of all parameters except biases and norms.
         warmup_epochs: epochs in which the learning rate rises.
-        label_smoothing: share of the target spread over all classes, in 0..1.
-        mixup_alpha: of mixup's Beta distribution; 0 leaves mixup out.
-        ema_decay: decay of an exponential moving average of the weights, which is then what is evaluated and saved; 0
-            leaves it out.
-        freeze_backbone: train the classifier alone.
-        checkpoint_gradients: keep less of each block while training and compute it anew for the gradients, which takes
-            less memory and more time; of Mobile-Former alone.
+        label_smoothing: fraction of the target that is spread over all classes, from 0 to below 1.
+        mixup_alpha: parameter of mixup's Beta distribution. 0: no mixup.
+        ema_decay: decay of an exponential moving average of the weights, which is evaluated and saved instead of the
+            weights themselves. 0: no average.
+        freeze_backbone: train only the classifier.
+        checkpoint_gradients: keep fewer activations while training and recompute them for the gradients, which takes
+            less memory and more time. Only for Mobile-Former.
 
     Raises:
-        InputError: unknown name, a number out of range, or a weights file that does not fit.
-        FileNotFoundError: no such weights file.
+        InputError: the model is unknown, a value is out of range, an option does not apply to the model, or a weights
+            file does not fit.
+        FileNotFoundError: the weights file does not exist.
     """
 
     monitor = "val/top1"
@@ -77,67 +77,40 @@ class ClassificationModule(LightningModule):
         checkpoint_gradients: bool = False,
     ):
         super().__init__()
-        if len(class_names) < 2:
-            raise InputError(f"a classifier tells two classes or more apart, and {len(class_names)} is given")
-        if learning_rate <= 0:
-            raise InputError(f"--model.learning_rate is {learning_rate}: give more than 0")
-        if learning_rate_batch is not None and learning_rate_batch < 1:
-            raise InputError(f"--model.learning_rate_batch is {learning_rate_batch}: give a number of images")
-        if weight_decay < 0 or warmup_epochs < 0:
-            raise InputError(
-                f"--model.weight_decay is {weight_decay}, --model.warmup_epochs {warmup_epochs}: give 0 or more"
-            )
-        if mixup_alpha < 0:
-            raise InputError(f"--model.mixup_alpha is {mixup_alpha}: give 0 (no mixup) or more")
-        if not 0 <= label_smoothing < 1:
-            raise InputError(f"--model.label_smoothing is {label_smoothing}: give a share from 0 to below 1")
-        if not 0 <= ema_decay < 1:
-            raise InputError(f"--model.ema_decay is {ema_decay}: give 0 (no average) to below 1")
-        class_names = list(class_names)
+        _require_valid_targets(class_names, label_smoothing, mixup_alpha)
+        self.optimisation = Optimisation(
+            learning_rate,
+            learning_rate_batch=learning_rate_batch,
+            weight_decay=weight_decay,
+            warmup_epochs=warmup_epochs,
+            ema_decay=ema_decay,
+        )
+        class_names = list(class_names)  # checkpoints hold plain types
         self.save_hyperparameters(ignore=["pretrained"], logger=False)
-        options = {"num_classes": len(class_names), "dropout": dropout, "drop_path": drop_path}
-        if is_baseline(name):
-            if ablation is not None:
-                raise InputError(f"--model.ablation knows Mobile-Former, not {name}: leave it out")
-            model = create_baseline(name, pretrained=pretrained, **options)
-        else:
-            model = mobile_former.create_model(name, **options)
-            if ablation is not None:
-                ablate(model, ablation)
-            if pretrained is not None:
-                mobile_former.load_weights(model, pretrained)
+        count = len(class_names)
+        options = {"num_classes": count, "dropout": dropout, "drop_path": drop_path}
+        model = _create_model(name, ablation, pretrained, checkpoint_gradients, **options)
         self.model = model.to(memory_format=torch.channels_last)
         if freeze_backbone:
-            if not hasattr(self.model, "backbone"):
-                raise InputError(f"--model.freeze_backbone: {name} does not tell backbone and classifier apart")
-            self.model.backbone.requires_grad_(False)
-        if checkpoint_gradients:
-            if is_baseline(name):
-                raise InputError(f"--model.checkpoint_gradients knows Mobile-Former's blocks, not {name}: leave it out")
-            mobile_former.checkpoint_gradients(self.model)
-        count = len(class_names)
+            if not hasattr(model, "backbone"):
+                raise InputError(f"--model.freeze_backbone: {name} has no separate backbone; leave it out")
+            model.backbone.requires_grad_(False)
         self.train_top1 = MulticlassAccuracy(count, average="micro")
-        metrics = {
-            "top1": MulticlassAccuracy(count, average="micro"),
-            "top5": MulticlassAccuracy(count, average="micro", top_k=min(5, count)),
-            "per_class": MulticlassAccuracy(count, average=None),
-            "confusion": MulticlassConfusionMatrix(count),
-        }
-        self.val_metrics = MetricCollection(metrics, prefix="val/", compute_groups=False)
-        self.test_metrics = self.val_metrics.clone(prefix="test/")
+        self.val_metrics = _metrics(count, prefix="val/")
+        self.test_metrics = _metrics(count, prefix="test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self.train()  # Lightning keeps the mode it finds; this one leaves a frozen backbone in evaluation mode
+        self.train()  # Lightning keeps the current mode; a frozen backbone must be in evaluation mode
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify normalised images ``(B, 3, H, W)``: logits ``(B, K)``."""
+        """Return the logits ``(B, K)`` of normalised images ``(B, 3, H, W)``."""
         return self.model(images.contiguous(memory_format=torch.channels_last))
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        """Mix, classify, compare."""
+        """Compute the loss of a batch, after mixup if it is enabled."""
         images, labels = batch["image"], batch["label"]
         targets = labels
         if self.hparams.mixup_alpha > 0:
-            # Of the seed and the batch's number alone, so that a resumed run draws what it would have drawn.
+            # The weights depend only on the seed and the batch's position, so that a resumed run draws the same ones.
             position = (self.trainer.current_epoch, batch_idx, self.global_rank)
             generator = np.random.default_rng([torch.initial_seed() % 2**64, *position])
             images, targets = mixup(images, labels, len(self.hparams.class_names), self.hparams.mixup_alpha, generator)
@@ -151,37 +124,31 @@ class ClassificationModule(LightningModule):
         return loss
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """Classify and count."""
+        """Classify a batch and update the metrics."""
         self._evaluate(batch, self.val_metrics, self.val_loss)
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, top-1 and top-5."""
+        """Log loss, top-1 and top-5 accuracy."""
         self._log_scores(self.val_metrics, self.val_loss)
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
-        """Classify and count."""
+        """Classify a batch and update the metrics."""
         self._evaluate(batch, self.test_metrics, self.test_loss)
 
     def on_test_epoch_end(self) -> None:
-        """Log loss, top-1 and top-5."""
+        """Log loss, top-1 and top-5 accuracy."""
         self._log_scores(self.test_metrics, self.test_loss)
 
     def configure_optimizers(self) -> dict:
-        """AdamW, warm-up and cosine by step."""
-        return adamw(
-            self.model,
-            learning_rate=self.hparams.learning_rate * rate_factor(self.trainer, self.hparams.learning_rate_batch),
-            weight_decay=self.hparams.weight_decay,
-            warmup_epochs=self.hparams.warmup_epochs,
-            **run_length(self.trainer),
-        )
+        """Build AdamW and its schedule: a warm-up and a cosine, by step."""
+        return self.optimisation.configure(self.model, self.trainer)
 
     def configure_callbacks(self) -> list[Callback]:
-        """The moving average of the weights, where one is asked for."""
-        return [EMAWeightAveraging(decay=self.hparams.ema_decay)] if self.hparams.ema_decay > 0 else []
+        """Return the callback that averages the weights, if ``ema_decay`` is above 0."""
+        return self.optimisation.callbacks()
 
     def train(self, mode: bool = True) -> "ClassificationModule":
-        """Set the mode; a frozen backbone stays in evaluation mode, so that its BatchNorms stay as they are."""
+        """Set the mode. A frozen backbone stays in evaluation mode, so that its BatchNorm statistics do not change."""
         super().train(mode)
         if self.hparams.freeze_backbone:
             self.model.backbone.eval()
@@ -189,16 +156,16 @@ class ClassificationModule(LightningModule):
 
     @property
     def label(self) -> str:
-        """A short name for tables and folders."""
+        """Short name of the model for tables and folders."""
         return "-".join(filter(None, (self.hparams.name, *ablation_names(self.hparams.ablation or ""))))
 
     def describe(self) -> str:
-        """What is trained, in a line."""
+        """Describe the model in one line."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         return f"{self.label}: {trained / 1e6:.2f} M trained parameters"
 
     def draw_results(self, folder: Path, datamodule: ClassificationData) -> None:
-        """Write the confusion matrix of the last evaluation, and a sheet of validation images with predictions."""
+        """Draw the confusion matrix of the last evaluation, and a sheet of validation images with predictions."""
         draw_confusion(self.confusion, self.hparams.class_names, folder / "confusion_matrix.png")
         draw_predictions(self, datamodule, folder / "predictions.png")
 
@@ -209,7 +176,7 @@ class ClassificationModule(LightningModule):
 
     def _log_scores(self, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
         values, prefix = metrics.compute(), metrics.prefix
-        # The metrics have gathered over processes already; sync_dist tells Lightning that nothing is forgotten.
+        # The metrics are already reduced over processes; sync_dist only avoids a warning of Lightning.
         self.log(f"{prefix}loss", mean_loss.compute(), sync_dist=True)
         self.log(f"{prefix}top1", values[f"{prefix}top1"], prog_bar=True, sync_dist=True)
         self.log(f"{prefix}top5", values[f"{prefix}top5"], sync_dist=True)
@@ -217,3 +184,40 @@ class ClassificationModule(LightningModule):
         self.confusion = values[f"{prefix}confusion"].cpu().numpy()
         metrics.reset()
         mean_loss.reset()
+
+
+def _require_valid_targets(class_names: Sequence[str], label_smoothing: float, mixup_alpha: float) -> None:
+    if len(class_names) < 2:
+        raise InputError(f"a classifier needs at least 2 classes, but class_names has {len(class_names)}")
+    if mixup_alpha < 0:
+        raise InputError(f"--model.mixup_alpha is {mixup_alpha}: give 0 (no mixup) or more")
+    if not 0 <= label_smoothing < 1:
+        raise InputError(f"--model.label_smoothing is {label_smoothing}: give a fraction from 0 to below 1")
+
+
+def _create_model(
+    name: str, ablation: str | None, pretrained: str | None, checkpoint_gradients: bool, **options
+) -> nn.Module:
+    if is_baseline(name):
+        for option, given in (("ablation", ablation is not None), ("checkpoint_gradients", checkpoint_gradients)):
+            if given:
+                raise InputError(f"--model.{option} applies only to Mobile-Former, not to {name}: leave it out")
+        return create_baseline(name, pretrained=pretrained, **options)
+    model = mobile_former.create_model(name, **options)
+    if ablation is not None:
+        ablate(model, ablation)
+    if pretrained is not None:
+        mobile_former.load_weights(model, pretrained)
+    if checkpoint_gradients:
+        mobile_former.checkpoint_gradients(model)
+    return model
+
+
+def _metrics(num_classes: int, *, prefix: str) -> MetricCollection:
+    metrics = {
+        "top1": MulticlassAccuracy(num_classes, average="micro"),
+        "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes)),
+        "per_class": MulticlassAccuracy(num_classes, average=None),
+        "confusion": MulticlassConfusionMatrix(num_classes),
+    }
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)

@@ -1,4 +1,4 @@
-"""Pictures of what a classifier says."""
+"""Pictures of a classifier's predictions."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from mobile_former.training.run.figures import RIGHT, WRONG, image_sheet
 
 
 def draw_predictions(model: nn.Module, data: ClassificationData, path: Path, most: int = 24) -> None:
-    """Write a sheet of validation images with the class that the model gives each; wrong ones in another colour.
+    """Write a sheet of validation images with their predicted classes. Wrong predictions have another colour.
 
     Args:
-        model: from ``(B, 3, H, W)`` to logits.
-        data: set up for validation.
-        path: the picture.
-        most: number of images, taken evenly over the validation set (where that is in shards: over the first).
+        model: model that maps images ``(B, 3, H, W)`` to logits.
+        data: data module that is set up for validation.
+        path: path of the picture.
+        most: maximum number of images. They are spaced evenly over the validation set, or over its first shards.
     """
     dataset = data.val_set
     samples = [dataset[index] for index in indices_to_look_at(dataset.source, most)]

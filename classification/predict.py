@@ -16,8 +16,10 @@ from classification.data.transforms import eval_transform
 from classification.export.exported_classifier import ExportedClassifier
 from classification.module import ClassificationModule
 from mobile_former.errors import InputError
-from mobile_former.training.cli.command import Parser, console, require_writable, run_command, tell_unreadable
+from mobile_former.training.cli.command import exit_if_unreadable, require_writable, run_command
+from mobile_former.training.cli.parser import Parser
 from mobile_former.training.cli.prediction import add_predict_options, check_predict_options
+from mobile_former.training.console import console
 from mobile_former.training.data.images import ImageFiles, expand, normalise, read_image
 from mobile_former.training.data.module import default_workers
 from mobile_former.training.export.onnx_file import OnnxModel
@@ -28,11 +30,11 @@ SHEET_MOST = 60  # images; more would be too small to look at
 
 
 def main() -> None:
-    """Predict by the command line's options."""
+    """Run the command."""
     parser = Parser(prog="python -m classification.predict", description="Classify images.")
     add_predict_options(parser, "classification", output="a .csv or .json file to write", batch_size=32)
-    parser.add_argument("--sheet", type=Path | None, default=None, help="a .png to write: images with their classes")
-    parser.add_argument("--top_k", type=int, default=5, help="classes to tell for each image")
+    parser.add_argument("--sheet", type=Path | None, default=None, help="write a .png of the images with their classes")
+    parser.add_argument("--top_k", type=int, default=5, help="number of classes per image")
     options = parser.parse_args()
     check_predict_options(options, (".csv", ".json"))
     if options.sheet and options.sheet.suffix != ".png":
@@ -41,7 +43,7 @@ def main() -> None:
         raise InputError(f"--top_k is {options.top_k}: give at least 1")
 
     paths = expand(options.images)
-    for target in filter(None, (options.output, options.sheet)):  # before the work, so that none is lost
+    for target in filter(None, (options.output, options.sheet)):  # before the work, which would be lost otherwise
         require_writable(target)
     if options.onnx:
         classifier: Classifier = ExportedClassifier(OnnxModel(options.onnx, "classification"))
@@ -53,30 +55,30 @@ def main() -> None:
         if target:
             write(predictions, target)
             print(f"written: {target}")
-    tell_unreadable([prediction["error"] for prediction in predictions if "error" in prediction], len(paths))
+    exit_if_unreadable([prediction["error"] for prediction in predictions if "error" in prediction], len(paths))
 
 
 class Classifier(Protocol):
-    """What classifies images: a checkpoint, or an ONNX file.
+    """A trained classifier, from a checkpoint or an ONNX file.
 
     Attributes:
-        class_names: the classes in the order of the logits.
-        transform: makes an image as read, ``(H, W, 3)`` uint8, one that :meth:`logits` takes.
+        class_names: names of the classes in the order of the logits.
+        transform: transform that prepares an image ``(H, W, 3)`` uint8 for :meth:`logits`.
     """
 
     class_names: list[str]
     transform: Callable[..., dict]
 
     def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Classify images ``(3, H, W)`` uint8, one or more: ``(B, K)``."""
+        """Return the logits ``(B, K)`` of one or more transformed images ``(3, H, W)`` uint8."""
 
 
 class CheckpointClassifier:
-    """A checkpoint's :class:`Classifier`, on the GPU where there is one.
+    """A :class:`Classifier` from a checkpoint, on the GPU if available.
 
     Args:
-        module: and
-        data_options: as :func:`mobile_former.training.run.checkpoint.load_checkpoint` gives them.
+        module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
+        data_options: options of its data module, from the same checkpoint.
     """
 
     def __init__(self, module: ClassificationModule, data_options: dict):
@@ -87,7 +89,7 @@ class CheckpointClassifier:
 
     @torch.inference_mode()
     def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Classify images ``(3, S, S)`` uint8: ``(B, K)``."""
+        """Return the logits ``(B, K)`` of transformed images ``(3, S, S)`` uint8."""
         pixels = torch.stack(list(images)).to(self.module.device)
         return self.module(normalise(pixels, self.mean, self.std, self.module.dtype))
 
@@ -96,14 +98,14 @@ def predict(classifier: Classifier, paths: list[Path], *, top_k: int = 5, batch_
     """Classify image files.
 
     Args:
-        classifier: a checkpoint's, or an ONNX file's.
-        paths: the images.
-        top_k: classes to tell for each image, at most.
-        batch_size: images in a batch.
+        classifier: trained classifier.
+        paths: paths of the images.
+        top_k: maximum number of classes per image.
+        batch_size: number of images per batch.
 
     Returns:
-        For each image ``{"path", "class", "probability", "top_k": [{"class", "probability"}, …]}``, or
-        ``{"path", "error"}`` where it cannot be read.
+        One dictionary per image: ``{"path", "class", "probability", "top_k": [{"class", "probability"}, …]}``, or
+        ``{"path", "error"}`` if the image cannot be read.
     """
     names = classifier.class_names
     workers = default_workers() if len(paths) > 4 * batch_size else 0
@@ -135,7 +137,7 @@ def _print(predictions: list[dict]) -> None:
         else:
             others = ", ".join(f"{other['class']} {other['probability']:.3f}" for other in prediction["top_k"][1:3])
             row = (prediction["path"], prediction["class"], f"{prediction['probability']:.3f}", others)
-        table.add_row(*map(escape, row))  # names may hold what rich takes for markup
+        table.add_row(*map(escape, row))  # rich would read square brackets in names as markup
     console().print(table)
 
 
@@ -158,7 +160,7 @@ def _draw(predictions: list[dict], path: Path) -> None:
     readable = [prediction for prediction in predictions if "error" not in prediction]
     shown = readable[:SHEET_MOST]
     if not shown:
-        raise InputError(f"no sheet {path}: none of the images could be read")
+        raise InputError(f"--sheet {path} is not written: none of the images could be read")
     image_sheet(
         [read_image(prediction["path"]) for prediction in shown],
         [

@@ -1,33 +1,34 @@
-"""``python -m classification.publish``: a checkpoint as a model for the Hugging Face Hub, in a folder or there."""
+"""``python -m classification.publish``: write a checkpoint as a model for the Hugging Face Hub, or push it there."""
 
 from pathlib import Path
 
 from classification.module import ClassificationModule
 from mobile_former.errors import InputError
 from mobile_former.model import MobileFormer
-from mobile_former.training.cli.command import Parser, run_command
+from mobile_former.training.cli.command import run_command
+from mobile_former.training.cli.parser import Parser
 from mobile_former.training.run.checkpoint import load_checkpoint
 from mobile_former.weights.usage import Usage
 
 
 def main() -> None:
-    """Publish by the command line's options."""
+    """Run the command."""
     parser = Parser(
         prog="python -m classification.publish",
         description="Write a checkpoint as a model for the Hugging Face Hub: config, safetensors and model card.",
     )
     parser.add_argument("--ckpt_path", required=True, help="a run's checkpoints/best.ckpt")
-    parser.add_argument("--folder", type=Path | None, default=None, help="where to write it; it goes nowhere else")
-    parser.add_argument("--repository", type=str | None, default=None, help="where to push it: owner/name, on the Hub")
-    parser.add_argument("--private", type=bool, default=False, help="let nobody else see a new repository")
-    parser.add_argument("--license", type=str, default="apache-2.0", help="of the weights, by the Hub's name for it")
+    parser.add_argument("--folder", type=Path | None, default=None, help="folder to write; nothing is pushed")
+    parser.add_argument("--repository", type=str | None, default=None, help="repository to push to, owner/name")
+    parser.add_argument("--private", type=bool, default=False, help="make a new repository private")
+    parser.add_argument("--license", type=str, default="apache-2.0", help="license of the weights, as the Hub names it")
     options = parser.parse_args()
     if (options.folder is None) == (options.repository is None):
         raise InputError("give either --folder, to write the model there, or --repository owner/name, to push it")
     module, data_options = load_checkpoint(options.ckpt_path, ClassificationModule, "classification")
     model = module.model
     if not isinstance(model, MobileFormer):
-        raise InputError(f"{options.ckpt_path} holds {module.label}: publish another library's model by that library")
+        raise InputError(f"{options.ckpt_path} holds {module.label}: publish it with the library of that model")
     usage = Usage(
         class_names=tuple(module.hparams.class_names),
         **{name: data_options[name] for name in ("image_size", "crop_fraction", "mean", "std")},

@@ -1,8 +1,7 @@
-"""``python -m classification.shard``: an image folder as WebDataset shards, which are read in one piece each."""
+"""``python -m classification.shard``: write an image folder as WebDataset shards."""
 
 import hashlib
 import io
-import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,18 +16,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from classification.data.image_folder import ImageFolder, list_classes
 from classification.data.shards import INDEX, Shard, ShardIndex, unpack
 from mobile_former.errors import InputError
-from mobile_former.training.cli.command import Parser, run_command, tell_unreadable
+from mobile_former.training.cli.command import exit_if_unreadable, run_command
+from mobile_former.training.cli.parser import Parser
 from mobile_former.training.data.images import ImageError, decode_image
 from mobile_former.training.data.module import default_workers
+from mobile_former.whole_file import write_whole
 
 SPLITS = ("train", "val", "test")
-MEGABYTES = 64  # a shard: long reads for disk and network, and little memory for each loading process
+MEGABYTES = 64  # size of a shard: long reads for disk and network, but little memory per loading process
 
 
 class Planned(NamedTuple):
-    """An image that a shard is to hold."""
+    """An image to put into a shard."""
 
-    number: int  # in the split, which is the sample's key
+    number: int  # number of the image in the split, and key of its sample
     path: Path
     label: int
 
@@ -42,22 +43,22 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a shard: None where it would be empty, or was not written for unreadable images."""
+    """Result of a job."""
 
-    shard: Shard | None
-    written: bool
-    unreadable: list[str]
+    shard: Shard | None  # None: all images are unreadable, or some are and must not be skipped
+    written: bool  # False: the file already existed, or there is no shard
+    unreadable: list[str]  # messages about unreadable images
 
 
 def main() -> None:
-    """Write shards by the command line's options."""
+    """Run the command."""
     parser = Parser(prog="python -m classification.shard", description="Write an image folder as WebDataset shards.")
-    parser.add_argument("folder", type=Path, help="train/<class>/* and val/<class>/* (and test/<class>/*)")
-    parser.add_argument("output", type=Path, help="where to write train/000000.tar, …, and shards.json")
-    parser.add_argument("--shard_megabytes", type=float, default=MEGABYTES, help="size of a shard, in 10^6 bytes")
-    parser.add_argument("--shard_samples", type=int | None, default=None, help="images in a shard, in place of a size")
-    parser.add_argument("--seed", type=int, default=0, help="of the order in which images are put into shards")
-    parser.add_argument("--workers", type=int, default=default_workers(), help="processes that write")
+    parser.add_argument("folder", type=Path, help="folder with train/<class>/*, val/<class>/*, optional test/<class>/*")
+    parser.add_argument("output", type=Path, help="folder to write: train/000000.tar, …, and shards.json")
+    parser.add_argument("--shard_megabytes", type=float, default=MEGABYTES, help="size of a shard in 10^6 bytes")
+    parser.add_argument("--shard_samples", type=int | None, default=None, help="images per shard, instead of a size")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order of the images")
+    parser.add_argument("--workers", type=int, default=default_workers(), help="number of writing processes")
     parser.add_argument("--skip_unreadable", type=bool, default=False, help="leave out images that cannot be read")
     options = parser.parse_args()
     if options.shard_megabytes <= 0:
@@ -68,7 +69,7 @@ def main() -> None:
     if options.seed < 0:
         raise InputError(f"--seed is {options.seed}: give 0 or more")
     if options.output.resolve().is_relative_to(options.folder.resolve()):
-        raise InputError(f"the output {options.output} lies in {options.folder} itself: give a place outside it")
+        raise InputError(f"the output {options.output} is inside {options.folder}: give a folder outside it")
 
     class_names = list_classes(options.folder, "train")
     jobs = {
@@ -89,23 +90,23 @@ def main() -> None:
 def plan_shards(
     images: ImageFolder, folder: Path, *, seed: int, size: int, samples: int | None, skip_unreadable: bool
 ) -> list[Job]:
-    """Put the images of a split into shards.
+    """Distribute the images of a split over shards, in random order.
 
-    Evaluation's are shuffled too, which changes no score: any shard then shows what the split is like.
+    Images of evaluation are shuffled too, which does not change scores: any shard is then representative.
 
     Args:
-        images: of the split.
-        folder: where its shards will lie.
-        seed: of the order.
-        size: bytes at which a shard is full; each holds an image or more.
-        samples: images in a shard, in place of ``size``.
-        skip_unreadable: whether to leave out what cannot be read.
+        images: images of the split.
+        folder: folder of the split's shards.
+        seed: seed of the order.
+        size: maximum size of a shard in bytes. Each shard has at least one image.
+        samples: number of images per shard, instead of ``size``.
+        skip_unreadable: leave out images that cannot be read.
     """
     shards: list[list[Planned]] = []
     room = 0
     for number in np.random.default_rng(seed).permutation(len(images)).tolist():
         path = images.paths[number]
-        # A link may lead nowhere, which is told when it is read. A sample's two headers and its padding are 2 KB.
+        # A broken link has size 0 here and is reported when it is read. Headers and padding of a sample take 2 KB.
         cost = 1 if samples else (path.stat().st_size if path.exists() else 0) + 2048
         if cost > room:
             shards.append([])
@@ -116,52 +117,53 @@ def plan_shards(
 
 
 def write_shards(output: Path, class_names: list[str], jobs: dict[str, list[Job]], *, workers: int) -> None:
-    """Write what is not there yet, check it, and write the index, by which alone shards are read.
+    """Write the shards that do not exist yet, and the index.
 
     Args:
         output: folder of the index.
-        class_names: in the order of the labels.
-        jobs: the shards of each split.
-        workers: processes.
+        class_names: names of the classes in the order of the labels.
+        jobs: shards of each split.
+        workers: number of processes.
 
     Raises:
-        InputError: a shard does not read back as it was written, or a split has no readable image.
+        InputError: a written shard cannot be read back, or a split has no readable image.
+        SystemExit: there are unreadable images that must not be skipped.
     """
     for split in jobs:
         (output / split).mkdir(parents=True, exist_ok=True)
-    (output / INDEX).unlink(missing_ok=True)  # it would speak of other shards until all are written
-    outcomes = _run(jobs, workers)
-    total = sum(len(job.planned) for shards in jobs.values() for job in shards)
-    done = [outcome for split in outcomes.values() for outcome in split]
-    unreadable = [message for outcome in done for message in outcome.unreadable]
-    skipping = next(job.skip_unreadable for shards in jobs.values() for job in shards)
-    if unreadable and not skipping:
-        print("no index is written; mend these images, or leave them out by --skip_unreadable true", file=sys.stderr)
-        tell_unreadable(unreadable, total)
+    (output / INDEX).unlink(missing_ok=True)  # an old index would not match the shards
+    flat = [job for shards in jobs.values() for job in shards]
+    outcomes = _run(flat, workers)
+    total = sum(len(job.planned) for job in flat)
+    unreadable = [message for outcome in outcomes for message in outcome.unreadable]
+    if unreadable and not flat[0].skip_unreadable:
+        print("no index is written: fix these images, or leave them out with --skip_unreadable true", file=sys.stderr)
+        exit_if_unreadable(unreadable, total)
     for message in unreadable:
         print(f"left out: {message}", file=sys.stderr)
-    splits = {split: [outcome.shard for outcome in found if outcome.shard] for split, found in outcomes.items()}
+    written = [outcome.shard for outcome in outcomes if outcome.shard]
+    splits = {split: [shard for shard in written if shard.file.startswith(f"{split}/")] for split in jobs}
     for split, shards in splits.items():
         if not shards:
             raise InputError(f"none of the images of {split} can be read")
         for path in sorted((output / split).glob("*.tar")):
             if f"{split}/{path.name}" not in {shard.file for shard in shards}:
-                print(f"{path} is of an earlier run and not in the index: it can be removed", file=sys.stderr)
+                print(f"{path} is from an earlier run and not in the index: it can be removed", file=sys.stderr)
     ShardIndex(str(output), class_names, splits).write()
     for split, shards in splits.items():
         images, size = sum(shard.samples for shard in shards), sum(shard.bytes for shard in shards)
         print(f"{split}: {images} images in {len(shards)} shard{'s' * (len(shards) > 1)}, {size / 1e6:.1f} MB")
-    kept = sum(outcome.shard is not None and not outcome.written for outcome in done)
-    print(f"written: {output / INDEX}", *([f"{kept} shards were there already"] if kept else []), sep="; ")
+    kept = sum(outcome.shard is not None and not outcome.written for outcome in outcomes)
+    print(f"written: {output / INDEX}", *([f"{kept} shards already existed"] if kept else []), sep="; ")
     if unreadable:
         print(f"{len(unreadable)} of {total} images could not be read and are left out")
 
 
 def write_shard(job: Job) -> Outcome:
-    """Write one shard beside its place, read it back, and put it there; one that is there and right stays.
+    """Write one shard and read it back before it gets its name. A file with the right content is not written again.
 
     Raises:
-        InputError: it does not read back as it was written.
+        InputError: the written shard cannot be read back.
     """
     found = job.target.read_bytes() if job.target.is_file() else None
     contents, unreadable = {}, []
@@ -171,7 +173,7 @@ def write_shard(job: Job) -> Outcome:
         except OSError as error:
             unreadable.append(f"{planned.path}: cannot be read ({error.strerror}); check the file")
     packed = _pack(contents)
-    if unreadable or packed != found:  # what was written before has been decoded before
+    if unreadable or packed != found:  # the images of an existing shard were decoded when it was written
         unreadable += _undecodable(contents)
         if not contents or (unreadable and not job.skip_unreadable):
             return Outcome(None, False, unreadable)
@@ -180,50 +182,41 @@ def write_shard(job: Job) -> Outcome:
     shard = Shard(f"{job.target.parent.name}/{job.target.name}", len(contents), len(packed), checksum)
     if packed == found:
         return Outcome(shard, False, unreadable)
-    part = job.target.with_suffix(".part")
-    try:
-        with part.open("wb") as file:
-            file.write(packed)
-            file.flush()
-            os.fsync(file.fileno())
-        back = part.read_bytes()
-        samples = [(sample.data, sample.label) for sample in unpack(back, str(part))]
+
+    def check(written: Path) -> None:
+        back = written.read_bytes()
+        samples = [(sample.data, sample.label) for sample in unpack(back, str(written))]
         wanted = [(content, planned.label) for planned, content in contents.items()]
         if hashlib.sha256(back).hexdigest() != checksum or samples != wanted:
-            raise InputError(f"{job.target}: does not read back as it was written; check the disk")
-        part.replace(job.target)
-    finally:
-        part.unlink(missing_ok=True)
+            raise InputError(f"{job.target}: the written file differs when it is read back; check the disk")
+
+    write_whole(job.target, packed, kind="the shard ", before_replace=check)
     return Outcome(shard, True, unreadable)
 
 
-def _run(jobs: dict[str, list[Job]], workers: int) -> dict[str, list[Outcome]]:
-    """What becomes of each shard, in their order."""
-    total = sum(len(job.planned) for shards in jobs.values() for job in shards)
+def _run(jobs: list[Job], workers: int) -> list[Outcome]:
+    """Run the jobs in parallel and return their outcomes in order."""
     with ProcessPoolExecutor(workers) as pool:
-        # Before the bar, whose thread would not outlive a fork.
-        futures = {split: [pool.submit(write_shard, job) for job in shards] for split, shards in jobs.items()}
-        sizes = {
-            future: len(job.planned)
-            for split, shards in jobs.items()
-            for future, job in zip(futures[split], shards, strict=True)
-        }
+        # Submitted before the progress bar starts: its thread would not survive a fork.
+        futures = {pool.submit(write_shard, job): len(job.planned) for job in jobs}
         try:
             with _progress() as progress:
-                task = progress.add_task("images", total=total)
-                for future in as_completed(sizes):
+                task = progress.add_task("images", total=sum(futures.values()))
+                for future in as_completed(futures):
                     future.result()
-                    progress.advance(task, sizes[future])
+                    progress.advance(task, futures[future])
         except BrokenProcessPool as error:
-            raise InputError("a writing process was killed, perhaps for memory: give fewer --workers") from error
+            raise InputError(
+                "a writing process was killed, perhaps for lack of memory: give fewer --workers"
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-        return {split: [future.result() for future in found] for split, found in futures.items()}
+        return [future.result() for future in futures]
 
 
 def _undecodable(contents: dict[Planned, bytes]) -> Iterator[str]:
-    """Take out what cannot be decoded, and say what is wrong with it."""
+    """Remove the images that cannot be decoded, and yield a message about each."""
     for planned, content in list(contents.items()):
         try:
             decode_image(content, str(planned.path))
@@ -233,8 +226,8 @@ def _undecodable(contents: dict[Planned, bytes]) -> Iterator[str]:
 
 
 def _pack(contents: dict[Planned, bytes]) -> bytes:
-    """The bytes of a shard, the same whenever they are made."""
-    from webdataset.writer import TarWriter  # a second's import
+    """Return the content of a shard, which is always the same for the same images."""
+    from webdataset.writer import TarWriter  # here, because the import takes a second
 
     packed = io.BytesIO()
     with TarWriter(packed, encoder=False, mtime=0) as writer:

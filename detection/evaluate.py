@@ -1,4 +1,4 @@
-"""What ``validate`` and ``test`` share: score a checkpoint on images with boxes."""
+"""Scoring of a checkpoint on images with boxes, for the commands ``validate`` and ``test``."""
 
 import json
 from collections.abc import Mapping
@@ -16,21 +16,25 @@ from mobile_former.training.run.checkpoint import load_checkpoint
 
 
 def evaluate(stage: str) -> None:
-    """Parse a command line and score a checkpoint.
+    """Parse the command line and score a checkpoint.
 
     Args:
-        stage: ``"validate"`` (prints the numbers) or ``"test"`` (also writes a folder).
+        stage: ``"validate"`` to print the scores, or ``"test"`` to also write the scores to a folder.
     """
     parser = evaluation_parser("detection", stage)
     parser.add_argument(
         "--data.split",
         type=Literal["train", "val", "test"] | None,
         default=None,
-        help="which images; default: val" + (", or test where there is one" if stage == "test" else ""),
+        help="split to score; default: " + ("test if there is one, else val" if stage == "test" else "val"),
     )
-    parser.add_argument("--data.annotations", type=dict[str, str] | None, default=None, help="files, by split")
-    parser.add_argument("--data.images", type=dict[str, str] | None, default=None, help="folders, by split")
-    parser.add_argument("--results", type=Path | None, default=None, help="a .json to write: COCO results")
+    parser.add_argument(
+        "--data.annotations", type=dict[str, str] | None, default=None, help="annotation files by split"
+    )
+    parser.add_argument("--data.images", type=dict[str, str] | None, default=None, help="image folders by split")
+    parser.add_argument(
+        "--results", type=Path | None, default=None, help="file for the detections, .json in COCO results format"
+    )
     options = parser.parse_args()
     trainer = Trainer(**parser.instantiate(options).trainer)
     module, data_options = load_checkpoint(options.ckpt_path, DetectionModule, "detection")
@@ -49,7 +53,7 @@ def evaluate(stage: str) -> None:
         module.print_scores(title)
         module.print_classes()
     if options.results:
-        results = module.average_precision.results()  # of all processes, which all have to ask
+        results = module.average_precision.results()  # gathers from all processes, so all must call it
     if not trainer.is_global_zero:
         return
     if stage == "test":
@@ -63,17 +67,18 @@ def evaluate(stage: str) -> None:
 
 
 def labelled_data(data_options: dict, given: Mapping) -> DetectionData:
-    """The images that a checkpoint was trained on, or others.
+    """Build the data module for scoring: with the checkpoint's data, or with other data if a path is given.
 
     Args:
-        data_options: those in the checkpoint.
-        given: options in their place, those that are not None: ``root``, ``annotations``, ``batch_size``, ….
+        data_options: data module options that are stored in the checkpoint.
+        given: new values of some options, such as ``root``, ``annotations`` or ``batch_size``. A value of None keeps the
+            stored option. If ``root`` or ``annotations`` is given, no stored path is kept.
 
     Raises:
-        InputError: an option out of range.
+        InputError: an option is out of range.
     """
     given = {name: value for name, value in given.items() if value is not None}
     if {"root", "annotations"} & set(given):
-        # Data of another place: nothing of what training was told about places holds there.
+        # Other data: no path of the training data applies to it.
         given = {"root": None, "annotations": None, "images": None} | given | {"dataset": "coco"}
     return DetectionData(**(data_options | given))

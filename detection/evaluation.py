@@ -1,4 +1,4 @@
-"""COCO's average precision, by pycocotools."""
+"""COCO average precision, computed by pycocotools."""
 
 import contextlib
 import io
@@ -15,8 +15,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 _logger = logging.getLogger(__name__)
 
-# In the order of pycocotools' summary. Sizes are of boxes, 32² and 96² pixels being the borders; AR_1 and AR_10 are
-# recalls of the best 1 and 10 detections of each class in an image, the others of the best 100.
+# In the order of pycocotools' summary. small, medium and large objects are separated by areas of 32² and 96² pixels.
+# AR_1 and AR_10 count the best 1 and 10 detections per class and image, all other numbers the best 100.
 NUMBERS = (
     "AP",
     "AP50",
@@ -36,12 +36,12 @@ NUMBERS = (
 class CocoAP(Metric):
     """The twelve COCO numbers and the AP of each class, over the images that were evaluated.
 
-    Every number is the one that pycocotools computes from :meth:`results`, and -1 where there is nothing to find: a
-    class or a size without objects. An image that comes twice, as a distributed sampler may have it, counts once.
+    pycocotools computes the numbers from :meth:`results`. A number is -1 if the evaluated images have no objects of the
+    class or size. An image that is evaluated twice, for example by a distributed sampler, counts once.
 
     Args:
-        ground_truth: images, annotations and categories in COCO's format.
-        category_ids: of the classes in the order of their labels.
+        ground_truth: images, annotations and categories in COCO format.
+        category_ids: category ids in the order of the labels.
     """
 
     full_state_update = False
@@ -52,18 +52,18 @@ class CocoAP(Metric):
         self.category_ids = np.array(category_ids)
         names = {category["id"]: category["name"] for category in ground_truth["categories"]}
         self.class_names = [names[category_id] for category_id in category_ids]
-        # pycocotools writes into annotations
+        # copies, because pycocotools modifies annotations
         self.ground_truth = _coco(ground_truth | {"annotations": [dict(row) for row in ground_truth["annotations"]]})
         for name in ("image_ids", "counts", "boxes", "scores", "labels"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, detections: Sequence[dict[str, Tensor]], image_ids: Sequence[int] | Tensor) -> None:
-        """Add what was detected in some images.
+        """Add the detections of some images.
 
         Args:
-            detections: for each image ``boxes`` ``(n, 4)`` xyxy in its original pixels, ``scores`` ``(n,)`` in 0..1
-                and ``labels`` ``(n,)``.
-            image_ids: of the images.
+            detections: per image ``boxes`` ``(n, 4)``, xyxy in original pixels, ``scores`` ``(n,)`` in [0, 1] and
+                ``labels`` ``(n,)``.
+            image_ids: ids of the images.
         """
         if not len(detections):
             return
@@ -74,7 +74,7 @@ class CocoAP(Metric):
         self.labels.append(torch.cat([found["labels"] for found in detections]))
 
     def compute(self) -> dict[str, float | dict[str, float]]:
-        """The numbers by their names in ``NUMBERS``, and ``"per_class"``: the AP of each class by its name."""
+        """Return a dictionary of the twelve ``NUMBERS``, and of ``"per_class"``, a dictionary of AP by class name."""
         image_ids, rows = self._gathered()
         evaluation = COCOeval(self.ground_truth, _detections(rows, self.ground_truth), "bbox")
         evaluation.params.imgIds = image_ids
@@ -94,12 +94,12 @@ class CocoAP(Metric):
         }
 
     def results(self) -> list[dict]:
-        """The detections as rows of COCO's results format, by image, to be written as JSON; all processes call it."""
+        """Return the detections in COCO results format, sorted by image. All processes must call this method."""
         with self.sync_context():
             return self._gathered()[1]
 
     def sync(self, *args, **kwargs) -> None:
-        """Gather from all processes; one that had no images takes part with tensors of the right shapes and types."""
+        """Gather the detections from all processes. A process without images contributes empty tensors."""
         self._begin()
         super().sync(*args, **kwargs)
 
@@ -110,7 +110,7 @@ class CocoAP(Metric):
             self.boxes, self.scores = [torch.zeros((0, 4), device=self.device)], [none.float()]
 
     def _gathered(self) -> tuple[list[int], list[dict]]:
-        """The ids of the images evaluated, and their detections."""
+        """Return the ids of the evaluated images, and the detections in COCO results format."""
         self._begin()
         image_ids, counts, boxes, scores, labels = (
             dim_zero_cat(getattr(self, name)).cpu().numpy()
@@ -124,10 +124,10 @@ class CocoAP(Metric):
         boxes, scores = boxes[chosen].astype(np.float64), scores[chosen].astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
         category = self.category_ids[labels[chosen]]
-        # To pycocotools an overlap that isn't a number would be a perfect one.
+        # pycocotools would count an IoU of NaN as a perfect match.
         finite = np.isfinite(boxes).all(1) & np.isfinite(scores)
         if not finite.all():
-            _logger.warning("%d detections are left out: their boxes or scores are not finite", (~finite).sum())
+            _logger.warning("%d detections are left out because their boxes or scores are not finite", (~finite).sum())
         columns = (column[finite].tolist() for column in (image, category, boxes, scores))
         return image_ids.tolist(), [
             {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
@@ -136,7 +136,7 @@ class CocoAP(Metric):
 
 
 def _detections(rows: list[dict], ground_truth: COCO) -> COCO:
-    """pycocotools' index of results, as its ``loadRes`` makes it, which takes no empty list."""
+    """Index detections for pycocotools. Its own function ``loadRes`` rejects an empty list."""
     annotations = [
         row | {"area": row["bbox"][2] * row["bbox"][3], "id": number, "iscrowd": 0}
         for number, row in enumerate(rows, start=1)

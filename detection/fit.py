@@ -11,7 +11,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def main() -> None:
-    """Train by the command line's options and configs; on the embedded scenes where none is given."""
+    """Parse the command line and train. Without --config, train on the scenes of :mod:`detection.data.scenes`."""
     FitCLI(
         "detection",
         DetectionModule,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from pytorch_lightning import Callback, LightningModule
-from pytorch_lightning.callbacks import EMAWeightAveraging
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
@@ -24,50 +23,51 @@ from detection.pictures import draw_comparison
 from mobile_former.ablation import ablation_names
 from mobile_former.errors import InputError
 from mobile_former.training.baselines import is_baseline
-from mobile_former.training.cli.command import console
+from mobile_former.training.console import console
+from mobile_former.training.data.dataset import indices_to_look_at
 from mobile_former.training.data.images import normalise
-from mobile_former.training.optimisation import adamw, rate_factor, run_length
-from mobile_former.training.run.figures import spread
+from mobile_former.training.optimisation import Optimisation
 from mobile_former.training.run.report import figure
 
-SHEET_THRESHOLD = 0.3  # score from which the sheet shows detections
+SHEET_THRESHOLD = 0.3  # minimum score of detections on predictions.png
 _SHEET_IMAGES = 8
 
 
 class DetectionModule(LightningModule):
-    """A detector trained on images with boxes.
+    """LightningModule that trains and evaluates a detector.
 
     Args:
-        class_names: names of the classes in the order of their labels.
-        name: one of the detectors, see :func:`detection.list_detectors`.
-        backbone: what it has in place of its own: another Mobile-Former by name; or timm/NAME, transformers/resnet18 to
-            101, of the optional extra "baselines".
-        pretrained: a weights file to start from: a classifier's, the authors' or this project's, of which the backbone
-            is taken; or a detector's of this project, with these or other classes.
-        ablation: what to leave out, one or several with commas between, see :func:`detection.models.ablation.ablate`.
-        focal: classes by sigmoid and focal loss, in place of softmax with "no object". This and the next three are
-            E2E-MF's; other detectors take no notice of them.
-        refine_boxes: each block corrects the boxes of the one before, and queries look around their boxes.
-        dense_head: while training, every position of the maps predicts as well, so that the backbone learns faster.
-        choose_queries: queries start from the best positions of the dense head, which then also runs in inference.
-        learning_rate: of all but the backbone, at its peak.
-        backbone_learning_rate: of the backbone, at its peak; default: that of the rest.
-        learning_rate_batch: the total batch that the learning rate is meant for: it is scaled in proportion to that of
-            the run, over all processes; default: it is taken as it stands.
-        weight_decay: of all but biases and norms.
+        class_names: class names in the order of the labels.
+        name: name of a detector, see :func:`detection.list_detectors`.
+        backbone: name of a backbone that replaces the detector's own: another Mobile-Former, or, with the extra
+            "baselines", timm/NAME or transformers/resnet18 to 101.
+        pretrained: weights file to start from. The file of a classifier (the authors' or this project's) gives only the
+            backbone. The file of a detector of this project may have the same or other classes.
+        ablation: parts to leave out, separated by commas, see :func:`detection.models.ablation.ablate`.
+        focal: predict classes by sigmoids with focal loss, instead of a softmax with the class "no object". Only E2E-MF
+            uses focal, refine_boxes, dense_head and choose_queries.
+        refine_boxes: let each block correct the boxes of the previous block, and queries attend around their boxes.
+        dense_head: in training, predict at every position of the feature maps too. The backbone then learns faster.
+        choose_queries: start queries from the best positions of the dense head. The dense head then also runs in
+            inference.
+        learning_rate: peak learning rate.
+        backbone_learning_rate: peak learning rate of the backbone. Default: learning_rate.
+        learning_rate_batch: total batch size that the learning rates are meant for. They are scaled in proportion to
+            the total batch size of the run. Default: no scaling.
+        weight_decay: weight decay of all parameters except biases and norms.
         warmup_epochs: epochs in which the learning rates rise.
-        milestones: epochs at which the learning rates fall to a tenth; default: they fall along a cosine to 0.
-        ema_decay: decay of an exponential moving average of the weights, which is then what is evaluated and saved; 0
-            leaves it out.
-        freeze_batch_norm: leave the backbone's BatchNorms as they are, as is usual where batches are small and the
-            backbone is pretrained.
-        checkpoint_gradients: keep less of each block while training and compute it anew for the gradients, which takes
-            less memory and more time; of Mobile-Former's backbones alone.
-        category_ids: what the data calls the classes by, in the order of their labels, for results.
+        milestones: epochs at which the learning rates fall to a tenth. Default: cosine decay to 0.
+        ema_decay: decay of an exponential moving average of the weights. The average is evaluated and saved instead of
+            the weights. 0: no average.
+        freeze_batch_norm: keep the BatchNorms of the backbone fixed, as is usual with small batches and a pretrained
+            backbone.
+        checkpoint_gradients: recompute blocks in the backward pass, which takes less memory and more time. Only for
+            Mobile-Former backbones.
+        category_ids: COCO category ids in the order of the labels, for detection results.
 
     Raises:
-        InputError: unknown name, a number out of range, or a weights file that does not fit.
-        FileNotFoundError: no such weights file.
+        InputError: the name is unknown, a value is out of range, or the weights file does not fit.
+        FileNotFoundError: the weights file does not exist.
     """
 
     monitor = "val/AP"
@@ -101,148 +101,136 @@ class DetectionModule(LightningModule):
         category_ids: list[int] | None = None,
     ):
         super().__init__()
-        rates = {"learning_rate": learning_rate, "backbone_learning_rate": backbone_learning_rate}
-        for option, rate in rates.items():
-            if rate is not None and rate <= 0:
-                raise InputError(f"--model.{option} is {rate}: give more than 0")
-        if learning_rate_batch is not None and learning_rate_batch < 1:
-            raise InputError(f"--model.learning_rate_batch is {learning_rate_batch}: give a number of images")
-        if weight_decay < 0 or warmup_epochs < 0:
-            raise InputError(
-                f"--model.weight_decay is {weight_decay}, --model.warmup_epochs {warmup_epochs}: give 0 or more"
-            )
-        if milestones is not None and (min(milestones, default=1) < 1 or sorted(set(milestones)) != list(milestones)):
-            raise InputError(f"--model.milestones is {milestones}: give epochs from 1 in rising order")
-        if not 0 <= ema_decay < 1:
-            raise InputError(f"--model.ema_decay is {ema_decay}: give 0 (no average) to below 1")
+        self.optimisation = Optimisation(
+            learning_rate,
+            backbone_learning_rate,
+            learning_rate_batch,
+            weight_decay,
+            warmup_epochs,
+            milestones,
+            ema_decay,
+        )
         class_names = list(class_names)
         self.save_hyperparameters(ignore=["pretrained"], logger=False)
-        options = {
-            "focal": focal,
-            "refine_boxes": refine_boxes,
-            "dense_head": dense_head,
-            "choose_queries": choose_queries,
-        }
-        if name not in E2E_VARIANTS:
-            options = {}  # so that one config serves all
-        self.model = create_detector(name, num_classes=len(class_names), backbone=backbone, **options)
-        if ablation is not None:
-            if is_baseline(self.model.backbone_name):
-                raise InputError(f"--model.ablation knows Mobile-Former, not {self.model.backbone_name}: leave it out")
-            ablate(self.model, ablation)
-        if pretrained is not None:
-            load_detector_weights(self.model, pretrained)
-        if freeze_batch_norm:
-            for norm in self._backbone_norms():
-                norm.requires_grad_(False)
-        if checkpoint_gradients:
-            if is_baseline(self.model.backbone_name):
-                raise InputError(
-                    f"--model.checkpoint_gradients knows Mobile-Former's blocks, not {self.model.backbone_name}: "
-                    "leave it out"
-                )
-            mobile_former.checkpoint_gradients(self.model)
+        self.model = self._build_model(pretrained)
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self.average_precision: CocoAP | None = None  # made for the data that is scored
-        self.scores: dict[str, float] = {}  # the numbers of the last evaluation
+        self.average_precision: CocoAP | None = None  # created for the data that is scored
+        self.scores: dict[str, float] = {}  # of the last evaluation
         self.per_class: dict[str, float] = {}
-        self.train()  # Lightning keeps the mode it finds; this one leaves frozen BatchNorms in evaluation mode
+        self.train()  # Lightning keeps this mode, with frozen BatchNorms in evaluation mode
+
+    def _build_model(self, pretrained: str | None) -> nn.Module:
+        options = self.hparams
+        # Other detectors ignore the options of E2E-MF, so that one config serves all.
+        parts = ("focal", "refine_boxes", "dense_head", "choose_queries") if options.name in E2E_VARIANTS else ()
+        model = create_detector(
+            options.name,
+            num_classes=len(options.class_names),
+            backbone=options.backbone,
+            **{name: options[name] for name in parts},
+        )
+        if is_baseline(model.backbone_name):
+            for name in ("ablation", "checkpoint_gradients"):
+                if options[name]:
+                    raise InputError(
+                        f"--model.{name} is for Mobile-Former, not for {model.backbone_name}: leave it out"
+                    )
+        if options.ablation is not None:
+            ablate(model, options.ablation)
+        if pretrained is not None:
+            load_detector_weights(model, pretrained)
+        if options.freeze_batch_norm:
+            for norm in _batch_norms(model.backbone):
+                norm.requires_grad_(False)
+        if options.checkpoint_gradients:
+            mobile_former.checkpoint_gradients(model)
+        return model
 
     def train(self, mode: bool = True) -> "DetectionModule":
-        """Set the mode; frozen BatchNorms stay in evaluation mode."""
+        """Set training mode, except for frozen BatchNorms, which stay in evaluation mode."""
         super().train(mode)
         if self.hparams.freeze_batch_norm:
-            for norm in self._backbone_norms():
+            for norm in _batch_norms(self.model.backbone):
                 norm.eval()
         return self
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict:
-        """Detect objects in normalised images ``(B, 3, H, W)``."""
+        """Run the detector on normalised images ``(B, 3, H, W)``; see the forward method of the detector."""
         return self.model(images, padding_mask)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        """Detect, match, compare."""
+        """Compute and log the losses of a batch."""
         outputs = self.model(batch["image"], batch["padding_mask"])
         losses = self.model.loss(outputs, batch["targets"])
         count = len(batch["image"])
         self.log("train/loss", losses["total"], on_epoch=True, on_step=False, sync_dist=True, batch_size=count)
         self.log("loss", losses["total"], prog_bar=True, batch_size=count)
         for name, value in losses.items():
-            if name != "total" and not name[-1].isdigit():  # those of auxiliary layers would bury the others
+            if name != "total" and not name[-1].isdigit():  # not those of auxiliary outputs, which are many
                 self.log(f"train/{name}", value, on_epoch=True, on_step=False, sync_dist=True, batch_size=count)
                 self.log(name.removeprefix("loss_"), value, prog_bar=True, logger=False, batch_size=count)
         self.log("lr", self.lr_schedulers().get_last_lr()[0], batch_size=count)
         return losses["total"]
 
     def setup(self, stage: str) -> None:
-        """Make ready to score the data of a stage, whose ground truth is indexed once."""
+        """Index the ground truth of the data that is scored."""
         data = self.trainer.datamodule
         source = (data.test_set if stage == "test" else data.val_set).source
         self.average_precision = CocoAP(source.ground_truth(), source.category_ids)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the scores of the epoch before."""
+        """Reset the scores."""
         self.average_precision.reset()
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """Detect and count."""
+        """Add the loss and the detections of a batch to the scores."""
         self._evaluate(batch, self.val_loss)
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss and the twelve COCO numbers."""
+        """Log the loss and the twelve COCO numbers."""
         self._log_scores("val", self.val_loss)
 
     def on_test_epoch_start(self) -> None:
-        """Forget the scores of the run before."""
+        """Reset the scores."""
         self.average_precision.reset()
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
-        """Detect and count."""
+        """Add the loss and the detections of a batch to the scores."""
         self._evaluate(batch, self.test_loss)
 
     def on_test_epoch_end(self) -> None:
-        """Log loss and the twelve COCO numbers."""
+        """Log the loss and the twelve COCO numbers."""
         self._log_scores("test", self.test_loss)
 
     def configure_optimizers(self) -> dict:
-        """AdamW, and a schedule by step."""
-        factor = rate_factor(self.trainer, self.hparams.learning_rate_batch)
-        backbone_rate = self.hparams.backbone_learning_rate or self.hparams.learning_rate
-        return adamw(
-            self.model,
-            learning_rate=self.hparams.learning_rate * factor,
-            weight_decay=self.hparams.weight_decay,
-            warmup_epochs=self.hparams.warmup_epochs,
-            milestones=self.hparams.milestones,
-            learning_rates={self.model.backbone: backbone_rate * factor},
-            **run_length(self.trainer),
-        )
+        """Build AdamW and the learning-rate schedule."""
+        return self.optimisation.configure(self.model, self.trainer, self.model.backbone)
 
     def configure_callbacks(self) -> list[Callback]:
-        """The moving average of the weights, where one is asked for."""
-        return [EMAWeightAveraging(decay=self.hparams.ema_decay)] if self.hparams.ema_decay > 0 else []
+        """Build the callback that averages the weights, if ``ema_decay`` is set."""
+        return self.optimisation.callbacks()
 
     @property
     def label(self) -> str:
-        """A short name for tables and folders."""
+        """Short name for tables and folders."""
         ablations = ablation_names(self.hparams.ablation or "")
         return "-".join(filter(None, (self.hparams.name, self.hparams.backbone, *ablations)))
 
     @property
     def category_ids(self) -> list[int]:
-        """What results call the classes by, in the order of their labels."""
+        """COCO category ids in the order of the labels, for detection results. Default: 1, 2, 3, …."""
         return list(self.hparams.category_ids or range(1, len(self.hparams.class_names) + 1))
 
     def describe(self) -> str:
-        """What is trained, in a line."""
+        """Describe the model in one line."""
         return f"{self.label}: {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M parameters"
 
     def draw_results(self, folder: Path, datamodule: DetectionData) -> None:
-        """Write ``ap.json`` and a sheet of validation images with objects and detections; print the classes' AP."""
+        """Write ``ap.json``, print the AP of each class, and draw validation images with objects and detections."""
         self.write_scores(folder / "ap.json")
         self.print_classes()
         dataset = datamodule.val_set
-        samples = [dataset[index] for index in spread(len(dataset), _SHEET_IMAGES)]
+        samples = [dataset[index] for index in indices_to_look_at(dataset.source, _SHEET_IMAGES)]
         mean, std = datamodule.hparams.mean, datamodule.hparams.std
         images = [sample["image"] for sample in samples]
         detections = [self.detect([image], [image.shape[1:]], mean, std)[0] for image in images]
@@ -259,17 +247,17 @@ class DetectionModule(LightningModule):
     def detect(
         self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], mean: Sequence[float], std: Sequence[float]
     ) -> list[dict[str, Tensor]]:
-        """Detect objects in images as they come from :func:`detection.transforms.eval_transform`.
+        """Detect objects in images after :func:`detection.transforms.eval_transform`.
 
         Args:
-            images: each ``(3, H, W)`` uint8, of sizes of their own.
-            sizes: for each image height and width of the frame in which its boxes are wanted.
-            mean: of the channels, in 0..1.
-            std: of the channels, in 0..1.
+            images: images of any sizes, each ``(3, H, W)`` uint8.
+            sizes: output height and width of each image, usually the original size. Boxes are scaled to it.
+            mean: mean of each channel, in 0..1.
+            std: standard deviation of each channel, in 0..1.
 
         Returns:
-            For each image ``boxes`` ``(n, 4)`` xyxy in that frame, ``scores`` and ``labels`` ``(n,)``, best first, on
-            the CPU.
+            Per image ``boxes`` ``(n, 4)``, xyxy in pixels of the output size, ``scores`` and ``labels`` ``(n,)``, best
+            first, on the CPU.
         """
         was_training = self.training
         self.eval()
@@ -282,18 +270,18 @@ class DetectionModule(LightningModule):
         ]
 
     def write_scores(self, path: Path) -> None:
-        """Write the numbers of the last evaluation, and the AP of each class, as JSON."""
+        """Write the COCO numbers and the AP of each class as JSON, from the last evaluation."""
         path.write_text(json.dumps(self.scores | {"per_class": self.per_class}, indent=2, ensure_ascii=False) + "\n")
 
     def print_scores(self, title: str) -> None:
-        """Print the twelve COCO numbers."""
+        """Print the twelve COCO numbers of the last evaluation."""
         table = Table(title=escape(title), title_justify="left", show_header=False)
         for name in NUMBERS:
             table.add_row(name, figure(self.scores[name]))
         console().print(table)
 
     def print_classes(self, most: int = 30) -> None:
-        """Print the AP of the classes, the lowest first."""
+        """Print the AP of at most ``most`` classes, lowest first. Classes without objects come last."""
         rows = sorted(self.per_class.items(), key=lambda row: row[1])
         rows = [row for row in rows if row[1] >= 0] + [row for row in rows if row[1] < 0]
         title = "AP by class" + (f" (the lowest {most} of {len(rows)})" if len(rows) > most else "")
@@ -301,9 +289,6 @@ class DetectionModule(LightningModule):
         for name, value in rows[:most]:
             table.add_row(escape(name), figure(value))
         console().print(table)
-
-    def _backbone_norms(self) -> list[nn.Module]:
-        return [module for module in self.model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
 
     def _evaluate(self, batch: dict, mean_loss: MeanMetric) -> None:
         outputs = self.model(batch["image"], batch["padding_mask"])
@@ -316,8 +301,12 @@ class DetectionModule(LightningModule):
         values = self.average_precision.compute()
         self.per_class = values.pop("per_class")
         self.scores = values
-        # The metrics have gathered over processes already; sync_dist tells Lightning that nothing is forgotten.
+        # The metrics have been gathered over processes. Without sync_dist Lightning would warn.
         self.log(f"{stage}/loss", mean_loss.compute(), sync_dist=True)
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in {"AP", "AP50"}, sync_dist=True)
         mean_loss.reset()
+
+
+def _batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
+    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]

@@ -1,4 +1,4 @@
-"""Images with boxes drawn on them."""
+"""Drawings of images with boxes."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -12,48 +12,48 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
-from detection.boxes.boxes import cxcywh_to_xyxy
+from detection.boxes.geometry import cxcywh_to_xyxy
 from mobile_former.training.run.figures import COLOURS
 
-_LEAST_SIDE = 640  # pixels of a picture's longer side: captions on a smaller one would cover it
-_CELL = 300  # pixels of a sheet's square for one image
-_GAP = 8  # pixels between them
-_LETTERS = 14  # pixels: height of the smallest letters of a picture
-_SHEET_LETTERS = 11  # of captions on a sheet, and
-_TITLE_LETTERS = 16  # of what stands above it
+_LEAST_SIDE = 640  # pixels; smaller images are enlarged, so that captions do not cover them
+_CELL = 300  # pixels, square for one image of a sheet
+_GAP = 8  # pixels between images of a sheet
+_LETTERS = 14  # pixels, minimum font size of a picture
+_SHEET_LETTERS = 11  # pixels, font size of captions on a sheet
+_TITLE_LETTERS = 16  # pixels, font size of the title of a sheet
 _FONT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 
 
 def draw_detections(
     image: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int], captions: Sequence[str], path: Path
 ) -> None:
-    """Write an image with boxes, see :func:`with_detections`.
+    """Draw boxes on an image and write the picture.
 
     Args:
-        image: and
-        boxes: and
-        labels: and
-        captions: as there.
-        path: the picture, its ending telling the format.
+        image: image ``(H, W, 3)``, uint8 RGB.
+        boxes: boxes, xyxy in pixels.
+        labels: labels of the boxes.
+        captions: captions of the boxes.
+        path: path of the picture. Its suffix decides the format.
     """
-    # JPEG only: no blur of colours, in which thin lines and letters would fade
+    # JPEG: without colour subsampling, which blurs thin lines and letters
     with_detections(image, boxes, labels, captions).save(path, quality=92, subsampling=0)
 
 
 def with_detections(
     image: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int], captions: Sequence[str]
 ) -> Image.Image:
-    """An image with boxes, in its own size; a small one is enlarged, so that the captions can be read.
+    """Return an image with boxes drawn on it. Small images are enlarged so that captions are legible.
 
     Args:
-        image: ``(H, W, 3)`` uint8 RGB.
-        boxes: xyxy in pixels; the first ones come to lie uppermost.
-        labels: which choose the colours.
-        captions: of the boxes.
+        image: image ``(H, W, 3)``, uint8 RGB.
+        boxes: boxes, xyxy in pixels. Earlier boxes are drawn over later ones.
+        labels: labels of the boxes, which decide the colours.
+        captions: captions of the boxes.
     """
     height, width = image.shape[:2]
     scale = max(1.0, _LEAST_SIDE / max(height, width))
-    # Large images are looked at as a whole, so that letters have to grow with them.
+    # Large images are viewed scaled down, so letters grow with them.
     letters = max(_LETTERS, min(scale * max(height, width) / 60, scale * min(height, width) / 8))
     return _draw(image, boxes, labels, captions, scale, round(letters))
 
@@ -70,12 +70,12 @@ def draw_sheet(
     """Write a grid of images with their objects.
 
     Args:
-        images: each ``(H, W, 3)`` uint8 RGB, of any size.
-        targets: for each image ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``, cxcywh in 0..1.
-        class_names: of the labels.
-        path: the picture.
-        title: above the grid.
-        columns: images in a row, at most.
+        images: images of any sizes, each ``(H, W, 3)`` uint8 RGB.
+        targets: per image ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``, cxcywh normalised to [0, 1].
+        class_names: class names in the order of the labels.
+        path: path of the picture.
+        title: title above the grid.
+        columns: maximum number of images in a row.
     """
     cells = [_draw_objects(image, target, class_names) for image, target in zip(images, targets, strict=True)]
     _arrange(cells, max(1, min(columns, len(images))), title).save(path)
@@ -90,16 +90,15 @@ def draw_comparison(
     *,
     threshold: float,
 ) -> None:
-    """Write a sheet of images twice, side by side: with their objects, and with what was detected.
+    """Write a sheet that shows each image twice, side by side: with its objects, and with the detections.
 
     Args:
-        images: each ``(H, W, 3)`` uint8 RGB, of any size.
-        targets: as of :func:`draw_sheet`.
-        detections: for each image ``boxes`` ``(n, 4)`` xyxy in its pixels, ``scores`` and ``labels`` ``(n,)``, best
-            first.
-        class_names: of the labels.
-        path: the picture.
-        threshold: score from which detections are drawn.
+        images: images of any sizes, each ``(H, W, 3)`` uint8 RGB.
+        targets: objects of each image, see :func:`draw_sheet`.
+        detections: per image ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` and ``labels`` ``(n,)``, best first.
+        class_names: class names in the order of the labels.
+        path: path of the picture.
+        threshold: minimum score of the detections that are drawn.
     """
     cells = []
     for image, target, found in zip(images, targets, detections, strict=True):
@@ -114,7 +113,7 @@ def draw_comparison(
 
 
 def caption(class_name: str, score: float) -> str:
-    """What stands on a detection's box: its class, and its score in 0..1 as a percentage."""
+    """Return the caption of a detection: its class, and its score as a percentage."""
     return f"{class_name}: {score:.0%}"
 
 
@@ -156,9 +155,9 @@ def _draw(
     scale: float,
     letters: int,
 ) -> Image.Image:
-    """The image enlarged or shrunk, with boxes around its objects and captions of a height in pixels beside them.
+    """Resize an image by ``scale``, and draw boxes and captions in a font of ``letters`` pixels.
 
-    Not matplotlib's work: its axes know neither the image's pixels nor how much room a text will take.
+    Pillow is used because matplotlib knows neither pixel positions nor the size of a text before drawing.
     """
     picture = Image.fromarray(image)
     if scale != 1:
@@ -167,7 +166,7 @@ def _draw(
     pen = ImageDraw.Draw(picture)
     line, edge = max(2, letters // 8), max(1, letters // 14)
     frames = [_frame(box, scale, line + edge, picture.size) for box in boxes]
-    # The best last, over all others; every line has an edge in black or white, as one of the two shows on any image.
+    # The best box is drawn last, over all others. Lines have a black or white edge, so that they show on any image.
     for frame, label in reversed(list(zip(frames, labels, strict=True))):
         colour, contrast = _colours(label)
         left, top, right, bottom = frame
@@ -177,7 +176,7 @@ def _draw(
     tags: list[tuple[int, int, int, int]] = []
     texts = []
     for frame, text in zip(frames, captions, strict=True):
-        # At most half of the picture's width, or some twelve letters
+        # At most half of the width of the picture, or about twelve letters
         room = min(picture.width - letters, max(picture.width // 2, 8 * letters))
         text, font = _legible(text, letters, room)
         size = round(font.getlength(text)) + letters // 2 + 2 * edge, sum(font.getmetrics()) + 2 * edge
@@ -192,7 +191,7 @@ def _draw(
 
 
 def _frame(box: Sequence[float], scale: float, margin: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The outermost pixels, xyxy, of a line around a box; where it would leave the picture it runs along the border."""
+    """Return the outermost pixels of the line around a box as a rectangle, xyxy, clipped to the picture."""
     left, top, right, bottom = (round(scale * value) for value in box)
     width, height = size
     left, top = min(max(0, left - margin), width - 1), min(max(0, top - margin), height - 1)
@@ -206,18 +205,20 @@ def _free_place(
     picture: tuple[int, int],
     taken: Sequence[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int]:
-    """A caption's place, xyxy, within the picture: the one by its frame that covers least of other captions, and
-    preferably not much of what is framed.
+    """Choose the place of a caption next to its frame, xyxy, within the picture.
+
+    Choose the candidate that covers the fewest pixels of other captions. Among equal candidates, prefer one that covers
+    at most a quarter of the frame.
 
     Args:
-        frame: xyxy.
+        frame: rectangle drawn around the box that the caption belongs to, xyxy.
         size: width and height of the caption.
-        picture: width and height.
+        picture: width and height of the picture.
         taken: places of other captions, xyxy.
     """
     left, top, right, bottom = frame
     width, height = size
-    # Above, within at the top, below, within at the bottom; each on the left and on the right.
+    # Above the frame, inside at its top, below it, inside at its bottom; each aligned left and right.
     rows = (top - height, top, bottom + 1, bottom + 1 - height)
     places = []
     for y in rows:
@@ -232,37 +233,37 @@ def _free_place(
 
 
 def _overlap(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> int:
-    """Pixels that two rectangles, xyxy, share."""
+    """Return the number of pixels in the intersection of two xyxy rectangles."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     return max(0, width) * max(0, height)
 
 
 def _colours(label: int) -> tuple[str, str]:
-    """A class's colour, and black or white, whichever can be read on it."""
+    """Return the colour of a class, and black or white, whichever contrasts more with that colour."""
     colour = COLOURS[label % len(COLOURS)]
     red, green, blue = ((value / 255) ** 2.2 for value in ImageColor.getrgb(colour))
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    # Where WCAG's contrast, (lighter + 0.05) / (darker + 0.05), is the same to black and to white
+    # The luminance with equal WCAG contrast, (lighter + 0.05) / (darker + 0.05), to black and to white
     return colour, "black" if luminance > 0.179 else "white"
 
 
 def _legible(text: str, letters: int, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """A text in a line that a font can show, shortened in its middle to a width in pixels; and that font."""
+    """Shorten a text to ``width`` pixels by cutting its middle. Return the text, on one line, and a suitable font."""
     text, path = with_font(text)
     font = ImageFont.truetype(path, letters)
     kept = len(text)
     shown = text
     while kept > 2 and font.getlength(shown) > width:
         kept -= 1
-        shown = f"{text[: kept // 2]}…{text[-(kept - kept // 2) :]}"  # with the score, at the end
+        shown = f"{text[: kept // 2]}…{text[-(kept - kept // 2) :]}"  # keeps the score at the end
     return shown, font
 
 
 def with_font(text: str) -> tuple[str, str]:
-    """A text of any script in a line, and the file of a font that can show it.
+    """Return a text on one line, and the file of a font that has all characters of the text.
 
-    Where no font can, a character's code stands for it, which tells more than an empty box.
+    If no font has them all, the font is DejaVu Sans, and characters missing in it become code points (``U+1F600``).
     """
     text = " ".join(text.split())
     path = _font_of(frozenset(text))
@@ -273,17 +274,17 @@ def with_font(text: str) -> tuple[str, str]:
 
 @cache
 def _font_of(characters: frozenset[str]) -> str | None:
-    """The file of a font that has all characters: the one that is always there, else an installed one, else None."""
+    """Return the file of a font that has all characters, preferring DejaVu Sans; None if no font has them all."""
     codes = {ord(char) for char in characters}
     if codes <= _characters(_FONT):
         return _FONT
-    # "Last Resort" has a placeholder for every character and a shape for none.
+    # "Last Resort" maps every character to a placeholder.
     installed = sorted(font.fname for font in fontManager.ttflist if not font.name.startswith("Last Resort"))
     return next((path for path in installed if codes <= _characters(path)), None)
 
 
 @cache
 def _characters(path: str) -> frozenset[int]:
-    """The codes of all characters that a font file has; none, if it cannot be scaled."""
+    """Return the code points of the characters in a font file. A font that cannot be scaled counts as empty."""
     font = FT2Font(path)
     return frozenset(font.get_charmap()) if font.scalable else frozenset()

@@ -21,25 +21,27 @@ from detection.module import DetectionModule
 from detection.pictures import caption, draw_detections
 from detection.transforms import eval_transform
 from mobile_former.errors import InputError
-from mobile_former.training.cli.command import Parser, console, require_writable, run_command, tell_unreadable
+from mobile_former.training.cli.command import exit_if_unreadable, require_writable, run_command
+from mobile_former.training.cli.parser import Parser
 from mobile_former.training.cli.prediction import add_predict_options, check_predict_options
+from mobile_former.training.console import console
 from mobile_former.training.data.images import ImageFiles, expand, read_image
 from mobile_former.training.data.module import default_workers
 from mobile_former.training.export.onnx_file import OnnxModel
 from mobile_former.training.run.checkpoint import load_checkpoint
 
-_LISTED = 3  # detections in the table's row of an image
-_PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # of images whose drawings keep their names
+_LISTED = 3  # detections per image in the printed table
+_PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # images whose drawings keep their file names
 
 
 def main() -> None:
-    """Predict by the command line's options."""
+    """Parse the command line, detect objects, print the detections and write the requested files."""
     parser = Parser(prog="python -m detection.predict", description="Detect objects in images.")
     add_predict_options(parser, "detection", output="a .json (COCO results) or .csv file to write", batch_size=8)
     parser.add_argument(
-        "--drawings", type=Path | None, default=None, help="a folder to write: each image with its boxes"
+        "--drawings", type=Path | None, default=None, help="folder for pictures of the images with their boxes"
     )
-    parser.add_argument("--score_threshold", type=float, default=0.3, help="least score of what is told, 0 to 1")
+    parser.add_argument("--score_threshold", type=float, default=0.3, help="minimum score of a detection, 0 to 1")
     options = parser.parse_args()
     check_predict_options(options, (".json", ".csv"))
     if not 0 <= options.score_threshold <= 1:
@@ -47,7 +49,7 @@ def main() -> None:
 
     paths = expand(options.images)
     drawings = _drawing_paths(paths, options.drawings) if options.drawings else []
-    for target in filter(None, (options.output, *drawings)):  # before the work, so that none is lost
+    for target in filter(None, (options.output, *drawings)):  # before any work, so that no result is lost
         require_writable(target)
     if options.onnx:
         detector: Detector = ExportedDetector(OnnxModel(options.onnx, "detection"))
@@ -78,16 +80,16 @@ def main() -> None:
     failed = [prediction["error"] for prediction in predictions if "error" in prediction]
     if drawings:
         print(f"written: {len(predictions) - len(failed)} pictures in {options.drawings}/")
-    tell_unreadable(failed, len(paths))
+    exit_if_unreadable(failed, len(paths))
 
 
 class Detector(Protocol):
-    """What detects objects in images: a checkpoint, or an ONNX file.
+    """Interface of the detectors that :func:`predict` can run: a checkpoint or an ONNX file.
 
     Attributes:
-        class_names: the classes in the order of their labels.
-        category_ids: what data calls them by.
-        transform: makes an image as read, ``(H, W, 3)`` uint8, one that :meth:`detect` takes.
+        class_names: class names in the order of the labels.
+        category_ids: category ids in the order of the labels.
+        transform: preprocessing of an image as read, ``(H, W, 3)`` uint8, before :meth:`detect`.
     """
 
     class_names: list[str]
@@ -95,25 +97,25 @@ class Detector(Protocol):
     transform: Callable[..., dict]
 
     def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Detect objects in images ``(3, H, W)`` uint8, one or more.
+        """Detect objects in one or more images.
 
         Args:
-            images: the images.
-            sizes: for each of them height and width of the frame in which its boxes are wanted.
+            images: transformed images, each ``(3, H, W)`` uint8.
+            sizes: output height and width of each image, usually the original size. Boxes are scaled to it.
 
         Returns:
-            For each image ``boxes`` ``(n, 4)`` xyxy in that frame, ``scores`` and ``labels`` ``(n,)``, best first, on
-            the CPU.
+            Per image ``boxes`` ``(n, 4)``, xyxy in pixels of the output size, ``scores`` and ``labels`` ``(n,)``, best
+            first, on the CPU.
         """
 
 
 class CheckpointDetector:
-    """A checkpoint's :class:`Detector`.
+    """A :class:`Detector` that runs a checkpoint.
 
     Args:
-        module: and
-        data_options: as :func:`mobile_former.training.run.checkpoint.load_checkpoint` gives them.
-        device: where it computes; default: the GPU where there is one.
+        module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
+        data_options: options of the data module, from the same checkpoint.
+        device: device of the model. Default: the GPU if present, else the CPU.
     """
 
     def __init__(self, module: DetectionModule, data_options: dict, device: str | None = None):
@@ -134,15 +136,15 @@ def predict(
     """Detect objects in image files.
 
     Args:
-        detector: a checkpoint's, or an ONNX file's.
-        paths: the images.
-        score_threshold: least score of a detection, in 0..1.
-        batch_size: images in a batch.
+        detector: detector to run.
+        paths: paths of the images.
+        score_threshold: minimum score of a detection, in [0, 1].
+        batch_size: images per batch.
 
     Yields:
-        For each image, in order, ``{"path", "width", "height", "detections"}``, the last a list of ``{"label", "class",
-        "score", "box"}``, best first, with ``box`` xyxy in the image's own pixels; or ``{"path", "error"}`` where it
-        cannot be read.
+        Per image, in order, ``{"path", "width", "height", "detections"}``. ``detections`` is a list of ``{"label",
+        "class", "score", "box"}``, best first, with ``box`` xyxy in pixels of the image. An image that cannot be read
+        gives ``{"path", "error"}`` instead.
     """
     images = ImageFiles(paths, detector.transform, bboxes=np.zeros((0, 4)), labels=[])
     workers = default_workers() if len(paths) > 4 * batch_size else 0
@@ -164,14 +166,16 @@ def predict(
 
 
 def listed(found: dict[str, torch.Tensor], names: Sequence[str], score_threshold: float) -> list[dict]:
-    """The detections from a score on, as :func:`predict` tells them.
+    """Convert the detections of an image to the list that :func:`predict` yields.
+
+    Detections below the minimum score and boxes that are not finite are left out.
 
     Args:
-        found: as :meth:`Detector.detect` gives them for an image.
-        names: of the classes.
-        score_threshold: least score, in 0..1.
+        found: detections of the image, see :meth:`Detector.detect`.
+        names: class names in the order of the labels.
+        score_threshold: minimum score, in [0, 1].
     """
-    # A model that has diverged gives boxes that are no numbers.
+    # A model that has diverged returns boxes of NaN.
     kept = (found["scores"] >= score_threshold) & found["boxes"].isfinite().all(1)
     labels, scores, boxes = (found[name][kept].tolist() for name in ("labels", "scores", "boxes"))
     return [
@@ -181,10 +185,12 @@ def listed(found: dict[str, torch.Tensor], names: Sequence[str], score_threshold
 
 
 def _drawing_paths(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """For each image a file of its name in the folder; where names are the same, with its own folders' before it.
+    """Choose the path of each image's drawing in the folder.
+
+    A drawing has the file name of its image. If two names are equal, the names of parent folders are put in front.
 
     Raises:
-        InputError: a picture would replace an image.
+        InputError: a drawing would replace an image.
     """
     images = {path.resolve() for path in paths}
     taken: set[str] = set()
@@ -196,7 +202,7 @@ def _drawing_paths(paths: Sequence[Path], folder: Path) -> list[Path]:
             ("-".join((*folders[len(folders) - depth :], name)) for depth in range(len(folders) + 1)),
             (f"{number}-{name}" for number in itertools.count(2)),
         )
-        # Not every file system tells A.jpg from a.jpg.
+        # Some file systems do not distinguish A.jpg from a.jpg.
         chosen = next(candidate for candidate in candidates if candidate.casefold() not in taken)
         taken.add(chosen.casefold())
         drawing = folder / chosen
@@ -226,7 +232,7 @@ def _print(predictions: list[dict]) -> None:
             found = prediction["detections"]
             best = ", ".join(f"{detection['class']} {detection['score']:.3f}" for detection in found[:_LISTED])
             row = (prediction["path"], str(len(found)), best)
-        # Names may hold what rich takes for markup, and paths bytes that are no text.
+        # Names may contain rich markup, and paths bytes that are not valid text.
         table.add_row(*(escape(cell.encode(errors="backslashreplace").decode()) for cell in row))
     console().print(table)
 
@@ -257,7 +263,7 @@ def _write_json(predictions: list[dict], detector: Detector, path: Path) -> None
     content = {"images": images, "annotations": annotations, "categories": categories}
     if errors:
         content["errors"] = errors
-    # A path may hold bytes that are no text: JSON has an escape for them.
+    # A path may contain bytes that are not valid text, which JSON escapes.
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(json.dumps(content, ensure_ascii=False) + "\n")
 

@@ -1,25 +1,76 @@
-"""From an image and its boxes as read to what the model takes: the published recipe, one for scenes, and evaluation."""
+"""Transforms of images and boxes: the published recipe, the recipe of the embedded scenes, and evaluation."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import albumentations as A
 import cv2
 import numpy as np
 from albumentations.core.serialization import Serializable
 
+from mobile_former.errors import InputError
+from mobile_former.model import MIN_SIZE
 from mobile_former.training.data.images import resize
 
 SHORT_SIDES = tuple(range(480, 801, 32))
-SHORT_SIDE = 800  # in evaluation
-LONGEST = 1333
+SHORT_SIDE = 800  # pixels, in evaluation
+LONGEST = 1333  # pixels
 
 _CROP_SHORT_SIDES = (400, 500, 600)
 _CROP_SIDES = (384, 600)
-# DETR has no limit here, but resized strips (a pixel by 60 000) would fill memory; photographs do not come near it.
+# DETR has no limit here, but an image of 1 x 60 000 pixels would fill the memory. Photographs stay far below.
 _CROP_LONGEST = 16_000
 
-# What moved and shrunk images show beyond their border: ImageNet's mean colour.
+# Colour beyond the border of moved and shrunk images: the mean of ImageNet.
 _FILL = (124, 116, 104)
+
+
+@dataclass(frozen=True)
+class TransformOptions:
+    """Options of the transforms of training and evaluation.
+
+    Attributes:
+        short_sides: lengths in pixels from which the shorter side of a training image is drawn.
+        short_side: length in pixels of the shorter side in evaluation.
+        longest: maximum length in pixels of the longer side.
+        flip: probability of a horizontal flip.
+        crop: probability of a random crop.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    short_sides: Sequence[int]
+    short_side: int
+    longest: int
+    flip: float
+    crop: float
+
+    def __post_init__(self):
+        if not self.short_sides or min(*self.short_sides, self.short_side) < MIN_SIZE:
+            raise InputError(
+                f"--data.short_sides is {list(self.short_sides)}, --data.short_side {self.short_side}: give lengths "
+                f"from {MIN_SIZE} pixels up"
+            )
+        longest_short_side = max(*self.short_sides, self.short_side)
+        if self.longest < longest_short_side:
+            raise InputError(
+                f"--data.longest is {self.longest}, less than the longest short side, {longest_short_side}: give at "
+                "least that"
+            )
+        for name in ("flip", "crop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--data.{name} is {getattr(self, name)}: give a probability from 0 to 1")
+
+    def training(self, custom: Sequence[Serializable] | None = None) -> A.Compose:
+        """Build the pipeline of training: the ``custom`` transforms if given, else the published recipe."""
+        if custom is not None:
+            return custom_transform(custom)
+        return train_transform(self.short_sides, self.longest, flip=self.flip, crop=self.crop)
+
+    def evaluation(self) -> A.Compose:
+        """Build the pipeline of evaluation."""
+        return eval_transform(self.short_side, self.longest)
 
 
 def train_transform(
@@ -28,30 +79,30 @@ def train_transform(
     """DETR's recipe: flip, random crop, resize.
 
     Args:
-        short_sides: lengths in pixels of which the shorter side takes one at random.
-        longest: most pixels of the longer side.
+        short_sides: lengths in pixels from which the shorter side is drawn.
+        longest: maximum length in pixels of the longer side.
         flip: probability of a horizontal flip.
         crop: probability of a random crop.
 
     Returns:
-        A pipeline from ``image`` ``(H, W, 3)`` uint8 RGB, ``bboxes`` ``(n, 4)`` xyxy in pixels and ``labels`` ``(n,)``
-        to the same. Of a box that a crop cuts, the part in sight stays, however small, as in DETR.
+        A pipeline that takes and returns ``image`` ``(H, W, 3)`` uint8 RGB, ``bboxes`` ``(n, 4)`` xyxy in pixels and
+        ``labels`` ``(n,)``. A box that a crop cuts keeps its visible part, however small, as in DETR.
     """
     cropping = A.Sequential([ResizeShortSide(_CROP_SHORT_SIDES, _CROP_LONGEST), RandomSizeCrop(*_CROP_SIDES)], p=crop)
     return _compose([A.HorizontalFlip(p=flip), cropping, ResizeShortSide(short_sides, longest)])
 
 
 def scenes_transform() -> A.Compose:
-    """For small images of things that are not the same mirrored, as digits: light scaling, shift and colours.
+    """The recipe of the embedded scenes: slight scaling, shift and colour changes, and no flip, which digits forbid.
 
     Returns:
-        A pipeline as of :func:`train_transform`; the size stays. A box keeps at least half of its area, or goes: less
-        than half a digit is a stroke, of which nobody could tell the box.
+        A pipeline like that of :func:`train_transform` that keeps the size of the image. A box that loses more than
+        half of its area is dropped: the rest of a digit does not show where its box would be.
     """
     move = A.Affine(
         scale=(0.8, 1.2),
         translate_percent=(-0.1, 0.1),
-        # A mirrored border would bring mirrored digits.
+        # a reflected border would contain mirrored digits
         border_mode=cv2.BORDER_CONSTANT,
         fill=_FILL,
         p=0.7,
@@ -61,35 +112,35 @@ def scenes_transform() -> A.Compose:
 
 
 def custom_transform(transforms: Sequence[Serializable]) -> A.Compose:
-    """A user's own albumentations transforms of image and boxes; what a box loses to the border is cut off."""
-    # albumentations warns where no transform looks at boxes, as with colours alone; one that does nothing is content.
+    """Build a pipeline from albumentations transforms of a user. Boxes are clipped to the image."""
+    # albumentations warns if no transform handles boxes, as with colour transforms only; NoOp does.
     return _compose([*transforms, A.NoOp()])
 
 
 def eval_transform(
     short_side: int = SHORT_SIDE, longest: int = LONGEST, frame: tuple[int, int] | None = None
 ) -> A.Compose:
-    """Resize the shorter side, without the longer one passing a limit.
+    """Resize an image to a length of its shorter side, within a limit of its longer side.
 
     Args:
-        short_side: in pixels.
-        longest: in pixels.
-        frame: height and width into which the result has to fit; default: any.
+        short_side: length of the shorter side in pixels.
+        longest: maximum length of the longer side in pixels.
+        frame: height and width that the result must fit into. Default: no limit.
 
     Returns:
-        A pipeline as of :func:`train_transform`.
+        A pipeline like that of :func:`train_transform`.
     """
     return _compose([ResizeShortSide((short_side,), longest, frame)])
 
 
 class ResizeShortSide(A.DualTransform):
-    """Resize, antialiased, to a random length of the shorter side, the longer side in proportion.
+    """Resize to a random length of the shorter side, antialiased, keeping the aspect ratio.
 
     Args:
-        sizes: lengths in pixels to draw from.
-        longest: most pixels of the longer side, for which the shorter one gives way; default: no limit.
-        frame: height and width into which the result has to fit; default: any.
-        p: probability.
+        sizes: lengths of the shorter side in pixels to draw from.
+        longest: maximum length of the longer side in pixels. It takes precedence. Default: no limit.
+        frame: height and width that the result must fit into. Default: no limit.
+        p: probability of applying the transform.
     """
 
     def __init__(
@@ -105,7 +156,7 @@ class ResizeShortSide(A.DualTransform):
         self.frame = frame
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
-        """Draw ``size``, the height and width of the result."""
+        """Draw ``size``: height and width of the result."""
         return {"size": resized(*params["shape"][:2], self.py_random.choice(self.sizes), self.longest, self.frame)}
 
     def apply(self, img: np.ndarray, size: tuple[int, int], **params) -> np.ndarray:
@@ -113,17 +164,17 @@ class ResizeShortSide(A.DualTransform):
         return resize(img, *size)
 
     def apply_to_bboxes(self, bboxes: np.ndarray, **params) -> np.ndarray:
-        """Boxes stay: albumentations passes them as shares of the image's sides."""
+        """Return the boxes unchanged: albumentations passes them in normalised coordinates."""
         return bboxes
 
 
 class RandomSizeCrop(A.DualTransform):
-    """Cut out a rectangle whose sides are drawn independently.
+    """Crop a random rectangle whose height and width are drawn independently.
 
     Args:
-        shortest: least pixels of a side, where the image has as many.
-        longest: most pixels of a side.
-        p: probability.
+        shortest: minimum length of a side in pixels. Shorter sides of an image are kept whole.
+        longest: maximum length of a side in pixels.
+        p: probability of applying the transform.
     """
 
     def __init__(self, shortest: int, longest: int, p: float = 1.0):
@@ -146,7 +197,7 @@ class RandomSizeCrop(A.DualTransform):
         return img[top:bottom, left:right]
 
     def apply_to_bboxes(self, bboxes: np.ndarray, crop: tuple[int, int, int, int], **params) -> np.ndarray:
-        """Move boxes, ``(n, 4+)`` in shares of the image's sides; albumentations clips them and drops those outside."""
+        """Shift boxes ``(n, 4+)`` in normalised coordinates. albumentations clips them and drops those outside."""
         left, top, right, bottom = crop
         height, width = params["shape"][:2]
         bboxes = bboxes.copy()
@@ -158,17 +209,22 @@ class RandomSizeCrop(A.DualTransform):
 def resized(
     height: int, width: int, short_side: int, longest: int | None, frame: tuple[int, int] | None = None
 ) -> tuple[int, int]:
-    """Height and width, in proportion, with a given shorter side, or less where the longer one would pass a limit.
+    """Return height and width of a resized image, with its aspect ratio kept.
 
-    Where a frame's height and width are given, they are less yet where they would not fit into it.
+    Args:
+        height: height of the image.
+        width: width of the image.
+        short_side: length of the shorter side of the result.
+        longest: maximum length of the longer side, which takes precedence. None: no limit.
+        frame: height and width that the result must fit into. None: no limit.
     """
     shorter, longer = min(height, width), max(height, width)
     if longest is not None and longer * short_side > longest * shorter:
         short_side = max(1, round(longest * shorter / longer))
-    # Rounded down, as DETR does
+    # rounded down, as in DETR
     other = short_side * longer // shorter
     if longest is not None:
-        other = min(other, longest)  # for which a rounded-up shorter side may ask a pixel too much
+        other = min(other, longest)  # a shorter side that was rounded up may give a pixel too much
     height, width = (short_side, other) if height <= width else (other, short_side)
     if frame is None or (height <= frame[0] and width <= frame[1]):
         return height, width
@@ -178,10 +234,10 @@ def resized(
 
 
 def _compose(transforms: Sequence, min_visibility: float = 0.0) -> A.Compose:
-    """A pipeline of images with boxes.
+    """Build a pipeline of images with boxes.
 
-    Clipping and the filter of invalid boxes take care of rounding, and of transforms that push boxes out. Boxes that
-    end less than a pixel wide or high are no objects to find.
+    Boxes are clipped to the image. Boxes outside the image, and boxes that end up less than a pixel wide or high, are
+    dropped.
     """
     boxes = A.BboxParams(
         "pascal_voc",

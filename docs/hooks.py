@@ -1,4 +1,4 @@
-"""What MkDocs has to know of this repository beside the pages in docs/."""
+"""MkDocs hooks: pages outside docs/, and lists of modules on the API pages."""
 
 import pkgutil
 import re
@@ -11,15 +11,15 @@ ROOT = Path(__file__).parents[1]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The pages of experiments, and what they and the README show, lie in the site where they lie in the repository."""
-    shown = [ROOT / "LICENSE", *(ROOT / "experiments").glob("*.md"), *(ROOT / "experiments/pictures").iterdir()]
-    for path in shown:
+    """Add the pages, pictures and notebooks of experiments, at the same paths as in the repository."""
+    patterns = ("LICENSE", "experiments/*.md", "experiments/pictures/*", "experiments/notebooks/*.ipynb")
+    for path in (path for pattern in patterns for path in ROOT.glob(pattern)):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """A line ``::: package.*`` stands for all public modules of a package, those of its own packages left out."""
+    """Replace a line ``::: package.*`` by all public modules of the package, without its subpackages."""
 
     def list_modules(line: re.Match) -> str:
         modules = pkgutil.iter_modules([str(ROOT / line[1].replace(".", "/"))])

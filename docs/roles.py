@@ -1,4 +1,4 @@
-"""Links in docstrings: ``:func:`name```, as Sphinx knows them, becomes a reference to the API's page."""
+"""Griffe extension: Sphinx roles in docstrings, such as ``:func:`name```, become links to the API pages."""
 
 import re
 
@@ -8,24 +8,24 @@ _ROLE = re.compile(r":(?:func|class|meth|attr|data|mod):`([\w.]+)`")
 
 
 class Roles(griffe.Extension):
-    """Rewrites the docstrings of a package once all of it is known."""
+    """Rewrites the docstrings of a package after all its modules are loaded."""
 
     def on_package(self, *, pkg: griffe.Module, **_: object) -> None:
         """Rewrite all docstrings of a package."""
         self._rewrite(pkg)
 
-    def _rewrite(self, found: griffe.Object) -> None:
-        if found.docstring:
-            found.docstring.value = _ROLE.sub(lambda role: _reference(found, role[1]), found.docstring.value)
-        for member in found.members.values():
-            if not member.is_alias:
-                self._rewrite(member)
+    def _rewrite(self, member: griffe.Object) -> None:
+        if member.docstring:
+            member.docstring.value = _ROLE.sub(lambda role: _reference(member, role[1]), member.docstring.value)
+        for child in member.members.values():
+            if not child.is_alias:
+                self._rewrite(child)
 
 
-def _reference(found: griffe.Object, name: str) -> str:
-    """A reference to what a name means where it is written."""
+def _reference(member: griffe.Object, name: str) -> str:
+    """Return a cross-reference to a name, resolved in the scope of the docstring."""
     try:
-        target = found.resolve(name) if name.partition(".")[0] != found.package.name else name
+        target = member.resolve(name) if name.partition(".")[0] != member.package.name else name
     except griffe.NameResolutionError:
         target = name
     return f'<autoref identifier="{target}" optional><code>{name}</code></autoref>'

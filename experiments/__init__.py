@@ -1,1 +1,1 @@
-"""What was tried, how to run it again, what came out."""
+"""Benchmarks, comparisons, sweeps, ablations and notebooks: how to repeat them, and their results."""

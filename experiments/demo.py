@@ -1,15 +1,15 @@
-"""``make demo``: train both tasks on embedded data, validate, predict held-out images, say where everything lies."""
+"""``make demo``: train both tasks on embedded data, validate, predict held-out images, list the results."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 FOLDER = Path("runs") / "demo"
-IMAGES = 12  # held-out images that are predicted
+IMAGES = 12  # held-out images to predict
 
 
 def main() -> None:
-    """Run the commands that a user would type, showing each."""
+    """Print and run the commands that a user would type."""
     classifier, detector = new_run("classification"), new_run("detection")
     digits, scenes = FOLDER / "digits", FOLDER / "scenes"
     run("classification.fit", "--name", classifier.name)
@@ -28,11 +28,11 @@ def main() -> None:
     for folder in (classifier, detector):
         pictures = sorted(path.name for path in folder.glob("*.png"))
         print(f"\ncheckpoint  {best(folder)}\npictures    {folder}/: {', '.join(pictures)}")
-    print(f"            {detector / 'drawings'}/: {IMAGES} scenes with what was detected")
+    print(f"            {detector / 'drawings'}/: {IMAGES} scenes with their detections")
 
 
 def new_run(task: str) -> Path:
-    """A folder for a run that no earlier one has."""
+    """Return the folder of a new run."""
     number = 1
     while (folder := Path("runs") / task / ("demo" if number == 1 else f"demo-{number}")).exists():
         number += 1
@@ -40,12 +40,12 @@ def new_run(task: str) -> Path:
 
 
 def best(folder: Path) -> Path:
-    """The checkpoint to use of a run."""
+    """Return the best checkpoint of a run."""
     return folder / "checkpoints" / "best.ckpt"
 
 
 def run(module: str, *arguments: object) -> None:
-    """Show a command and run it."""
+    """Print a command and run it."""
     words = [module, *map(str, arguments)]
     print(f"\n$ python -m {' '.join(words)}", flush=True)
     subprocess.run([sys.executable, "-m", *words], check=True)

@@ -1,4 +1,4 @@
-"""``python -m experiments.figures``: the documentation's figures, drawn from the model itself."""
+"""``python -m experiments.figures``: draw the documentation's figures from the models."""
 
 import argparse
 import re
@@ -24,7 +24,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, *_, GREY = COLOURS
 MOBILE, FORMER, BRIDGE = BLUE, ORANGE, GREEN
 
-# Parts of a model in the order of the figure: the modules in which their multiply-adds are, and their colour.
+# Parts of a model in the order of the figure: the modules that hold their multiply-adds, and their colour.
 PARTS = {
     "stem": (r"backbone\.stem", GREY),
     "Mobile": (r"backbone\.blocks\.\d+", MOBILE),
@@ -34,17 +34,17 @@ PARTS = {
     "Former→Mobile": (r"backbone\.blocks\.\d+\.to_mobile", SKY),
     "classifier": (r"classifier", PINK),
 }
-DARK_INK = {"dynamic ReLU", "Former→Mobile", "stem"}  # on whose colours white is hard to read
+DARK_INK = {"dynamic ReLU", "Former→Mobile", "stem"}  # white is hard to read on their colours
 
 
 @dataclass(frozen=True)
 class Style:
-    """Colours of what is no part of the model, for one of the site's two schemes.
+    """Colours of text and lines for one of the site's two colour schemes.
 
     Attributes:
-        name: the scheme's.
-        ink: of text and arrows.
-        faint: of grids and frames.
+        name: the name of the scheme.
+        ink: the colour of text and arrows.
+        faint: the colour of grids and frames.
     """
 
     name: str
@@ -56,7 +56,7 @@ STYLES = (Style("light", "#222222", "#bbbbbb"), Style("dark", "#e6e6e6", "#666a7
 
 
 def main() -> None:
-    """Draw all figures, each for a light and for a dark page."""
+    """Draw all figures, each for the light and for the dark scheme."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.figures", description="Draw the documentation's figures.", allow_abbrev=False
     )
@@ -73,33 +73,33 @@ def main() -> None:
             "detector": draw_detector(style),
         }
         for name, figure in figures.items():
-            # Without date and random names, so that the same figure is the same file; with its text as text.
+            # Reproducible files, without date and random names; text stays text.
             with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
                 figure.savefig(folder / f"{name}-{style.name}.svg", transparent=True, metadata={"Date": None})
     print(f"written: {folder}/")
 
 
 def madds_by_part(name: str) -> dict[str, int]:
-    """Multiply-adds of a published model at 224 px, by part of :data:`PARTS`; their sum is the model's."""
+    """Return the multiply-adds of a published model at 224 px for each of :data:`PARTS`; their sum is the total."""
     by_module = madds_by_module(mobile_former.create_model(name))
     madds = {
         part: sum(count for module, count in by_module.items() if re.fullmatch(pattern, module))
         for part, (pattern, _) in PARTS.items()
     }
-    # A block holds its other parts too; what is left is the MobileNet's, lite blocks among it.
+    # The pattern of Mobile matches whole blocks, including lite blocks: subtract the other parts of the blocks.
     inside = ("dynamic ReLU", "Mobile→Former", "Former", "Former→Mobile")
     return madds | {"Mobile": madds["Mobile"] - sum(madds[part] for part in inside)}
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What goes through a block at 224 px.
+    """The shapes at a block's input and output for an image of 224 px.
 
     Attributes:
         kind: ``"stem"``, ``"lite"``, ``"down"`` or ``"same"``.
-        before: channels, height and width of the map that it takes.
-        after: of the map that it gives.
-        tokens: their number and width.
+        before: channels, height and width of the input map.
+        after: channels, height and width of the output map.
+        tokens: number and width of the tokens.
     """
 
     kind: str
@@ -109,7 +109,7 @@ class BlockShape:
 
 
 def block_shapes(name: str) -> list[BlockShape]:
-    """The stem and the blocks of a published model, as an image of 224 px goes through them."""
+    """Return the shapes of the stem and of each block of a published model for an image of 224 px."""
     model = mobile_former.create_model(name).eval()
     shapes = []
 
@@ -132,8 +132,8 @@ def block_shapes(name: str) -> list[BlockShape]:
 
 
 def draw_block(shapes: list[BlockShape], style: Style) -> Figure:
-    """A Mobile-Former block: what reads what, in which order; with the shapes of one in the middle."""
-    block = shapes[8]  # the eighth, whose map gets wider
+    """Draw a Mobile-Former block: its four parts, their order, their inputs, and the shapes of a middle block."""
+    block = shapes[8]  # the eighth block, which adds channels
     figure, axis = _canvas(10, 4.1)
     top, bottom = 3.4, 0.7
     _plain(axis, 0.85, top, f"tokens\n{_times(block.tokens)}", style)
@@ -142,7 +142,7 @@ def draw_block(shapes: list[BlockShape], style: Style) -> Figure:
     _plain(axis, 9.3, bottom, f"map\n{_times(block.after)}", style)
     gather = _box(axis, 2.75, top, 1.75, 1.1, "1 Mobile→Former", BRIDGE, "each token gathers\nfrom all positions")
     former = _box(axis, 5.0, top, 1.75, 1.1, "2 Former", FORMER, "tokens exchange\nwith each other")
-    inside = f"1{TIMES}1, dynamic ReLU,\n3{TIMES}3 by channel, dynamic ReLU, 1{TIMES}1"
+    inside = f"1{TIMES}1, dynamic ReLU,\n3{TIMES}3 depthwise, dynamic ReLU, 1{TIMES}1"
     mobile = _box(axis, 4.55, bottom, 2.6, 1.1, "3 Mobile", MOBILE, inside)
     give = _box(axis, 7.4, bottom, 1.75, 1.1, "4 Former→Mobile", BRIDGE, "each position gathers\nfrom all tokens")
     _arrow(axis, (1.5, top), (gather[0], top), style)
@@ -154,14 +154,14 @@ def draw_block(shapes: list[BlockShape], style: Style) -> Figure:
     _arrow(axis, (2.3, bottom), (2.3, top - 0.55), style)
     _arrow(axis, (5.0, top - 0.55), (5.0, bottom + 0.55), style, dashed=True)
     _arrow(axis, (7.4, top), (7.4, bottom + 0.55), style)
-    axis.text(2.4, 2.05, "keys and values,\nas they are", color=style.ink, fontsize=9.5, va="center")
+    axis.text(2.4, 2.05, "keys and values,\nnot projected", color=style.ink, fontsize=9.5, va="center")
     axis.text(5.1, 2.05, "the first token sets\nthe slopes", color=style.ink, fontsize=9.5, va="center")
     axis.text(7.5, 2.05, "keys and values", color=style.ink, fontsize=9.5, va="center")
     return figure
 
 
 def draw_shapes(shapes: list[BlockShape], style: Style) -> Figure:
-    """How many numbers the map and the tokens are after the stem and after each block."""
+    """Draw the number of values in the map and in the tokens after the stem and after each block."""
     figure, axis = _plot(10, 4.3, style)
     colours = {"stem": GREY, "lite": SKY, "down": ORANGE, "same": BLUE}
     labels = {
@@ -177,19 +177,19 @@ def draw_shapes(shapes: list[BlockShape], style: Style) -> Figure:
         axis.bar(number, values, 0.72, color=colours[shape.kind], label=labels.pop(shape.kind, None))
         text = f"{channels}\n{height}{TIMES}{width}"
         axis.text(number, values * 1.1, text, ha="center", va="bottom", fontsize=9, color=style.ink)
-    label = f"the tokens: {_times(shapes[-1].tokens)} = {tokens} numbers, all the way"
+    label = f"tokens: {_times(shapes[-1].tokens)} = {tokens} numbers in every block"
     axis.axhline(tokens, color=GREEN, linewidth=2.5, label=label)
     axis.set_yscale("log")
     axis.set_ylim(600, 1.6e6)
     axis.set_xticks(range(len(shapes)), ["stem", *map(str, range(1, len(shapes)))])
-    axis.set_xlabel("after the stem, and after each of the blocks; above each bar its channels and size")
+    axis.set_xlabel("stem and blocks; above each bar: channels and size of the map")
     axis.set_ylabel("numbers in a map")
     _legend(axis, style, loc="upper right", ncols=2)
     return figure
 
 
 def draw_madds(madds: dict[str, dict[str, int]], style: Style) -> Figure:
-    """Which share of its multiply-adds each model spends on which part."""
+    """Draw the share of each part in the multiply-adds of each model."""
     figure, axis = _plot(10, 4.6, style)
     names = list(madds)[::-1]  # the smallest at the top
     left = dict.fromkeys(names, 0.0)
@@ -206,7 +206,7 @@ def draw_madds(madds: dict[str, dict[str, int]], style: Style) -> Figure:
         axis.text(101, row, f"{sum(madds[name].values()) / 1e6:.0f} M", color=style.ink, va="center", fontsize=10)
     axis.set_xlim(0, 108)
     axis.set_xticks(range(0, 101, 20))
-    axis.set_xlabel("per cent of the multiply-adds at 224 px; on the right, all of them")
+    axis.set_xlabel("per cent of the multiply-adds at 224 px; right: total")
     figure.legend(
         *axis.get_legend_handles_labels(), loc="outside upper center", ncols=7, frameon=False, labelcolor=style.ink,
         fontsize=9.5, columnspacing=1.2, handlelength=1.2,
@@ -215,7 +215,7 @@ def draw_madds(madds: dict[str, dict[str, int]], style: Style) -> Figure:
 
 
 def draw_detector(style: Style) -> Figure:
-    """E2E-MF: its blocks at three scales, and the queries that pass all of them."""
+    """Draw E2E-MF: its blocks at three scales, and the queries that pass through all of them."""
     name = SHOWN.replace("mobile_former", "e2e_mf")
     variant = E2E_VARIANTS[name]
     figure, axis = _canvas(10, 4.4)
@@ -254,7 +254,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure without axes, in inches."""
+    """Return a figure without visible axes, with coordinates in inches."""
     figure = Figure(figsize=(width, height))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
@@ -283,7 +283,7 @@ def _legend(axis: Axes, style: Style, **options) -> None:
 def _box(
     axis: Axes, x: float, y: float, width: float, height: float, title: str, colour: str, text: str = ""
 ) -> tuple[float, float]:
-    """A box around its middle; returns its left and right ends."""
+    """Draw a box around a centre point; return its left and right ends."""
     corner = (x - width / 2, y - height / 2)
     style = "round,pad=0,rounding_size=0.08"
     axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=colour, edgecolor="none"))

@@ -1,4 +1,4 @@
-"""Time candidates by turns in one process, so that whatever else the machine does falls on all of them alike."""
+"""Interleaved timing: candidates take turns in one process, so other load on the machine slows all of them equally."""
 
 import gc
 import random
@@ -18,25 +18,25 @@ def interleave(
     seed: int = 0,
     after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Time candidates in rounds, in each of which all take their turn, in an order drawn anew.
+    """Time candidates in rounds; in every round each candidate has one turn, in a new random order.
 
     Args:
-        candidates: what to run, by label.
-        rounds: that are timed.
-        warmup: rounds before these, that are not.
-        clock: tells the seconds, once all that was begun is done.
-        repeat: runs of a candidate in its turn, of which the median counts.
-        seed: of the orders.
-        after_round: called between rounds, where it disturbs no timing.
+        candidates: the functions to time, by label.
+        rounds: the number of timed rounds.
+        warmup: the number of rounds before them that are not timed.
+        clock: returns the time in seconds once all pending work of the device is done.
+        repeat: the number of runs in a candidate's turn; their median counts.
+        seed: the seed of the orders.
+        after_round: a function to call after each round, outside the timing.
 
     Returns:
-        For each label its seconds, round by round.
+        The seconds of each candidate in each round, by label.
     """
     draw = random.Random(seed)
     seconds: dict[str, list[float]] = {label: [] for label in candidates}
     gc.collect()
-    gc.freeze()  # what is there stays, and need not be looked through after each round
-    gc.disable()  # or a candidate would wait for what others have left behind
+    gc.freeze()  # later collections skip the objects that exist now
+    gc.disable()  # no candidate pays for collecting the garbage of another
     try:
         for number in range(warmup + rounds):
             for label in draw.sample(list(candidates), len(candidates)):
@@ -56,10 +56,10 @@ def interleave(
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
-    """Lower quartile, median and upper quartile."""
+    """Return the lower quartile, median and upper quartile."""
     return np.quantile(values, [0.25, 0.5, 0.75]).tolist()
 
 
 def paired(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
-    """Ratios round by round: what slowed a round down as a whole cancels out."""
-    return [above / below for above, below in zip(numerator, denominator, strict=True)]
+    """Return the ratio of each round; a slowdown of the whole round cancels out."""
+    return [over / under for over, under in zip(numerator, denominator, strict=True)]

@@ -1,14 +1,17 @@
-"""How fast one core loads images of ImageNet's size: our reader against Pillow's, under the same transforms.
+"""Compare how fast one core loads images of ImageNet's size with our reader and with Pillow.
 
     python -m experiments.loading                     # photographs from scikit-learn and matplotlib, at 500×375
-    python -m experiments.loading --folder DIR        # the images of a folder, 200 of them at most
+    python -m experiments.loading --folder DIR        # the images of a folder, at most 200
 
-Timed is the whole way from files to a batch of normalised float32 tensors. "ours" is what training does: `read_image`,
-the transforms, `to_planes`, batching the bytes, and `normalise` on the batch (on a GPU run, there). "Pillow" is what
-most training scripts do: ``np.asarray(Image.open(path).convert("RGB"))``, the same transforms with the same draws,
-albumentations' ``Normalize`` and ``ToTensorV2``, batching the floats. The two take turns in one process, so that
-whatever else the machine does falls on both. Times are medians over the rounds; the ratio is the median of the rounds'
-ratios, once for the whole way and once without batching.
+The timing covers every step from files to a batch of normalised float32 tensors:
+
+- "ours" is the loading of this project's trainings: `read_image`, the transforms, `to_planes`, batching of bytes, and
+  `normalise` on the batch (in a training on a GPU, it runs there).
+- "Pillow" is the loading of most training scripts: ``np.asarray(Image.open(path).convert("RGB"))``, the same transforms
+  with the same random numbers, albumentations' ``Normalize`` and ``ToTensorV2``, batching of floats.
+
+Both take turns in one process, so other load on the machine slows both. Times are medians over the rounds. The ratio is
+the median of the rounds' ratios, once for all steps and once without batching.
 """
 
 import argparse
@@ -43,27 +46,32 @@ Stage = Callable[[Any], Any]
 
 @dataclass
 class Side:
-    """One way to load: what is done to each image, and then to each batch; stages by name."""
+    """One way to load images.
+
+    Attributes:
+        image: the stages for each image, by name.
+        batch: the stages for each batch, by name.
+    """
 
     image: dict[str, Stage]
     batch: dict[str, Stage]
 
 
 def main() -> None:
-    """Times both recipes and prints what they take, stage by stage."""
+    """Time both recipes and print the time of each stage."""
     parser = argparse.ArgumentParser(prog="python -m experiments.loading", description=__doc__.partition("\n")[0])
-    parser.add_argument("--folder", type=Path, help="images to load (default: sample photographs, 500x375)")
+    parser.add_argument("--folder", type=Path, help="folder of images to load (default: sample photographs, 500x375)")
     parser.add_argument("--recipe", choices=["basic", "full"], nargs="+", default=["basic", "full"])
-    parser.add_argument("--rounds", type=int, default=30, help="times that each side loads all images (default: 30)")
+    parser.add_argument("--rounds", type=int, default=30, help="how often each side loads all images (default: 30)")
     options = parser.parse_args()
 
-    # one core: what a worker of a DataLoader has
+    # one core, as for a worker of a DataLoader
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         paths = find_images(options.folder) if options.folder else write_samples(Path(scratch))
         if not paths:
-            parser.error(f"--folder {options.folder}: no images in it")
+            parser.error(f"--folder {options.folder} has no images")
         paths = paths[:: len(paths) // 200 + 1]
         size = sum(os.path.getsize(path) for path in paths) / len(paths)
         print(f"{len(paths)} images of {size / 1000:.0f} kB on average, {options.rounds} rounds, one core\n")
@@ -72,10 +80,14 @@ def main() -> None:
 
 
 def sides(recipe: str) -> dict[str, Side]:
-    """Ours and Pillow's way through a recipe: "basic" (crop, flip) or "full" (RandAugment and erasing as well)."""
+    """Return the stages of both sides for a recipe.
+
+    Args:
+        recipe: "basic" (crop and flip) or "full" (also RandAugment and random erasing).
+    """
 
     def transforms(crop: A.BasicTransform | None) -> dict[str, Stage]:
-        """The recipe's transforms, one a stage, drawing the same numbers on both sides; ``crop`` replaces the first."""
+        """Return one stage per transform, with equal random numbers on both sides; ``crop`` replaces the first."""
         full = {"rand_augment": True, "random_erasing": 0.2} if recipe == "full" else {}
         compose = train_transform(224, **full)
         chain = A.Compose([crop or compose.transforms[0], *compose.transforms[1:]])
@@ -99,27 +111,27 @@ def sides(recipe: str) -> dict[str, Side]:
 
 
 def report(recipe: str, paths: list[Path], rounds: int) -> None:
-    """Prints the two sides' times per image, their ratio, and where the time goes."""
+    """Print both sides' time per image, their ratio, and the time of each stage."""
     ways = sides(recipe)
-    times = {name: [] for name in ways}  # of each round, the milliseconds of each stage
+    times = {name: [] for name in ways}  # milliseconds of each stage, one dictionary per round
     for _ in range(rounds + 1):
         for name, side in ways.items():
             times[name].append(stage_times(side, paths))
     for rows in times.values():
-        del rows[0]  # caches and lazy imports warm up
+        del rows[0]  # warm-up: caches and lazy imports
 
     def ratio(without: str | None = None) -> str:
         totals = {
-            name: [sum(t for stage, t in row.items() if stage != without) for row in rows]
+            name: [sum(value for stage, value in row.items() if stage != without) for row in rows]
             for name, rows in times.items()
         }
         ratios = [theirs / ours for ours, theirs in zip(totals["ours"], totals["Pillow"], strict=True)]
         return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
-    print(f"{recipe}: ours is {ratio()} times as fast; without batching {ratio(without='batch')}")
+    print(f"{recipe}: ours is {ratio()} times as fast, without batching {ratio(without='batch')}")
     for name, rows in times.items():
         total = statistics.median(sum(row.values()) for row in rows)
-        print(f"  {name:<30}{total:7.3f} ms an image, {1000 / total:5.0f} images a second")
+        print(f"  {name:<30}{total:7.3f} ms per image, {1000 / total:5.0f} images per second")
         for stage in rows[0]:
             share = statistics.median(row[stage] for row in rows)
             print(f"    {stage:<28}{share:7.3f} ms {share / total:6.0%}")
@@ -127,7 +139,7 @@ def report(recipe: str, paths: list[Path], rounds: int) -> None:
 
 
 def stage_times(side: Side, paths: list[Path]) -> dict[str, float]:
-    """Loads every image once, in batches; the mean milliseconds of each stage for an image."""
+    """Load every image once, in batches; return the mean milliseconds per image of each stage."""
     seconds = dict.fromkeys([*side.image, *side.batch], 0.0)
 
     def timed(name: str, stage: Stage, value):
@@ -148,7 +160,7 @@ def stage_times(side: Side, paths: list[Path]) -> dict[str, float]:
 
 
 def write_samples(folder: Path) -> list[Path]:
-    """Writes twelve JPEGs like ImageNet's (500×375, 4:2:0, about 75 kB), cut from photographs that packages carry."""
+    """Write twelve JPEGs like ImageNet's (500×375, 4:2:0, about 75 kB), cut from photographs in installed packages."""
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
         photographs = [*load_sample_images().images, np.asarray(Image.open(file).convert("RGB"))]
     paths = []

@@ -1,10 +1,10 @@
-"""What share of a training step of E2E-MF-508M the Hungarian matching takes.
+"""Measure the share of Hungarian matching in a training step of E2E-MF-508M.
 
-    python -m experiments.matching                       # batch 2, 800×1056 pixels, 9 layers, 20 objects an image
+    python -m experiments.matching                       # batch 2, 800×1056 pixels, 9 layers, 20 objects per image
 
-A step is forward, matching, loss, backward and the optimiser's step, on a GPU where there is one. Matching is timed
-within the step: from the predictions of all layers to the pairs, the transfer to the host included. Reported is the
-median over the steps of matching's share.
+A step is forward, matching, loss, backward and the optimiser's step, on a GPU if available. Matching is timed within
+the step: from the predictions of all layers to the pairs, including the transfer to the host. The command prints the
+median share over the steps.
 """
 
 import argparse
@@ -22,9 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.matching", description=__doc__.partition("\n")[0])
     parser.add_argument("--name", default="e2e_mf_508m", help="the detector (default: e2e_mf_508m)")
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1056), help="height and width in pixels")
-    parser.add_argument("--batch", type=int, default=2, help="images in a step (default: 2)")
-    parser.add_argument("--objects", type=int, default=20, help="objects in an image (default: 20)")
-    parser.add_argument("--steps", type=int, default=5, help="steps that are timed, after one that is not (default: 5)")
+    parser.add_argument("--batch", type=int, default=2, help="images per step (default: 2)")
+    parser.add_argument("--objects", type=int, default=20, help="objects per image (default: 20)")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after one warm-up step (default: 5)")
     options = parser.parse_args()
 
     torch.manual_seed(0)
@@ -55,17 +55,20 @@ def main() -> None:
     layers = len(model.blocks)
     print(
         f"{options.name}, batch {options.batch}, {options.size[0]}x{options.size[1]} pixels, {layers} layers, "
-        f"{options.objects} objects an image, {device}: a step takes {statistics.median(steps):.2f} s, matching "
+        f"{options.objects} objects per image, {device}: a step takes {statistics.median(steps):.2f} s, matching "
         f"{statistics.median(shares):.2%} of it"
     )
 
 
 class TimedMatcher:
-    """A matcher that counts the seconds it takes.
+    """A matcher that measures its own time.
 
     Args:
-        matcher: the matcher itself.
-        device: where the predictions lie.
+        matcher: the matcher to time.
+        device: the device of the predictions.
+
+    Attributes:
+        seconds: the total time of all calls.
     """
 
     def __init__(self, matcher: detection.HungarianMatcher, device: torch.device):
@@ -74,7 +77,7 @@ class TimedMatcher:
         self.seconds = 0.0
 
     def match_layers(self, layers: list, targets: list) -> list:
-        """As :meth:`HungarianMatcher.match_layers`."""
+        """Call :meth:`HungarianMatcher.match_layers` and add its time to ``seconds``."""
         start = now(self.device)
         pairs = self.matcher.match_layers(layers, targets)
         self.seconds += now(self.device) - start
@@ -82,7 +85,7 @@ class TimedMatcher:
 
 
 def now(device: torch.device) -> float:
-    """Seconds of a clock, once the device has done what it was told."""
+    """Return the time in seconds once the device has finished its pending work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""What comparisons and sweeps share: their configs read, trainings in processes of their own, figures as text."""
+"""Code that comparisons and sweeps share: configs, command lines of trainings, logs, numbers as text."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ from classification.module import ClassificationModule
 from detection.data.batch import pad
 from detection.data.module import DetectionData
 from detection.module import DetectionModule
-from mobile_former.errors import InputError, nearest
+from mobile_former.errors import InputError, first_line, nearest
 from mobile_former.training.data.images import normalise
 from mobile_former.training.run.folder import RunFolder
 
@@ -33,9 +33,9 @@ class Training:
 
     Attributes:
         task: "classification" or "detection".
-        folder: of the run.
-        arguments: of the task's ``fit``, that tell what is trained.
-        log: what it prints.
+        folder: the folder of the run.
+        arguments: the arguments of the task's ``fit``, without those that name the folder.
+        log: the file for the training's output.
     """
 
     task: str
@@ -45,41 +45,42 @@ class Training:
 
     @property
     def command(self) -> list[str]:
-        """What trains, going on from the last checkpoint where there is one."""
-        place = ["--runs_folder", str(self.folder.path.parent.parent), "--name", self.folder.path.name]
-        return [sys.executable, "-m", f"{self.task}.fit", *self.arguments, *place, "--ckpt_path", "auto"]
+        """The command that trains, or resumes from the last checkpoint if there is one."""
+        location = ["--runs_folder", str(self.folder.path.parent.parent), "--name", self.folder.path.name]
+        return [sys.executable, "-m", f"{self.task}.fit", *self.arguments, *location, "--ckpt_path", "auto"]
 
 
 def trainings_parser(command: str, purpose: str, *, config: str, each: str) -> argparse.ArgumentParser:
-    """The options of a command that does many trainings, to which it adds its own; those it does not know are fit's.
+    """Return a parser with the options that ``compare`` and ``sweep`` share; unknown options belong to ``fit``.
 
     Args:
         command: ``"compare"`` or ``"sweep"``.
-        purpose: what it is for, in a line.
-        config: what ``--config`` is for.
-        each: what it calls a training.
+        purpose: the command's description in one line.
+        config: the help text of ``--config``.
+        each: the command's word for one training.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{command}",
         description=purpose,
-        epilog=f"Any other option goes to fit in every {each}, as --data.root DIR.",
+        epilog=f"Any other option is passed to fit in every {each}, for example --data.root DIR.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, required=True, help=config)
-    parser.add_argument("--output", type=Path, default=None, help=f"folder; default: runs/{command}/<config's name>")
+    parser.add_argument("--output", type=Path, default=None, help=f"folder (default: runs/{command}/<config's name>)")
     return parser
 
 
 def find_config(path: Path) -> Path:
-    """A config: the file itself, or the repository's own of that name.
+    """Return the path of a config: the file itself, or the file of that name in ``experiments/configs``.
 
     Raises:
-        FileNotFoundError: there is neither.
+        FileNotFoundError: neither file exists.
     """
     for candidate in (path, CONFIGS / path.name):
         if candidate.is_file():
             return candidate
-    raise FileNotFoundError(f"no config {path}: {nearest(path.name, sorted(own.name for own in CONFIGS.iterdir()))}")
+    names = sorted(own.name for own in CONFIGS.iterdir())
+    raise FileNotFoundError(f"the config {path} does not exist: {nearest(path.name, names)}")
 
 
 def read_config(path: Path, known: Sequence[str], required: Sequence[str], what: str) -> dict:
@@ -87,22 +88,23 @@ def read_config(path: Path, known: Sequence[str], required: Sequence[str], what:
 
     Args:
         path: the file.
-        known: names that may stand there.
-        required: names that have to.
-        what: it is, for messages.
+        known: the names of entries that are allowed.
+        required: the names of entries that must be given.
+        what: the kind of config, for error messages.
 
     Returns:
-        The entries that are not null; ``task`` among them is one of the tasks.
+        The entries that are not null. ``task`` is one of the tasks.
 
     Raises:
-        InputError: it is not such a file.
+        InputError: the file is not YAML, lacks a required entry, has an entry that is not allowed, or names an
+            unknown task.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} is not valid YAML: {first_line(error)}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds no {what}: give {', '.join(known)}")
+        raise InputError(f"{path} is not the config of a {what}: give a mapping with entries from {', '.join(known)}")
     for name in content:
         if name not in known:
             raise InputError(f"{path}: {name!r} is not known: {nearest(str(name), known)}")
@@ -114,7 +116,7 @@ def read_config(path: Path, known: Sequence[str], required: Sequence[str], what:
 
 
 def as_arguments(options: dict) -> list[str]:
-    """Options by name as words of a command line."""
+    """Return options as the words of a command line."""
     words = []
     for option, value in options.items():
         words += [f"--{option}", value if isinstance(value, str) else json.dumps(value)]
@@ -122,12 +124,16 @@ def as_arguments(options: dict) -> list[str]:
 
 
 def plain(label: str) -> str:
-    """A label as a folder's name."""
+    """Return a label as the name of a folder."""
     return re.sub(r"[^\w.]+", "-", label).strip("-.").lower() or "model"
 
 
 def require_same_options(trainings: Sequence[Training], path: Path) -> None:
-    """Keep the options of all trainings in a file, and refuse others for runs that are there already.
+    """Check that existing runs were trained with the same options, and record the options of all trainings.
+
+    Args:
+        trainings: the trainings to check.
+        path: the JSON file with the options of each run.
 
     Raises:
         InputError: a run was begun with other options.
@@ -138,27 +144,28 @@ def require_same_options(trainings: Sequence[Training], path: Path) -> None:
         name = training.folder.path.name
         if training.folder.path.is_dir() and known.get(name, training.arguments) != training.arguments:
             raise InputError(
-                f"{training.folder.path} was trained with {shlex.join(known[name])}, and now "
-                f"{shlex.join(training.arguments)} is asked for: give another --output, or delete that folder"
+                f"{training.folder.path} was trained with {shlex.join(known[name])}, but the options are now "
+                f"{shlex.join(training.arguments)}: give another --output, or delete that folder"
             )
         known[name] = training.arguments
     path.write_text(json.dumps(known, indent=2) + "\n")
 
 
 def last_error(log: Path) -> str:
-    """The last line that the log's last command wrote of an error, or else its last line at all.
+    """Return the last line of a log's last attempt that reports an error, or else its last line.
 
     Args:
-        log: of one or several attempts, each begun by a line ``$ command``; bytes that are no UTF-8 are replaced.
+        log: the output of one or several attempts; each starts with a line ``$ command``. Bytes that are not UTF-8 are
+            replaced.
     """
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    begun = max((number for number, line in enumerate(lines, start=1) if line.startswith("$ ")), default=0)
-    lines = lines[begun:] or ["it ended without a word"]
+    start = max((number for number, line in enumerate(lines, start=1) if line.startswith("$ ")), default=0)
+    lines = lines[start:] or ["it ended without any output"]
     return next((line for line in reversed(lines) if re.match(r"(error|\w+Error|\w+Exception)\b", line)), lines[-1])
 
 
 def validation_image(task: str, data_options: dict) -> torch.Tensor:
-    """The first validation image as a batch ``(1, 3, H, W)``, of the size in which the model sees it."""
+    """Return the first validation image as a normalised batch ``(1, 3, H, W)``, in the model's input size."""
     data = DATA[task](**data_options)
     data.setup("validate")
     image = data.val_set[0]["image"]
@@ -167,11 +174,11 @@ def validation_image(task: str, data_options: dict) -> torch.Tensor:
 
 
 def in_units(count: int) -> str:
-    """Millions, or billions from one on."""
+    """Return a count in millions (M), or in billions (G) from one billion."""
     return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """The mean, and where there are several values their standard deviation."""
+    """Return the mean of values, with their standard deviation if there are several."""
     text = f"{statistics.mean(values):.4f}"
     return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.4f}"

@@ -1,6 +1,6 @@
-"""Ablations: a freshly built model less one of the parts that the paper argues for.
+"""Ablations: remove or replace a part of a model, to measure its contribution.
 
-A published model knows nothing of them: each part that is taken out has one of the small modules below in its place.
+The published modules contain no code for ablations. Each ablated part is replaced by one of the small modules below.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobile_former.block import MobileFormerBlock
-from mobile_former.bridge import FormerToMobile, MobileToFormer, located, split_channels
+from mobile_former.bridge import FormerToMobile, MobileToFormer, add_position, split_channels
 from mobile_former.errors import InputError, nearest
 from mobile_former.former import Former
 from mobile_former.layers.dynamic_relu import DynamicReLU
@@ -20,11 +20,12 @@ from mobile_former.model import Backbone, MobileFormer
 
 @dataclass(frozen=True)
 class Ablation:
-    """One way to take something out of a model.
+    """An ablation of a model.
 
     Attributes:
-        apply: takes it out, given what stands behind the name and ``=``, if anything; tells whether it was there.
-        takes: what has to stand there; nothing where empty.
+        apply: function that ablates a model in place, given the model and the value behind ``=`` (empty if none). It
+            returns True if the model contained the part to ablate.
+        takes: description of the value behind ``=``; empty if the ablation takes no value.
     """
 
     apply: Callable[[nn.Module, str], bool]
@@ -32,23 +33,38 @@ class Ablation:
 
 
 def ablate(model: nn.Module, names: str) -> None:
-    """Take parts out of a model, in place.
+    """Ablate a model in place.
+
+    The ablations are:
+
+    - ``no_bridge``: Mobile only. Both directions of the bridge, Former and the token in the classifier are removed.
+      Dynamic ReLU becomes ReLU.
+    - ``relu``: ReLU instead of dynamic ReLU.
+    - ``projected_bridge``: standard cross-attention in the bridge, with linear projections on the map's side too.
+    - ``no_ffn``: Former without the feed-forward network.
+    - ``tokens=N``: ``N`` tokens instead of the published number.
 
     Args:
-        model: freshly built, before weights are loaded, since parts are replaced by new ones.
-        names: one of these, or several with commas between: ``no_bridge`` (Mobile alone: neither side hears of the
-            other, so that nothing is left for Former, for the tokens in the classifier and for dynamic ReLU either),
-            ``relu`` (in place of dynamic ReLU), ``projected_bridge`` (with the linear projections of usual
-            cross-attention on the map's side too), ``no_ffn`` (Former without its feed-forward layer), ``tokens=N``.
+        model: a newly built model. Load weights after the ablation, because the replacements have new parameters.
+        names: name of an ablation, or several names separated by commas.
 
     Raises:
-        InputError: another name or number, or a model that has nothing that could be taken out.
+        InputError: a name or number is invalid, or the model does not have the part.
     """
     apply_ablations(model, names, ABLATIONS)
 
 
 def apply_ablations(model: nn.Module, names: str, known: Mapping[str, Ablation]) -> None:
-    """As :func:`ablate`, for the ablations that are known of a task's models."""
+    """Ablate a model in place, with the ablations in a given table.
+
+    Args:
+        model: a newly built model.
+        names: name of an ablation, or several names separated by commas.
+        known: the table: every ablation that this kind of model supports, by name.
+
+    Raises:
+        InputError: a name or number is invalid, or the model does not have the part.
+    """
     given = ablation_names(names)
     for position, entry in enumerate(given):
         name, _, value = entry.partition("=")
@@ -59,66 +75,66 @@ def apply_ablations(model: nn.Module, names: str, known: Mapping[str, Ablation])
             raise InputError(f"ablation {entry!r}: {wanted}")
         if not known[name].apply(model, value):
             before = f" after {', '.join(given[:position])}" if position else ""
-            raise InputError(f"ablation {entry!r} finds nothing to take out of {type(model).__name__}{before}")
+            raise InputError(f"ablation {entry!r} removes nothing from {type(model).__name__}{before}: leave it out")
 
 
 def ablation_names(names: str) -> list[str]:
-    """What stands between the commas."""
+    """Split a string of ablation names at the commas, and strip the spaces around each name."""
     return [name.strip() for name in names.split(",")]
 
 
 def is_ablated(model: nn.Module) -> bool:
-    """Whether another module stands in the place of a published part."""
+    """Whether a part of the model has been replaced by an ablation."""
     return any(isinstance(part, Ablated) for part in model.modules())
 
 
 def replace_parts(model: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module], nn.Module]) -> bool:
-    """Put ``make(part)`` in the place of every part of a kind; tells whether there was any."""
+    """Replace every module of a type, subclasses excluded, by ``make(module)``. Return True if any was replaced."""
     found = False
     for parent in list(model.modules()):
         for name, part in list(parent.named_children()):
             if type(part) is kind:
                 new = make(part)
                 if not any(parameter.requires_grad for parameter in part.parameters()):
-                    new.requires_grad_(False)  # nothing reads it, see E2E-MF's last block
+                    new.requires_grad_(False)  # a frozen part is unused, as in the last block of E2E-MF
                 setattr(parent, name, new)
                 found = True
     return found
 
 
 class Ablated:
-    """What stands in the place of a published part."""
+    """Base class of the modules that replace a published part."""
 
 
 class StaticReLU(Ablated, nn.Module):
-    """ReLU, called as :class:`DynamicReLU` is."""
+    """ReLU with the signature of :class:`DynamicReLU`."""
 
     def forward(self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None) -> Tensor:
-        """Activate ``(B, C, H, W)``, whatever the tokens."""
+        """Apply ReLU to the map ``(B, C, H, W)``; the tokens are ignored."""
         return F.relu(x)
 
 
 class Unbridged(Ablated, nn.Module):
-    """In place of :class:`MobileToFormer`: tokens that know of nothing."""
+    """Replacement of :class:`MobileToFormer` that ignores the map and sets the tokens to zero."""
 
     def forward(self, x: Tensor, tokens: Tensor, padding: Tensor | None = None) -> tuple[Tensor, None]:
-        """Zeros ``(B, M, d)``, and no logits."""
+        """Return zeros in the shape of the tokens, ``(B, M, d)``, and None instead of the attention logits."""
         return torch.zeros_like(tokens), None
 
 
 class MapAlone(Ablated, nn.Module):
-    """In place of :class:`FormerToMobile`: a map that hears of no tokens."""
+    """Replacement of :class:`FormerToMobile` that ignores the tokens."""
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """The map ``(B, C, H, W)`` as it is."""
+        """Return the map ``(B, C, H, W)`` unchanged."""
         return x
 
 
 class ProjectedMobileToFormer(Ablated, MobileToFormer):
-    """The map's keys and values are projected, as in usual cross-attention.
+    """:class:`MobileToFormer` with projected keys and values, as in standard cross-attention.
 
     Args:
-        part: in whose place it stands.
+        part: the module to replace.
     """
 
     def __init__(self, part: MobileToFormer):
@@ -127,15 +143,15 @@ class ProjectedMobileToFormer(Ablated, MobileToFormer):
         self.key, self.value = _rotation(channels), _rotation(channels)
 
     def keys_and_values(self, x: Tensor, map_position: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As of :class:`MobileToFormer`."""
-        return split_channels(self.key(located(x, map_position))), split_channels(self.value(x))
+        """Return the projected keys and values, each ``(B, heads, C/heads, H·W)``."""
+        return split_channels(self.key(add_position(x, map_position))), split_channels(self.value(x))
 
 
 class ProjectedFormerToMobile(Ablated, FormerToMobile):
-    """The map's queries are projected, and what it gathers, as in usual cross-attention.
+    """:class:`FormerToMobile` with projected queries and outputs, as in standard cross-attention.
 
     Args:
-        part: in whose place it stands.
+        part: the module to replace.
     """
 
     def __init__(self, part: FormerToMobile):
@@ -144,19 +160,19 @@ class ProjectedFormerToMobile(Ablated, FormerToMobile):
         self.query, self.project = _rotation(channels), _rotation(channels)
 
     def queries(self, x: Tensor) -> Tensor:
-        """Of ``(B, C, H, W)``, the same shape."""
+        """Return the projected queries for the map ``(B, C, H, W)``, in the same shape."""
         return self.query(x)
 
     def output(self, gathered: Tensor) -> Tensor:
-        """Of ``(B, C, H, W)``, the same shape."""
+        """Project the attention output ``(B, C, H, W)`` to the same shape."""
         return self.project(gathered)
 
 
 class AttentionAlone(Ablated, Former):
-    """Former without its feed-forward layer, and the norm after it.
+    """Former without the feed-forward network and without the LayerNorm after the feed-forward network.
 
     Args:
-        part: in whose place it stands.
+        part: the module to replace.
     """
 
     def __init__(self, part: Former):
@@ -164,12 +180,12 @@ class AttentionAlone(Ablated, Former):
         del self.ffn, self.ffn_norm
 
     def forward(self, tokens: Tensor, position: Tensor | None = None) -> Tensor:
-        """As of :class:`Former`."""
+        """Update the tokens by self-attention; arguments as in :meth:`Former.forward`."""
         return self.attend(tokens, position)
 
 
 def _rotation(channels: int) -> nn.Conv2d:
-    """A linear at every position of a map that begins as a rotation, so that no scale differs from the map's own."""
+    """Build a pointwise convolution that is initialised as a rotation, which preserves the scale of the map."""
     layer = nn.Conv2d(channels, channels, 1)
     nn.init.orthogonal_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -177,7 +193,7 @@ def _rotation(channels: int) -> nn.Conv2d:
 
 
 def share_slopes(model: nn.Module) -> bool:
-    """Make dynamic ReLU spatially shared in all blocks; tells whether it was aware in any."""
+    """Switch all blocks to the spatially shared dynamic ReLU. Return True if any block had the spatially aware one."""
     blocks = [part for part in model.modules() if isinstance(part, MobileFormerBlock)]
     aware = any(block.spatial_dynamic_relu for block in blocks)
     for block in blocks:
@@ -186,13 +202,13 @@ def share_slopes(model: nn.Module) -> bool:
 
 
 def _relu(model: nn.Module, _: str) -> bool:
-    share_slopes(model)  # or blocks would go on mixing tokens for them
+    share_slopes(model)  # otherwise the blocks would still compute token weights for dynamic ReLU
     return replace_parts(model, DynamicReLU, lambda part: StaticReLU())
 
 
 def _no_bridge(model: nn.Module, _: str) -> bool:
     found = False
-    # Without a backbone's bridge a classifier has no use for its own; a detector's head is another matter.
+    # A classifier loses its own bridge too. A detector keeps the bridges of its head.
     for scope in [model] if isinstance(model, MobileFormer) else _backbones(model):
         found |= replace_parts(scope, MobileToFormer, lambda part: Unbridged())
         replace_parts(scope, FormerToMobile, lambda part: MapAlone())
@@ -200,7 +216,7 @@ def _no_bridge(model: nn.Module, _: str) -> bool:
         _relu(scope, "")
     if found:
         for backbone in _backbones(model):
-            backbone.tokens.requires_grad_(False)  # which no gradient reaches
+            backbone.tokens.requires_grad_(False)  # no gradient reaches them
     return found
 
 
@@ -216,7 +232,7 @@ def _no_ffn(model: nn.Module, _: str) -> bool:
 
 def _tokens(model: nn.Module, value: str) -> bool:
     if not value.isdecimal() or int(value) < 1:
-        raise InputError(f"ablation 'tokens={value}': give a number of tokens from 1")
+        raise InputError(f"ablation 'tokens={value}': give a number of tokens, 1 or more")
     for backbone in _backbones(model):
         trained = backbone.tokens.requires_grad
         backbone.tokens = nn.Parameter(torch.randn(int(value), backbone.tokens.shape[1]), requires_grad=trained)

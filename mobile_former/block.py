@@ -1,4 +1,4 @@
-"""The Mobile-Former block: Mobile and Former in parallel, joined by the bridge."""
+"""The Mobile-Former block: Mobile and Former in parallel, connected by a two-way bridge."""
 
 from torch import Tensor, nn
 
@@ -11,15 +11,19 @@ from mobile_former.variants import BlockSpec
 
 
 class MobileFormerBlock(nn.Module):
-    """Tokens gather from the map and exchange; the map is convolved under their guidance and gathers from them.
+    """A Mobile-Former block: Mobile→Former, Former, Mobile, Former→Mobile.
+
+    Mobile→Former updates the tokens from the input map. Former updates the tokens by self-attention. Mobile convolves
+    the map; the slopes of Mobile's dynamic ReLU are computed from the tokens. Former→Mobile updates the output map of
+    Mobile from the tokens.
 
     Args:
-        spec: the block's kind (``"same"`` or ``"down"``), width and expansions.
-        in_channels: of the input map.
-        token_dim: width of a token.
-        groups: of the pointwise convolutions.
-        drop_path: rate of stochastic depth.
-        spatial_dynamic_relu: whether dynamic ReLU is spatially aware.
+        spec: kind (``"same"`` or ``"down"``), output channels and expansion ratios of the block.
+        in_channels: channels of the input map.
+        token_dim: dimension of a token.
+        groups: groups of the pointwise convolutions.
+        drop_path: stochastic depth rate of the residual branches.
+        spatial_dynamic_relu: use the spatially aware dynamic ReLU instead of the shared one.
     """
 
     def __init__(
@@ -51,16 +55,16 @@ class MobileFormerBlock(nn.Module):
     def forward(
         self, x: Tensor, tokens: Tensor, padding: Tensor | None = None, out_padding: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Update map and tokens.
+        """Update the map and the tokens.
 
         Args:
-            x: ``(B, C, H, W)``.
+            x: input map, ``(B, C, H, W)``.
             tokens: ``(B, M, d)``.
             padding: ``(B, 1, H, W)`` bool, True where the input map is padding.
-            out_padding: the same for the output map.
+            out_padding: ``(B, 1, H', W')`` bool, True where the output map is padding.
 
         Returns:
-            The map ``(B, C', H', W')`` and the tokens ``(B, M, d)``.
+            The output map ``(B, C', H', W')`` and the updated tokens ``(B, M, d)``.
         """
         tokens, logits = self.to_former(x, tokens, padding)
         tokens = self.former(tokens)
@@ -72,7 +76,7 @@ class MobileFormerBlock(nn.Module):
         return self.to_mobile(x, tokens), tokens
 
     def _mixing(self, logits: Tensor, x: Tensor, padding: Tensor | None) -> Tensor:
-        """How much each position of the output listens to each token: ``(B, M, H', W')``, summing to 1 over tokens."""
+        """Return the weight of each token at each output position, ``(B, M, H', W')``, summing to 1 over the tokens."""
         logits = logits.mean(1).unflatten(2, x.shape[2:])
         if self.downsamples:
             logits = halve(logits, padding)

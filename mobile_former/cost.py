@@ -1,4 +1,4 @@
-"""What a model costs: parameters and multiply-adds."""
+"""Cost of a model: parameters and multiply-adds."""
 
 import copy
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Cost:
 
     Attributes:
         params: number of parameters.
-        madds: multiply-adds of the convolutions, linears and both matrix products of every attention.
+        madds: multiply-adds of the convolutions, the linear layers and both matrix products of every attention.
     """
 
     params: int
@@ -26,27 +26,30 @@ class Cost:
 
 
 def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Cost:
-    """Count parameters and multiply-adds for one image; the model itself stays as it is.
+    """Count the parameters of a model, and the multiply-adds for one image. The model does not change.
 
     Args:
-        model: takes images ``(1, C, H, W)`` of float32, with ``C`` its attribute ``in_chans`` or 3.
-        image_size: height and width in pixels.
+        model: model that takes float32 images ``(1, C, H, W)``. ``C`` is ``model.in_chans``, or 3 if not defined.
+        image_size: height and width of the image in pixels.
     """
     return Cost(sum(p.numel() for p in model.parameters()), madds_by_module(model, image_size)[""])
 
 
 def madds_by_module(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> dict[str, int]:
-    """Multiply-adds of a model and of each of its parts that has any, for one image, as :func:`cost` counts them.
+    """Count the multiply-adds for one image, of a model and of each of its modules.
+
+    :class:`Cost` lists the operations that are counted.
 
     Args:
-        model: and
-        image_size: as of :func:`cost`.
+        model: model that takes float32 images ``(1, C, H, W)``. ``C`` is ``model.in_chans``, or 3 if not defined.
+        image_size: height and width of the image in pixels.
 
     Returns:
-        By the part's name, its own parts included; the model's name is empty.
+        Multiply-adds by module name. The count of a module includes its submodules. The model has the empty name.
+        Modules without multiply-adds are absent.
     """
-    # On the meta device nothing is computed, and every kernel of attention is counted. Fake tensors let through models
-    # that look at a mask's values where there are any.
+    # On the meta device nothing is computed, and every attention kernel is counted. Fake tensors support models that
+    # read the values of a mask.
     twin = copy.deepcopy(model).to(device="meta", dtype=torch.float32).eval().requires_grad_(False)
     images = torch.empty(1, getattr(model, "in_chans", 3), *image_size, device="meta")
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():

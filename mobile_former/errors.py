@@ -1,20 +1,25 @@
-"""What a user is told about input that cannot be used."""
+"""Errors about the user's input, and helpers for their messages."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something given from outside (an option, a file, an image) cannot be used.
+    """An option, a file, an image or another input cannot be used.
 
-    The message says what was given, where, and how to mend it. The commands print it without a traceback.
+    The message names the input and how to fix it. The commands print it without a traceback.
     """
 
 
 def nearest(given: str, valid: Iterable[str]) -> str:
-    """A closing phrase for an error about an unknown name.
+    """Return a hint that ends an error message about an unknown name.
 
-    Returns ``"did you mean 'x' or 'y'?"`` where valid names resemble the given one, else the list of all of them.
+    Args:
+        given: the unknown name.
+        valid: the valid names.
+
+    Returns:
+        ``"did you mean 'x' or 'y'?"`` if valid names resemble the given one, otherwise a list of all valid names.
     """
     valid = list(valid)
     close = [name for name in valid if given and name.startswith(given)][:3]
@@ -25,5 +30,10 @@ def nearest(given: str, valid: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException, longest: int = 200) -> str:
-    """First line of an exception's message that is not empty, cut to ``longest`` characters; else its type's name."""
+    """Return the first non-empty line of an exception's message, or the name of its type if it has no message.
+
+    Args:
+        error: the exception.
+        longest: maximum length of the line; the rest is cut off.
+    """
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:longest]

@@ -1,4 +1,4 @@
-"""Build a published model by its name."""
+"""Build a published model by name."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mobile_former.weights.loading import load_weights
 
 
 def list_models() -> list[str]:
-    """Names of the published models, the smallest first."""
+    """Return the names of the published models, from small to large."""
     return list(VARIANTS)
 
 
@@ -25,17 +25,17 @@ def create_model(
     """Build a published model.
 
     Args:
-        name: one of :func:`list_models`.
-        num_classes: number of logits.
-        in_chans: channels of an image.
-        dropout: rate before the last linear.
-        drop_path: stochastic depth's rate at the last block.
-        spatial_dynamic_relu: spatially aware dynamic ReLU, as in the detectors' backbone.
-        pretrained: a weights file, read by :func:`mobile_former.load_weights`.
+        name: name of the model, one of :func:`list_models`.
+        num_classes: number of classes.
+        in_chans: number of image channels.
+        dropout: dropout rate before the last linear layer, in ``[0, 1)``.
+        drop_path: stochastic depth rate of the last block, in ``[0, 1)``.
+        spatial_dynamic_relu: use the spatially aware dynamic ReLU of the detectors' backbone.
+        pretrained: path of a weights file for :func:`mobile_former.load_weights`; None for random weights.
 
     Raises:
-        InputError: unknown name, a number out of range, or a weights file that does not fit.
-        FileNotFoundError: no such weights file.
+        InputError: the name is unknown, a number is out of range, or the weights do not fit.
+        FileNotFoundError: the weights file does not exist.
     """
     model = MobileFormer(
         name,
@@ -47,41 +47,41 @@ def create_model(
     )
     if pretrained is not None:
         if isinstance(pretrained, bool):
-            raise InputError(f"pretrained is {pretrained}: nothing is downloaded; give a weights file, or None")
+            raise InputError(f"pretrained is {pretrained}: nothing is downloaded; give a weights file or None")
         load_weights(model, pretrained)
     return model
 
 
 def mobile_former_26m(**options) -> MobileFormer:
-    """Mobile-Former-26M (grouped pointwise convolutions); options as in :func:`create_model`."""
+    """Build Mobile-Former-26M, which has grouped pointwise convolutions; options as in :func:`create_model`."""
     return create_model("mobile_former_26m", **options)
 
 
 def mobile_former_52m(**options) -> MobileFormer:
-    """Mobile-Former-52M; options as in :func:`create_model`."""
+    """Build Mobile-Former-52M; options as in :func:`create_model`."""
     return create_model("mobile_former_52m", **options)
 
 
 def mobile_former_96m(**options) -> MobileFormer:
-    """Mobile-Former-96M; options as in :func:`create_model`."""
+    """Build Mobile-Former-96M; options as in :func:`create_model`."""
     return create_model("mobile_former_96m", **options)
 
 
 def mobile_former_151m(**options) -> MobileFormer:
-    """Mobile-Former-151M; options as in :func:`create_model`."""
+    """Build Mobile-Former-151M; options as in :func:`create_model`."""
     return create_model("mobile_former_151m", **options)
 
 
 def mobile_former_214m(**options) -> MobileFormer:
-    """Mobile-Former-214M; options as in :func:`create_model`."""
+    """Build Mobile-Former-214M; options as in :func:`create_model`."""
     return create_model("mobile_former_214m", **options)
 
 
 def mobile_former_294m(**options) -> MobileFormer:
-    """Mobile-Former-294M; options as in :func:`create_model`."""
+    """Build Mobile-Former-294M; options as in :func:`create_model`."""
     return create_model("mobile_former_294m", **options)
 
 
 def mobile_former_508m(**options) -> MobileFormer:
-    """Mobile-Former-508M; options as in :func:`create_model`."""
+    """Build Mobile-Former-508M; options as in :func:`create_model`."""
     return create_model("mobile_former_508m", **options)

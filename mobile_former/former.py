@@ -1,8 +1,8 @@
-"""Former: the transformer layer over the few global tokens."""
+"""Former: the transformer layer over the global tokens."""
 
 from torch import Tensor, nn
 
-from mobile_former.bridge import located
+from mobile_former.bridge import add_position
 from mobile_former.layers.linear import linear
 from mobile_former.layers.stochastic_depth import StochasticDepth
 
@@ -10,11 +10,13 @@ HEADS = 4
 
 
 class Former(nn.Module):
-    """Self-attention whose keys and values are the tokens without projection, then a feed-forward layer; post-norm.
+    """Post-norm transformer layer: self-attention, then a feed-forward network.
+
+    Only the queries are projected: the keys and values of the attention are the tokens themselves.
 
     Args:
-        token_dim: width of a token.
-        drop_path: rate of stochastic depth on the attention.
+        token_dim: dimension of a token.
+        drop_path: stochastic depth rate of the attention branch.
     """
 
     def __init__(self, token_dim: int, drop_path: float = 0.0):
@@ -27,18 +29,23 @@ class Former(nn.Module):
         self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, tokens: Tensor, position: Tensor | None = None) -> Tensor:
-        """Let the tokens ``(B, M, d)`` exchange what they gathered; returns ``(B, M, d)``.
+        """Update the tokens.
 
-        ``position`` ``(B, M, d)`` is added to the tokens where they serve as queries and keys.
+        Args:
+            tokens: ``(B, M, d)``.
+            position: position embedding of the queries and keys, ``(B, M, d)``, if any.
+
+        Returns:
+            ``(B, M, d)``.
         """
         tokens = self.attend(tokens, position)
         return self.ffn_norm(tokens + self.ffn(tokens))
 
     def attend(self, tokens: Tensor, position: Tensor | None) -> Tensor:
-        """The attention alone, which the feed-forward layer follows."""
-        placed = located(tokens, position)
-        query = self._split(self.query(placed))  # (B, heads, M, d/heads)
-        logits = (query * query.shape[-1] ** -0.5) @ self._split(placed).transpose(2, 3)
+        """Apply the first half of the layer: self-attention, residual, LayerNorm; arguments as in :meth:`forward`."""
+        keys = add_position(tokens, position)
+        query = self._split(self.query(keys))  # (B, heads, M, d/heads)
+        logits = (query * query.shape[-1] ** -0.5) @ self._split(keys).transpose(2, 3)
         gathered = (logits.softmax(-1) @ self._split(tokens)).transpose(1, 2).flatten(2)
         return self.attention_norm(tokens + self.drop_path(self.output(gathered)))
 

@@ -1,4 +1,4 @@
-"""Mobile: the MobileNet side of a block, with dynamic ReLU in place of ReLU."""
+"""Mobile: the convolutional part of a block, a MobileNet block with dynamic ReLU instead of ReLU."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,15 +11,17 @@ from mobile_former.layers.stochastic_depth import StochasticDepth
 
 
 class Mobile(nn.Module):
-    """An inverted bottleneck that keeps the map's size: expand, depthwise 3×3, project.
+    """Inverted bottleneck with stride 1: pointwise expansion, 3×3 depthwise convolution, pointwise projection.
+
+    It has a residual connection if the numbers of input and output channels are equal.
 
     Args:
-        in_channels: of the input map.
-        out_channels: of the output map; a residual connects the two where they are equal.
-        expansion: hidden channels over input channels.
-        token_dim: width of the tokens that steer dynamic ReLU.
-        groups: of the pointwise convolutions.
-        drop_path: rate of stochastic depth on the residual.
+        in_channels: channels of the input map.
+        out_channels: channels of the output map.
+        expansion: ratio of hidden channels to input channels.
+        token_dim: dimension of the tokens that dynamic ReLU reads.
+        groups: groups of the pointwise convolutions.
+        drop_path: stochastic depth rate of the residual branch.
     """
 
     def __init__(
@@ -45,12 +47,13 @@ class Mobile(nn.Module):
         self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
-        """Transform a map.
+        """Transform the map.
 
         Args:
-            x: ``(B, in_channels, H, W)``.
-            tokens: ``(B, M, d)``; without ``mixing`` the first may come alone, ``(B, d)``.
-            mixing: ``(B, M, H, W)`` for spatially aware dynamic ReLU, see :class:`DynamicReLU`.
+            x: input map, ``(B, in_channels, H, W)``.
+            tokens: ``(B, M, d)``. If ``mixing`` is None, the first token ``(B, d)`` is enough.
+            mixing: token weights of the spatially aware dynamic ReLU, ``(B, M, H, W)``, see :class:`DynamicReLU`; None
+                for the spatially shared one.
             padding: ``(B, 1, H, W)`` bool, True on padding.
 
         Returns:
@@ -63,15 +66,15 @@ class Mobile(nn.Module):
 
 
 class DownsamplingMobile(nn.Module):
-    """Two depthwise-separable convolutions, the first of which halves the map; a residual surrounds the second.
+    """Two depthwise-separable convolutions. The first has stride 2. The second has a residual connection.
 
     Args:
-        in_channels: of the input map.
-        out_channels: of the output map.
-        expansions: hidden channels over the input's channels, and over the output's.
-        token_dim: width of the tokens that steer dynamic ReLU.
-        groups: of the pointwise convolutions.
-        drop_path: rate of stochastic depth on the residual.
+        in_channels: channels of the input map.
+        out_channels: channels of the output map.
+        expansions: ratios of hidden channels to input channels, for the first and for the second convolution.
+        token_dim: dimension of the tokens that dynamic ReLU reads.
+        groups: groups of the pointwise convolutions.
+        drop_path: stochastic depth rate of the residual branch.
     """
 
     def __init__(
@@ -104,14 +107,15 @@ class DownsamplingMobile(nn.Module):
         padding: Tensor | None = None,
         out_padding: Tensor | None = None,
     ) -> Tensor:
-        """Transform and halve a map.
+        """Transform the map, and halve the height and width.
 
         Args:
-            x: ``(B, in_channels, H, W)``.
-            tokens: ``(B, M, d)``; without ``mixing`` the first may come alone, ``(B, d)``.
-            mixing: ``(B, M, ⌈H/2⌉, ⌈W/2⌉)`` for spatially aware dynamic ReLU, see :class:`DynamicReLU`.
-            padding: ``(B, 1, H, W)`` bool, True where the input is padding.
-            out_padding: ``(B, 1, ⌈H/2⌉, ⌈W/2⌉)`` bool, True where the output is padding.
+            x: input map, ``(B, in_channels, H, W)``.
+            tokens: ``(B, M, d)``. If ``mixing`` is None, the first token ``(B, d)`` is enough.
+            mixing: token weights of the spatially aware dynamic ReLU, ``(B, M, ⌈H/2⌉, ⌈W/2⌉)``, see
+                :class:`DynamicReLU`; None for the spatially shared one.
+            padding: ``(B, 1, H, W)`` bool, True where the input map is padding.
+            out_padding: ``(B, 1, ⌈H/2⌉, ⌈W/2⌉)`` bool, True where the output map is padding.
 
         Returns:
             ``(B, out_channels, ⌈H/2⌉, ⌈W/2⌉)``.
@@ -123,14 +127,16 @@ class DownsamplingMobile(nn.Module):
 
 
 class Lite(nn.Module):
-    """The block before the first tokens are used: depthwise 3×3, ReLU6, project.
+    """The first block, which has no tokens: 3×3 depthwise convolution, ReLU6, pointwise projection.
+
+    It has a residual connection if the stride is 1 and the numbers of input and output channels are equal.
 
     Args:
-        in_channels: of the input map.
-        out_channels: of the output map; a residual connects the two where they and the sizes are equal.
-        expansion: hidden channels over input channels.
-        stride: 1, or 2 to halve the map.
-        groups: of the pointwise convolution.
+        in_channels: channels of the input map.
+        out_channels: channels of the output map.
+        expansion: ratio of hidden channels to input channels.
+        stride: stride of the depthwise convolution, 1 or 2.
+        groups: groups of the pointwise convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int, *, groups: int = 1):
@@ -142,9 +148,14 @@ class Lite(nn.Module):
 
     @recomputable
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)``.
+        """Transform the map.
 
-        ``padding`` is ``(B, 1, H, W)`` bool, True where the input is padding.
+        Args:
+            x: input map, ``(B, in_channels, H, W)``.
+            padding: ``(B, 1, H, W)`` bool, True where the input map is padding.
+
+        Returns:
+            ``(B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)``.
         """
         hidden = self.shuffle(F.relu6(self.depthwise(zero_padding(x, padding))))
         out = self.project(hidden)

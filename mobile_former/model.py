@@ -1,6 +1,7 @@
-"""Mobile-Former: the backbone, and the classifier over it."""
+"""Mobile-Former: the backbone and the classifier (Chen et al., Mobile-Former, CVPR 2022)."""
 
 import functools
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -16,25 +17,25 @@ from mobile_former.mobile import Lite
 from mobile_former.variants import VARIANTS, Variant
 from mobile_former.weights.hub import HubModel
 
-MIN_SIZE = 32  # pixels; the last map of a smaller image would be padding and border alone
+MIN_SIZE = 32  # pixels: the stride of the last map
 
 
 class MobileFormer(HubModel, nn.Module):
-    """A published Mobile-Former with its classifier.
+    """A published Mobile-Former classifier.
 
     Args:
         variant: name of a published model, see :func:`mobile_former.list_models`.
-        num_classes: number of logits.
-        in_chans: channels of an image.
-        dropout: rate before the last linear, in ``[0, 1)``.
-        drop_path: stochastic depth's rate at the last block, in ``[0, 1)``; it rises linearly with the block's number.
-        spatial_dynamic_relu: spatially aware dynamic ReLU (the detectors' backbone) in place of the shared one.
+        num_classes: number of classes.
+        in_chans: number of image channels.
+        dropout: dropout rate before the last linear layer, in ``[0, 1)``.
+        drop_path: stochastic depth rate of the last block, in ``[0, 1)``. The rate increases linearly with depth.
+        spatial_dynamic_relu: use the spatially aware dynamic ReLU of the detectors' backbone instead of the shared one.
 
     Attributes:
-        usage: its classes, and how its images are prepared, of a model that :meth:`from_pretrained` gave; else None.
+        usage: class names and preprocessing of a model that :meth:`from_pretrained` loaded; None for other models.
 
     Raises:
-        InputError: unknown variant, or a number out of range.
+        InputError: the variant is unknown, or a number is out of range.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class MobileFormer(HubModel, nn.Module):
         if num_classes < 1:
             raise InputError(f"num_classes is {num_classes}: a classifier needs at least 1")
         if not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout}: give a rate from 0 to below 1")
+            raise InputError(f"dropout is {dropout}: give a rate of at least 0 and below 1")
         self.variant = variant
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -66,31 +67,42 @@ class MobileFormer(HubModel, nn.Module):
     @staticmethod
     @functools.cache
     def published(variant: str, **options) -> "MobileFormer":
-        """A published model on the meta device, without weights: to compare layouts with."""
+        """Return a published model on the meta device. The tensors have names and shapes but no values.
+
+        The model is cached and shared: do not modify it.
+
+        Args:
+            variant: name of the model.
+            options: further arguments of :class:`MobileFormer`.
+        """
         with torch.device("meta"):
             return MobileFormer(variant, **options)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify images ``(B, in_chans, H, W)``, both sides at least 32: logits ``(B, num_classes)``."""
+        """Return the logits ``(B, num_classes)`` of images ``(B, in_chans, H, W)`` with sides of at least 32 pixels."""
         maps, tokens = self.backbone(images)
         return self.classifier(maps[32], tokens)
 
     def forward_features(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], Tensor]:
-        """The backbone's maps and tokens, see :meth:`Backbone.forward`."""
+        """Return the maps and tokens of the backbone, see :meth:`Backbone.forward`."""
         return self.backbone(images, padding_mask)
 
 
 class Backbone(nn.Module):
-    """Stem, tokens and blocks, without the classifier.
+    """Stem, tokens and blocks of a Mobile-Former, without the classifier.
 
     Args:
-        spec: the numbers of a variant.
-        in_chans: channels of an image.
-        drop_path: stochastic depth's rate at the last block, in ``[0, 1)``.
-        spatial_dynamic_relu: spatially aware dynamic ReLU in place of the shared one.
+        spec: specification of the variant.
+        in_chans: number of image channels.
+        drop_path: stochastic depth rate of the last block, in ``[0, 1)``. The rate increases linearly with depth.
+        spatial_dynamic_relu: use the spatially aware dynamic ReLU instead of the shared one.
+
+    Attributes:
+        strides: stride of the output of each block.
+        channels: channels of the returned map at each stride.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number is out of range.
     """
 
     def __init__(self, spec: Variant, *, in_chans: int = 3, drop_path: float = 0.0, spatial_dynamic_relu: bool = False):
@@ -98,13 +110,13 @@ class Backbone(nn.Module):
         if in_chans < 1:
             raise InputError(f"in_chans is {in_chans}: an image needs at least 1 channel")
         if not 0 <= drop_path < 1:
-            raise InputError(f"drop_path is {drop_path}: give a rate from 0 to below 1")
+            raise InputError(f"drop_path is {drop_path}: give a rate of at least 0 and below 1")
         self.in_chans = in_chans
         self.stem = ConvNorm(in_chans, spec.stem, kernel_size=3, stride=2)
         self.tokens = nn.Parameter(torch.randn(spec.tokens))
         self.blocks = nn.ModuleList()
-        self.strides: list[int] = []  # of each block's output
-        self.channels: dict[int, int] = {}  # of the returned map at each stride
+        self.strides: list[int] = []
+        self.channels: dict[int, int] = {}
         channels, stride = spec.stem, 2
         for number, block in enumerate(spec.blocks, start=1):
             if block.kind == "lite":
@@ -128,45 +140,69 @@ class Backbone(nn.Module):
                 self.channels[stride] = channels
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], Tensor]:
-        """Compute features.
+        """Compute the feature maps and the tokens.
 
         Args:
-            images: ``(B, in_chans, H, W)``, normalised, both sides at least 32 pixels; odd sides too.
-            padding_mask: ``(B, H, W)`` bool, True on padding. A cell of a map is padding where all of its pixels are;
-                what is computed elsewhere does not depend on what padding holds, but for BatchNorm's statistics in
-                training, which count padded cells like others.
+            images: normalised images ``(B, in_chans, H, W)``. Both sides are at least 32 pixels and may be odd.
+            padding_mask: ``(B, H, W)`` bool, True on padding. A position of a feature map is padding if all pixels that
+                it covers are padding. Features outside the padding do not depend on the padded pixels. Exception:
+                BatchNorm's statistics in training include the padded positions.
 
         Returns:
-            The map of the last block at each stride, ``{4: (B, C, ⌈H/4⌉, ⌈W/4⌉), 8: …, 16: …, 32: …}``, and the tokens
-            after the last block, ``(B, M, d)``.
+            The output of the last block at each stride, ``{4: (B, C, ⌈H/4⌉, ⌈W/4⌉), 8: …, 16: …, 32: …}``, and the
+            tokens after the last block, ``(B, M, d)``.
 
         Raises:
-            InputError: images of another shape, or smaller than 32 pixels.
+            InputError: the images or the mask have the wrong shape or type, or a side is shorter than 32 pixels.
         """
         check_images(images, padding_mask, self.in_chans)
         padding = {} if padding_mask is None else padding_pyramid(padding_mask, (1, 2, 4, 8, 16, 32))
         x = F.relu6(self.stem(zero_padding(images, padding.get(1))))
         tokens = self.tokens.expand(images.shape[0], -1, -1)  # len() would fix the batch in torch.export
-        maps = {}
-        in_stride = 2
-        for block, stride in zip(self.blocks, self.strides, strict=True):
-            if isinstance(block, Lite):
-                x = block(x, padding.get(in_stride))
-            else:
-                x, tokens = block(x, tokens, padding.get(in_stride), padding.get(stride))
-            if stride >= 4:
-                maps[stride] = x
-            in_stride = stride
-        return maps, tokens
+        return run_blocks(self.blocks, self.strides, x, tokens, padding)
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    strides: Iterable[int],
+    x: Tensor,
+    tokens: Tensor | tuple[Tensor, ...],
+    padding: Mapping[int, Tensor],
+) -> tuple[dict[int, Tensor], Tensor | tuple[Tensor, ...]]:
+    """Pass the stem's output and the tokens through the blocks.
+
+    Args:
+        blocks: blocks of the backbone.
+        strides: stride of the output of each block.
+        x: output of the stem, ``(B, C, ⌈H/2⌉, ⌈W/2⌉)``.
+        tokens: tokens before the first block: a tensor for the blocks of :class:`Backbone`, a tuple for those of
+            :class:`mobile_former.deployment.backbone.DeployedBackbone`.
+        padding: padding mask of the map at each stride, see :func:`padding_pyramid`; empty without padding.
+
+    Returns:
+        The output of the last block at each stride of 4 or more, by stride, and the tokens after the last block.
+    """
+    maps, in_stride = {}, 2
+    for block, stride in zip(blocks, strides, strict=True):
+        if isinstance(block, Lite):
+            x = block(x, padding.get(in_stride))
+        else:
+            x, tokens = block(x, tokens, padding.get(in_stride), padding.get(stride))
+        if stride >= 4:
+            maps[stride] = x
+        in_stride = stride
+    return maps, tokens
 
 
 class Classifier(nn.Module):
-    """A last bridge, the pooled map and the first token, and two linears.
+    """Classifier on the last map and the tokens.
+
+    A last Mobile→Former bridge updates the tokens. Two linear layers classify the pooled map and the first token.
 
     Args:
-        spec: the numbers of a variant.
-        num_classes: number of logits.
-        dropout: rate before the last linear.
+        spec: specification of the variant.
+        num_classes: number of classes.
+        dropout: dropout rate before the last linear layer.
     """
 
     def __init__(self, spec: Variant, num_classes: int, dropout: float):
@@ -182,14 +218,20 @@ class Classifier(nn.Module):
         self.logits = linear(spec.features, num_classes)
 
     def forward(self, x: Tensor, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Classify the last map ``(B, C, H, W)`` and the tokens ``(B, M, d)``: logits ``(B, num_classes)``.
+        """Compute the logits.
 
-        ``padding`` is ``(B, 1, H, W)`` bool, True on padding, which is left out of attention and average.
+        Args:
+            x: last map of the backbone, ``(B, C, H, W)``.
+            tokens: ``(B, M, d)``.
+            padding: ``(B, 1, H, W)`` bool, True on padding. The attention and the pooling ignore padded positions.
+
+        Returns:
+            ``(B, num_classes)``.
         """
         return self.logits(self.hidden(x, tokens, padding))
 
     def hidden(self, x: Tensor, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
-        """What the last linear reads, ``(B, features)``, of what :meth:`forward` takes."""
+        """Return the input of the last linear layer, ``(B, features)``; arguments as in :meth:`forward`."""
         tokens, _ = self.to_former(x, tokens, padding)
         pooled = mean_pool(F.relu6(self.expand(self.shuffle(x))), padding)
         features = torch.cat([F.hardswish(pooled), tokens[:, 0]], dim=1)
@@ -197,18 +239,18 @@ class Classifier(nn.Module):
 
 
 def check_images(images: Tensor, padding_mask: Tensor | None, in_chans: int) -> None:
-    """Refuse what a backbone cannot take, see :meth:`Backbone.forward`."""
+    """Raise InputError if the arguments do not fit :meth:`Backbone.forward`."""
     if images.ndim != 4 or images.shape[1] != in_chans:
         raise InputError(f"images have shape {tuple(images.shape)}: the model takes (B, {in_chans}, H, W)")
     if not images.is_floating_point():
-        raise InputError(f"images are of type {images.dtype}: normalise them to a floating-point type")
+        raise InputError(f"images have type {images.dtype}: convert them to a floating-point type and normalise them")
     if images.shape[2] < MIN_SIZE or images.shape[3] < MIN_SIZE:
         raise InputError(
             f"images of {images.shape[2]}x{images.shape[3]} pixels: both sides must be at least {MIN_SIZE}; "
             "resize or pad them"
         )
     if padding_mask is not None and padding_mask.dtype != torch.bool:
-        raise InputError(f"padding_mask is of type {padding_mask.dtype}: give a bool one, True on padding")
+        raise InputError(f"padding_mask has type {padding_mask.dtype}: give a bool mask, True on padding")
     if padding_mask is not None and padding_mask.shape != (images.shape[0], *images.shape[2:]):
         raise InputError(
             f"padding_mask has shape {tuple(padding_mask.shape)}: images of shape {tuple(images.shape)} "

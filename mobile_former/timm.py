@@ -1,6 +1,6 @@
-"""The published models under timm's names, options and conventions: ``timm.create_model("mobile_former_294m", …)``.
+"""The published models in timm: ``import mobile_former.timm``, then ``timm.create_model("mobile_former_294m", …)``.
 
-``import mobile_former.timm`` registers them; nothing else of this project needs timm.
+The import registers the models with timm. Their options and methods follow timm's names and conventions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mobile_former.errors import InputError
+from mobile_former.errors import InputError, first_line
 from mobile_former.layers.checkpointing import checkpoint_gradients
 from mobile_former.layers.linear import linear
 from mobile_former.model import Backbone, MobileFormer
@@ -22,10 +22,10 @@ try:
     from timm.models import FeatureInfo, generate_default_cfgs, register_model
 except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
     raise ImportError(
-        f"mobile_former.timm registers the models with timm, which cannot be imported ({error}): pip install timm"
+        f"mobile_former.timm needs timm, which cannot be imported ({first_line(error)}): pip install timm"
     ) from error
 
-# What timm calls a pretrained_cfg: how images are prepared, and which layers depend on them and on the classes.
+# timm's pretrained_cfg of the models: preprocessing, and the names of the first and the last layer.
 _CONFIG = {
     "input_size": (3, 224, 224),
     "interpolation": "bilinear",
@@ -38,29 +38,29 @@ _CONFIG = {
     "classifier": "classifier.logits",
 }
 
-
-# timm looks for these in the module of the functions that it registers.
+# timm reads this name from the module of the functions that it registers.
 default_cfgs = generate_default_cfgs({name: dict(_CONFIG) for name in VARIANTS})
 
 
 class TimmMobileFormer(MobileFormer):
-    """A classifier with the methods that timm's models have.
+    """A classifier with the methods of timm's models.
 
     Args:
         variant: name of a published model.
-        num_classes: number of logits; 0 gives the features before the last linear.
-        pretrained: a weights file, read by :func:`mobile_former.load_weights`.
-        options: those of :class:`mobile_former.MobileFormer`.
+        num_classes: number of classes. With 0, the model returns the input of the last linear layer.
+        pretrained: path of a weights file for :func:`mobile_former.load_weights`, if any.
+        options: further arguments of :class:`mobile_former.MobileFormer`.
 
     Attributes:
         num_features: channels of the last map.
-        head_hidden_size: features before the last linear.
-        pretrained_cfg: timm's description of a model: ``input_size``, ``mean``, ``std``, ``crop_pct``, ….
-        default_cfg: the same, by its older name.
-        feature_info: of each map its channels, stride and module.
+        head_hidden_size: input features of the last linear layer.
+        pretrained_cfg: timm's description of the model: ``input_size``, ``mean``, ``std``, ``crop_pct``, ….
+        default_cfg: older name of ``pretrained_cfg``.
+        feature_info: channels, stride and module name of each map.
 
     Raises:
-        InputError: as :class:`mobile_former.MobileFormer` and :func:`mobile_former.load_weights`.
+        InputError: an argument is invalid for :class:`mobile_former.MobileFormer`, or the weights do not fit.
+        FileNotFoundError: the weights file does not exist.
     """
 
     def __init__(self, variant: str, num_classes: int = 1000, pretrained: str | Path | None = None, **options):
@@ -75,39 +75,44 @@ class TimmMobileFormer(MobileFormer):
         self.feature_info = _feature_info(self.backbone)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify images ``(B, in_chans, H, W)``: logits ``(B, num_classes)``."""
+        """Return the logits ``(B, num_classes)`` of images ``(B, in_chans, H, W)``."""
         return self.forward_head(self.forward_features(images))
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The last map ``(B, C, ⌈H/32⌉, ⌈W/32⌉)`` and the tokens ``(B, M, d)``, both of which the classifier reads."""
+        """Return the inputs of the classifier: the last map ``(B, C, ⌈H/32⌉, ⌈W/32⌉)`` and the tokens ``(B, M, d)``."""
         maps, tokens = self.backbone(images)
         return maps[32], tokens
 
     def forward_head(self, features: tuple[Tensor, Tensor], pre_logits: bool = False) -> Tensor:
-        """From what :meth:`forward_features` gives to logits ``(B, num_classes)``.
+        """Apply the classifier.
 
-        ``pre_logits`` leaves out the last linear: ``(B, head_hidden_size)``.
+        Args:
+            features: the map and the tokens that :meth:`forward_features` returns.
+            pre_logits: leave out the last linear layer.
+
+        Returns:
+            Logits ``(B, num_classes)``, or features ``(B, head_hidden_size)`` with ``pre_logits``.
         """
         if not pre_logits:
             return self.classifier(*features)
         return self.classifier.hidden(*features)
 
     def get_classifier(self) -> nn.Module:
-        """The last linear."""
+        """Return the last linear layer."""
         return self.classifier.logits
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a fresh last linear in place, for another number of classes; 0 leaves it out.
+        """Replace the last linear layer by a new one.
 
         Args:
-            num_classes: number of logits.
-            global_pool: the mean over the map, ``"avg"``, is the only one there is; None leaves it too.
+            num_classes: number of classes. With 0, the last linear layer is removed.
+            global_pool: ``"avg"`` or None; both mean average pooling.
 
         Raises:
-            InputError: another pooling.
+            InputError: another pooling is requested.
         """
         if global_pool not in (None, "avg"):
-            raise InputError(f"global_pool is {global_pool!r}: Mobile-Former's classifier takes the mean, 'avg'")
+            raise InputError(f"global_pool is {global_pool!r}: Mobile-Former supports only 'avg'")
         weight = self.classifier.features.weight
         self.num_classes = num_classes
         self.classifier.logits = (
@@ -115,7 +120,7 @@ class TimmMobileFormer(MobileFormer):
         )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep less while training, see :func:`mobile_former.checkpoint_gradients`."""
+        """Enable or disable gradient checkpointing, see :func:`mobile_former.checkpoint_gradients`."""
         checkpoint_gradients(self, enable)
 
 
@@ -123,16 +128,16 @@ class TimmFeatures(nn.Module):
     """A backbone with the interface of timm's ``features_only=True``.
 
     Args:
-        backbone: of one of the models; blocks after the last map that is wanted are taken out of it.
-        out_indices: which maps to give: 0, 1, 2, 3 are those at strides 4, 8, 16 and 32; negative ones count from the
-            end, and a number alone is that of the last maps. None: all four.
+        backbone: backbone of a model. It is modified: the blocks after the last requested map are removed.
+        out_indices: indices of the maps to return. Indices 0, 1, 2 and 3 are the maps at strides 4, 8, 16 and 32.
+            Negative indices count from the end. An int ``n`` requests the last ``n`` maps, None requests all four.
         pretrained_cfg: timm's description of the model.
 
     Attributes:
-        feature_info: ``channels()``, ``reduction()`` and ``module_name()`` of the maps, and more; timm's own class.
+        feature_info: timm's ``FeatureInfo``, with ``channels()``, ``reduction()`` and ``module_name()`` of the maps.
 
     Raises:
-        InputError: an index that does not exist.
+        InputError: an index does not exist.
     """
 
     def __init__(self, backbone: Backbone, out_indices: int | Sequence[int] | None, pretrained_cfg: dict):
@@ -152,12 +157,12 @@ class TimmFeatures(nn.Module):
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The maps of images ``(B, in_chans, H, W)``, in the order of ``out_indices``."""
+        """Return the maps of images ``(B, in_chans, H, W)``, in the order of ``out_indices``."""
         maps, _ = self.backbone(images)
         return [maps[stride] for stride in self.feature_info.reduction()]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep less while training, see :func:`mobile_former.checkpoint_gradients`."""
+        """Enable or disable gradient checkpointing, see :func:`mobile_former.checkpoint_gradients`."""
         checkpoint_gradients(self, enable)
 
 
@@ -175,46 +180,48 @@ def create(
     drop_path_rate: float = 0.0,
     **options,
 ) -> TimmMobileFormer | TimmFeatures:
-    """Build a model as ``timm.create_model`` asks for it.
+    """Build a model for ``timm.create_model``.
 
     Args:
-        name: of a published model.
-        pretrained: load weights, which needs a file: there are none to download.
-        pretrained_cfg: timm's description of the model, in place of its own.
-        pretrained_cfg_overlay: what differs from it: ``{"file": path}`` names a weights file, the authors' for example.
-        cache_dir: where files from the Hugging Face Hub are kept.
-        features_only: see :class:`TimmFeatures`, and there
-        out_indices: which maps to give.
-        num_classes: number of logits, 0 for features; default: that of the description.
-        drop_rate: rate before the last linear.
-        drop_path_rate: stochastic depth's rate at the last block.
-        options: others of :class:`mobile_former.MobileFormer`: ``in_chans``, ``spatial_dynamic_relu``.
+        name: name of a published model.
+        pretrained: load the weights that ``pretrained_cfg`` or ``pretrained_cfg_overlay`` gives as ``file`` or
+            ``hf_hub_id``. The models have no default weights to download.
+        pretrained_cfg: timm's description of the model: a mapping, ``PretrainedCfg`` or ``DefaultCfg``.
+        pretrained_cfg_overlay: changes to the description, such as ``{"file": path}`` for a weights file.
+        cache_dir: folder in which files from the Hugging Face Hub are cached.
+        features_only: return a :class:`TimmFeatures` instead of a :class:`TimmMobileFormer`.
+        out_indices: indices of the maps to return with ``features_only``, see :class:`TimmFeatures`.
+        num_classes: number of classes; default: the number in ``pretrained_cfg``, or 1000. With 0, the model returns
+            the input of the last linear layer.
+        drop_rate: dropout rate before the last linear layer.
+        drop_path_rate: stochastic depth rate of the last block.
+        options: ``in_chans`` and ``spatial_dynamic_relu`` of :class:`mobile_former.MobileFormer`.
 
     Raises:
-        InputError: no weights to load, or options that cannot be.
-        FileNotFoundError: no such weights file.
+        InputError: there are no weights to load, or an option is invalid.
+        FileNotFoundError: the weights file does not exist.
     """
     if isinstance(pretrained_cfg, str):
-        raise InputError(f"timm's {name} has one set of weights, and so no tag {pretrained_cfg!r}: leave it out")
+        raise InputError(f"{name} has no tag {pretrained_cfg!r}: leave the tag out of the model's name")
     if pretrained_cfg is not None and not isinstance(pretrained_cfg, Mapping):
-        pretrained_cfg = pretrained_cfg.to_dict()  # timm's own class
+        pretrained_cfg = getattr(pretrained_cfg, "default", pretrained_cfg).to_dict()  # a DefaultCfg or PretrainedCfg
     given = dict(pretrained_cfg or {}) | dict(pretrained_cfg_overlay or {})
-    weights, own, told = _weights(name, given, cache_dir) if pretrained else (None, {}, {})
-    config = _CONFIG | {"architecture": name} | told | given
+    weights, hub_options, hub_config = _weights(name, given, cache_dir) if pretrained else (None, {}, {})
+    config = _CONFIG | {"architecture": name} | hub_config | given
     model = TimmMobileFormer(
         name,
         num_classes=config["num_classes"] if num_classes is None else num_classes,
         pretrained=weights,
         dropout=drop_rate,
         drop_path=drop_path_rate,
-        **own | options,
+        **hub_options | options,
     )
     model.pretrained_cfg = model.default_cfg = config
     return TimmFeatures(model.backbone, out_indices, config) if features_only else model
 
 
 def _entry_point(name: str) -> Callable[..., nn.Module]:
-    """The function that timm knows by the model's name."""
+    """Return the function that timm registers for a model."""
 
     def entry_point(pretrained: bool = False, **options) -> TimmMobileFormer | TimmFeatures:
         return create(name, pretrained, **options)
@@ -225,33 +232,37 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
 
 
 def _weights(name: str, given: Mapping, cache_dir: str | Path | None) -> tuple[Path, dict, dict]:
-    """A weights file; what is told beside it on the Hub of the model's options, and of the rest, in timm's words."""
+    """Find the weights file that ``pretrained_cfg`` gives, and download it if it is on the Hub.
+
+    Returns:
+        The path of the weights file, options for the model, and entries for ``pretrained_cfg``. Options and entries are
+        those of a model on the Hub; both are empty for a local file.
+    """
     if given.get("file"):
         return Path(given["file"]), {}, {}
     if given.get("hf_hub_id"):
         folder = fetch(given["hf_hub_id"], cache_dir=cache_dir)
-        told = read_config(folder / CONFIG)
-        side = told["image_size"]
-        options = {option: told[option] for option in ("in_chans", "spatial_dynamic_relu")}
+        config = read_config(folder / CONFIG)
+        options = {option: config[option] for option in ("in_chans", "spatial_dynamic_relu")}
         return (
             folder / WEIGHTS,
             options,
             {
-                "num_classes": told["num_classes"],
-                "input_size": (told["in_chans"], side, side),
-                "crop_pct": told["crop_fraction"],
-                "mean": tuple(told["mean"]),
-                "std": tuple(told["std"]),
+                "num_classes": config["num_classes"],
+                "input_size": (config["in_chans"], config["image_size"], config["image_size"]),
+                "crop_pct": config["crop_fraction"],
+                "mean": tuple(config["mean"]),
+                "std": tuple(config["std"]),
             },
         )
     raise InputError(
-        f"pretrained=True: there are no weights of {name} to download. Give a file, the authors' for example, by "
+        f"pretrained=True: there are no weights of {name} to download. Give a file, such as the authors', by "
         "pretrained_cfg_overlay={'file': 'path/to/weights'}"
     )
 
 
 def _feature_info(backbone: Backbone) -> list[dict]:
-    """Channels, stride and module of each map, as timm's FeatureInfo takes them."""
+    """Return channels, stride and module name of each map in the format of timm's FeatureInfo."""
     last = {stride: number for number, stride in enumerate(backbone.strides)}
     return [
         {"num_chs": channels, "reduction": stride, "module": f"backbone.blocks.{last[stride]}"}
@@ -259,5 +270,4 @@ def _feature_info(backbone: Backbone) -> list[dict]:
     ]
 
 
-for _name in VARIANTS:
-    register_model(_entry_point(_name))
+globals().update({name: register_model(_entry_point(name)) for name in VARIANTS})

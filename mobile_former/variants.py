@@ -9,11 +9,11 @@ class BlockSpec:
     """One block of a variant.
 
     Attributes:
-        kind: ``"lite"`` (a MobileNet block alone), ``"down"`` (a Mobile-Former block that halves the map) or ``"same"``
-            (a Mobile-Former block that keeps the map's size).
-        out_channels: channels of the map that the block returns.
-        expansions: hidden channels over input channels, one number for each depthwise convolution.
-        stride: of the block's first depthwise convolution.
+        kind: ``"lite"`` (a MobileNet block without tokens), ``"down"`` (a Mobile-Former block with stride 2) or
+            ``"same"`` (a Mobile-Former block with stride 1).
+        out_channels: channels of the output map.
+        expansions: ratio of hidden channels to input channels, for each depthwise convolution of the block.
+        stride: stride of the first depthwise convolution.
     """
 
     kind: Literal["lite", "down", "same"]
@@ -24,14 +24,14 @@ class BlockSpec:
 
 @dataclass(frozen=True)
 class Variant:
-    """The numbers that tell one published model from another.
+    """Specification of a published model.
 
     Attributes:
-        stem: channels of the stem.
-        tokens: number of global tokens and their width, ``(M, d)``.
-        features: width of the classifier's hidden layer.
-        groups: groups of every pointwise convolution; with more than one, channels are shuffled in between.
-        blocks: the blocks in order.
+        stem: output channels of the stem.
+        tokens: number of global tokens and their dimension, ``(M, d)``.
+        features: hidden features of the classifier.
+        groups: groups of every pointwise convolution. With more than one group, channel shuffles are inserted.
+        blocks: specifications of the blocks, in order.
     """
 
     stem: int
@@ -65,7 +65,7 @@ _BLOCKS_52M = (
     _same(96, 6),
 )
 
-# By size, the smallest first.
+# From small to large.
 VARIANTS: dict[str, Variant] = {
     "mobile_former_26m": Variant(stem=8, tokens=(3, 128), features=1024, groups=4, blocks=_BLOCKS_52M),
     "mobile_former_52m": Variant(stem=8, tokens=(3, 128), features=1024, groups=1, blocks=_BLOCKS_52M),

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import contextlib
 import os
@@ -7,20 +7,25 @@ from pathlib import Path
 
 
 def write_whole(
-    path: Path, content: bytes | memoryview, *, kind: str = "", before_replace: Callable[[], None] | None = None
+    path: Path,
+    content: bytes | memoryview,
+    *,
+    kind: str = "",
+    before_replace: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a file beside its place and move it there once the disk has it; its folder is made where it is missing.
+    """Write a temporary file in the same folder, flush it to disk, and rename it to ``path``.
 
-    So whoever looks sees all of it or what was there before, whenever the process or the machine ends.
+    Other processes see the old file or the new one, never a part, even if this process or the machine stops meanwhile.
+    The folder is created if it is missing.
 
     Args:
-        path: the file.
-        content: all of it.
-        kind: what messages call it, ahead of its path, such as ``"the checkpoint "``.
-        before_replace: called once the disk has the content, and before what lay at the path is replaced.
+        path: path of the file.
+        content: complete content of the file.
+        kind: description of the file in front of the path in error messages, such as ``"the checkpoint "``.
+        before_replace: function that is called with the path of the flushed temporary file, before the rename.
 
     Raises:
-        OSError: it cannot be written; what lay there before still does.
+        OSError: the file cannot be written. An existing file stays as it was.
     """
     unfinished = path.with_name(path.name + ".part")
     try:
@@ -30,17 +35,18 @@ def write_whole(
             file.flush()
             os.fsync(file.fileno())
         if before_replace is not None:
-            before_replace()
+            before_replace(unfinished)
         os.replace(unfinished, path)
         _sync(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):  # where its folder cannot be, the reason of that is told
-            unfinished.unlink(missing_ok=True)
         raise OSError(f"cannot write {kind}{path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):  # an error above is the one to report
+            unfinished.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:
-    """Let the disk know the folder's new names too, where the system can."""
+    """Call ``fsync`` on a directory so that a rename in it is on disk. Do nothing if the system does not support it."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_DIRECTORY)
         try:

@@ -19,16 +19,16 @@ import mobile_former
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = Path(__file__).parent / "reference"
-LONGEST = ("test_readme.py", "test_interruption.py")  # which at the end would run alone
+LONGEST = ("test_readme.py", "test_interruption.py")  # started last, they would keep one process busy at the end
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, for processes that take them in turn."""
+    """Run the longest files first, because several processes take the files in this order."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def reference_fill(name: str, shape: list[int]) -> np.ndarray:
-    """The value of an entry of the reference checkpoints, drawn from its own name (reference/README.md)."""
+    """Return a tensor of the reference checkpoints, drawn with its name as the seed (see reference/README.md)."""
     values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     leaf = name.rsplit(".", 1)[1]
     if leaf == "running_var":
@@ -44,7 +44,7 @@ def reference_fill(name: str, shape: list[int]) -> np.ndarray:
 
 
 def reference_state_dict(stem: str) -> tuple[dict, dict[str, torch.Tensor]]:
-    """A reference file's description, and the checkpoint in the authors' names that it describes."""
+    """Return the description of a reference file and the checkpoint that it describes, under the authors' names."""
     description = json.loads((REFERENCE / f"{stem}.json").read_text())
     state = {
         name: torch.tensor(0) if name.endswith("num_batches_tracked") else torch.from_numpy(reference_fill(name, shape))
@@ -54,7 +54,7 @@ def reference_state_dict(stem: str) -> tuple[dict, dict[str, torch.Tensor]]:
 
 
 def write_image_folder(root: Path, classes: tuple[str, ...], *, train: int, val: int, side: int = 64) -> Path:
-    """JPEGs of noise around one colour for each class, in train/ and val/."""
+    """Write JPEGs of noise around one colour per class to train/ and val/, and return the folder."""
     generator = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for number, name in enumerate(classes):
@@ -68,7 +68,7 @@ def write_image_folder(root: Path, classes: tuple[str, ...], *, train: int, val:
 
 
 def write_onnx_peer(path: Path, *, side: int) -> Path:
-    """An ONNX file of a network of somebody else: one convolution and a linear, for a single image of a fixed size."""
+    """Write the ONNX file of a foreign network: one convolution and a linear layer, for one image of a fixed size."""
     from onnx import TensorProto, helper, numpy_helper, save
 
     generator = np.random.default_rng(0)
@@ -92,7 +92,7 @@ def write_onnx_peer(path: Path, *, side: int) -> Path:
 
 
 def kept_for_backward(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
-    """Bytes that a forward pass leaves to the backward pass: each storage once, without parameters and buffers."""
+    """Return the bytes that a forward pass saves for the backward pass, without parameters and buffers."""
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept = {}
 
@@ -108,7 +108,7 @@ def kept_for_backward(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
 
 
 def assert_same_step(model: torch.nn.Module, loss_of: Callable[[torch.nn.Module], torch.Tensor]) -> None:
-    """Gradients, buffers and the next random number after a step are the same with checkpointed gradients."""
+    """Assert that checkpointing changes no gradients, buffers and random numbers of a training step."""
     twin = copy.deepcopy(model)
     mobile_former.checkpoint_gradients(twin)
     drawn = []
@@ -126,7 +126,7 @@ def assert_same_step(model: torch.nn.Module, loss_of: Callable[[torch.nn.Module]
 
 
 def trainer_with(*callbacks, **options) -> Trainer:
-    """A trainer of two epochs on the CPU that writes and prints nothing."""
+    """Return a trainer for two epochs on the CPU that writes and prints nothing."""
     options = {"max_epochs": 2, "enable_checkpointing": False, "num_sanity_val_steps": 0} | options
     return Trainer(
         accelerator="cpu",
@@ -139,7 +139,7 @@ def trainer_with(*callbacks, **options) -> Trainer:
 
 
 def run_module(*arguments: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess:
-    """Run ``python -m …`` as a user would, elsewhere than in the repository."""
+    """Run ``python -m …`` as a user would, in a folder outside the repository."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     return subprocess.run(
         [sys.executable, "-m", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
@@ -148,11 +148,11 @@ def run_module(*arguments: str, cwd: Path, timeout: float = 240) -> subprocess.C
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
-    """An image folder of three classes, ``blue``, ``green``, ``red``."""
+    """An image folder of the classes ``blue``, ``green`` and ``red``."""
     return write_image_folder(tmp_path_factory.mktemp("data") / "colours", ("blue", "green", "red"), train=8, val=4)
 
 
 @pytest.fixture(scope="session")
 def two_colours(tmp_path_factory) -> Path:
-    """An image folder of the classes ``blue`` and ``red``: 22 training images, five batches of four and a rest."""
+    """An image folder of the classes ``blue`` and ``red``: 22 training images, five batches of four plus two images."""
     return write_image_folder(tmp_path_factory.mktemp("data") / "colours", ("blue", "red"), train=11, val=4)

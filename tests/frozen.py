@@ -1,11 +1,11 @@
-"""Callbacks by which runs of one and of several processes can be compared."""
+"""Callbacks that make runs with one process and with several processes comparable."""
 
 import torch
 from pytorch_lightning import Callback
 
 
 class FrozenStatistics(Callback):
-    """BatchNorms use their running statistics: those of a batch depend on what a process sees of it."""
+    """BatchNorm uses its running statistics, because batch statistics depend on the share of each process."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         for module in pl_module.modules():
@@ -14,7 +14,7 @@ class FrozenStatistics(Callback):
 
 
 class PlainSGD(Callback):
-    """Adam turns rounding into steps; in float32 this does not."""
+    """Plain SGD. Adam amplifies rounding errors to whole steps; in float32, SGD does not."""
 
     def setup(self, trainer, pl_module, stage):
         pl_module.configure_optimizers = lambda: torch.optim.SGD(

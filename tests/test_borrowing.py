@@ -1,4 +1,4 @@
-"""The models in other people's hands: torch.hub, and pip from git."""
+"""Use in other programs: torch.hub, and installation by pip from git."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 
 def elsewhere(code: str, folder, *paths) -> str:
-    """What a program prints in a folder where this repository is not at hand, but for ``paths``."""
+    """Run a program in a folder, without this repository on the path, only ``paths``; return what it prints."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"PYTHONPATH": os.pathsep.join(map(str, paths)), "TORCH_HOME": str(folder / "torch")}
     command = [sys.executable, "-c", textwrap.dedent(code)]
@@ -30,7 +30,7 @@ def test_torch_hub_lists_explains_and_loads_every_model_from_a_clone(tmp_path):
         import torch
 
         clone = {str(ROOT)!r}
-        torch.hub._get_cache_or_reload = lambda *arguments, **options: clone  # as if it had come from GitHub
+        torch.hub._get_cache_or_reload = lambda *arguments, **options: clone  # as if downloaded from GitHub
         print(torch.hub.list("owner/mobile-former", trust_repo=True))
         print(torch.hub.help("owner/mobile-former", "mobile_former_294m", trust_repo=True))
         model = torch.hub.load(
@@ -42,7 +42,7 @@ def test_torch_hub_lists_explains_and_loads_every_model_from_a_clone(tmp_path):
     names, *explained, rate_and_shape, total = elsewhere(code, tmp_path).splitlines()
     assert names == str(sorted(mobile_former.list_models()))
     assert explained[0] == "Mobile-Former-294M."
-    assert any("num_classes (int): number of logits; 1000." in line for line in explained)
+    assert any("num_classes (int): number of classes; default: 1000." in line for line in explained)
     assert rate_and_shape == "0.1 torch.Size([2, 10])"
     assert float(total) == pytest.approx(model.backbone.tokens.sum().item())
 
@@ -51,17 +51,8 @@ def test_torch_hub_lists_explains_and_loads_every_model_from_a_clone(tmp_path):
 def test_pip_installs_it_from_git_with_its_configs(tmp_path):
     clone, site = tmp_path / "clone", tmp_path / "site"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-deps",
-        "--target",
-        str(site),
-        f"git+{clone.as_uri()}",
-    ]
+    options = ["--quiet", "--no-deps", "--target", str(site)]
+    command = [sys.executable, "-m", "pip", "install", *options, f"git+{clone.as_uri()}"]
     subprocess.run(command, check=True, cwd=tmp_path)
     code = """
         from pathlib import Path

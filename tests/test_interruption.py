@@ -1,6 +1,5 @@
-"""A run that is stopped at any moment goes on as if it hadn't been."""
+"""A run that is stopped at any moment and resumed ends like an uninterrupted one."""
 
-import errno
 import os
 import random
 import re
@@ -15,7 +14,6 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
-from mobile_former.training.run import checkpoint_io
 from mobile_former.training.run.checkpoint_io import WholeCheckpointIO
 from tests.conftest import ROOT, run_module
 from tests.detection.conftest import write_shapes
@@ -23,7 +21,7 @@ from tests.interrupted import OPTIONS, STEPS, last, same, step_of, wait_for, wei
 
 
 def run(folder, *arguments):
-    """Begin a fit, or go on with it, as a scheduler's script would."""
+    """Start or resume a fit, as the script of a scheduler would."""
     return subprocess.Popen(
         [sys.executable, "-m", *arguments, "--ckpt_path", "auto"],
         cwd=folder,
@@ -53,7 +51,7 @@ def undisturbed(two_colours, tmp_path_factory):
     return weights(folder)
 
 
-def test_a_run_that_is_killed_within_an_epoch_goes_on_from_its_last_step_checkpoint(undisturbed, two_colours, tmp_path):
+def test_a_run_that_is_killed_within_an_epoch_resumes_from_its_last_checkpoint(undisturbed, two_colours, tmp_path):
     process = start(tmp_path, two_colours)
     wait_for(lambda: last(tmp_path).is_file(), process)
     os.killpg(process.pid, signal.SIGKILL)
@@ -65,29 +63,29 @@ def test_a_run_that_is_killed_within_an_epoch_goes_on_from_its_last_step_checkpo
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_goes_on(number, undisturbed, two_colours, tmp_path):
+def test_a_run_that_is_stopped_by_a_signal_writes_a_checkpoint_and_resumes(number, undisturbed, two_colours, tmp_path):
     process = start(tmp_path, two_colours, "--checkpoint_every_n_steps", "null", "--data.num_workers", "1")
-    wait_for(lambda: last(tmp_path).is_file(), process)  # the first epoch is over
+    wait_for(lambda: last(tmp_path).is_file(), process)  # end of the first epoch
     time.sleep(random.Random(int(number)).uniform(0, 0.5))
-    os.killpg(process.pid, number)  # as Ctrl-C and schedulers do, to all of its processes
+    os.killpg(process.pid, number)  # to all processes, as Ctrl-C and schedulers do
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, output
     assert "stopping after this step" in output
-    assert "--name x --ckpt_path last goes on" in output
+    assert "to resume, repeat the command with --name x --ckpt_path last" in output
     assert "Traceback" not in output
     finish(tmp_path, two_colours)
     assert same(weights(tmp_path), undisturbed)
 
 
 class SignalledEarly(Callback):
-    """The run is told to stop before its first step."""
+    """Sends SIGTERM before the first step."""
 
     def on_sanity_check_end(self, trainer, pl_module):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.slow
-def test_told_to_stop_before_its_first_step_a_run_does_not_say_that_it_is_done(undisturbed, two_colours, tmp_path):
+def test_a_run_that_is_stopped_before_its_first_step_does_not_exit_with_success(undisturbed, two_colours, tmp_path):
     process = start(tmp_path, two_colours, "--trainer.callbacks+", "tests.test_interruption.SignalledEarly")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 143, output
@@ -98,7 +96,7 @@ def test_told_to_stop_before_its_first_step_a_run_does_not_say_that_it_is_done(u
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(damage, undisturbed, two_colours, tmp_path):
+def test_a_damaged_last_checkpoint_is_replaced_by_the_previous_one(damage, undisturbed, two_colours, tmp_path):
     process = start(tmp_path, two_colours)
     wait_for(lambda: last(tmp_path).with_name("previous.ckpt").is_file(), process)
     os.killpg(process.pid, signal.SIGKILL)
@@ -113,13 +111,13 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(damage, undistur
     output = finish(tmp_path, two_colours)
     if damage != "gone":
         assert re.search(
-            r"last\.ckpt is cut short or damaged .* Going on from the one before, .*previous\.ckpt", output
+            r"last\.ckpt is cut short or damaged .* Resuming from the previous checkpoint, .*previous\.ckpt", output
         )
     assert same(weights(tmp_path), undisturbed)
 
 
 @pytest.mark.slow
-def test_where_every_checkpoint_is_damaged_the_error_says_so(two_colours, tmp_path):
+def test_the_error_for_damaged_checkpoints_names_all_of_them(two_colours, tmp_path):
     process = start(tmp_path, two_colours)
     wait_for(lambda: last(tmp_path).with_name("previous.ckpt").is_file(), process)
     os.killpg(process.pid, signal.SIGKILL)
@@ -130,27 +128,27 @@ def test_where_every_checkpoint_is_damaged_the_error_says_so(two_colours, tmp_pa
     result = run_module("classification.fit", *OPTIONS, *options, cwd=tmp_path)
     assert result.returncode == 1
     assert last(tmp_path).is_file()
-    assert re.search(r"^error: no checkpoint to go on from is whole: .*last\.ckpt.*previous\.ckpt", result.stderr)
+    assert re.search(r"^error: every checkpoint of the run is damaged: .*last\.ckpt.*previous\.ckpt", result.stderr)
 
 
 @pytest.mark.slow
-def test_within_an_epoch_a_run_goes_on_with_batches_of_the_same_size_alone(two_colours, tmp_path):
+def test_within_an_epoch_a_run_resumes_only_with_the_same_batch_size(two_colours, tmp_path):
     process = start(tmp_path, two_colours)
     wait_for(lambda: last(tmp_path).is_file() and step_of(tmp_path) % 5, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     if step_of(tmp_path) % 5 == 0:
-        pytest.skip("the checkpoint of an epoch's end was quicker")
+        pytest.skip("the checkpoint is already that of the end of an epoch")
     options = ("--data.root", str(two_colours), "--ckpt_path", "last", "--data.batch_size", "8")
     result = run_module("classification.fit", *OPTIONS, *options, cwd=tmp_path)
     assert result.returncode == 1
     assert re.search(
-        r"^error: the run was stopped within epoch \d, with --data.batch_size 4 and 1 .* are 8", result.stderr
+        r"^error: the run was stopped within epoch \d with --data.batch_size 4 and 1 .* now has 8", result.stderr
     )
-    assert last(tmp_path).is_file(), "a run that cannot go on keeps what it has"
+    assert last(tmp_path).is_file(), "a run that cannot resume keeps its checkpoint"
 
 
-def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_its_folder(two_colours, tmp_path):
+def test_a_run_that_stopped_before_its_first_checkpoint_restarts_in_its_folder(two_colours, tmp_path):
     folder = tmp_path / "runs" / "classification" / "x"
     (folder / "tensorboard").mkdir(parents=True)
     (folder / "config.yaml").write_text("model: {}\n")
@@ -163,14 +161,14 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again_in_its_folder(tw
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["shards", "detection"])
-def test_shards_and_batches_of_similar_shape_go_on_too(kind, two_colours, tmp_path):
-    """Stopped twice, each time within an epoch, and once with another number of loading processes."""
+def test_runs_on_shards_and_batches_of_similar_shapes_resume_too(kind, two_colours, tmp_path):
+    """The run is stopped twice within an epoch, and resumes once with another number of loading processes."""
     if kind == "shards":
         result = run_module("classification.shard", str(two_colours), "shards", "--shard_samples", "5", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         data = ("--data.dataset", "shards", "--data.root", str(tmp_path / "shards"))
         arguments = ["classification.fit", *OPTIONS, *data]
-        steps = 48  # no batch is left out
+        steps = 48  # all batches are full
         workers = ("--data.num_workers", "2")
     else:
         data = write_shapes(tmp_path / "shapes", train=20, val=3)
@@ -181,7 +179,7 @@ def test_shards_and_batches_of_similar_shape_go_on_too(kind, two_colours, tmp_pa
         ]  # fmt: skip
         workers, steps = ("--data.num_workers", "1"), STEPS
     found = []
-    for name in ("left alone", "stopped"):
+    for name in ("uninterrupted", "stopped"):
         folder = tmp_path / name
         folder.mkdir()
         stops = 2 if name == "stopped" else 0
@@ -201,7 +199,7 @@ def test_shards_and_batches_of_similar_shape_go_on_too(kind, two_colours, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_ten_kills_at_random_moments_leave_no_trace_in_the_weights(undisturbed, two_colours, tmp_path):
+def test_ten_kills_at_random_moments_do_not_change_the_weights(undisturbed, two_colours, tmp_path):
     draw = random.Random(0)
     for _ in range(10):
         process = start(tmp_path, two_colours)
@@ -211,7 +209,7 @@ def test_ten_kills_at_random_moments_leave_no_trace_in_the_weights(undisturbed, 
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         if process.returncode == 0:
-            # All 40 steps are done: begin again, so that ten processes are killed.
+            # The run has finished its 40 steps: start a new one, so that ten processes are killed.
             assert same(weights(tmp_path), undisturbed)
             shutil.rmtree(tmp_path / "runs")
     finish(tmp_path, two_colours)
@@ -219,26 +217,6 @@ def test_ten_kills_at_random_moments_leave_no_trace_in_the_weights(undisturbed, 
 
 
 # The disk
-
-
-def test_a_checkpoint_is_whole_or_is_not_and_the_one_before_is_kept(tmp_path):
-    writer, path = WholeCheckpointIO(), tmp_path / "checkpoints" / "last.ckpt"
-    for step in range(3):
-        writer.save_checkpoint({"step": step}, path)
-        assert torch.load(path, weights_only=True) == {"step": step}
-    assert torch.load(path.with_name("previous.ckpt"), weights_only=True) == {"step": 1}
-    assert sorted(found.name for found in path.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
-
-
-def test_without_hard_links_the_one_before_is_copied(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(checkpoint_io.os, "link", refuse)
-    writer, path = WholeCheckpointIO(), tmp_path / "last.ckpt"
-    for step in range(2):
-        writer.save_checkpoint({"step": step}, path)
-    assert torch.load(path.with_name("previous.ckpt"), weights_only=True) == {"step": 0}
 
 
 @pytest.fixture
@@ -254,17 +232,19 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_is_told_and_leaves_the_checkpoint_of_before(small_disk):
+def test_a_full_disk_is_an_error_and_keeps_the_earlier_checkpoint(small_disk):
     writer, path = WholeCheckpointIO(), small_disk / "last.ckpt"
     writer.save_checkpoint({"weights": torch.ones(100_000)}, path)
-    with pytest.raises(OSError, match=r"cannot write the checkpoint .*last\.ckpt: No space left on device\. The check"):
+    with pytest.raises(
+        OSError, match=r"cannot write the checkpoint .*last\.ckpt: No space left on device\. The earlier"
+    ):
         writer.save_checkpoint({"weights": torch.ones(900_000)}, path)
     assert torch.load(path, weights_only=True)["weights"].sum() == 100_000
     assert [found.name for found in small_disk.iterdir()] == ["last.ckpt"]
 
 
-def test_a_run_on_a_full_disk_ends_with_an_error_and_its_earlier_checkpoint(small_disk, two_colours):
-    """The run's own pictures and logs fit; the checkpoint, of some megabytes, does not."""
+def test_a_run_on_a_full_disk_ends_with_one_error(small_disk, two_colours):
+    """The pictures and logs of the run fit on the disk. The checkpoint of some megabytes does not."""
     result = run_module(
         "classification.fit",
         *OPTIONS,
@@ -277,5 +257,5 @@ def test_a_run_on_a_full_disk_ends_with_an_error_and_its_earlier_checkpoint(smal
     assert result.returncode == 1
     (error,) = re.findall("^error: .*$", result.stderr, re.MULTILINE)
     assert "cannot write the checkpoint" in error
-    assert "No space left on device. There was none before" in error
+    assert "No space left on device. There is no earlier checkpoint" in error
     assert "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""Two processes with half of the batch each do what one does with the whole."""
+"""Two processes with half of the batch each train like one process with the whole batch."""
 
 import json
 import os
@@ -38,14 +38,14 @@ TASKS = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    # Neither training nor validation images can be shared out evenly.
+    # Neither the training nor the validation images divide evenly.
     write_image_folder(folder / "classification", ("blue", "red"), train=11, val=3)
     write_shapes(folder / "detection", train=22, val=5)
     return folder
 
 
 def fit(folder, data, task, processes, *options):
-    """Weights and figures after 20 steps of eight images."""
+    """Return weights and scores after 20 steps of eight images."""
     module, *arguments = TASKS[task]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", module,
@@ -60,9 +60,8 @@ def fit(folder, data, task, processes, *options):
     run = folder / "runs" / module.split(".")[0] / f"of-{processes}"
     content = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
     assert content["global_step"] == STEPS
-    told = [line for line in result.stdout.splitlines() if line.startswith("batch ")]
-    assert len(told) == 1
-    assert "8 images a step" in told[0]
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("batch ")]
+    assert "8 images a step" in line
     return content["state_dict"], json.loads((run / "metrics.json").read_text())
 
 
@@ -78,7 +77,7 @@ def fit(folder, data, task, processes, *options):
         pytest.param("retinanet", SGD, marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_with_half_the_batch_each_are_one_with_the_whole(task, options, data, tmp_path):
+def test_two_processes_with_half_the_batch_each_equal_one_with_the_whole(task, options, data, tmp_path):
     one, alone = fit(tmp_path, data, task, 1, *options)
     two, together = fit(tmp_path, data, task, 2, *options)
     for name, tensor in one.items():

@@ -1,4 +1,4 @@
-"""Every command and every piece of code in the README does what it says."""
+"""The commands, code, tables and names in the README and in the documentation are correct."""
 
 import json
 import os
@@ -14,12 +14,14 @@ import yaml
 
 import detection
 import mobile_former
-from detection.scenes import write_coco
+from detection.data.scenes import write_coco
 from tests.conftest import ROOT, run_module, write_image_folder, write_onnx_peer
+from tests.test_docs import PAGES
 
 README = (ROOT / "README.md").read_text()
+TEXTS = {"README.md": README} | PAGES
 
-# A few steps instead of hundreds; everything else stays as printed.
+# A few steps instead of hundreds. Everything else runs as printed.
 SHORTER = {
     "--trainer.limit_train_batches": "2",
     "--trainer.limit_val_batches": "2",
@@ -30,14 +32,23 @@ COMPARED = ("--data.image_size", "32", "--data.num_workers", "0", "--trainer.lim
 TIMED = ("--models", "mobile_former_26m", "--forms", "eager", "deployed", "--image_size", "32", "--rounds", "1")
 SMALLER = {"--data.short_sides": "[96]", "--data.short_side": "96"}
 
+# The commands take minutes; every test may be the one that runs them.
+pytestmark = pytest.mark.timeout(900)
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def commands():
-    lines = [line.strip() for text in blocks("bash") for line in text.replace("\\\n", " ").splitlines()]
-    return [line.split(" # ")[0].strip() for line in lines if line]
+    """Yield the commands of the README, then of the pages in the order of the navigation; each command once."""
+    known = set()
+    for page, text in TEXTS.items():
+        for line in "".join(blocks(text, "bash")).replace("\\\n", " ").splitlines():
+            words = tuple(shlex.split(line, comments=True))
+            if words and words not in known:
+                known.add(words)
+                yield page, list(words)
 
 
 def visit(words, cwd):
@@ -56,35 +67,36 @@ def visit(words, cwd):
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    """The folder of somebody who follows the README: his images and the authors' weights where it says."""
+    """The folder of a reader, with images and the authors' weights at the paths that the pages name."""
     folder = tmp_path_factory.mktemp("reader")
     write_image_folder(folder / "path" / "to" / "images", ("cat", "dog"), train=6, val=3)
     write_image_folder(folder / "path" / "to" / "imagenet", ("n01", "n02"), train=6, val=3)
     write_coco(folder / "path" / "to" / "coco", "train", 6)
     write_coco(folder / "path" / "to" / "coco", "val", 3)
     write_onnx_peer(folder / "path" / "to" / "onnx_files" / "peer.onnx", side=32)
-    # Stands for the authors' file, which is read alike (test_weights.py, test_reference.py).
+    # A stand-in for the authors' file, which is read in the same way (test_loading.py, test_reference.py).
     model = mobile_former.mobile_former_294m()
     torch.save({"state_dict": model.state_dict()}, folder / "path" / "to" / "mobile_former_294m.pth.tar")
+    (folder / "path/to/mobile-former").symlink_to(ROOT)
     return folder
 
 
-@pytest.mark.timeout(900)
-def test_the_commands_of_the_readme_run_in_its_order(reader):
+@pytest.fixture(scope="module")
+def modules(reader):
+    """Run all commands in the reader's folder; return the names of the modules that ran."""
     ran = []
-    for command in commands():
-        words = shlex.split(command)
-        if words[0] in {"make", "pip"} or "venv" in command:
-            continue  # test_house.py
-        assert words[:2] == ["python", "-m"], command
+    for page, words in commands():
+        if words[0] in {"make", "pip", "tensorboard"} or ".venv" in words[0] or "venv" in words:
+            continue  # installation: test_layout.py; TensorBoard's log: below
+        assert words[:2] == ["python", "-m"], f"{page}: {words}"
         if words[2].endswith(".fit"):
             for option, value in (SHORTER | (SMALLER if words[2] == "detection.fit" else {})).items():
                 words += [option, value]
-            # The run that goes on has one epoch more than the one that it goes on from.
+            # The resumed run trains one epoch more than the run before.
             words += ["--trainer.max_epochs", "2" if "last" in words else "1"]
         if words[2].endswith(".export"):
             words += ["--check_images", "4"]
-            if words[2] == "detection.export":  # open sizes take minutes, see test_export.py
+            if words[2] == "detection.export":  # a file for any size takes minutes, see test_export.py
                 words += ["--image_size", "[96, 96]"]
         if words[2] == "experiments.compare":
             words = [*words[: words.index("--seeds")], "--seeds", "0", "--trainer.max_epochs", "1", *COMPARED]
@@ -94,43 +106,48 @@ def test_the_commands_of_the_readme_run_in_its_order(reader):
             words += TIMED
         if words[2] == "experiments.app":
             visit(words[2:], cwd=reader)
-            ran.append(words[2])
-            continue
-        result = run_module(*words[2:], cwd=reader)
-        assert result.returncode == 0, f"{command}\n{result.stderr}"
+        else:
+            result = run_module(*words[2:], cwd=reader)
+            assert result.returncode == 0, f"{page}: {shlex.join(words)}\n{result.stderr}"
         ran.append(words[2])
+    return ran
+
+
+def test_the_commands_run_in_their_order(reader, modules):
     commands_of_a_task = ("fit", "validate", "test", "predict")
-    assert {f"{task}.{name}" for task in ("classification", "detection") for name in commands_of_a_task} <= {*ran}
-    assert {"classification.export", "detection.export"} <= {*ran}
+    assert {f"{task}.{name}" for task in ("classification", "detection") for name in commands_of_a_task} <= {*modules}
+    assert {"classification.export", "detection.export", "classification.shard", "classification.publish"} <= {*modules}
+    tools = ("app", "attention", "benchmark", "compare", "sweep")
+    assert {f"experiments.{name}" for name in tools} <= {*modules}
+    assert len(modules) >= 29
     assert (reader / "predictions.csv").is_file()
     assert (reader / "predictions.png").is_file()
     assert len(list((reader / "drawings").glob("*.png"))) == 9
     assert json.loads((reader / "found.json").read_text())["images"]
     assert isinstance(json.loads((reader / "detections.json").read_text()), list)
+    assert list(reader.glob("runs/classification/*/tensorboard/events.*"))
 
 
-def test_the_code_of_the_readme_runs(reader, monkeypatch):
+@pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if "```python" in text])
+def test_the_code_of_a_page_runs(page, reader, modules, monkeypatch):
     monkeypatch.chdir(reader)
-    for text in blocks("python"):
-        exec(compile(text, "README.md", "exec"), {})
-    assert (reader / "mobile_former_294m.safetensors").is_file()
+    for code in blocks(TEXTS[page], "python"):
+        if "import timm" in code:
+            pytest.importorskip("timm")  # test_timm.py has a stand-in
+        exec(compile(code, page, "exec"), {})
+    if page == "README.md":
+        assert (reader / "mobile_former_294m.safetensors").is_file()
 
 
-def test_the_yaml_of_the_readme_is_a_config(reader):
-    (reader / "augment.yaml").write_text(blocks("yaml")[0])
+def test_the_yaml_is_a_config(reader):
+    (config,) = [block for text in TEXTS.values() for block in blocks(text, "yaml")]
+    (reader / "augment.yaml").write_text(config)
     arguments = ("--config", "finetune.yaml", "--config", "augment.yaml", "--data.root", "path/to/images")
     result = run_module("classification.fit", *arguments, "--print_config", cwd=reader)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     steps = yaml.safe_load(result.stdout)["data"]["train_transforms"]
     assert [step["class_path"].rsplit(".", 1)[1] for step in steps] == ["RandomResizedCrop", "ColorJitter"]
-
-
-def test_every_option_that_the_readme_names_exists():
-    named = set(re.findall(r"--(?:model|data|trainer)\.\w+", README))
-    known = "".join(run_module(f"{task}.fit", "--help", cwd=ROOT).stdout for task in ("classification", "detection"))
-    known += run_module("detection.test", "--help", cwd=ROOT).stdout
-    assert not {option for option in named if option not in known}
 
 
 def test_the_table_of_models_is_true():
@@ -144,18 +161,21 @@ def test_the_table_of_models_is_true():
 
 @pytest.mark.slow
 def test_the_table_of_detectors_is_true():
-    rows = re.findall(r"\| `((?:e2e|retinanet)_mf_\w+)` \| ([\d.]+) M \| ([\d.]+) G", README)
-    (detr,) = re.findall(r"`(detr_r50)` is .*?: ([\d.]+) M\s+parameters, ([\d.]+) G at 800.1056", README)
-    assert [name for name, _, _ in [*rows, detr]] == detection.list_detectors()
-    for name, params, madds in [*rows, detr]:
-        size = (800, 1280) if name.startswith("retinanet") else (800, 1056)
-        cost = mobile_former.cost(detection.create_detector(name, 80), size)
+    rows = re.findall(r"\| `((?:e2e|retinanet)_mf_\w+)` \| ([\d.]+) M \| ([\d.]+) G \| (\d+).(\d+)", README)
+    sentence = r"`(detr_r50)` is .*?: ([\d.]+) M\s+parameters, ([\d.]+) G at (\d+).(\d+)"
+    (detr,) = re.findall(sentence, PAGES["detection/detectors.md"])
+    assert [name for name, *_ in [*rows, detr]] == detection.list_detectors()
+    for name, params, madds, height, width in [*rows, detr]:
+        assert (height, width) == (("800", "1280") if name.startswith("retinanet") else ("800", "1056"))
+        cost = mobile_former.cost(detection.create_detector(name, 80), (int(height), int(width)))
         assert f"{cost.params / 1e6:.1f}" == params
         assert f"{cost.madds / 1e9:.1f}" == madds
 
 
-def test_every_file_and_folder_that_the_readme_links_or_names_exists():
+def test_every_file_and_folder_that_the_readme_links_or_a_page_names_exists():
     linked = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("http")]
-    named = re.findall(r"`((?:mobile_former|classification|detection|experiments|tests)/[\w./]*)`", README)
-    assert len(named) > 5
+    assert len(linked) > 20
+    pattern = r"`((?:mobile_former|classification|detection|experiments|tests)/[\w./]*)`"
+    named = [name for text in TEXTS.values() for name in re.findall(pattern, text)]
+    assert len(named) > 10
     assert not [name for name in [*linked, *named] if not (ROOT / name).exists()]

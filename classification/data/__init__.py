@@ -1,1 +1,1 @@
-"""Images and labels: image folders, tar shards, the embedded digits, transforms."""
+"""Labelled images from image folders, tar shards or scikit-learn's digits, and the transforms of images."""

@@ -1,4 +1,4 @@
-"""A user's own images: ``train/<class>/*`` and ``val/<class>/*``, ImageNet's layout."""
+"""Image folders in ImageNet's layout: ``train/<class>/*`` and ``val/<class>/*``."""
 
 from pathlib import Path
 
@@ -10,16 +10,19 @@ _LAYOUT = "expected DIR/train/<class>/<images> and DIR/val/<class>/<images>"
 
 
 class ImageFolder(ListedImages):
-    """The labelled images of one split.
+    """The labelled images of one split, such as ``train`` or ``val``.
 
     Args:
-        root: the folder that holds the splits.
+        root: folder that contains the splits.
         split: name of the split's folder.
-        class_names: the classes in the order of their labels; names of folders.
+        class_names: names of the class folders in the order of their labels.
+
+    Attributes:
+        labels: label of each image.
 
     Raises:
-        FileNotFoundError: no such folder.
-        InputError: a class that is not among ``class_names``, or one without images.
+        FileNotFoundError: the folder does not exist.
+        InputError: a class folder is not in ``class_names``, or has no images.
     """
 
     def __init__(self, root: Path, split: str, class_names: list[str]):
@@ -28,7 +31,7 @@ class ImageFolder(ListedImages):
         if unknown := sorted(set(present) - set(class_names)):
             raise InputError(
                 f"{self.folder} has the class{'es' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}, "
-                f"which the model has not (it knows {_abridged(class_names)}): rename or remove the folder, "
+                f"which the model does not have (it has {_abridged(class_names)}): rename or remove the folder, "
                 "or train with it"
             )
         paths: list[Path] = []
@@ -38,21 +41,21 @@ class ImageFolder(ListedImages):
                 continue
             own = find_images(self.folder / name)
             if not own:
-                raise InputError(f"{self.folder / name} holds no images: add some, or remove the folder")
+                raise InputError(f"{self.folder / name} contains no images: add images, or remove the folder")
             paths += own
             self.labels += [label] * len(own)
         super().__init__(paths)
 
 
 def list_classes(root: Path, split: str) -> list[str]:
-    """Names of the class folders of a split, sorted.
+    """Return the sorted names of a split's class folders.
 
     Raises:
-        FileNotFoundError: no such folder.
-        InputError: no class folder in it.
+        FileNotFoundError: ``root`` or ``root/split`` does not exist.
+        InputError: the split has no class folder.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root} (--data.root): {_LAYOUT}")
+        raise FileNotFoundError(f"{root} does not exist (--data.root): {_LAYOUT}")
     folder = root / split
     if not folder.is_dir():
         found = sorted(path.name for path in root.iterdir() if path.is_dir())
@@ -66,6 +69,6 @@ def list_classes(root: Path, split: str) -> list[str]:
 
 
 def _abridged(names: list[str], most: int = 10) -> str:
-    """The first names, and how many more there are."""
+    """Return a text with the first ``most`` names and, if there are more, the number of the others."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + rest

@@ -12,6 +12,7 @@ from albumentations.core.serialization import Serializable
 from torch.utils.data import DataLoader
 
 from classification.data.dataset import Source, collate, make_sample
+from classification.data.digits import Digits
 from classification.data.image_folder import ImageFolder, list_classes
 from classification.data.shards import (
     BatchDraw,
@@ -23,10 +24,8 @@ from classification.data.shards import (
     holds_shards,
     is_url,
 )
-from classification.data.transforms import custom_transform, eval_transform, train_transform
-from classification.digits import Digits
+from classification.data.transforms import TransformOptions
 from mobile_former.errors import InputError
-from mobile_former.model import MIN_SIZE
 from mobile_former.training.data.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.data.module import ImageData, over_processes
 from mobile_former.training.data.sampler import rank_and_world_size
@@ -40,27 +39,27 @@ class ClassificationData(ImageData):
     """Labelled images for training and evaluation.
 
     Args:
-        dataset: "folder" (train/<class>/* and val/<class>/* under root), "shards" (written by classification.shard)
-            or "digits" (embedded).
-        root: the folder with train/ and val/; of shards also a URL, or pipe: and a command that prints the file whose
-            name takes the place of {} in it.
-        image_size: side in pixels of the square that the model sees.
-        batch_size: images in a batch of one process.
-        num_workers: loading processes; default: one for each core but one, at most 16, and none for digits.
-        crop_scale: smallest and largest share of the area that a random crop takes.
+        dataset: "folder" (train/<class>/* and val/<class>/* in root), "shards" (written by classification.shard) or
+            "digits" (of scikit-learn).
+        root: folder with train/ and val/. Shards may also have a URL, or "pipe:" followed by a shell command that prints a
+            file. The name of the file replaces {} in the URL or command. Without {}, it is appended after a slash.
+        image_size: side of the square input in pixels.
+        batch_size: number of images per batch in each process.
+        num_workers: number of loading processes. Default: number of cores minus one, from 1 to 16; 0 for digits.
+        crop_scale: smallest and largest fraction of the image area that a random crop covers.
         flip: probability of a horizontal flip.
-        rand_augment: whether to apply RandAugment (2 operations, magnitude 9, standard deviation 0.5).
+        rand_augment: apply RandAugment (2 operations, magnitude 9, standard deviation 0.5).
         random_erasing: probability that noise replaces a rectangle.
-        train_transforms: albumentations transforms in place of crop, flip, RandAugment and erasing; resizing to
-            image_size, where they give another size, follows.
-        crop_fraction: share of the shorter side that evaluation sees.
-        mean: of the channels, in 0..1.
-        std: of the channels, in 0..1.
-        skip_damaged_shards: train on other samples in place of those of a shard that is missing or damaged, which is
-            an error otherwise.
+        train_transforms: albumentations transforms that replace crop, flip, RandAugment and erasing. Their result is
+            resized to image_size if it has another size.
+        crop_fraction: fraction of the shorter side that the centre crop of evaluation covers.
+        mean: mean of each channel for the normalisation, for values in [0, 1].
+        std: standard deviation of each channel for the normalisation, for values in [0, 1].
+        skip_damaged_shards: while training, replace the samples of a missing or damaged shard by those of another
+            shard. Otherwise such a shard is an error.
 
     Raises:
-        InputError: a number out of range, "folder" or "shards" without root, or "folder" with the root of shards.
+        InputError: a value is out of range, or dataset, root and skip_damaged_shards do not fit together.
     """
 
     def __init__(
@@ -87,27 +86,11 @@ class ClassificationData(ImageData):
             std=std,
             collate=collate_shards if dataset == "shards" else collate,
         )
-        if image_size < MIN_SIZE:
-            raise InputError(f"--data.image_size is {image_size}: the model takes images from {MIN_SIZE} pixels up")
-        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-            raise InputError(f"--data.crop_scale is {list(crop_scale)}: give two shares, 0 < smallest <= largest <= 1")
-        for name, value in (("flip", flip), ("random_erasing", random_erasing)):
-            if not 0 <= value <= 1:
-                raise InputError(f"--data.{name} is {value}: give a probability from 0 to 1")
-        if not 0 < crop_fraction <= 1:
-            raise InputError(f"--data.crop_fraction is {crop_fraction}: give a share above 0, at most 1")
-        if dataset == "folder" and root is None:
-            raise InputError(
-                "no images: give --data.root DIR, a folder with train/<class>/* and val/<class>/* "
-                "(classification/configs/finetune.yaml is made for it)"
-            )
-        if dataset == "shards" and root is None:
-            raise InputError("no shards: give --data.root, the folder or URL that python -m classification.shard wrote")
-        if dataset == "folder" and holds_shards(root):
-            raise InputError(f"--data.root {root} is a place of shards: give --data.dataset shards as well")
-        if skip_damaged_shards and dataset != "shards":
-            raise InputError(f"--data.skip_damaged_shards goes with --data.dataset shards, and this is {dataset!r}")
-        # What evaluation needs travels in the checkpoint, as plain types.
+        _require_matching_source(dataset, root, skip_damaged_shards)
+        transforms = TransformOptions(image_size, crop_scale, flip, rand_augment, random_erasing, crop_fraction)
+        self.train_transforms = transforms.training(train_transforms)
+        self.eval_transforms = transforms.evaluation()
+        # The options that evaluation needs are saved in the checkpoint, as plain types.
         self.save_hyperparameters(
             {
                 "dataset": dataset,
@@ -120,57 +103,41 @@ class ClassificationData(ImageData):
             },
             logger=False,
         )
-        if train_transforms is None:
-            self.train_transforms = train_transform(
-                image_size,
-                crop_scale=crop_scale,
-                flip=flip,
-                rand_augment=rand_augment,
-                random_erasing=random_erasing,
-            )
-        else:
-            self.train_transforms = custom_transform(train_transforms, image_size)
-        self.eval_transforms = eval_transform(image_size, crop_fraction)
         self.skip_damaged_shards = skip_damaged_shards
-        self.skipped_shards: set[str] = set()  # messages about those in whose place others were read
-        self.lanes: int | None = None  # those of the resumed run, see ShardBatches
-        self._class_names: list[str] | None = None
+        self.skipped_shards: set[str] = set()  # messages about damaged shards, which were replaced
+        self.lanes: int | None = None  # number of lanes of a resumed run, see ShardBatches
 
-    @property
+    @cached_property
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of their labels; those of the training images, unless set before."""
-        if self._class_names is None:
-            if self.hparams.dataset == "digits":
-                self._class_names = list(Digits.class_names)
-            elif self.hparams.dataset == "shards":
-                self._class_names = list(self.shard_index.class_names)
-            else:
-                self._class_names = list_classes(self.root, "train")
-        return self._class_names
-
-    @class_names.setter
-    def class_names(self, names: list[str]) -> None:
-        self._class_names = list(names)
+        """Class names in the order of their labels. Default: the classes of the training images. Can be assigned."""
+        if self.hparams.dataset == "digits":
+            return list(Digits.class_names)
+        return (
+            list(self.shard_index.class_names) if self.hparams.dataset == "shards" else list_classes(self.root, "train")
+        )
 
     @property
     def dataset_name(self) -> str:
-        """A short name for tables and folders."""
+        """Short name of the data for tables and folders."""
         if self.hparams.dataset == "digits":
             return "digits"
         if is_url(self.hparams.root):
-            # The last name in it: of a folder or bucket, or else the host's.
+            # The last word of the URL: the name of a folder or bucket, or else of the host.
             return (re.findall(r"\w[\w.-]*", self.hparams.root.split("{}")[0]) or ["shards"])[-1]
         return self.root.resolve().name
 
     @cached_property
     def shard_index(self) -> ShardIndex:
-        """What the index of the shards says."""
+        """Index of the shards in ``root``, read on first use."""
         return ShardIndex.read(self.hparams.root)
 
     def setup(self, stage: str) -> None:
-        """List the images that a stage (``"fit"``, ``"validate"`` or ``"test"``) needs."""
+        """Set up the data sets of a stage: ``"fit"``, ``"validate"`` or ``"test"``.
+
+        Without a test split, ``"test"`` uses the validation split.
+        """
         if stage == "fit":
-            # The process's seed, which seed_everything has set before.
+            # The seed is that of the process, which seed_everything has set.
             self.train_set = TrainingImages(
                 self._source("train"), self.train_transforms, make_sample, torch.initial_seed()
             )
@@ -181,7 +148,7 @@ class ClassificationData(ImageData):
             self.test_set = EvaluationImages(self._source(self.test_split), self.eval_transforms, make_sample)
 
     def describe(self) -> str:
-        """What is loaded, in a line."""
+        """Describe the data in one line."""
         size = self.hparams.image_size
         return (
             f"{self.dataset_name}: {len(self.train_set)} training and {len(self.val_set)} validation images of "
@@ -189,7 +156,7 @@ class ClassificationData(ImageData):
         )
 
     def draw_augmented(self, path: Path) -> None:
-        """Write a sheet of training images as the model sees them."""
+        """Draw a sheet of augmented training images."""
         samples = self.samples_to_draw(24)
         image_sheet(
             [sample["image"].permute(1, 2, 0).numpy() for sample in samples],
@@ -199,33 +166,36 @@ class ClassificationData(ImageData):
         )
 
     def skipped_counts(self) -> dict[str, int]:
-        """What training went on without; all processes have to ask."""
+        """Count the skipped images and shards of all processes. Every process must call this."""
         counts = super().skipped_counts()
         if self.hparams.dataset == "shards":
             counts["skipped_shards"] = len(over_processes(self.skipped_shards))
         return counts
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of augmented images; from shards as :class:`ShardBatches` says."""
+        """Build the loader of augmented training batches. For shards, :class:`ShardBatches` makes the batches."""
         if self.hparams.dataset != "shards":
             return super().train_dataloader()
         first = BatchDraw(self.first_batch, self.first_epoch)
         return self._shard_loader(self.train_set, self._train_lanes, first)
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Tell of images and shards that could not be read."""
+        """Log each damaged shard once. For unreadable images, see :meth:`ImageData.on_before_batch_transfer`."""
         for damage in set(batch.pop("damages", ())) - self.skipped_shards:
             self.skipped_shards.add(damage)
-            _logger.warning("%s; training goes on with the samples of others in its place", damage)
+            _logger.warning("%s; training continues with the samples of another shard", damage)
         return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def state_dict(self) -> dict:
-        """Where the run that is saved goes on, and on what the order of the batches depends."""
+        """Return the position in the epoch.
+
+        For shards, also return the number of lanes. It determines the order of images, see :class:`ShardBatches`.
+        """
         lanes = {"lanes": self._train_lanes} if self.hparams.dataset == "shards" else {}
         return super().state_dict() | lanes
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on in the order of before, also with another number of workers."""
+        """Resume at the saved position. The order of images stays the same even if the number of workers has changed."""
         super().load_state_dict(state_dict)
         self.lanes = state_dict.get("lanes")
 
@@ -253,7 +223,21 @@ class ClassificationData(ImageData):
         if self.hparams.dataset == "digits":
             return Digits("train" if split == "train" else "val")
         if self.hparams.dataset == "shards":
-            # An evaluation on other images would give another score.
+            # Evaluation never skips: other images would give another score.
             skip = self.skip_damaged_shards and split == "train"
             return ShardSource(self.shard_index, split, self.class_names, skip_damaged=skip)
         return ImageFolder(self.root, split, self.class_names)
+
+
+def _require_matching_source(dataset: str, root: str | None, skip_damaged_shards: bool) -> None:
+    if dataset == "folder" and root is None:
+        raise InputError(
+            "no images: give --data.root DIR, a folder with train/<class>/* and val/<class>/* "
+            "(classification/configs/finetune.yaml is made for it)"
+        )
+    if dataset == "shards" and root is None:
+        raise InputError("no shards: give --data.root, the folder or URL that python -m classification.shard wrote")
+    if dataset == "folder" and holds_shards(root):
+        raise InputError(f"--data.root {root} contains shards: give --data.dataset shards as well")
+    if skip_damaged_shards and dataset != "shards":
+        raise InputError(f"--data.skip_damaged_shards needs --data.dataset shards, but the data set is {dataset!r}")

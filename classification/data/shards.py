@@ -1,7 +1,7 @@
-"""Labelled images in WebDataset shards: tar files on a disk or behind a URL, and an index that counts them.
+"""Labelled images in WebDataset shards: tar files on a disk or behind a URL, and an index that lists them.
 
-``python -m classification.shard`` writes them. A shard is the unit of transfer: it is read whole and held against the
-index's checksum before any of its images is used.
+``python -m classification.shard`` writes shards. A shard is always read as a whole, and its checksum is compared with
+the index before any of its images is used.
 """
 
 import hashlib
@@ -26,86 +26,59 @@ from mobile_former.training.data.sampler import Draw, mix_seeds
 from mobile_former.whole_file import write_whole
 
 INDEX = "shards.json"
-SHUFFLE_BUFFER = 1000  # samples; shards hold theirs in random order already
-ATTEMPTS = 3  # at a shard behind a URL, whose transfer may be cut off
+SHUFFLE_BUFFER = 1000  # samples; their order within a shard is already random
+ATTEMPTS = 3  # to read a shard behind a URL, whose transfer may be cut off
 
-_MEND = "copy it again, or write it again by python -m classification.shard"
-# What gopen opens by a command without a shell, and pipe:, which is a shell's. Any other name is a folder's.
+_REMEDY = "copy it again, or write it again with python -m classification.shard"
+# gopen opens these schemes with a command without a shell, except pipe:, which runs a shell. Other roots are folders.
 _URL = re.compile(r"pipe:|(https?|gs|sftp|ftps|scp)://")
-# Names become part of paths, URLs and, after pipe:, of a shell's command: an index must not be able to say more.
+# An index must not contain other names: they become part of paths, URLs and, after pipe:, of shell commands.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+/[0-9]+\.tar")
 
 
 class Shard(NamedTuple):
-    """What the index says about a shard."""
+    """Index entry of one shard."""
 
     file: str  # <split>/<number>.tar
-    samples: int
-    bytes: int
-    sha256: str
+    samples: int  # number of samples
+    bytes: int  # size of the file
+    sha256: str  # checksum of the file
 
 
 class ShardSample(NamedTuple):
-    """An image as it lies in a shard."""
+    """An image of a shard, still encoded, with its label."""
 
     name: str
     data: bytes
     label: int
-    damage: str | None = None  # of the shard in whose place this one's was read
+    damage: str | None = None  # if this sample's shard replaces a damaged shard: message about that shard
 
 
 class BatchDraw(NamedTuple):
-    """One batch of one epoch."""
+    """Position of a batch: its number in the epoch, and the number of the epoch, both from 0."""
 
     batch: int
     epoch: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class ShardIndex:
-    """Which shards there are, and what is in them.
+    """List of the shards of a data set.
 
-    Args:
-        root: where they lie; see :func:`is_url`.
-        class_names: in the order of the labels in the shards.
-        splits: the shards of each split.
+    Attributes:
+        root: folder, URL or ``pipe:`` command of the shards, see :class:`ClassificationData`.
+        class_names: names of the classes in the order of the labels in the shards.
+        splits: shards of each split, by its name.
+
+    Raises:
+        ValueError: an entry is invalid.
     """
 
     root: str
     class_names: list[str]
     splits: dict[str, list[Shard]]
 
-    @classmethod
-    def read(cls, root: str) -> "ShardIndex":
-        """Read the index of a folder or URL.
-
-        Raises:
-            InputError: there is none, or it is not one that ``classification.shard`` writes.
-        """
-        place = locate(root, INDEX)
-        try:
-            content = json.loads(fetch(place))
-            splits = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
-            index = cls(root, content["class_names"], splits)
-            index._check()
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise InputError(f"no index of shards (--data.root {root}): {error}") from error
-            raise InputError(
-                f"{place}: no index of shards ({type(error).__name__}: {error}); write shards by "
-                "python -m classification.shard"
-            ) from error
-        return index
-
-    def write(self) -> None:
-        """Write the index into the folder ``root``, whole or not at all."""
-        target = Path(self.root) / INDEX
-        splits = {split: [shard._asdict() for shard in shards] for split, shards in self.splits.items()}
-        content = {"class_names": self.class_names, "splits": splits}
-        write_whole(target, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-
-    def _check(self) -> None:
-        """ValueError for anything that reading would stumble over."""
+    def __post_init__(self):
         if not self.class_names or not all(isinstance(name, str) for name in self.class_names):
             raise ValueError(f"class_names are {self.class_names}")
         for split, shards in self.splits.items():
@@ -113,26 +86,60 @@ class ShardIndex:
                 raise ValueError(f"{split} has no shards")
             for shard in shards:
                 if not _SHARD_NAME.fullmatch(shard.file):
-                    raise ValueError(f"a shard's file is called {shard.file!r}, not like train/000000.tar")
+                    raise ValueError(f"the file of a shard is named {shard.file!r}, not like train/000000.tar")
                 if not (isinstance(shard.samples, int) and shard.samples > 0 and isinstance(shard.bytes, int)):
                     raise ValueError(f"{shard.file} has {shard.samples} samples in {shard.bytes} bytes")
 
+    @classmethod
+    def read(cls, root: str) -> "ShardIndex":
+        """Read the index from a folder, URL or ``pipe:`` command.
+
+        Raises:
+            InputError: the index cannot be read, or ``classification.shard`` did not write it.
+        """
+        place = locate(root, INDEX)
+        try:
+            content = json.loads(fetch(place))
+            splits = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
+            return cls(root, content["class_names"], splits)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise InputError(f"no index of shards (--data.root {root}): {error}") from error
+            raise InputError(
+                f"{place}: no index of shards ({type(error).__name__}: {error}); write shards with "
+                "python -m classification.shard"
+            ) from error
+
+    def write(self) -> None:
+        """Write the index into the folder ``root``, completely or not at all."""
+        target = Path(self.root) / INDEX
+        splits = {split: [shard._asdict() for shard in shards] for split, shards in self.splits.items()}
+        content = {"class_names": self.class_names, "splits": splits}
+        write_whole(target, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
 
 class ShardSource:
-    """The images of one split, numbered as they follow each other in its shards.
+    """The images of one split, numbered in the order of its shards.
 
-    Any image can be read by its number, at the price of reading its whole shard; :class:`ShardBatches` holds those that
-    it is about to need.
+    A shard can only be read as a whole. :class:`ShardBatches` therefore calls :meth:`hold`, which reads a shard and keeps
+    the images that the next batches need.
 
     Args:
-        index: of the shards.
-        split: one of its splits.
-        class_names: the classes in the order of the labels wanted.
-        skip_damaged: whether, in place of the samples of a shard that cannot be read, those of the next sound one come.
+        index: index of the shards.
+        split: name of the split.
+        class_names: names of the classes in the order of the returned labels.
+        skip_damaged: replace the samples of a damaged shard by those of the next undamaged shard. Otherwise a damaged
+            shard is an error.
+
+    Attributes:
+        first: number of the first image of each shard, followed by the total number of images.
+        held: samples in memory, by the number of the image.
+        labels: labels of the images that were read, by the number of the image. :class:`ShardBatches` clears the labels
+            after each batch.
 
     Raises:
-        InputError: no such split, a class that is not among ``class_names``, or (unless they are skipped) a shard in
-            a folder that is missing or has another size.
+        InputError: the split does not exist, a class is not in ``class_names``, or (without ``skip_damaged``) a shard
+            in a folder is missing or has another size than in the index.
     """
 
     def __init__(self, index: ShardIndex, split: str, class_names: Sequence[str], *, skip_damaged: bool = False):
@@ -141,19 +148,19 @@ class ShardSource:
         if unknown := [name for name in index.class_names if name not in class_names]:
             raise InputError(
                 f"the shards in {index.root} have the class{'es' * (len(unknown) > 1)} "
-                f"{', '.join(map(repr, unknown[:10]))}, which the model has not: train with "
-                f"{'them' if len(unknown) > 1 else 'it'}, or write shards of the model's classes"
+                f"{', '.join(map(repr, unknown[:10]))}, which the model does not have: train with "
+                f"{'them' if len(unknown) > 1 else 'it'}, or write shards with the classes of the model"
             )
         self.root = index.root
         self.shards = index.splits[split]
         self.skip_damaged = skip_damaged
-        self.first = np.cumsum([0, *(shard.samples for shard in self.shards)])  # number of each shard's first image
+        self.first = np.cumsum([0, *(shard.samples for shard in self.shards)])
         self.held: dict[int, ShardSample] = {}
-        self.labels: dict[int, int] = {}  # of the images read last
+        self.labels: dict[int, int] = {}
         self._labels = [class_names.index(name) for name in index.class_names]
-        self._last: tuple[int, list[ShardSample]] | None = None  # the last shard that was read for one image
+        self._last: tuple[int, list[ShardSample]] | None = None  # number and samples of the last shard that was read
         if not skip_damaged and not is_url(self.root):
-            # Whether a whole shard is sound shows when it is read, which may be hours from now.
+            # Reports missing and incomplete shards now. A shard is read and fully checked only when it is needed.
             for shard in self.shards:
                 path = Path(locate(self.root, shard.file))
                 _require_size(str(path), shard, path.stat().st_size if path.is_file() else None)
@@ -162,35 +169,38 @@ class ShardSource:
         return int(self.first[-1])
 
     def read(self, index: int) -> np.ndarray:
-        """The image, ``(H, W, 3)`` uint8 RGB; its label then stands in ``labels``."""
+        """Return an image ``(H, W, 3)`` uint8 RGB, and put its label into ``labels``."""
         sample = self._find(index)
         self.labels[index] = sample.label
         return decode_image(sample.data, sample.name)
 
     def name(self, index: int) -> str:
-        """What to call an image in messages."""
+        """Return a name of the image for messages."""
         return self._find(index).name
 
     def leading(self, most: int) -> int:
-        """How many images the first shards hold that together hold ``most``: few images of all shards would take as
-        long to read as all of them, and shards hold theirs in random order."""
+        """Return the number of images in the first shards: in as many shards as are needed for ``most`` images.
+
+        These images represent the split, because the order of the images is random. A few images from every shard
+        would take as long to read as all images.
+        """
         return int(self.first[np.searchsorted(self.first, min(most, len(self)))])
 
     def shard_of(self, index: int) -> int:
-        """Number of the shard that holds an image."""
+        """Return the number of the shard that contains an image."""
         return int(np.searchsorted(self.first, index, side="right")) - 1
 
     def hold(self, shard: int, indices: Sequence[int]) -> None:
-        """Read a shard and keep some of its images at hand.
+        """Read a shard and keep some of its images in memory.
 
         Args:
-            shard: its number.
-            indices: of images in it.
+            shard: number of the shard.
+            indices: numbers of images of the shard.
 
         Raises:
-            InputError: it cannot be read, nor, where damaged shards are skipped, any other.
+            InputError: the shard cannot be read. With ``skip_damaged``: none of the split's shards can be read.
         """
-        samples = self._sound(shard)
+        samples = self._read_undamaged(shard)
         for index in indices:
             self.held[index] = samples[(index - int(self.first[shard])) % len(samples)]
 
@@ -199,12 +209,12 @@ class ShardSource:
             return self.held[index]
         shard = self.shard_of(index)
         if self._last is None or self._last[0] != shard:
-            self._last = shard, self._sound(shard)
+            self._last = shard, self._read_undamaged(shard)
         samples = self._last[1]
         return samples[(index - int(self.first[shard])) % len(samples)]
 
-    def _sound(self, number: int) -> list[ShardSample]:
-        """A shard's samples, or, where damaged ones are skipped, those of the next that is sound."""
+    def _read_undamaged(self, number: int) -> list[ShardSample]:
+        """Read a shard. If it is damaged and ``skip_damaged`` is set, read the next undamaged shard instead."""
         damage = None
         for offset in range(len(self.shards)):
             try:
@@ -220,33 +230,37 @@ class ShardSource:
     def _load(self, shard: Shard) -> list[ShardSample]:
         place = locate(self.root, shard.file)
         attempts = ATTEMPTS if is_url(place) else 1
-        for attempt in range(1, attempts + 1):
+        while True:
+            attempts -= 1
             try:
                 return read_shard(fetch(place), place, shard, self._labels)
             except InputError:
-                if attempt == attempts:
+                if not attempts:
                     raise
-        raise AssertionError("no attempt was made")
 
 
 class ShardBatches(Dataset):
-    """Batches of an epoch, as lists of samples: one process's share.
+    """The batches of one process, each a list of samples. A :class:`BatchDraw` is the index of a batch.
 
-    The epoch goes through the shards in an order of its own. Processes share that order out in ranges whose sizes
-    differ by one at most, and each cuts its range into as many lanes as it has workers: a lane is read by one worker,
-    shuffled within a buffer, and gives the batches ``lane``, ``lane + lanes``, …, so that nothing is read twice but
-    shards that lie across a border. What is in a batch follows from seed, epoch, numbers of processes and lanes, and
-    batch size, not from who makes it or what was made before; with other numbers of workers than of lanes all that
-    changes is how often a shard is read.
+    Each epoch of training has its own random order of the shards. The images in this order are divided into consecutive
+    ranges, one per process. The sizes of the ranges differ by at most one. Each process divides its range into lanes:
+    consecutive parts, normally one per loading worker. The images of a lane are shuffled with a buffer. They make up
+    the batches ``lane``, ``lane + lanes``, …, and one worker loads all of these. Only shards that cross the border of a
+    range or lane are read twice.
 
-    In training all processes have the same number of batches, of sizes that differ by one at most. Every sample comes
-    once an epoch; only where a process would have an empty batch (a batch size of 1 and a number of samples that the
-    processes do not divide, or fewer samples than processes), one of its neighbour's fills it.
+    The content of a batch depends only on the seed, the epoch, the batch size and the numbers of processes and lanes.
+    It does not depend on the worker or on earlier batches. If the number of workers is not the number of lanes, the
+    batches stay the same, and only the number of times that a shard is read changes.
+
+    In training, all processes have the same number of batches. The sizes of the batches differ by at most one. Each
+    sample occurs once per epoch, with one exception: a process with fewer samples than batches also takes the first sample of the
+    next process. This happens with batch size 1 if the number of samples is not a multiple of the number of processes,
+    and with fewer samples than processes.
 
     Args:
-        images: over a :class:`ShardSource`.
-        batch_size: largest number of samples in a batch.
-        lanes: see above.
+        images: training or evaluation images from a :class:`ShardSource`.
+        batch_size: maximum number of samples per batch.
+        lanes: number of lanes.
         rank: number of this process.
         world_size: number of processes.
     """
@@ -268,7 +282,7 @@ class ShardBatches(Dataset):
         self.range = range(first, end)
         edges = np.array([len(self.range) * batch // max(1, count) for batch in range(count + 1)])
         self.sizes = np.diff(edges)
-        self._plans: dict[int, np.ndarray] = {}  # by lane, of the epoch at hand
+        self._plans: dict[int, np.ndarray] = {}  # plans of the current epoch, by lane
         self._epoch = -1
 
     def __len__(self) -> int:
@@ -286,7 +300,7 @@ class ShardBatches(Dataset):
         return self._samples(self._plans[lane][begin:], int(self.sizes[draw.batch]), draw.epoch)
 
     def plan(self, lane: int, epoch: int) -> np.ndarray:
-        """Numbers of a lane's images in the order in which an epoch has them."""
+        """Return the numbers of a lane's images, in the order in which an epoch uses the images."""
         source = self.images.source
         order = np.arange(len(source.shards))
         if self.seed is not None:
@@ -303,7 +317,11 @@ class ShardBatches(Dataset):
         return indices[_buffer_shuffle(len(indices), generator)]
 
     def _samples(self, ahead: np.ndarray, size: int, epoch: int) -> list[dict]:
-        """The first ``size`` of the images that a lane has ahead of it."""
+        """Return the samples of the next ``size`` images of a lane.
+
+        ``ahead`` contains the numbers of all remaining images of the lane. If a shard cannot be read, the only sample
+        that is returned has the error message.
+        """
         source, samples = self.images.source, []
         for index in ahead[:size].tolist():
             if index not in source.held:
@@ -322,13 +340,14 @@ class ShardBatches(Dataset):
 
 
 class ShardSampler(Sampler[BatchDraw]):
-    """The batches of an epoch one after the other. Lightning tells the epoch by :meth:`set_epoch`.
+    """The batches of an epoch in order. Lightning sets the epoch with :meth:`set_epoch`.
 
-    The epoch travels to the workers with each batch's number, so that workers that persist know it too.
+    Each :class:`BatchDraw` contains the epoch, so that loading workers that live for several epochs know it as well.
 
     Args:
-        size: number of batches in an epoch.
-        first: the batch to begin with, in its own epoch; those before it are trained already.
+        size: number of batches per epoch.
+        first: batch at which the run starts or resumes. The epoch of this batch begins there; later epochs begin at
+            batch 0.
     """
 
     def __init__(self, size: int, first: BatchDraw):
@@ -337,7 +356,7 @@ class ShardSampler(Sampler[BatchDraw]):
         self.epoch = first.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, that the next iteration goes through."""
+        """Set the epoch of the next iteration, counted from 0."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[BatchDraw]:
@@ -350,79 +369,82 @@ class ShardSampler(Sampler[BatchDraw]):
 
 
 def collate_shards(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
-    """The batch of :func:`collate`, and ``damages``, messages about shards in whose place others were read."""
+    """Build the batch of :func:`collate`, and add ``damages``: messages about damaged shards that were replaced."""
     return collate(samples) | {"damages": sorted({sample["damage"] for sample in samples if sample.get("damage")})}
 
 
 def is_url(root: str) -> bool:
-    """Whether a place is a URL or ``pipe:`` and a command, and not a folder."""
+    """Return whether a data root is a URL or a ``pipe:`` command. Any other root is a folder."""
     return _URL.match(root) is not None
 
 
 def holds_shards(root: str) -> bool:
-    """Whether a place is one of shards: any URL, and a folder with an index in it."""
+    """Return whether a data root contains shards: a URL, a ``pipe:`` command, or a folder with an index of shards."""
     return is_url(root) or (Path(root) / INDEX).is_file()
 
 
 def locate(root: str, file: str) -> str:
-    """Path or URL of a file; in a URL it takes the place of ``{}``, or follows at the end."""
+    """Return the path or URL of a file in a data root.
+
+    In a URL or ``pipe:`` command, the name of the file replaces ``{}``. Without ``{}``, it is appended after a slash.
+    """
     if not is_url(root):
         return str(Path(root) / file)
     return root.replace("{}", file) if "{}" in root else f"{root.rstrip('/')}/{file}"
 
 
 def fetch(place: str) -> bytes:
-    """All bytes of a file or URL.
+    """Return the content of a file or URL, or the output of a ``pipe:`` command.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file or URL cannot be read, or the command fails.
     """
     try:
         if not is_url(place):
             return Path(place).read_bytes()
-        from webdataset.gopen import gopen  # a second's import, which nothing else needs
+        from webdataset.gopen import gopen  # here, because the import takes a second
 
         with gopen(place) as stream:
             return stream.read()
     except (OSError, ValueError, ImportError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(
-            f"{place}: cannot be read ({reason}); check --data.root, and whether all was copied"
+            f"{place}: cannot be read ({reason}); check --data.root, and that all files were copied"
         ) from error
 
 
 def read_shard(content: bytes, place: str, shard: Shard, labels: Sequence[int]) -> list[ShardSample]:
-    """The samples of a shard, in its order.
+    """Check the content of a shard against the index, and return its samples.
 
     Args:
-        content: its bytes.
-        place: what to call it in messages.
-        shard: what the index says about it.
-        labels: for each of the shards' labels the one wanted.
+        content: content of the file.
+        place: path or URL of the file, for messages.
+        shard: index entry of the shard.
+        labels: label to return for each label in the shard.
 
     Raises:
-        InputError: it is not what the index says, or no shard of labelled images.
+        InputError: the content differs from the index, or is not a shard of labelled images.
     """
     _require_size(place, shard, len(content))
     if hashlib.sha256(content).hexdigest() != shard.sha256:
-        raise InputError(f"{place}: damaged, as its bytes do not give the checksum in the index; {_MEND}")
+        raise InputError(f"{place}: damaged, since its checksum differs from the index; {_REMEDY}")
     samples = list(unpack(content, place))
     if len(samples) != shard.samples:
-        raise InputError(f"{place}: holds {len(samples)} samples where the index says {shard.samples}; {_MEND}")
+        raise InputError(f"{place}: contains {len(samples)} samples, but the index says {shard.samples}; {_REMEDY}")
     if wrong := [sample for sample in samples if not 0 <= sample.label < len(labels)]:
-        raise InputError(f"{wrong[0].name}: label {wrong[0].label}, and the index has {len(labels)} classes; {_MEND}")
+        raise InputError(f"{wrong[0].name}: label {wrong[0].label}, but the index has {len(labels)} classes; {_REMEDY}")
     return [sample._replace(label=labels[sample.label]) for sample in samples]
 
 
 def unpack(content: bytes, place: str) -> Iterator[ShardSample]:
-    """The samples in the bytes of a tar file.
+    """Yield the samples of a tar file.
 
     Args:
-        content: the tar file.
-        place: what to call it in messages.
+        content: content of the file.
+        place: path or URL of the file, for messages.
 
     Raises:
-        InputError: it is none, or one without images and labels.
+        InputError: the content is not a tar file, or a sample has no image or label.
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -432,20 +454,20 @@ def unpack(content: bytes, place: str) -> Iterator[ShardSample]:
             yield ShardSample(f"{place}: {sample['__key__']}.{suffix}", sample[suffix], int(sample["cls"]))
     except (tarfile.TarError, KeyError, ValueError) as error:
         raise InputError(
-            f"{place}: no shard of images, each with a .cls ({type(error).__name__}: {error}); {_MEND}"
+            f"{place}: not a shard of images with a .cls each ({type(error).__name__}: {error}); {_REMEDY}"
         ) from error
 
 
 def _require_size(place: str, shard: Shard, size: int | None) -> None:
     if size is None:
-        raise InputError(f"{place}: missing, and the index names it; {_MEND}")
+        raise InputError(f"{place}: missing, although the index lists it; {_REMEDY}")
     if size != shard.bytes:
         how = "cut short" if size < shard.bytes else "too long"
-        raise InputError(f"{place}: {how}, with {size} bytes where the index says {shard.bytes}; {_MEND}")
+        raise InputError(f"{place}: {how}, has {size} bytes, but the index says {shard.bytes}; {_REMEDY}")
 
 
 def _buffer_shuffle(count: int, generator: np.random.Generator) -> list[int]:
-    """0, …, count - 1, each drawn from a buffer that is filled in their order."""
+    """Return 0, …, ``count - 1``, shuffled: each number is drawn from a buffer, which is refilled in order."""
     buffer = list(range(min(SHUFFLE_BUFFER, count)))
     order = []
     for place, following in zip(

@@ -1,20 +1,78 @@
-"""From an image as read to the square that the model takes: the published recipe, and evaluation."""
+"""Image transforms: the augmentation of the published recipe, and the resizing and cropping for evaluation."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import albumentations as A
 import cv2
 import numpy as np
 from albumentations.core.serialization import Serializable
 
+from mobile_former.errors import InputError
+from mobile_former.model import MIN_SIZE
 from mobile_former.training.data.images import resize
 from mobile_former.weights.usage import IMAGENET_MEAN
 
-# What rotated, sheared and shifted images show beyond their border: ImageNet's mean colour.
+# ImageNet's mean colour fills the area beyond the border of rotated, sheared and shifted images.
 _FILL = tuple(round(255 * value) for value in IMAGENET_MEAN)
 
-_STRIP = 32  # times as long as wide, from where on an image is a strip
+_STRIP = 32  # an image is a strip if its longer side is more than 32 times the shorter
+
+
+@dataclass(frozen=True)
+class TransformOptions:
+    """Options of the transforms of training and evaluation.
+
+    Attributes:
+        image_size: side of the square input in pixels.
+        crop_scale: smallest and largest fraction of the image area that a random crop covers.
+        flip: probability of a horizontal flip.
+        rand_augment: apply RandAugment.
+        random_erasing: probability that noise replaces a rectangle.
+        crop_fraction: fraction of the shorter side that the centre crop of evaluation covers.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    image_size: int
+    crop_scale: Sequence[float]
+    flip: float
+    rand_augment: bool
+    random_erasing: float
+    crop_fraction: float
+
+    def __post_init__(self):
+        if self.image_size < MIN_SIZE:
+            raise InputError(
+                f"--data.image_size is {self.image_size}: the model takes images from {MIN_SIZE} pixels up"
+            )
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise InputError(
+                f"--data.crop_scale is {list(self.crop_scale)}: give two fractions, 0 < smallest <= largest <= 1"
+            )
+        for name in ("flip", "random_erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--data.{name} is {getattr(self, name)}: give a probability from 0 to 1")
+        if not 0 < self.crop_fraction <= 1:
+            raise InputError(f"--data.crop_fraction is {self.crop_fraction}: give a fraction above 0, at most 1")
+
+    def training(self, custom: Sequence[Serializable] | None = None) -> A.Compose:
+        """Build the training pipeline from the ``custom`` transforms. Default: from the published recipe."""
+        if custom is not None:
+            return custom_transform(custom, self.image_size)
+        return train_transform(
+            self.image_size,
+            crop_scale=self.crop_scale,
+            flip=self.flip,
+            rand_augment=self.rand_augment,
+            random_erasing=self.random_erasing,
+        )
+
+    def evaluation(self) -> A.Compose:
+        """Build the evaluation pipeline."""
+        return eval_transform(self.image_size, self.crop_fraction)
 
 
 def train_transform(
@@ -25,17 +83,17 @@ def train_transform(
     rand_augment: bool = False,
     random_erasing: float = 0.0,
 ) -> A.Compose:
-    """The published recipe: random resized crop, flip, RandAugment, random erasing.
+    """Build the training pipeline of the published recipe: random resized crop, flip, RandAugment, random erasing.
 
     Args:
-        image_size: side of the square crop in pixels.
-        crop_scale: smallest and largest share of the image's area that a crop takes, in 0..1.
+        image_size: side of the square output in pixels.
+        crop_scale: smallest and largest fraction of the image area that a crop covers.
         flip: probability of a horizontal flip.
-        rand_augment: RandAugment of 2 operations at magnitude 9 with standard deviation 0.5.
-        random_erasing: probability that a rectangle of noise replaces a part.
+        rand_augment: apply RandAugment with 2 operations, magnitude 9 and standard deviation 0.5.
+        random_erasing: probability that noise replaces a rectangle.
 
     Returns:
-        A pipeline from a ``(H, W, 3)`` uint8 RGB image to one of ``(image_size, image_size, 3)``.
+        A pipeline from images ``(H, W, 3)`` uint8 RGB to images ``(image_size, image_size, 3)``.
     """
     augmentations = [RandomResizedCrop((image_size, image_size), scale=tuple(crop_scale)), A.HorizontalFlip(p=flip)]
     if rand_augment:
@@ -46,36 +104,37 @@ def train_transform(
 
 
 def custom_transform(transforms: Sequence[Serializable], image_size: int) -> A.Compose:
-    """A user's own transforms, with resizing to ``image_size`` where they give another size."""
+    """Build a pipeline of the user's own transforms, followed by resizing to ``image_size`` if necessary."""
     return A.Compose([*transforms, A.Resize(image_size, image_size)])
 
 
 def eval_transform(image_size: int, crop_fraction: float = 0.875) -> A.Compose:
-    """Resize so that the centre crop is ``crop_fraction`` of the shorter side, and crop.
+    """Build the evaluation pipeline: resize the shorter side to ``image_size / crop_fraction``, and crop the centre.
 
     Args:
         image_size: side of the square crop in pixels.
-        crop_fraction: in 0..1.
+        crop_fraction: fraction of the shorter side that the crop covers, above 0 and at most 1.
 
     Returns:
-        A pipeline from a ``(H, W, 3)`` uint8 RGB image to one of ``(image_size, image_size, 3)``.
+        A pipeline from images ``(H, W, 3)`` uint8 RGB to images ``(image_size, image_size, 3)``.
     """
     return A.Compose([ResizeShorterSide(shorter_side(image_size, crop_fraction)), CentreCrop(image_size)])
 
 
 def shorter_side(image_size: int, crop_fraction: float) -> int:
-    """Pixels of the shorter side of which a crop of ``image_size`` is ``crop_fraction``."""
+    """Return the length in pixels to which evaluation resizes the shorter side of an image."""
     return math.floor(image_size / crop_fraction)
 
 
 class RandomResizedCrop(A.RandomResizedCrop):
-    """albumentations' random resized crop, but without aliasing where a large photograph becomes small.
+    """albumentations' random resized crop, without aliasing when a large crop is reduced to a small image.
 
-    Bilinear interpolation looks at four pixels, which is enough down to half the size; below, all pixels are averaged.
+    Bilinear interpolation reads four pixels of the crop per output pixel. This is enough if the crop shrinks to half its
+    size or more. If it shrinks further, all its pixels are averaged.
     """
 
     def apply(self, img: np.ndarray, crop_coords: tuple[int, int, int, int], **params) -> np.ndarray:
-        """Cut out (left, top, right, bottom) of an ``(H, W, 3)`` image and resize it."""
+        """Cut ``crop_coords`` (left, top, right, bottom) out of an image ``(H, W, 3)`` and resize the crop."""
         left, top, right, bottom = crop_coords
         height, width = self.size
         if bottom - top > 2 * height or right - left > 2 * width:
@@ -84,12 +143,14 @@ class RandomResizedCrop(A.RandomResizedCrop):
 
 
 class ResizeShorterSide(A.ImageOnlyTransform):
-    """Resize the shorter side as published scores were computed: Pillow's antialiased bilinear interpolation.
+    """Resize an image so that its shorter side is ``size``.
 
-    Of a strip only the middle is resized, as a centre crop follows: a pixel's width of 60 000 would fill 12 GB.
+    The interpolation is Pillow's antialiased bilinear interpolation, as for the published scores. A strip is an image
+    whose longer side is more than 32 times the shorter. Only the middle of a strip is resized, because a centre crop
+    follows, and a whole strip could fill the memory: 12 GB for an image of 1×60 000 pixels.
 
     Args:
-        size: of the shorter side in pixels; the other one is rounded down, as torchvision does.
+        size: length of the shorter side in pixels. The longer side is rounded down, as in torchvision.
     """
 
     def __init__(self, size: int, p: float = 1.0):
@@ -97,7 +158,7 @@ class ResizeShorterSide(A.ImageOnlyTransform):
         self.size = size
 
     def apply(self, img: np.ndarray, **params) -> np.ndarray:
-        """Resize an ``(H, W, 3)`` image."""
+        """Resize an image ``(H, W, 3)``."""
         img = middle(img)
         height, width = img.shape[:2]
         shorter = min(height, width)
@@ -105,17 +166,19 @@ class ResizeShorterSide(A.ImageOnlyTransform):
 
 
 def middle(image: np.ndarray) -> np.ndarray:
-    """The middle of an ``(H, W, 3)`` image that is a strip; any other as it is."""
+    """Cut an image ``(H, W, 3)`` to its middle if its sides have a ratio above 32:1, otherwise return it unchanged."""
     height, width = image.shape[:2]
     top, left = (max(0, (side - _STRIP * min(height, width)) // 2) for side in (height, width))
     return image[top : height - top, left : width - left]
 
 
 class CentreCrop(A.ImageOnlyTransform):
-    """Cut out the central square, its corner rounded as torchvision does: a half goes to the even side.
+    """Crop the central square.
+
+    If the margins are not whole pixels, the top left corner is rounded half to even, as in torchvision.
 
     Args:
-        size: of the square in pixels; no side of the image is shorter.
+        size: side of the square in pixels. No side of the image may be shorter.
     """
 
     def __init__(self, size: int, p: float = 1.0):
@@ -123,28 +186,29 @@ class CentreCrop(A.ImageOnlyTransform):
         self.size = size
 
     def apply(self, img: np.ndarray, **params) -> np.ndarray:
-        """Crop an ``(H, W, 3)`` image."""
+        """Crop an image ``(H, W, 3)``."""
         top, left = (round((side - self.size) / 2) for side in img.shape[:2])
         return img[top : top + self.size, left : left + self.size]
 
 
 def rand_augment_ops(num_ops: int, magnitude: float, magnitude_std: float) -> A.RandomOrder:
-    """RandAugment (Cubuk et al., 2020) composed of albumentations' operations.
+    """Build RandAugment (Cubuk et al., 2020) from albumentations' operations.
 
-    Operations, their ranges and the probability ½ of each are those of timm's ``rand-m9-mstd0.5``, in which the
-    published recipe is written, less SolarizeAdd, which albumentations has not. timm draws a magnitude from a normal
-    distribution; here it is uniform with the same mean and standard deviation.
+    The published recipe uses timm's ``rand-m9-mstd0.5``. This function has the same operations, with the same ranges and
+    the same probability ½ of each, except for two differences. SolarizeAdd is left out, because albumentations does not
+    have it. The magnitude is drawn from a uniform instead of a normal distribution, with the same mean and standard
+    deviation.
 
     Args:
-        num_ops: operations for an image, drawn with replacement.
-        magnitude: mean magnitude, in 0..10.
+        num_ops: number of operations per image, drawn with replacement.
+        magnitude: mean of the magnitude, in [0, 10].
         magnitude_std: standard deviation of the magnitude.
     """
-    spread = magnitude_std * math.sqrt(3)  # a uniform distribution's half-width over its standard deviation
+    spread = magnitude_std * math.sqrt(3)  # half-width of a uniform distribution with this standard deviation
     low, high = max(0.0, magnitude - spread) / 10, min(10.0, magnitude + spread) / 10
 
     def signed(operation, limit: float) -> A.OneOf:
-        """The operation with its parameter in either direction."""
+        """Build an operation whose parameter is positive or negative with equal probability."""
         return A.OneOf([operation((limit * low, limit * high)), operation((-limit * high, -limit * low))], p=0.5)
 
     def affine(**parameters) -> A.Affine:
@@ -160,14 +224,15 @@ def rand_augment_ops(num_ops: int, magnitude: float, magnitude_std: float) -> A.
     def shift(axis: str):
         return lambda shares: affine(translate_percent={"x": (0, 0), "y": (0, 0), axis: shares})
 
-    # Enhancements multiply by 0.1 … 1.9 where 1 changes nothing.
+    # Factors of the enhancements range from 0.1 to 1.9; a factor of 1 changes nothing.
     factor = (0.1 + 1.8 * low, 0.1 + 1.8 * high)
 
     def colour(**factors) -> A.ColorJitter:
         unchanged = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
         return A.ColorJitter(**(unchanged | factors), p=0.5)
 
-    # Blending away from a 3×3 smoothing whose centre weighs 5 of 13 is sharpening by (factor - 1) / 13.
+    # The reference extrapolates away from a 3×3 smoothing filter whose centre has weight 5/13. A.Sharpen does the same
+    # with alpha = (factor - 1) / 13.
     sharpen = tuple(max(0.0, value - 1) / 13 for value in factor)
     bits = tuple(max(1, math.floor(4 * value)) for value in (low, high))
     operations = [

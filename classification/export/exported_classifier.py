@@ -1,4 +1,4 @@
-"""A classifier in a file of ``classification.export``: what goes into its graph, and what it takes to run it."""
+"""The graph that ``classification.export`` writes, and the classifier that runs a written file."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
@@ -15,19 +15,19 @@ from mobile_former.training.export.executorch_file import ExecutorchModel
 from mobile_former.training.export.onnx_file import OnnxModel
 from mobile_former.training.run.checkpoint import require_data_options
 
-# What of the preparation lies inside the graph, and so what the graph takes:
+# Preprocessing inside the graph, and the input that the graph expects:
 #   none                  float32 (B, 3, S, S), normalised
-#   normalise             uint8 (B, S, S, 3), RGB as cameras and decoders give it, already of the model's size
-#   resize_and_normalise  uint8 (B, H, W, 3), RGB of any size
+#   normalise             uint8 RGB (B, S, S, 3), of the size of the model
+#   resize_and_normalise  uint8 RGB (B, H, W, 3), of any size
 Preprocessing = Literal["none", "normalise", "resize_and_normalise"]
 
 
 class ClassifierGraph(nn.Module):
-    """A classifier with as much of its images' preparation before it as shall lie in the graph.
+    """A classifier that begins with the preprocessing.
 
     Args:
-        model: from normalised images ``(B, 3, H, W)`` to logits ``(B, K)``, in evaluation mode.
-        preprocessing: what comes before it.
+        model: classifier in evaluation mode that maps normalised images ``(B, 3, H, W)`` to logits ``(B, K)``.
+        preprocessing: preprocessing inside the graph.
         data_options: ``image_size``, ``crop_fraction``, ``mean`` and ``std``, as in a checkpoint.
     """
 
@@ -38,7 +38,7 @@ class ClassifierGraph(nn.Module):
         self.options = data_options
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify images, of the shape and type that ``preprocessing`` says: logits ``(B, K)``."""
+        """Return the logits ``(B, K)`` of images whose shape and type ``preprocessing`` determines."""
         if self.preprocessing == "none":
             return self.model(images)
         images = images.permute(0, 3, 1, 2)
@@ -48,18 +48,17 @@ class ClassifierGraph(nn.Module):
 
 
 def resize_and_crop(images: Tensor, image_size: int, crop_fraction: float) -> Tensor:
-    """:func:`classification.data.transforms.eval_transform` in operations that ONNX knows.
+    """Apply :func:`classification.data.transforms.eval_transform` with operations that ONNX supports.
 
-    In PyTorch the result is the same to the last bit; ONNX's Resize makes one value in a thousand one level of 255
-    higher or lower.
+    In PyTorch the result is identical. In ONNX, one value in a thousand differs by one of the 255 levels.
 
     Args:
-        images: ``(B, 3, H, W)`` uint8, of any size.
+        images: images ``(B, 3, H, W)`` uint8 of any size.
         image_size: side of the square crop in pixels.
-        crop_fraction: in 0..1.
+        crop_fraction: fraction of the shorter side that the crop covers, above 0 and at most 1.
 
     Returns:
-        ``(B, 3, image_size, image_size)`` uint8.
+        Images ``(B, 3, image_size, image_size)`` uint8.
     """
     height, width = images.shape[2:]
     shorter, target = torch.sym_min(height, width), shorter_side(image_size, crop_fraction)
@@ -67,23 +66,24 @@ def resize_and_crop(images: Tensor, image_size: int, crop_fraction: float) -> Te
     images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
     for axis, side in ((2, height), (3, width)):
         half, odd = (side - image_size) // 2, (side - image_size) % 2
-        start = half + odd * (half % 2)  # a half goes to the even side
+        start = half + odd * (half % 2)  # a half is rounded to the even number
         images = images.index_select(axis, start + torch.arange(image_size))
     return images
 
 
 class ExportedClassifier:
-    """A file that ``python -m classification.export`` wrote, made ready for image files.
+    """A classifier that runs a file of ``python -m classification.export``.
 
     Args:
-        model: the file, read.
+        model: opened file.
 
     Attributes:
-        class_names: the classes in the order of the logits.
-        transform: makes an image as read, ``(H, W, 3)`` uint8, one that :meth:`logits` takes.
+        class_names: names of the classes in the order of the logits.
+        preprocessing: preprocessing inside the graph.
+        transform: transform that prepares an image ``(H, W, 3)`` uint8 for :meth:`logits`.
 
     Raises:
-        InputError: a damaged file.
+        InputError: the file is damaged.
     """
 
     def __init__(self, model: OnnxModel | ExecutorchModel):
@@ -98,24 +98,24 @@ class ExportedClassifier:
             self.transform: Callable[..., dict] = eval_transform(metadata["image_size"], metadata["crop_fraction"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{model.path} is damaged: its metadata is not what export writes ({type(error).__name__}: {error}); "
+                f"{model.path} is damaged: export does not write this metadata ({type(error).__name__}: {error}); "
                 "export it again"
             ) from error
         if self.preprocessing == "resize_and_normalise":
             self.transform = _cut_strip
 
     def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Classify images ``(3, H, W)`` uint8 that have gone through :attr:`transform`: ``(B, K)`` on the CPU."""
+        """Return the logits ``(B, K)``, on the CPU, of images ``(3, H, W)`` uint8 from :attr:`transform`."""
         logits = torch.cat([torch.from_numpy(self.model(batch)["logits"]) for batch in self._prepare(images)])
         if logits.shape[1] != len(self.class_names):
             raise InputError(
-                f"{self.model.path} is damaged: it names {len(self.class_names)} classes and tells {logits.shape[1]} "
-                "apart; export it again"
+                f"{self.model.path} is damaged: it has {len(self.class_names)} class names, but {logits.shape[1]} "
+                "logits; export it again"
             )
         return logits
 
     def batches(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
-        """What the graph is given for images as :meth:`logits` takes them."""
+        """Yield the inputs of the graph for images as in :meth:`logits`."""
         for batch in self._prepare(images):
             yield from self.model.batches(batch)
 
@@ -124,10 +124,10 @@ class ExportedClassifier:
             yield normalise(torch.stack(list(images)), self.model.metadata["mean"], self.model.metadata["std"]).numpy()
         elif self.preprocessing == "normalise":
             yield torch.stack(list(images)).permute(0, 2, 3, 1).numpy()
-        else:  # each of its own size
+        else:  # each image has its own size
             yield from (image.permute(1, 2, 0)[None].numpy() for image in images)
 
 
 def _cut_strip(image: np.ndarray) -> dict[str, np.ndarray]:
-    """What evaluation does before it resizes; the graph does the rest."""
+    """Cut an image as evaluation does before it resizes; the graph does the rest."""
     return {"image": middle(image)}

@@ -1,33 +1,34 @@
-"""Write a classifier as ONNX or ExecuTorch file, and check it."""
+"""Write a classifier as an ONNX file or ExecuTorch program, and compare it with PyTorch."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 from rich.markup import escape
 from rich.table import Table
 
 import mobile_former
+from classification.data.digits import Digits
+from classification.data.module import ClassificationData
 from classification.data.transforms import ResizeShorterSide, eval_transform, shorter_side
+from classification.evaluate import labelled_data
 from classification.export.exported_classifier import ClassifierGraph, ExportedClassifier, Preprocessing
 from classification.module import ClassificationModule
+from mobile_former.errors import InputError
 from mobile_former.training.data.dataset import ImageSource, indices_to_look_at
 from mobile_former.training.data.images import normalise, to_planes
+from mobile_former.training.export.command import Exporter
 from mobile_former.training.export.executorch_file import ExecutorchModel, write_executorch
 from mobile_former.training.export.latency import milliseconds
 from mobile_former.training.export.onnx_file import OnnxModel, relative_difference, write_onnx
-from mobile_former.training.export.options import (
-    CheckImages,
-    add_size_rows,
-    add_time_row,
-)
+from mobile_former.training.export.options import CheckImages, add_size_rows, add_time_row
 
-TOLERANCE = 1e-4  # of the greatest magnitude of the logits
-CALIBRATION_IMAGES = 128
-BATCH = 16  # images that are checked at once
-FEW = 32  # images are enough for a second look
+TOLERANCE = 1e-4  # largest difference of the logits, relative to their largest magnitude
+BATCH = 16  # largest batch for the comparison
+FEW = 32  # number of images for `ClassifierExporter.check`
 
 
 def write_classifier(
@@ -39,21 +40,21 @@ def write_classifier(
     batch_size: int | None = 1,
     dynamic_size: bool = False,
 ) -> None:
-    """Write the inference form of a classifier as an ONNX file, or as an ExecuTorch program.
+    """Write the inference form of a classifier as an ONNX file or ExecuTorch program.
 
     Args:
-        module: and
-        data_options: as :func:`mobile_former.training.run.checkpoint.load_checkpoint` gives them.
-        path: the file, ``.onnx`` or ``.pte``.
-        preprocessing: how much of its images' preparation lies in the graph.
-        batch_size: images that it takes at once; None for any number.
-        dynamic_size: whether it takes images of any size (that the graph resizes, if it is to).
+        module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
+        data_options: options of its data module, from the same checkpoint.
+        path: path of the file, with the suffix ``.onnx`` or ``.pte``.
+        preprocessing: preprocessing inside the graph.
+        batch_size: number of images per batch; None for any number.
+        dynamic_size: accept images of any size.
 
     Raises:
         InputError: the optional extra is missing, or the model cannot be exported.
     """
     size = data_options["image_size"]
-    batch = batch_size or 2  # sizes that are to be dynamic differ from each other, and from 1
+    batch = batch_size or 2  # the sizes of dynamic axes must differ from each other and from 1
     height, width = (size + 32, size + 64) if dynamic_size else (size, size)
     axes = ({} if batch_size else {0: "batch"}) | (
         {} if not dynamic_size else dict(enumerate(("height", "width"), start=2 if preprocessing == "none" else 1))
@@ -85,27 +86,128 @@ def write_classifier(
     )
 
 
-def _read(path: Path) -> ExportedClassifier:
-    return ExportedClassifier((ExecutorchModel if path.suffix == ".pte" else OnnxModel)(path, "classification"))
-
-
 def _describe_input(images: torch.Tensor, axes: dict[int, str], preprocessing: Preprocessing) -> str:
-    """The input's conventions in words, for whoever writes the program around the model."""
+    """Describe the input in words, for the author of the program that runs the model."""
     shape = ", ".join(str(axes.get(axis, side)) for axis, side in enumerate(images.shape))
     if preprocessing == "none":
         return f"float32 ({shape}), planes of RGB: (value in 0..1 - mean) / std"
     return f"uint8 ({shape}), RGB of 0..255"
 
 
-def _planes(classifier: ExportedClassifier, image: np.ndarray) -> torch.Tensor:
-    return to_planes(classifier.transform(image=image)["image"])
+class ClassifierExporter(Exporter):
+    """The classifier's part of the ``export`` command.
+
+    Args:
+        module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
+        data_options: options of its data module, from the same checkpoint.
+        options: options of the command.
+    """
+
+    embedded_name = "digits"
+    calibration_images = 128
+
+    def __init__(self, module: ClassificationModule, data_options: dict, options: Namespace):
+        super().__init__(module, data_options, options)
+        self.preprocessing: Preprocessing = "none"
+        if options.preprocessing:
+            self.preprocessing = "resize_and_normalise" if options.dynamic_size else "normalise"
+
+    def data(self) -> ClassificationData:
+        """Build the data module of the checkpoint, or of ``--data.root``."""
+        data = labelled_data(self.options.ckpt_path, self.data_options, {"root": self.options.data.root})
+        data.class_names = self.module.hparams.class_names
+        return data
+
+    def training_images(self) -> ImageSource:
+        """Read the list of training images."""
+        data = self.data()
+        data.setup("fit")
+        return data.train_set.source
+
+    def embedded_images(self) -> ImageSource:
+        """Build the validation split of the embedded digits."""
+        return Digits("val")
+
+    def write(self, path: Path) -> None:
+        """Write the float32 file."""
+        write_classifier(
+            self.module,
+            self.data_options,
+            path,
+            preprocessing=self.preprocessing,
+            batch_size=None if self.options.dynamic_batch else self.options.batch_size,
+            dynamic_size=self.options.dynamic_size,
+        )
+
+    def read(self, path: Path) -> ExportedClassifier:
+        """Open a written file."""
+        return ExportedClassifier((ExecutorchModel if path.suffix == ".pte" else OnnxModel)(path, "classification"))
+
+    def inputs(self, file: ExportedClassifier, image: np.ndarray) -> Iterable[list[np.ndarray]]:
+        """Yield the inputs of the graph for an image ``(H, W, 3)`` as read."""
+        return file.batches([_planes(file, image)])
+
+    def check(self, file: ExportedClassifier, source: ImageSource) -> tuple[str, str] | None:
+        """Compare the logits of a file and of PyTorch on the same pixels.
+
+        Raises:
+            InputError: they differ by more than ``TOLERANCE`` of their scale.
+        """
+        indices = indices_to_look_at(source, FEW)
+        if file.preprocessing == "resize_and_normalise":
+            source = ResizedImages(source, self.data_options)  # ONNX's Resize rounds some pixels to another level
+        expected, (found,) = _logits(self.module, self.data_options, [file], source, indices)
+        difference = relative_difference(found, expected)
+        if self.options.dynamic_size and file.preprocessing == "none":
+            other = self.data_options | {"image_size": self.data_options["image_size"] + 45}  # odd, other remainders
+            resized = copy.copy(file)
+            resized.transform = eval_transform(other["image_size"], other["crop_fraction"])
+            expected, (found,) = _logits(self.module, other, [resized], source, indices)
+            difference = max(difference, relative_difference(found, expected))
+        if not difference <= TOLERANCE:  # NaN too
+            raise InputError(
+                f"the file is not written: its logits differ from PyTorch's by {difference:.1e} of their scale, more "
+                f"than the allowed {TOLERANCE:.0e}. Please report this with your versions of torch and onnxruntime"
+            )
+        if file.preprocessing == "resize_and_normalise":
+            return "difference where nothing is resized", f"{difference:.1e}"
+        return None
+
+    def compare(self, files: dict[str, ExportedClassifier], images: CheckImages) -> Table:
+        """Build the table that compares PyTorch and the files."""
+        module, options = self.module, self.data_options
+        classifiers = list(files.values())
+        indices = indices_to_look_at(images.source, self.options.check_images)
+        expected, found = _logits(module, options, classifiers, images.source, indices)
+        title = f"{module.label} on {len(indices)} images: {images.title}"
+        table = Table("", "PyTorch", *files, title=escape(title), title_justify="left")
+        add_size_rows(table, [classifier.model.path for classifier in classifiers])
+        table.add_row(
+            "greatest difference of logits / their scale",
+            "",
+            *(f"{relative_difference(logits, expected):.1e}" for logits in found),
+        )
+        table.add_row("same class", "", *(f"{_share(logits, expected.argmax(1)):.4f}" for logits in found))
+        if images.labelled:
+            labels = np.array([images.source.labels[index] for index in indices])
+            table.add_row("top1", *(f"{_share(logits, labels):.4f}" for logits in (expected, *found)))
+        image = images.source.read(indices[0])
+        planes = to_planes(eval_transform(options["image_size"], options["crop_fraction"])(image=image)["image"])
+        with torch.inference_mode():
+            normalised = normalise(planes[None], options["mean"], options["std"])
+            times = [milliseconds(lambda: module(normalised))]
+        for classifier in classifiers:
+            (inputs,) = self.inputs(classifier, image)
+            times.append(milliseconds(lambda: classifier.model(*inputs)) / len(inputs[0]))  # noqa: B023
+        add_time_row(table, times)
+        return table
 
 
 class ResizedImages:
-    """Images that evaluation only has to crop.
+    """Images resized for evaluation, which only crops them.
 
     Args:
-        source: the images.
+        source: original images.
         data_options: ``image_size`` and ``crop_fraction``.
     """
 
@@ -117,34 +219,12 @@ class ResizedImages:
         return len(self.source)
 
     def read(self, index: int) -> np.ndarray:
-        """The image, ``(H, W, 3)`` uint8 RGB."""
+        """Return an image ``(H, W, 3)`` uint8 RGB."""
         return self.resize(image=self.source.read(index))["image"]
 
     def name(self, index: int) -> str:
-        """What to call an image in messages."""
+        """Return the name of an image for messages."""
         return self.source.name(index)
-
-
-def _worst_difference(
-    module: ClassificationModule,
-    data_options: dict,
-    classifier: ExportedClassifier,
-    source: ImageSource,
-    dynamic_size: bool,
-) -> float:
-    """How far a file's logits are from PyTorch's, relative to their scale, on the same pixels."""
-    indices = indices_to_look_at(source, FEW)
-    if classifier.preprocessing == "resize_and_normalise":
-        source = ResizedImages(source, data_options)  # as ONNX's Resize rounds some pixels to another level
-    expected, (found,) = _logits(module, data_options, [classifier], source, indices)
-    difference = relative_difference(found, expected)
-    if dynamic_size and classifier.preprocessing == "none":
-        other = data_options | {"image_size": data_options["image_size"] + 45}  # odd, and of other remainders
-        classifier = copy.copy(classifier)
-        classifier.transform = eval_transform(other["image_size"], other["crop_fraction"])
-        expected, (found,) = _logits(module, other, [classifier], source, indices)
-        difference = max(difference, relative_difference(found, expected))
-    return difference
 
 
 def _logits(
@@ -154,11 +234,11 @@ def _logits(
     source: ImageSource,
     indices: Sequence[int],
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Logits ``(N, K)`` of images, by PyTorch as evaluation prepares them, and by files as they do."""
+    """Return the logits ``(N, K)`` of PyTorch and of each file. Each of them prepares the images in its own way."""
     transform = eval_transform(data_options["image_size"], data_options["crop_fraction"])
     expected, found = [], [[] for _ in classifiers]
     start, size = 0, 1
-    while start < len(indices):  # batches of 1, 2, 4, … images, as a dynamic batch has to take them all
+    while start < len(indices):  # batches of 1, 2, 4, … images, because a dynamic batch must accept any size
         images = [source.read(index) for index in indices[start : start + size]]
         start, size = start + size, min(2 * size, BATCH)
         planes = torch.stack([to_planes(transform(image=image)["image"]) for image in images])
@@ -169,39 +249,8 @@ def _logits(
     return np.concatenate(expected), [np.concatenate(logits) for logits in found]
 
 
-def _comparison(
-    module: ClassificationModule,
-    data_options: dict,
-    files: dict[str, ExportedClassifier],
-    images: CheckImages,
-    most: int,
-) -> Table:
-    """A table of PyTorch beside the files."""
-    classifiers = list(files.values())
-    indices = indices_to_look_at(images.source, most)
-    expected, found = _logits(module, data_options, classifiers, images.source, indices)
-    title = f"{module.label} on {len(indices)} images: {images.title}"
-    table = Table("", "PyTorch", *files, title=escape(title), title_justify="left")
-    add_size_rows(table, [classifier.model.path for classifier in classifiers])
-    table.add_row(
-        "greatest difference of logits / their scale",
-        "",
-        *(f"{relative_difference(logits, expected):.1e}" for logits in found),
-    )
-    table.add_row("same class", "", *(f"{_share(logits, expected.argmax(1)):.4f}" for logits in found))
-    if images.labelled:
-        labels = np.array([images.source.labels[index] for index in indices])
-        table.add_row("top1", *(f"{_share(logits, labels):.4f}" for logits in (expected, *found)))
-    image = images.source.read(indices[0])
-    planes = to_planes(eval_transform(data_options["image_size"], data_options["crop_fraction"])(image=image)["image"])
-    with torch.inference_mode():
-        normalised = normalise(planes[None], data_options["mean"], data_options["std"])
-        times = [milliseconds(lambda: module(normalised))]
-    for classifier in classifiers:
-        (inputs,) = classifier.batches([_planes(classifier, image)])
-        times.append(milliseconds(lambda: classifier.model(*inputs)) / len(inputs[0]))  # noqa: B023
-    add_time_row(table, times)
-    return table
+def _planes(classifier: ExportedClassifier, image: np.ndarray) -> torch.Tensor:
+    return to_planes(classifier.transform(image=image)["image"])
 
 
 def _share(logits: np.ndarray, labels: np.ndarray) -> float:

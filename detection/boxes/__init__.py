@@ -1,1 +1,1 @@
-"""Boxes: conversions, overlap, anchors, reference boxes, suppression."""
+"""Box geometry, anchors, reference boxes, non-maximum suppression and postprocessing."""

@@ -1,4 +1,7 @@
-"""RetinaNet's anchors, and boxes as offsets from them (Lin et al., ICCV 2017; Girshick, Fast R-CNN, ICCV 2015)."""
+"""RetinaNet's anchors, and boxes encoded as offsets from anchors.
+
+Anchors: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017. Offsets: Girshick, Fast R-CNN, ICCV 2015.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,26 +9,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detection.models.position_encoding import cell_centres
-
 OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-RATIOS = (0.5, 1.0, 2.0)  # height over width
+RATIOS = (0.5, 1.0, 2.0)  # height / width
 PER_POSITION = len(OCTAVES) * len(RATIOS)
 
-_LARGEST = math.log(1000 / 16)  # of the logarithm of a side over its anchor's, as in Detectron
+_MAX_LOG_SCALE = math.log(1000 / 16)  # upper bound of log(side / anchor side), as in Detectron
 
 
 def make_anchors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], base: float, device: torch.device) -> Tensor:
-    """The anchors of all positions of maps.
+    """Return the anchors at all positions of the maps.
 
     Args:
-        sizes: of the maps, height and width.
-        strides: of the maps in pixels.
-        base: side of the smallest square anchor over its map's stride.
-        device: where to make them.
+        sizes: height and width of each map.
+        strides: stride of each map in pixels.
+        base: side of the smallest square anchor, in units of the map's stride.
+        device: device of the result.
 
     Returns:
-        ``(A, 4)``, cxcywh in pixels, map by map, row by row, at each position the ratios within the octaves.
+        Anchors ``(A, 4)``, cxcywh in pixels. They are ordered by map, row, column, octave and ratio.
     """
     shapes = torch.tensor(
         [[octave / ratio**0.5, octave * ratio**0.5] for octave in OCTAVES for ratio in RATIOS], device=device
@@ -33,19 +34,51 @@ def make_anchors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], base:
     anchors = []
     for size, stride in zip(sizes, strides, strict=True):
         centres = cell_centres(size, stride, device)[:, None]
-        sides = (base * stride * shapes)[None].expand(centres.shape[0], -1, -1)  # len() would fix it in torch.export
+        sides = (base * stride * shapes)[None].expand(centres.shape[0], -1, -1)  # len() is constant in torch.export
         anchors.append(torch.cat([centres.expand(-1, PER_POSITION, -1), sides], dim=-1).flatten(0, 1))
     return torch.cat(anchors)
 
 
+def cell_centres(size: tuple[int, int], stride: int, device: torch.device) -> Tensor:
+    """Return the centres of a map's cells.
+
+    Args:
+        size: height H and width W of the map.
+        stride: stride of the map in pixels.
+        device: device of the result.
+
+    Returns:
+        Centres ``(H·W, 2)``, x and y in pixels, row by row.
+    """
+    ys, xs = torch.meshgrid(*(torch.arange(length, device=device) for length in size), indexing="ij")
+    return (torch.stack([xs, ys], dim=-1).reshape(-1, 2) + 0.5) * stride
+
+
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes ``(n, 4)`` as offsets from anchors ``(n, 4)``, both cxcywh in pixels, with sides above 0."""
+    """Return the offsets of boxes from anchors.
+
+    Args:
+        boxes: ``(n, 4)``, cxcywh in pixels, sides above 0.
+        anchors: ``(n, 4)``, cxcywh in pixels, sides above 0.
+
+    Returns:
+        Offsets ``(n, 4)``: the distance of the centres in units of the anchor's sides, and the logarithm of the sides
+        in these units.
+    """
     centres = (boxes[:, :2] - anchors[:, :2]) / anchors[:, 2:]
     return torch.cat([centres, (boxes[:, 2:] / anchors[:, 2:]).log()], dim=1)
 
 
 def decode(offsets: Tensor, anchors: Tensor) -> Tensor:
-    """The boxes that offsets ``(..., n, 4)`` from anchors ``(n, 4)`` stand for, cxcywh in pixels."""
+    """Return the boxes at the given offsets from anchors; the inverse of :func:`encode`.
+
+    Args:
+        offsets: ``(..., n, 4)``. Logarithms of sides are limited to log(1000 / 16).
+        anchors: ``(n, 4)``, cxcywh in pixels.
+
+    Returns:
+        Boxes ``(..., n, 4)``, cxcywh in pixels.
+    """
     centres = anchors[:, :2] + offsets[..., :2] * anchors[:, 2:]
-    sides = anchors[:, 2:] * offsets[..., 2:].clamp(max=_LARGEST).exp()
+    sides = anchors[:, 2:] * offsets[..., 2:].clamp(max=_MAX_LOG_SCALE).exp()
     return torch.cat([centres, sides], dim=-1)

@@ -1,4 +1,4 @@
-"""Non-maximum suppression, class by class."""
+"""Non-maximum suppression per class."""
 
 import cv2
 import numpy as np
@@ -7,28 +7,29 @@ from torch import Tensor
 
 
 def nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Leave out what overlaps a better detection of its class.
+    """Drop each box that overlaps a box of the same class and a higher score.
+
+    The result is deterministic: the same on every machine.
 
     Args:
-        boxes: ``(n, 4)`` xyxy in pixels.
+        boxes: ``(n, 4)``, xyxy in pixels.
         scores: ``(n,)``.
         labels: ``(n,)``.
-        threshold: intersection over union above which the worse of two goes, in 0..1.
+        threshold: intersection over union above which the box of lower score is dropped, in 0..1.
 
     Returns:
-        Indices of what stays, the best first; the same for the same input, whatever the machine.
+        Indices of the kept boxes ``(m,)``, by descending score.
     """
     if len(boxes) == 0:
         return torch.empty(0, dtype=torch.long, device=boxes.device)
     corners = boxes.detach().cpu().double().numpy()
-    sizes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    left_top_size = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     kept = cv2.dnn.NMSBoxesBatched(
-        sizes.tolist(),
+        left_top_size.tolist(),
         scores.detach().cpu().tolist(),
         labels.cpu().tolist(),
         score_threshold=0.0,
         nms_threshold=threshold,
     )
     kept = torch.as_tensor(np.asarray(kept, dtype=np.int64).reshape(-1), device=boxes.device)
-    # OpenCV gives them class by class.
-    return kept[scores[kept].argsort(descending=True, stable=True)]
+    return kept[scores[kept].argsort(descending=True, stable=True)]  # OpenCV returns them class by class

@@ -1,41 +1,26 @@
-"""Reference boxes: where a query looks, refined block by block.
+"""Reference boxes of object queries: initial values, corrections, and attention limited to them.
 
-From Liu et al., DAB-DETR (ICLR 2022): a query's position is its box, encoded, and each block corrects the box; and from
-Gao et al., SMCA (ICCV 2021): a query's attention is drawn to its box by a Gaussian.
+Each block corrects the box of a query (Liu et al., DAB-DETR, ICLR 2022). A Gaussian at the box limits where the query
+attends (Gao et al., Fast Convergence of DETR with Spatially Modulated Co-Attention, ICCV 2021).
 """
 
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detection.models.position_encoding import TEMPERATURE
-
-_EDGE = 1e-4  # how near to 0 and 1 a coordinate may come before its logit is taken
-
-
-class BoxEmbedding(nn.Module):
-    """Boxes as query positions: a sine encoding of the four coordinates, and two linears.
-
-    Args:
-        query_dim: width of a query, a multiple of 4.
-    """
-
-    def __init__(self, query_dim: int):
-        super().__init__()
-        self.frequencies = query_dim // 4
-        self.mlp = nn.Sequential(nn.Linear(2 * query_dim, query_dim), nn.ReLU(), nn.Linear(query_dim, query_dim))
-
-    def forward(self, boxes: Tensor) -> Tensor:
-        """``(B, Q, 4)`` cxcywh in 0..1 to ``(B, Q, query_dim)``."""
-        exponents = torch.arange(self.frequencies, device=boxes.device) / self.frequencies
-        angles = 2 * math.pi * boxes[..., None] * TEMPERATURE**-exponents
-        encoded = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(2)
-        return self.mlp(encoded.to(self.mlp[0].weight.dtype))
+_EDGE = 1e-4  # coordinates are clamped to [_EDGE, 1 - _EDGE] before their logit is taken
 
 
 def grid_boxes(count: int) -> Tensor:
-    """Boxes ``(count, 4)``, cxcywh in 0..1, spread evenly over the image, half as large again as their distance."""
+    """Return boxes on a regular grid over the image.
+
+    Args:
+        count: number of boxes.
+
+    Returns:
+        Boxes ``(count, 4)``, cxcywh, normalised to 0..1. Their sides are 1.5 times the distance of the grid's rows.
+    """
     rows = round(math.sqrt(count))
     boxes = []
     for row in range(rows):
@@ -45,23 +30,32 @@ def grid_boxes(count: int) -> Tensor:
 
 
 def correct(boxes: Tensor, correction: Tensor) -> Tensor:
-    """Boxes ``(B, Q, 4)`` in 0..1 moved by corrections of their logits."""
+    """Add a correction to the logits of boxes.
+
+    Args:
+        boxes: ``(B, Q, 4)``, cxcywh, normalised to 0..1.
+        correction: ``(B, Q, 4)``.
+
+    Returns:
+        Corrected boxes ``(B, Q, 4)``, in 0..1.
+    """
     return (boxes.clamp(_EDGE, 1 - _EDGE).logit() + correction).sigmoid()
 
 
-def focus(boxes: Tensor, size: tuple[int, int], stride: int, extent: Tensor) -> Tensor:
-    """How much less a position of a map is looked at the farther it is from a box.
+def attention_bias(boxes: Tensor, size: tuple[int, int], stride: int, extent: Tensor) -> Tensor:
+    """Return an attention bias that falls with the distance from the boxes.
+
+    The bias is the logarithm of a Gaussian at the centre of the box. Its standard deviations are half the sides of the
+    box plus a quarter of a cell: even the smallest box reaches a cell.
 
     Args:
-        boxes: ``(B, Q, 4)``, cxcywh in 0..1 of the image without its padding.
-        size: of the map, H and W.
-        stride: of the map in pixels.
+        boxes: ``(B, Q, 4)``, cxcywh, normalised by the size of the image without padding.
+        size: height H and width W of the map.
+        stride: stride of the map in pixels.
         extent: ``(B, 2)``, width and height of the images without padding, in pixels.
 
     Returns:
-        ``(B, Q, H·W)``, to be added to the logits of attention: the logarithm of a Gaussian at the box's centre, whose
-        standard deviations are half of the box's sides, and a quarter of a cell more, so that the smallest box sees a
-        cell.
+        ``(B, Q, H·W)``, 0 or less, to be added to the attention logits.
     """
     rows, columns = (torch.arange(length, device=boxes.device) + 0.5 for length in size)
     cell = stride / extent[:, None]  # (B, 1, 2)

@@ -1,4 +1,4 @@
-"""Images with their boxes, transformed and put together in padded batches."""
+"""Samples of images with boxes, and padded batches of them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -8,44 +8,55 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from detection.boxes.boxes import xyxy_to_cxcywh
+from detection.boxes.geometry import xyxy_to_cxcywh
 from mobile_former.training.data.dataset import ImageSource, split_messages
 from mobile_former.training.data.images import to_planes
 from mobile_former.training.data.sampler import Draw, EpochSampler
 
-MULTIPLE = 32  # of pixels: the coarsest stride
+MULTIPLE = 32  # pixels; batch sides are multiples of the coarsest stride
 
-_WINDOW = 50  # batches among which images of similar shape find together
+_WINDOW = 50  # batches that are grouped by shape together
 
 
 class Source(ImageSource, Protocol):
-    """Where images with boxes come from."""
+    """A source of images with boxes."""
 
     class_names: Sequence[str]
     category_ids: Sequence[int]
 
     def boxes(self, index: int) -> np.ndarray:
-        """The objects to train on: ``(n, 4)`` xyxy in pixels, within the image."""
+        """Return the boxes for training: ``(n, 4)``, xyxy in pixels, clipped to the image."""
 
     def labels(self, index: int) -> np.ndarray:
-        """Their labels, ``(n,)``."""
+        """Return the labels of the boxes for training: ``(n,)``."""
 
     def image_id(self, index: int) -> int:
-        """The id that results call the image by."""
+        """Return the id of the image in results."""
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Return height and width in pixels."""
 
     def ground_truth(self) -> dict[str, list[dict]]:
-        """What detections are scored against, in COCO's format."""
+        """Return the annotations that detections are scored against, in COCO format."""
 
 
 def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Compose) -> dict:
-    """An image as read, made ready for a batch: ``image`` ``(3, H, W)`` uint8, and what :func:`collate` tells of it."""
+    """Transform an image and its boxes into a sample for :func:`collate`.
+
+    Args:
+        source: source of the image.
+        index: index of the image.
+        image: image as read, ``(H, W, 3)`` uint8 RGB.
+        transforms: transforms of image and boxes.
+
+    Returns:
+        ``image`` ``(3, H, W)`` uint8; ``target`` with ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)`` float, cxcywh
+        normalised to [0, 1]; ``image_id``; and ``size``, height and width before the transforms.
+    """
     labels = np.asarray(source.labels(index), dtype=np.int64)
     result = transforms(image=image, bboxes=np.asarray(source.boxes(index), dtype=np.float64), labels=labels)
     planes = to_planes(result["image"])
-    # albumentations passes labels through as what is lighter for it
+    # albumentations may return labels as a list or in another type
     labels = torch.from_numpy(np.asarray(result["labels"]).astype(np.int64))
     corners = torch.from_numpy(np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 4))
     height, width = planes.shape[1:]
@@ -59,17 +70,17 @@ def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Com
 
 
 class ShapeBatchSampler(Sampler[list[Draw]]):
-    """Batches of images of similar shape, so that less of them is padding.
+    """Batches of images with similar aspect ratios, which need less padding.
 
-    The sampler's order is cut into windows of 50 batches, each of which is sorted by the images' shapes and cut into
-    batches; batches come in random order. So an epoch depends on seed and epoch alone, every process has as many
-    batches, and at one time all of them have similar shapes.
+    The order of the sampler is cut into windows of 50 batches. Each window is sorted by aspect ratio and cut into
+    batches, and the batches are shuffled. An epoch depends only on its seed and number, and every process has the same
+    number of batches.
 
     Args:
-        sampler: each image once an epoch, in an order of its own. (Lightning tells it the epoch under this name.)
-        source: of the images.
-        batch_size: images in a batch.
-        drop_last: whether to leave out the images that are too few for a batch, the last in the sampler's order.
+        sampler: sampler that yields each image once per epoch. Lightning sets the epoch on the attribute of this name.
+        source: source of the images.
+        batch_size: images per batch.
+        drop_last: whether to drop the last, incomplete batch.
     """
 
     def __init__(self, sampler: EpochSampler, source: Source, batch_size: int, drop_last: bool = False):
@@ -97,14 +108,18 @@ class ShapeBatchSampler(Sampler[list[Draw]]):
 
 
 def collate(samples: list[dict]) -> dict:
-    """A batch, its images padded on the right and below to the largest of them, and to a multiple of 32.
+    """Build a batch. Images are padded on the right and below to the largest of them, rounded up to a multiple of 32.
 
     Returns:
-        ``image`` ``(B, 3, H, W)`` uint8, 0 on padding; ``padding_mask`` ``(B, H, W)`` bool, True on padding, or None
-        where nothing is;
-        ``targets``, for each image ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)`` float cxcywh in 0..1 of the image
-        without its padding; ``image_ids`` ``(B,)`` long; ``image_sizes`` ``(B, 2)`` long, height and width before any
-        transform; and the lists of :func:`split_messages`, which stand alone where no image could be read.
+        A dictionary with
+
+        - ``image``: ``(B, 3, H, W)`` uint8, 0 on padding;
+        - ``padding_mask``: ``(B, H, W)`` bool, True on padding, or None without any padding;
+        - ``targets``: per image ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)`` float, cxcywh normalised to [0, 1] by
+          the image without its padding;
+        - ``image_ids``: ``(B,)`` long;
+        - ``image_sizes``: ``(B, 2)`` long, height and width before the transforms;
+        - ``failures`` and ``errors``, see :func:`split_messages`. If no image could be read, only these.
     """
     samples, messages = split_messages(samples)
     if not samples:
@@ -122,15 +137,15 @@ def collate(samples: list[dict]) -> dict:
 def pad(
     images: Sequence[torch.Tensor], frame: tuple[int, int] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Lay images into one array, at the top left.
+    """Pad images on the right and below to a common size.
 
     Args:
-        images: each ``(3, H, W)`` uint8, of sizes of their own.
-        frame: height and width of the array; default: as small as it can be.
+        images: images of any sizes, each ``(3, H, W)`` uint8.
+        frame: height and width of the result. Default: the largest sides, rounded up to multiples of 32.
 
     Returns:
-        ``(B, 3, H, W)`` uint8, H and W being multiples of 32; and a ``(B, H, W)`` bool mask, True on padding, or None
-        where all images fill their places, so that nothing has to be masked.
+        The batch ``(B, 3, H, W)`` uint8, and the mask ``(B, H, W)`` bool, True on padding. The mask is None if nothing
+        is padded.
     """
     largest = (max(image.shape[axis] for image in images) for axis in (1, 2))
     height, width = frame or (-(-side // MULTIPLE) * MULTIPLE for side in largest)

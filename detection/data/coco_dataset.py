@@ -1,4 +1,4 @@
-"""A user's own images with boxes, in COCO's format; it owns the mapping between labels and category ids."""
+"""Images with boxes in COCO format. The data set maps category ids to labels and back."""
 
 import json
 import logging
@@ -22,25 +22,25 @@ _LAYOUT = (
 )
 _COCO = 'a COCO annotation file holds {"images": [...], "annotations": [...], "categories": [...]}'
 
-# Sums of decimals pass the border by this much without meaning it.
+# Boxes that leave their image by less are rounding, not an error in the file.
 _TOLERANCE = 1e-3  # pixels
 
 
 class CocoDataset:
-    """The images and boxes of one annotation file.
+    """Images and boxes of one COCO annotation file.
 
-    Labels run from 0 in the order of the category ids, or of ``class_names``. Every category of the file is a class,
-    used or not. Crowd regions, and boxes as the file has them, are in :meth:`ground_truth` alone: what is trained on
-    lies within its image, and has an area.
+    Labels start at 0 and follow the order of the category ids, or of ``class_names``. Every category of the file is a
+    class, even if no object has it. Boxes for training are clipped to their image, and boxes without area and crowd
+    regions are left out. :meth:`ground_truth` keeps the original boxes and the crowd regions.
 
     Args:
-        annotations: the JSON file.
-        images: the folder that its file names start from.
-        class_names: the classes in the order of their labels, as a model knows them.
+        annotations: path of the JSON file.
+        images: folder that the file names are relative to.
+        class_names: class names of a trained model in the order of its labels. None: the categories of the file.
 
     Raises:
-        FileNotFoundError: no such file or folder, or an image that the folder lacks.
-        InputError: a file that isn't COCO's format or contradicts itself; or categories other than ``class_names``.
+        FileNotFoundError: the file, the folder or an image is missing.
+        InputError: the file is not in COCO format, is inconsistent, or has other categories than ``class_names``.
     """
 
     def __init__(self, annotations: Path, images: Path, class_names: Sequence[str] | None = None):
@@ -55,50 +55,50 @@ class CocoDataset:
         return len(self._image_ids)
 
     def read(self, index: int) -> np.ndarray:
-        """The image, ``(H, W, 3)`` uint8 RGB, upright as its EXIF data say.
+        """Read an image ``(H, W, 3)``, uint8 RGB, rotated by its EXIF orientation.
 
         Raises:
-            ImageError: a file that cannot be read.
-            InputError: an image of another size than its record.
+            ImageError: the file cannot be read.
+            InputError: the size of the image differs from its record.
         """
         image = read_image(self.name(index))
         found, expected = image.shape[:2], self.size(index)
         if found != expected:
             turned = found == expected[::-1]
             raise InputError(
-                f"{self.name(index)} is {found[1]}x{found[0]} pixels{' once upright' * turned}, but image "
+                f"{self.name(index)} is {found[1]}x{found[0]} pixels{' after EXIF rotation' * turned}, but image "
                 f"{self._image_ids[index]} in {self.path} is recorded as {expected[1]}x{expected[0]}: "
                 + (
-                    "if its boxes were drawn before its EXIF rotation, save it without EXIF data; if after, exchange "
-                    "width and height in the record"
+                    "if the boxes were drawn before EXIF rotation, save the image without EXIF data; if after it, "
+                    "exchange width and height in the record"
                     if turned
-                    else "put back the image that was annotated, or scale its boxes and its record along with it"
+                    else "restore the image that was annotated, or scale its boxes and its record to the new size"
                 )
             )
         return image
 
     def boxes(self, index: int) -> np.ndarray:
-        """The objects to train on: ``(n, 4)`` float32 xyxy in pixels, within the image."""
+        """Return the boxes for training: ``(n, 4)`` float32, xyxy in pixels, clipped to the image."""
         return self._boxes[self._first[index] : self._first[index + 1]]
 
     def labels(self, index: int) -> np.ndarray:
-        """Their labels, ``(n,)`` int64."""
+        """Return the labels of the boxes for training: ``(n,)`` int64."""
         return self._labels[self._first[index] : self._first[index + 1]]
 
     def image_id(self, index: int) -> int:
-        """The id that results call the image by."""
+        """Return the id of the image in the annotation file and in results."""
         return self._image_ids[index]
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Return height and width in pixels."""
         return self._sizes[index]
 
     def name(self, index: int) -> str:
-        """What to call an image in messages: its path."""
+        """Return the path of the image, for messages."""
         return os.path.join(self.folder, self._file_names[index])
 
     def ground_truth(self) -> dict[str, list[dict]]:
-        """What detections are scored against: the file's images, categories and annotations, crowd regions included."""
+        """Return images, categories and annotations in COCO format for scoring, including crowd regions."""
         return {
             "images": [
                 {"id": image_id, "file_name": name, "height": height, "width": width}
@@ -135,7 +135,7 @@ class CocoDataset:
             names[category_id] = record["name"]
         if not names:
             raise InputError(f"{self.path} lists no categories: {_COCO}")
-        # Some exports name a parent like its only child.
+        # Some exports give a parent category the name of its only child.
         counts = Counter(names.values())
         names = {
             category_id: name if counts[name] == 1 else f"{name} ({category_id})" for category_id, name in names.items()
@@ -146,8 +146,8 @@ class CocoDataset:
             if set(names.values()) != set(class_names):
                 raise InputError(
                     f"{self.path} and the model differ in their categories: the file has {_listed(names.values())}; "
-                    f"the model has {_listed(class_names)}. Give data of the model's categories (ids and order may "
-                    "differ, names and number may not), or train with this file's"
+                    f"the model has {_listed(class_names)}. Give data with the categories of the model (ids and order "
+                    "may differ, names may not), or train on this file"
                 )
             ids = {name: category_id for category_id, name in names.items()}
             self.category_ids = [ids[name] for name in class_names]
@@ -178,7 +178,7 @@ class CocoDataset:
     def _find_files(self) -> None:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no folder of images {self.folder} (--data.root): {_LAYOUT}")
-        # One listing of a folder is faster than a look at each of its files.
+        # Listing a folder once is faster than checking each file.
         parents = {os.path.dirname(name) for name in self._file_names}
         folders = {parent: os.path.join(self.folder, parent) for parent in parents}
         present = {parent: set(os.listdir(path)) for parent, path in folders.items() if os.path.isdir(path)}
@@ -186,10 +186,10 @@ class CocoDataset:
             index
             for index, name in enumerate(self._file_names)
             if os.path.basename(name) not in present.get(os.path.dirname(name), ())
-            and not os.path.isfile(self.name(index))  # on disks that don't tell capitals from small letters
+            and not os.path.isfile(self.name(index))  # case-insensitive file systems
         ]
         if missing:
-            others = f" (nor for {len(missing) - 1} more images)" if len(missing) > 1 else ""
+            others = f" ({len(missing) - 1} more are missing)" if len(missing) > 1 else ""
             raise FileNotFoundError(
                 f"no file {self.name(missing[0])} for image {self._image_ids[missing[0]]} of {self.path}{others}: put "
                 "it there, remove its record, or name the folder of the images"
@@ -209,7 +209,7 @@ class CocoDataset:
             if category_id not in labels:
                 raise InputError(
                     f"{what} (of image {image_id}) has category {category_id}, which 'categories' does not list (it "
-                    f"has {_listed(sorted(labels))}): add the category, or mend the annotation"
+                    f"has {_listed(sorted(labels))}): add the category, or correct the annotation"
                 )
             box = record.get("bbox")
             if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
@@ -239,29 +239,29 @@ class CocoDataset:
             raise InputError(_duplicate(self.path, "annotations", int(ids[counts > 1][0])))
         if 0 in ids:
             _logger.warning(
-                "%s: an annotation has the id 0, and pycocotools counts a detection of it as a mistake; number "
-                "annotations from 1",
+                "%s: an annotation has the id 0. pycocotools counts a correct detection of it as a false positive: "
+                "number annotations from 1",
                 self.path,
             )
 
     def _choose_training_boxes(self) -> None:
-        """Leave out crowd regions, clip what leaves its image, drop what has no area in it, and tell how many."""
+        """Clip boxes to their image, leave out crowd regions and boxes without area, and log how many."""
         annotations = {name: column[self._annotations["crowd"] == 0] for name, column in self._annotations.items()}
         limits = np.array(self._sizes, dtype=np.float64)[annotations["image"]][:, [1, 0, 1, 0]]
         corners = annotations["box"].copy()
         corners[:, 2:] += corners[:, :2]
         if len(corners) and corners.max() <= 1:
             raise InputError(
-                f"{self.path}: no box reaches beyond 1 pixel, so they seem to be shares of their images' sides: COCO's "
-                "[left, top, width, height] are pixels, so multiply them by width and height of their image"
+                f"{self.path}: no box reaches beyond 1 pixel, so the boxes seem to be normalised. COCO's [left, "
+                "top, width, height] are pixels: multiply them by width and height of their image"
             )
         boxes = np.clip(corners, 0, limits)
         usable = (annotations["box"][:, 2:] > 0).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
         clipped = usable & (np.abs(boxes - corners).max(1, initial=0) > _TOLERANCE)
         if changed := np.flatnonzero(clipped | ~usable).tolist():
             kinds = {
-                "clipped, as they leave their image": clipped.sum(),
-                "left out of training, as they have no area in their image": (~usable).sum(),
+                "clipped to their image": clipped.sum(),
+                "left out of training, because they have no area in their image": (~usable).sum(),
             }
             _logger.warning(
                 "%s: boxes are %s (the first: annotation %d of image %d)",
@@ -281,17 +281,17 @@ class CocoDataset:
 def find_split(
     root: Path | None, split: str, annotations: Path | None = None, images: Path | None = None
 ) -> tuple[Path, Path]:
-    """The annotation file and the folder of images of a split.
+    """Find the annotation file and the image folder of a split.
 
     Args:
-        root: a folder in either of the two layouts; needless where both paths are given.
+        root: folder in either of the two layouts. Not needed if both paths are given.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        annotations: the annotation file, if it lies elsewhere.
-        images: the folder of images, if it lies elsewhere.
+        annotations: path of the annotation file, if it is not in ``root``.
+        images: path of the image folder, if it is not in ``root``.
 
     Raises:
-        FileNotFoundError: no such file or folder.
-        InputError: neither root nor both paths.
+        FileNotFoundError: the file or folder does not exist.
+        InputError: neither ``root`` nor both paths are given.
     """
     if annotations is not None and images is not None:
         return Path(annotations), Path(images)
@@ -326,17 +326,17 @@ def _load(path: Path) -> dict[str, list]:
         raise FileNotFoundError(f"no annotation file {path}: {_LAYOUT}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give a COCO annotation file") from error
-    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8; of lists within lists within lists
+    except (ValueError, RecursionError) as error:  # invalid JSON or UTF-8; lists nested too deeply
         raise InputError(f"{path} is not JSON ({error}): {_COCO}; write or copy it again") from error
     if not isinstance(content, dict):
         kind = "a list, as detection results are" if isinstance(content, list) else f"a {type(content).__name__}"
-        raise InputError(f"{path} holds {kind}, and no data set: {_COCO}")
+        raise InputError(f"{path} holds {kind}, not a data set: {_COCO}")
     for name in ("images", "annotations", "categories"):
         if not isinstance(content.get(name), list):
             raise InputError(f"{path} has no list {name!r} (it has {_listed(content) or 'nothing'}): {_COCO}")
         for position, record in enumerate(content[name]):
             if not isinstance(record, dict):
-                raise InputError(f"{path}: number {position} of {name!r} is {brief(record)}, and no object: {_COCO}")
+                raise InputError(f"{path}: number {position} of {name!r} is {brief(record)}, not an object: {_COCO}")
     return content
 
 
@@ -345,7 +345,7 @@ def _id_or_position(record: dict, position: int) -> str:
 
 
 def _whole(record: dict, name: str, what: str) -> int:
-    """The whole number under a name of a record."""
+    """Return a field of a record that must be a whole number."""
     value = record.get(name)
     if not _is_number(value) or value != int(value) or abs(value) >= 2**63:
         raise InputError(f"{what} has {name!r} {brief(value)}, where a whole number is needed")
@@ -357,7 +357,7 @@ def _is_number(value: object) -> bool:
 
 
 def _duplicate(path: Path, name: str, repeated: int) -> str:
-    return f"{path}: two of {name!r} have the id {repeated}; give each its own, and mend what refers to them"
+    return f"{path}: two of {name!r} have the id {repeated}: give each its own id, and correct the references to them"
 
 
 def _listed(names) -> str:

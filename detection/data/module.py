@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -11,19 +12,16 @@ from torch.utils.data import Sampler
 
 from detection.data.batch import ShapeBatchSampler, Source, collate, make_sample
 from detection.data.coco_dataset import CocoDataset, find_split
+from detection.data.scenes import SIDE, Scenes
 from detection.pictures import draw_sheet
-from detection.scenes import SIDE, Scenes
 from detection.transforms import (
     LONGEST,
     SHORT_SIDE,
     SHORT_SIDES,
-    custom_transform,
-    eval_transform,
+    TransformOptions,
     scenes_transform,
-    train_transform,
 )
 from mobile_former.errors import InputError
-from mobile_former.model import MIN_SIZE
 from mobile_former.training.data.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.data.module import ImageData
 from mobile_former.training.data.sampler import Draw, EpochSampler
@@ -36,25 +34,25 @@ class DetectionData(ImageData):
     """Images with boxes for training and evaluation.
 
     Args:
-        dataset: "coco" (a folder in COCO's format) or "scenes" (embedded: handwritten digits on photographs).
-        root: the folder: annotations/instances_{train,val,test}.json and images/, or COCO's own layout.
-        annotations: annotation files that lie elsewhere, by split: "train", "val", "test".
-        images: folders of images that lie elsewhere, by split.
-        batch_size: images in a batch of one process.
-        num_workers: loading processes; default: one for each core but one, at most 16, and none for scenes.
-        short_sides: lengths in pixels of which the shorter side takes one at random in training.
-        short_side: length in pixels of the shorter side in evaluation; scenes have their own.
-        longest: most pixels of the longer side.
+        dataset: "coco" (a folder in COCO format) or "scenes" (embedded: handwritten digits on photographs).
+        root: data folder with annotations/instances_{train,val,test}.json and images/, or in COCO's own layout.
+        annotations: annotation files outside the data folder, by split: "train", "val", "test".
+        images: image folders outside the data folder, by split.
+        batch_size: images per batch and process.
+        num_workers: loading processes. Default: number of cores minus one, at most 16; 0 for scenes.
+        short_sides: lengths in pixels from which the shorter side of a training image is drawn.
+        short_side: length in pixels of the shorter side in evaluation. Scenes keep their size.
+        longest: maximum length in pixels of the longer side.
         flip: probability of a horizontal flip.
         crop: probability of a random crop.
-        train_transforms: albumentations transforms of image and boxes in place of flip, crop and resizing.
-        group_shapes: whether images of similar shape make up a batch, so that less of it is padding.
-        split: what ``validate`` and ``test`` score: "val", "test" or "train".
-        mean: of the channels, in 0..1.
-        std: of the channels, in 0..1.
+        train_transforms: albumentations transforms of image and boxes that replace flip, crop and resizing.
+        group_shapes: whether batches are made of images with similar aspect ratios, which need less padding.
+        split: split that ``validate`` and ``test`` score: "val", "test" or "train".
+        mean: mean of each channel, in 0..1.
+        std: standard deviation of each channel, in 0..1.
 
     Raises:
-        InputError: a number out of range, or "coco" without data.
+        InputError: a value is out of range, or "coco" is given without data.
     """
 
     def __init__(
@@ -86,34 +84,10 @@ class DetectionData(ImageData):
         if dataset == "scenes":
             short_side = SIDE
         if train_transforms is not None or dataset == "scenes":
-            short_sides = (short_side,)  # those of training are not used, so they need not fit
-        if not short_sides or min(*short_sides, short_side) < MIN_SIZE:
-            raise InputError(
-                f"--data.short_sides is {list(short_sides)}, --data.short_side {short_side}: give lengths from "
-                f"{MIN_SIZE} pixels up"
-            )
-        if longest < max(*short_sides, short_side):
-            raise InputError(
-                f"--data.longest is {longest}, less than the longest short side, {max(*short_sides, short_side)}: "
-                "give at least that"
-            )
-        for name, value in (("flip", flip), ("crop", crop)):
-            if not 0 <= value <= 1:
-                raise InputError(f"--data.{name} is {value}: give a probability from 0 to 1")
-        for name, paths in (("annotations", annotations), ("images", images)):
-            if unknown := set(paths or {}) - set(SPLITS):
-                raise InputError(f"--data.{name} names {sorted(unknown)}: the splits are {', '.join(SPLITS)}")
-        if dataset == "scenes" and (root, annotations, images) != (None, None, None):
-            raise InputError(
-                "--data.dataset scenes is embedded and takes no --data.root, --data.annotations or --data.images: for "
-                "your own data leave it out, and give --config detection/configs/finetune.yaml"
-            )
-        if dataset == "coco" and root is None and not annotations:
-            raise InputError(
-                "no data: give --data.root DIR, a folder with annotations/instances_train.json, "
-                "annotations/instances_val.json and images/ (detection/configs/finetune.yaml is made for it)"
-            )
-        # What evaluation needs travels in the checkpoint, as plain types; short_sides, to fit the rest.
+            short_sides = (short_side,)  # unused then, so any value of the user is accepted
+        transforms = TransformOptions(tuple(short_sides), short_side, longest, flip, crop)
+        _require_place(dataset, root, annotations, images)
+        # Saved in the checkpoint, as plain types: what evaluation needs. short_sides must fit short_side and longest.
         self.save_hyperparameters(
             {
                 "dataset": dataset,
@@ -131,40 +105,29 @@ class DetectionData(ImageData):
         )
         self.group_shapes = group_shapes
         self.split = split
-        if train_transforms is not None:
-            self.train_transforms = custom_transform(train_transforms)
-        elif dataset == "scenes":
-            self.train_transforms = scenes_transform()
-        else:
-            self.train_transforms = train_transform(short_sides, longest, flip=flip, crop=crop)
-        self.eval_transforms = eval_transform(short_side, longest)
-        self._class_names: list[str] | None = None
-        self._sources: dict[tuple, Source] = {}  # whose annotations are read, and complained about, once
+        embedded = scenes_transform() if dataset == "scenes" and train_transforms is None else None
+        self.train_transforms = embedded or transforms.training(train_transforms)
+        self.eval_transforms = transforms.evaluation()
+        self._sources: dict[tuple, Source] = {}  # cached, so that annotations are read and warnings logged once
 
-    @property
+    @cached_property
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of their labels; those of the training data, unless set before."""
-        if self._class_names is None:
-            self._class_names = list(self.train_source.class_names)
-        return self._class_names
-
-    @class_names.setter
-    def class_names(self, names: list[str]) -> None:
-        self._class_names = list(names)
+        """Class names in the order of their labels: those of the training data, unless others are assigned."""
+        return list(self.train_source.class_names)
 
     @property
     def category_ids(self) -> list[int]:
-        """What the training data calls the classes by, in the order of their labels."""
+        """Category ids of the training data in the order of their labels."""
         return list(self.train_source.category_ids)
 
     @property
     def train_source(self) -> Source:
-        """The training images, with the classes of their annotations."""
+        """Training images, with the classes of their annotations."""
         return self._source("train", None)
 
     @property
     def dataset_name(self) -> str:
-        """A short name for tables and folders."""
+        """Short name for tables and folders."""
         if self.hparams.dataset == "scenes":
             return "scenes"
         if self.hparams.root is not None:
@@ -172,7 +135,7 @@ class DetectionData(ImageData):
         return Path(next(iter(self.hparams.annotations.values()))).stem
 
     def setup(self, stage: str) -> None:
-        """Read the annotations that a stage (``"fit"``, ``"validate"`` or ``"test"``) needs."""
+        """Read the annotations of a stage: ``"fit"``, ``"validate"`` or ``"test"``."""
         if stage == "fit":
             if self.split is not None:
                 raise InputError(
@@ -181,7 +144,7 @@ class DetectionData(ImageData):
                 )
             if not any(len(self.train_source.labels(index)) for index in range(len(self.train_source))):
                 raise InputError(f"{self.dataset_name}: no image of the training data has an object to learn")
-            # The process's seed, which seed_everything has set before.
+            # seed_everything has set the seed of the process.
             self.train_set = TrainingImages(self.train_source, self.train_transforms, make_sample, torch.initial_seed())
         if stage in {"fit", "validate"}:
             self.val_split = (stage == "validate" and self.split) or "val"
@@ -191,14 +154,14 @@ class DetectionData(ImageData):
             self.test_set = self._evaluation_set(self.test_split)
 
     def train_batches(self, sampler: EpochSampler) -> Sampler[list[Draw]]:
-        """From an epoch's samples to its batches, of similar shape where that is asked for."""
+        """Group the samples of an epoch into batches, by aspect ratio if ``group_shapes`` is set."""
         if not self.group_shapes:
             return super().train_batches(sampler)
         size = self.hparams.batch_size
         return ShapeBatchSampler(sampler, self.train_source, size, drop_last=len(sampler) >= size)
 
     def describe(self) -> str:
-        """What is loaded, in a line."""
+        """Describe the data in one line."""
         source = self.train_source
         objects = sum(len(source.labels(index)) for index in range(len(source)))
         return (
@@ -208,7 +171,7 @@ class DetectionData(ImageData):
         )
 
     def draw_augmented(self, path: Path) -> None:
-        """Write a sheet of training images as the model sees them, with their boxes."""
+        """Draw a sheet of augmented training images with their boxes."""
         samples = self.samples_to_draw(12)
         draw_sheet(
             [sample["image"].permute(1, 2, 0).numpy() for sample in samples],
@@ -235,14 +198,14 @@ class DetectionData(ImageData):
     def _source(self, split: str, class_names: Sequence[str] | None) -> Source:
         scenes = self.hparams.dataset == "scenes"
         if scenes and split == "test":
-            raise InputError("the scenes have no 'test' split: --data.split takes 'train' or 'val' there")
+            raise InputError("scenes have no 'test' split: give --data.split train or val")
         key = split, None if class_names is None else tuple(class_names)
         if key not in self._sources:
             self._sources[key] = Scenes(split) if scenes else CocoDataset(*find_split(*self._paths(split)), class_names)
         return self._sources[key]
 
     def _paths(self, split: str) -> tuple[Path | None, str, Path | None, Path | None]:
-        """What :func:`find_split` takes."""
+        """Return the arguments of :func:`find_split`."""
         given = [(paths or {}).get(split) for paths in (self.hparams.annotations, self.hparams.images)]
         root = self.hparams.root
         return None if root is None else Path(root), split, *(None if path is None else Path(path) for path in given)
@@ -250,3 +213,22 @@ class DetectionData(ImageData):
 
 def _absolute(paths: dict[str, str] | None) -> dict[str, str] | None:
     return None if paths is None else {split: os.path.abspath(path) for split, path in paths.items()}
+
+
+def _require_place(
+    dataset: str, root: str | None, annotations: dict[str, str] | None, images: dict[str, str] | None
+) -> None:
+    """Raise InputError unless the options say where the data is, and agree with each other."""
+    for name, paths in (("annotations", annotations), ("images", images)):
+        if unknown := set(paths or {}) - set(SPLITS):
+            raise InputError(f"--data.{name} names {sorted(unknown)}: the splits are {', '.join(SPLITS)}")
+    if dataset == "scenes" and (root, annotations, images) != (None, None, None):
+        raise InputError(
+            "--data.dataset scenes is embedded and takes no --data.root, --data.annotations or --data.images: to "
+            "train on your own data, leave it out and give --config detection/configs/finetune.yaml"
+        )
+    if dataset == "coco" and root is None and not annotations:
+        raise InputError(
+            "no data: give --data.root DIR, a folder with annotations/instances_train.json, "
+            "annotations/instances_val.json and images/ (detection/configs/finetune.yaml is made for it)"
+        )

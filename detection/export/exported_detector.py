@@ -1,4 +1,4 @@
-"""An ONNX file of ``python -m detection.export``, run."""
+"""Detection with an ONNX file that ``python -m detection.export`` wrote."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from detection.boxes.anchors import PER_POSITION
-from detection.boxes.boxes import cxcywh_to_xyxy
-from detection.boxes.detections import best_classes, in_frames
+from detection.boxes.geometry import cxcywh_to_xyxy
+from detection.boxes.postprocess import best_classes, to_pixels
 from detection.data.batch import MULTIPLE, pad
-from detection.models.retinanet import STRIDES, best_candidates, suppressed
+from detection.models.retinanet import STRIDES, best_candidates, suppress_candidates
 from detection.transforms import eval_transform, resized
 from mobile_former.errors import InputError
 from mobile_former.training.data.images import normalise
@@ -20,18 +20,18 @@ from mobile_former.training.run.checkpoint import require_data_options
 
 
 class ExportedDetector:
-    """A file that ``python -m detection.export`` wrote, made ready for image files.
+    """A :class:`detection.predict.Detector` that runs an ONNX file.
 
     Args:
-        model: the file, read.
+        model: the opened file.
 
     Attributes:
-        class_names: the classes in the order of their labels.
-        category_ids: what data calls them by.
-        transform: makes an image as read, ``(H, W, 3)`` uint8, one that :meth:`detect` takes.
+        class_names: class names in the order of the labels.
+        category_ids: category ids in the order of the labels.
+        transform: transform from an image as read, ``(H, W, 3)`` uint8, to an input of :meth:`detect`.
 
     Raises:
-        InputError: a damaged file.
+        InputError: the metadata of the file is damaged.
     """
 
     def __init__(self, model: OnnxModel):
@@ -58,14 +58,15 @@ class ExportedDetector:
         self.transform: Callable[..., dict] = _as_it_is if self.preprocessing else transform
 
     def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Detect objects in images ``(3, H, W)`` uint8 that have gone through :attr:`transform`.
+        """Detect objects in one or more images.
 
         Args:
-            images: the images.
-            sizes: for each of them height and width of the frame in which its boxes are wanted.
+            images: images after :attr:`transform`, each ``(3, H, W)`` uint8.
+            sizes: height and width of the frame of each image that its boxes refer to.
 
         Returns:
-            For each image ``boxes`` ``(n, 4)`` xyxy in that frame, ``scores`` and ``labels`` ``(n,)``, best first.
+            Per image ``boxes`` ``(n, 4)``, xyxy in pixels of that frame, ``scores`` and ``labels`` ``(n,)``, best
+            first.
         """
         detections, start = [], 0
         for inputs in self._prepare(images):
@@ -79,12 +80,12 @@ class ExportedDetector:
         return detections
 
     def batches(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
-        """What the graph is given for images as :meth:`detect` takes them."""
+        """Yield the inputs of the graph for images as :meth:`detect` takes them."""
         for inputs in self._prepare(images):
             yield from self.model.batches(*inputs)
 
     def _prepare(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
-        if self.preprocessing:  # each of its own size
+        if self.preprocessing:  # images keep their own sizes
             yield from ([np.ascontiguousarray(image.permute(1, 2, 0)[None].numpy())] for image in images)
             return
         batch, _ = pad(list(images), self.frame)
@@ -94,9 +95,9 @@ class ExportedDetector:
     def _in_frames(
         self, outputs: dict[str, Tensor], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """From what a decoded graph gave, whose boxes are in pixels of what it was given."""
-        shares = outputs["boxes"] / _corners([image.shape[1:] for image in images])
-        detections = in_frames(outputs | {"boxes": shares}, sizes)
+        """Convert the outputs of a decoding graph, whose boxes are in pixels of its input, to the frames."""
+        normalised = outputs["boxes"] / _corners([image.shape[1:] for image in images])
+        detections = to_pixels(outputs | {"boxes": normalised}, sizes)
         return [
             {name: values[:count] for name, values in found.items()}
             for found, count in zip(detections, outputs["counts"].tolist(), strict=True)
@@ -105,11 +106,11 @@ class ExportedDetector:
     def _decode(
         self, outputs: dict[str, Tensor], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """From what a raw graph gave, as the detector's own ``postprocess`` does."""
+        """Decode the outputs of a raw graph, like ``postprocess`` of the detector."""
         logits, boxes = outputs["logits"], outputs["boxes"]
         if not self.of_anchors:
             probabilities = logits.sigmoid() if self.of_sigmoid else logits.softmax(-1)[..., :-1]
-            return in_frames(best_classes(probabilities, boxes), sizes)
+            return to_pixels(best_classes(probabilities, boxes), sizes)
         options = self.model.metadata
         seen = [tuple(image.shape[1:]) for image in images]
         if self.preprocessing:
@@ -118,14 +119,14 @@ class ExportedDetector:
         levels = [-(-place[0] // stride) * -(-place[1] // stride) * PER_POSITION for stride in STRIDES]
         corners = _corners(seen)
         candidates = best_candidates(logits, cxcywh_to_xyxy(boxes) * corners, levels)
-        return suppressed(candidates, corners[:, 0, :2], sizes)
+        return suppress_candidates(candidates, corners[:, 0, :2], sizes)
 
 
 def _corners(sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Width, height, width and height of each image: ``(B, 1, 4)``."""
+    """Return ``(B, 1, 4)``: width, height, width and height of each image."""
     return torch.tensor([[width, height, width, height] for height, width in sizes], dtype=torch.float32)[:, None]
 
 
 def _as_it_is(**data: Any) -> dict[str, Any]:
-    """In place of transforms where the graph prepares its images itself."""
+    """Return the data unchanged: the transform of a graph that prepares its images itself."""
     return data

@@ -1,11 +1,11 @@
-"""Detectors as one graph: what is written into an ONNX file, in standard operations alone."""
+"""The graph of a detector in an ONNX file, which has only standard operators."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from detection.boxes.boxes import xyxy_to_cxcywh
+from detection.boxes.geometry import xyxy_to_cxcywh
 from detection.boxes.nms import nms
 from detection.data.batch import MULTIPLE
 from detection.models.retinanet import DETECTIONS, NMS_THRESHOLD, RetinaNet, best_candidates
@@ -16,11 +16,11 @@ DECODED_OUTPUTS = ("boxes", "scores", "labels", "counts")
 
 
 class DetectionGraph(nn.Module):
-    """A detector with all that surrounds it, in tensors.
+    """A detector whose inputs and outputs are only tensors.
 
     Args:
         model: the detector, in evaluation mode.
-        decode: whether detections come out, rather than what the detector predicts.
+        decode: whether the graph returns detections instead of raw logits and boxes.
     """
 
     def __init__(self, model: nn.Module, *, decode: bool):
@@ -32,19 +32,20 @@ class DetectionGraph(nn.Module):
         """Detect objects.
 
         Args:
-            images: ``(B, 3, H, W)``, normalised, H and W multiples of 32, each image at the top left of its place.
-            sizes: ``(B, 2)`` long, height and width in pixels that each image fills; what lies beyond is padding.
-            frames: ``(B, 2)`` long, height and width of the frame in which boxes are wanted; default: ``sizes``.
+            images: normalised images ``(B, 3, H, W)``, padded on the right and below; H and W are multiples of 32.
+            sizes: ``(B, 2)`` long, height and width in pixels of each image without its padding.
+            frames: ``(B, 2)`` long, height and width of the frame of each image that its boxes refer to. Default:
+                ``sizes``.
 
         Returns:
-            Decoded, ``DECODED_OUTPUTS``: ``boxes`` ``(B, N, 4)`` xyxy in pixels of the frame, clipped to it, ``scores``
-            ``(B, N)`` in 0..1, ``labels`` ``(B, N)`` long, best first, and ``counts`` ``(B,)`` long, how many of these
-            are detections; the others have score 0 and label -1. N is the number of queries, which are all told, or 100
+            With ``decode``, ``DECODED_OUTPUTS``: ``boxes`` ``(B, N, 4)``, xyxy in pixels of the frame and clipped to
+            it; ``scores`` ``(B, N)`` in [0, 1], best first; ``labels`` ``(B, N)`` long; and ``counts`` ``(B,)`` long,
+            the number of detections. Entries after them have score 0 and label -1. N is the number of queries, or 100
             for RetinaNet, after non-maximum suppression.
 
-            Otherwise, ``RAW_OUTPUTS``: ``logits`` ``(B, N, K)``, or ``(B, N, K+1)`` where the last class is "no
-            object", and ``boxes`` ``(B, N, 4)``, cxcywh in 0..1 of the image without its padding; N is the number of
-            queries, or of anchors, of which those on padding have the lowest finite logits.
+            Otherwise ``RAW_OUTPUTS``: ``logits`` ``(B, N, K)``, or ``(B, N, K+1)`` with "no object" as last class, and
+            ``boxes`` ``(B, N, 4)``, cxcywh normalised to [0, 1] by the image without its padding. N is the number of
+            queries or anchors. Anchors on padding have the lowest finite logits.
         """
         height, width = images.shape[2:]
         rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
@@ -81,16 +82,16 @@ class DetectionGraph(nn.Module):
 
 @torch.library.custom_op("detection::suppress", mutates_args=())
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Non-maximum suppression of a batch, as one operation that the exporter can translate.
+    """Non-maximum suppression of a batch, as one operator that the exporter can translate.
 
     Args:
-        boxes: ``(B, N, 4)`` xyxy in pixels, not below 0.
-        scores: ``(B, N)``; 0 where there is no candidate.
+        boxes: ``(B, N, 4)``, xyxy in pixels, not negative.
+        scores: ``(B, N)``, 0 for entries without a candidate.
         labels: ``(B, N)`` long.
         num_classes: number of classes K.
 
     Returns:
-        ``(B, 100)`` long: the numbers of those that stay, best first, and -1 behind them.
+        ``(B, 100)`` long: indices of the boxes that are kept, best first, then -1.
     """
     order = labels.new_full((boxes.shape[0], DETECTIONS), -1)
     for image in range(len(boxes)):
@@ -106,7 +107,7 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor
 
 
 def translations() -> dict[Callable, Callable]:
-    """How the exporter shall translate :func:`suppress`, by ONNX's own NonMaxSuppression; needs onnxscript."""
+    """Return the exporter's translations to ONNX: of :func:`suppress` and of stable sorting. Needs onnxscript."""
     from onnxscript import opset20 as op
 
     def number(value: float, kind: type = int):
@@ -115,9 +116,9 @@ def translations() -> dict[Callable, Callable]:
     def numbers(*values: int):
         return op.Constant(value_ints=list(values))
 
-    def translated(boxes, scores, labels, num_classes: int):  # which annotations would be of ONNX's types
-        # To OpenCV, and so to nms(), boxes without area all overlap, of whatever class, so that one of them stays; to
-        # ONNX none does.
+    def translated(boxes, scores, labels, num_classes: int):  # unannotated: onnxscript reads annotations as ONNX types
+        # OpenCV, which nms() uses, treats all boxes without area as overlapping, of any class, and keeps one of them.
+        # ONNX keeps them all, so all but the best are given score 0 first.
         first, second = op.Split(boxes, num_outputs=2, axis=2)
         shortest = op.ReduceMin(op.Sub(second, first), numbers(2), keepdims=0)
         flat = op.LessOrEqual(shortest, number(0.0, float))
@@ -125,23 +126,23 @@ def translations() -> dict[Callable, Callable]:
         length = op.Squeeze(op.Shape(scores, start=1, end=2))
         worse = op.And(flat, op.Not(op.Equal(op.Range(number(0), length, number(1)), best_flat)))
         scores = op.Where(worse, number(0.0, float), scores)
-        # (B, K, N): a candidate is one of its own class alone.
+        # (B, K, N): each candidate has its score in its own class and 0 in the others.
         classes = op.Unsqueeze(op.Range(number(0), number(num_classes), number(1)), numbers(0, 2))
         own = op.Equal(op.Unsqueeze(labels, numbers(1)), classes)
         class_scores = op.Where(own, op.Unsqueeze(scores, numbers(1)), number(0.0, float))
-        # (n, 3): image, class and candidate, of a class the best 100 and so all that may be among an image's best 100.
+        # (n, 3): image, class and candidate. The best 100 of each class include the best 100 of the image.
         kept = op.NonMaxSuppression(
             boxes, class_scores, number(DETECTIONS), number(NMS_THRESHOLD, float), number(0.0, float)
         )
         places = op.Gather(kept, numbers(0, 2), axis=1)
         kept_scores = op.ScatterND(op.Mul(scores, number(0.0, float)), places, op.GatherND(scores, places))
-        # Behind them 100 zeros, so that there are always enough; of equals TopK takes the first first, as nms() does.
+        # Padded by 100 zeros, so that TopK always has enough. Among equal scores TopK and nms() take the first.
         padded = op.Pad(kept_scores, numbers(0, 0, 0, DETECTIONS))
         best, order = op.TopK(padded, numbers(DETECTIONS), axis=1)
         return op.Where(op.Greater(best, number(0.0, float)), order, number(-1))
 
     def sort(values, *, stable, dim: int, descending: bool):
-        """Of equals TopK takes the first first, so that it is stable."""
+        """Translate a stable sort to TopK, which returns equal values in their original order."""
         return op.TopK(values, op.Shape(values, start=dim, end=dim + 1), axis=dim, largest=int(descending))
 
     return {torch.ops.detection.suppress.default: translated, torch.ops.aten.sort.stable: sort}
@@ -155,20 +156,20 @@ def preparation(
     frame: tuple[int, int] | None,
     batch_size: int | None,
 ) -> str:
-    """A graph in ONNX's text form that makes images as they were read ready for :class:`DetectionGraph`.
+    """Write the preprocessing of :class:`DetectionGraph` as a graph in ONNX's text format.
 
     Args:
-        short_side: length in pixels of the shorter side.
-        longest: most pixels of the longer side.
-        mean: of the channels, in 0..1.
-        std: of the channels, in 0..1.
-        frame: height and width of the detector's images, where these are fixed.
-        batch_size: number of images, where it is fixed.
+        short_side: length of the shorter side in pixels.
+        longest: maximum length of the longer side in pixels.
+        mean: mean of each channel, in 0..1.
+        std: standard deviation of each channel, in 0..1.
+        frame: fixed height and width of the detector's input. None: any.
+        batch_size: fixed number of images. None: any.
 
     Returns:
-        The text of a model from ``image`` ``(B, H, W, 3)`` uint8 RGB, the images of one size, to
-        ``prepared_images``, ``prepared_sizes`` and ``prepared_frames``, which are what the detector takes: resized as
-        by :func:`detection.transforms.eval_transform`, normalised, and padded.
+        The text of a model with the input ``image`` ``(B, H, W, 3)``, uint8 RGB, and the outputs ``prepared_images``,
+        ``prepared_sizes`` and ``prepared_frames``, the inputs of the detector. Images are resized like
+        :func:`detection.transforms.eval_transform` does, normalised and padded.
     """
     if frame is None:
         height, width = "prepared_height", "prepared_width"
@@ -181,7 +182,7 @@ def preparation(
             prepare_place = Mul (prepare_cells, prepare_multiple)"""
     else:
         height, width = frame
-        # As resized() does where its result does not fit the frame
+        # As in resized(), for results that do not fit the frame
         fit = f"""
             prepare_place = Constant <value_ints = [{height}, {width}]> ()
             prepare_height, prepare_width = Split <num_outputs = 2> (prepare_resized)
@@ -203,8 +204,7 @@ def preparation(
             prepare_size = Where (prepare_too_large, prepare_fitted, prepare_resized)"""
     scale = ", ".join(repr(1 / (255 * value)) for value in std)
     offset = ", ".join(repr(-centre / value) for centre, value in zip(mean, std, strict=True))
-    # Resize on bytes rounds after each axis, as PyTorch's and Pillow's do: what comes out differs from theirs by 1 of
-    # 255, in few pixels.
+    # Resize on bytes rounds after each axis, like PyTorch and Pillow. A few pixels differ from theirs by 1 of 255.
     batch = batch_size or "batch"
     return f"""<ir_version: 10, opset_import: ["" : {OPSET}]>
         prepare (uint8[{batch}, height, width, 3] image) => (

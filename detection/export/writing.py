@@ -1,26 +1,32 @@
-"""Write a detector as ONNX file, and check it."""
+"""Write a detector as an ONNX file and compare it with PyTorch."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 from rich.markup import escape
 from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 
 import mobile_former
 from detection.data.batch import MULTIPLE
+from detection.data.module import DetectionData
+from detection.data.scenes import Scenes
+from detection.evaluate import labelled_data
 from detection.evaluation import CocoAP
 from detection.export.exported_detector import ExportedDetector
 from detection.export.onnx_graph import DECODED_OUTPUTS, RAW_OUTPUTS, DetectionGraph, preparation, translations
 from detection.models.retinanet import DETECTIONS, LEAST_SCORE, RetinaNet
 from detection.module import DetectionModule
 from detection.predict import CheckpointDetector, Detector
+from detection.transforms import eval_transform
 from mobile_former.errors import InputError
 from mobile_former.training.data.dataset import ImageSource, indices_to_look_at
 from mobile_former.training.data.images import to_planes
+from mobile_former.training.export.command import Exporter
 from mobile_former.training.export.latency import milliseconds
 from mobile_former.training.export.onnx_file import OnnxModel, write_onnx
 from mobile_former.training.export.options import (
@@ -30,10 +36,9 @@ from mobile_former.training.export.options import (
 )
 from mobile_former.training.run.report import figure
 
-BOX_TOLERANCE = 0.1  # pixels of the image
+BOX_TOLERANCE = 0.1  # pixels
 SCORE_TOLERANCE = 1e-4
-CALIBRATION_IMAGES = 64
-FEW = 8  # images are enough for a look at the file's own arithmetic
+FEW = 8  # images that a file is checked on
 
 
 def write_detector(
@@ -49,19 +54,20 @@ def write_detector(
     """Write the inference form of a detector as an ONNX file.
 
     Args:
-        module: and
-        data_options: as :func:`mobile_former.training.run.checkpoint.load_checkpoint` gives them.
-        path: the file.
-        image_size: height and width of the detector's images, multiples of 32; None for any.
-        batch_size: images that it takes at once; None for any number.
-        preprocessing: whether it takes images as they were read and resizes, normalises and pads them itself.
-        decode: whether it gives detections, after non-maximum suppression where that belongs to the detector.
+        module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
+        data_options: options of its data module, from the same checkpoint.
+        path: path of the file.
+        image_size: height and width of the graph's images, multiples of 32. None: any.
+        batch_size: number of images per call. None: any.
+        preprocessing: whether the graph takes images as read and resizes, normalises and pads them itself.
+        decode: whether the graph returns detections instead of raw logits and boxes. RetinaNet's detections are those
+            after non-maximum suppression.
 
     Raises:
-        InputError: the optional extra is missing, or the model cannot be exported.
+        InputError: the extra "export" is missing, or the model cannot be exported.
     """
     model = mobile_former.deploy(module.model)
-    # Sizes that are to be dynamic differ from each other, and from 1.
+    # torch.export fixes sizes that are equal or 1: examples of dynamic sizes must differ from each other and from 1.
     count = batch_size or 2
     height, width = image_size or (4 * MULTIPLE, 5 * MULTIPLE)
     sizes = torch.tensor([[height, width]] * count)
@@ -107,29 +113,153 @@ def _by_sigmoid(model: torch.nn.Module) -> bool:
 
 
 def _describe_input(preprocessing: bool) -> str:
-    """The inputs' conventions in words, for whoever writes the program around the model."""
+    """Describe the inputs, for the authors of programs that run the file."""
     if preprocessing:
-        return "image: uint8 (batch, height, width, 3), RGB of 0..255, as it was read"
+        return "image: uint8 (batch, height, width, 3), RGB of 0..255, as read"
     return (
-        "images: float32 (batch, 3, H, W), planes of RGB, (value in 0..1 - mean) / std, H and W multiples of 32, each "
-        "at the top left of its place; sizes: int64 (batch, 2), height and width that each image fills of it"
+        "images: float32 (batch, 3, H, W), planes of RGB, (value in 0..1 - mean) / std, padded on the right and below "
+        "to multiples of 32; sizes: int64 (batch, 2), height and width of each image without its padding"
     )
 
 
 def _describe_output(decode: bool, preprocessing: bool, anchors: bool, model: torch.nn.Module) -> str:
     if not decode:
-        scores = "sigmoids of logits" if _by_sigmoid(model) else "softmax of logits, whose last class is no object"
+        scores = (
+            "scores: sigmoid of logits" if _by_sigmoid(model) else "scores: softmax of logits, last class: no object"
+        )
         kind = "anchors, before non-maximum suppression" if anchors else "queries"
-        return f"logits, boxes: of each of the {kind}; {scores}; boxes (cx, cy, w, h) in 0..1 of the image"
+        return f"logits, boxes: one for each of the {kind}; {scores}; boxes: (cx, cy, w, h) in 0..1 of the image"
     pixels = "of the image" if preprocessing else "of sizes"
     return (
         f"boxes: (left, top, right, bottom) in pixels {pixels}; scores in 0..1, best first; labels, from 0; counts: "
-        "how many of these are detections of each image; behind them scores are 0 and labels -1"
+        "number of detections of each image; entries after them have score 0 and label -1"
     )
 
 
-def _read(path: Path) -> ExportedDetector:
-    return ExportedDetector(OnnxModel(path, "detection"))
+class DetectorExporter(Exporter):
+    """What the ``export`` command does for a detector.
+
+    Args:
+        module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
+        data_options: options of its data module, from the same checkpoint.
+        options: options of the command.
+    """
+
+    embedded_name = "scenes"
+    calibration_images = 64
+
+    def __init__(self, module: DetectionModule, data_options: dict, options: Namespace):
+        super().__init__(module, data_options, options)
+        self.checkpoint = CheckpointDetector(module, data_options, "cpu")  # onnxruntime's device and precision
+        self.checkpoint.transform = eval_transform(
+            data_options["short_side"], data_options["longest"], options.image_size
+        )
+
+    def data(self) -> DetectionData:
+        """Build the data module of the checkpoint, or of ``--data.root``."""
+        data = labelled_data(self.data_options, {"root": self.options.data.root})
+        data.class_names = self.module.hparams.class_names
+        return data
+
+    def training_images(self) -> ImageSource:
+        """Read the list of training images."""
+        return self.data().train_source
+
+    def embedded_images(self) -> ImageSource:
+        """Build the embedded scenes of validation."""
+        return Scenes("val")
+
+    def write(self, path: Path) -> None:
+        """Write the float32 file."""
+        write_detector(
+            self.module,
+            self.data_options,
+            path,
+            image_size=self.options.image_size,
+            batch_size=None if self.options.dynamic_batch else self.options.batch_size,
+            preprocessing=self.options.preprocessing,
+            decode=self.options.decode,
+        )
+
+    def read(self, path: Path) -> ExportedDetector:
+        """Open a written file."""
+        return ExportedDetector(OnnxModel(path, "detection"))
+
+    def inputs(self, file: ExportedDetector, image: np.ndarray) -> Iterable[list[np.ndarray]]:
+        """Yield the inputs of the graph for an image ``(H, W, 3)`` as read."""
+        return file.batches([_planes(file, image)])
+
+    def check(self, file: ExportedDetector, source: ImageSource) -> tuple[str, str] | None:
+        """Compare the detections of a file and of PyTorch in the same pixels, see :func:`differences`.
+
+        Raises:
+            InputError: they differ by more than ``BOX_TOLERANCE`` or ``SCORE_TOLERANCE``.
+        """
+        indices = indices_to_look_at(source, FEW)
+        # A graph that resizes gets images of their final size: ONNX's Resize rounds some pixels to another level.
+        read = [source.read(index) for index in indices]
+        images = [self.checkpoint.transform(image=image, bboxes=np.zeros((0, 4)), labels=[])["image"] for image in read]
+        sizes = [image.shape[:2] for image in read]
+        # RetinaNet's detections and E2E-MF's chosen queries are the best of many, so the last ones may differ.
+        start = getattr(self.module.model, "start", None)
+        complete = not (file.of_anchors or getattr(start, "choose_queries", False))
+        worst, compared = np.zeros(2), 0
+        for part in (slice(0, 1), slice(1, 3), slice(3, None)):  # a dynamic batch has to take any number
+            if images[part]:
+                expected, found = (_detect(each, images[part], sizes[part]) for each in (self.checkpoint, file))
+                pairs = zip(found, expected, strict=True)
+                worst = np.maximum(worst, np.max([differences(*pair, complete=complete) for pair in pairs], axis=0))
+                compared += sum(len(each["scores"]) for each in expected)
+        if not (worst[0] <= BOX_TOLERANCE and worst[1] <= SCORE_TOLERANCE):  # NaN too
+            raise InputError(
+                f"the file's boxes differ from PyTorch's by {worst[0]:.2g} pixels and its scores by {worst[1]:.1e}, "
+                f"where {BOX_TOLERANCE} and {SCORE_TOLERANCE:.0e} are allowed; it was not written. Please report it, "
+                "with the versions of torch and onnxruntime"
+            )
+        if not compared:
+            print(
+                f"warning: PyTorch finds nothing in the {len(indices)} images, so nothing was compared: give other "
+                "images by --images",
+                file=sys.stderr,
+            )
+        if not self.options.preprocessing:
+            return None
+        return "both without resizing", f"{worst[0]:.1e}, {worst[1]:.1e}"
+
+    def compare(self, files: dict[str, ExportedDetector], images: CheckImages) -> Table:
+        """Build the table that compares PyTorch and the files."""
+        columns = {"PyTorch": self.checkpoint, **files}
+        detectors = list(columns.values())
+        metrics = [
+            CocoAP(images.source.ground_truth(), images.source.category_ids) if images.labelled else None
+            for _ in detectors
+        ]
+        indices = indices_to_look_at(images.source, self.options.check_images)
+        worst = np.zeros(2)
+        for index in indices:
+            image = images.source.read(index)
+            found = [_detect(detector, [image], [image.shape[:2]]) for detector in detectors]
+            worst = np.maximum(worst, differences(found[1][0], found[0][0]))
+            for metric, detections in zip(metrics, found, strict=True):
+                if metric is not None:
+                    metric.update(detections, [images.source.image_id(index)])
+
+        title = f"{self.module.label} on {len(indices)} images: {images.title}"
+        table = Table("", *columns, title=escape(title), title_justify="left")
+        add_size_rows(table, [detector.model.path for detector in files.values()])
+        table.add_row("largest difference of boxes in pixels", "", f"{worst[0]:.1e}")
+        table.add_row("largest difference of scores", "", f"{worst[1]:.1e}")
+        if images.labelled:
+            scores = [metric.compute() for metric in metrics]
+            for name in ("AP", "AP50"):
+                table.add_row(name, *(figure(score[name]) for score in scores))
+        image = images.source.read(indices[0])
+        times = []
+        for detector in detectors:
+            planes = [_planes(detector, image)]
+            times.append(milliseconds(lambda: detector.detect(planes, [image.shape[:2]]), 5))  # noqa: B023
+        add_time_row(table, times)
+        return table
 
 
 def _planes(detector: Detector, image: np.ndarray) -> torch.Tensor:
@@ -139,20 +269,20 @@ def _planes(detector: Detector, image: np.ndarray) -> torch.Tensor:
 def differences(
     found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, complete: bool = False
 ) -> tuple[float, float]:
-    """How far two lists of detections of an image are apart.
+    """Compute the largest differences between two lists of detections of one image.
 
-    Detections of the same class are paired so that they differ least, as their order may be another where their scores
-    are nearly the same. One without a partner within a pixel counts by how far its score is from the least one that a
-    list may hold: the last one's where the other list is full, else RetinaNet's threshold.
+    Detections of the same class are matched with the smallest total difference, because nearly equal scores may change
+    their order. A detection without a match within a pixel is a difference of score: from the lowest score of the other
+    list if that list is full, else from RetinaNet's score threshold.
 
     Args:
-        found: ``boxes`` ``(n, 4)`` in pixels, ``scores`` and ``labels`` ``(n,)``.
-        expected: the same, of m.
-        complete: whether lists hold all that there is, so that none may be without a partner, however low its score;
-            where it is low, that may be of another class.
+        found: ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` and ``labels`` ``(n,)``.
+        expected: the same of ``m`` detections.
+        complete: whether both lists have all predictions. Then each needs a match, however low its score, and
+            predictions with low scores may differ in class.
 
     Returns:
-        The greatest difference of a corner in pixels, and of scores; infinite where a box or score is no number.
+        The largest difference of a corner in pixels, and of a score. Both are infinite if a box or score is not finite.
     """
     pair = [{name: values.double().numpy() for name, values in each.items()} for each in (found, expected)]
     if not all(np.isfinite(values).all() for each in pair for values in each.values()):
@@ -161,7 +291,7 @@ def differences(
     box = np.abs(boxes[0][:, None] - boxes[1]).max(-1, initial=0)
     score = np.abs(scores[0][:, None] - scores[1])
     partners = labels[0][:, None] == labels[1]
-    if complete:  # where nothing is found, the best of the classes is often a matter of rounding
+    if complete:  # the best class of an empty query is often decided by rounding
         partners |= (score <= SCORE_TOLERANCE) & (np.maximum(scores[0][:, None], scores[1]) <= LEAST_SCORE)
     partners &= box < 1
     cost = np.where(partners, box / BOX_TOLERANCE + score / SCORE_TOLERANCE, 1e9)
@@ -175,87 +305,7 @@ def differences(
     return float(box[rows, columns].max(initial=0)), float(worst)
 
 
-def _require_same(
-    checkpoint: CheckpointDetector, detector: ExportedDetector, source: ImageSource
-) -> tuple[float, float]:
-    """How far a file's detections are from its checkpoint's in the same pixels, see :func:`differences`.
-
-    Raises:
-        InputError: further than is allowed.
-    """
-    indices = indices_to_look_at(source, FEW)
-    # Where the graph resizes, let it find images that have their size, as its Resize rounds some pixels to another
-    # level of 255.
-    read = [source.read(index) for index in indices]
-    images = [checkpoint.transform(image=image, bboxes=np.zeros((0, 4)), labels=[])["image"] for image in read]
-    sizes = [image.shape[:2] for image in read]
-    # RetinaNet's detections, and the queries that E2E-MF chooses, are the best of more: the last may be others.
-    start = getattr(checkpoint.module.model, "start", None)
-    complete = not (detector.of_anchors or getattr(start, "choose_queries", False))
-    worst, compared = np.zeros(2), 0
-    for part in (slice(0, 1), slice(1, 3), slice(3, None)):  # as a dynamic batch has to take any number
-        if images[part]:
-            expected, found = (_detect(each, images[part], sizes[part]) for each in (checkpoint, detector))
-            pairs = zip(found, expected, strict=True)
-            worst = np.maximum(worst, np.max([differences(*pair, complete=complete) for pair in pairs], axis=0))
-            compared += sum(len(each["scores"]) for each in expected)
-    if not (worst[0] <= BOX_TOLERANCE and worst[1] <= SCORE_TOLERANCE):  # NaN too
-        raise InputError(
-            f"the file's boxes differ from PyTorch's by {worst[0]:.2g} pixels and its scores by {worst[1]:.1e}, where "
-            f"{BOX_TOLERANCE} and {SCORE_TOLERANCE:.0e} are allowed; it was not written. Please report it, with the "
-            "versions of torch and onnxruntime"
-        )
-    if not compared:
-        print(
-            f"warning: PyTorch finds nothing in the {len(indices)} images, so that there was nothing to compare: name "
-            "others by --images",
-            file=sys.stderr,
-        )
-    return float(worst[0]), float(worst[1])
-
-
 def _detect(
     detector: Detector, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
 ) -> list[dict[str, torch.Tensor]]:
     return detector.detect([_planes(detector, image) for image in images], sizes)
-
-
-def _comparison(
-    module: DetectionModule,
-    checkpoint: CheckpointDetector,
-    files: dict[str, ExportedDetector],
-    images: CheckImages,
-    most: int,
-) -> Table:
-    """A table of PyTorch beside the files."""
-    columns = {"PyTorch": checkpoint, **files}
-    detectors = list(columns.values())
-    metrics = [
-        CocoAP(images.source.ground_truth(), images.source.category_ids) if images.labelled else None for _ in detectors
-    ]
-    indices = indices_to_look_at(images.source, most)
-    worst = np.zeros(2)
-    for index in indices:
-        image = images.source.read(index)
-        found = [_detect(detector, [image], [image.shape[:2]]) for detector in detectors]
-        worst = np.maximum(worst, differences(found[1][0], found[0][0]))
-        for metric, detections in zip(metrics, found, strict=True):
-            if metric is not None:
-                metric.update(detections, [images.source.image_id(index)])
-
-    title = f"{module.label} on {len(indices)} images: {images.title}"
-    table = Table("", *columns, title=escape(title), title_justify="left")
-    add_size_rows(table, [detector.model.path for detector in files.values()])
-    table.add_row("greatest difference of boxes, in pixels", "", f"{worst[0]:.1e}")
-    table.add_row("greatest difference of scores", "", f"{worst[1]:.1e}")
-    if images.labelled:
-        scores = [metric.compute() for metric in metrics]
-        for name in ("AP", "AP50"):
-            table.add_row(name, *(figure(score[name]) for score in scores))
-    image = images.source.read(indices[0])
-    times = []
-    for detector in detectors:
-        planes = [_planes(detector, image)]
-        times.append(milliseconds(lambda: detector.detect(planes, [image.shape[:2]]), 5))  # noqa: B023
-    add_time_row(table, times)
-    return table

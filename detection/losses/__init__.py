@@ -1,1 +1,1 @@
-"""Matching and losses."""
+"""Matching of predictions with objects, and losses."""

@@ -1,4 +1,4 @@
-"""Task-aligned one-to-many assignment and its losses (Feng et al., TOOD, ICCV 2021)."""
+"""Task-aligned one-to-many assignment and the losses of the dense head (Feng et al., TOOD, ICCV 2021)."""
 
 from collections.abc import Sequence
 
@@ -6,37 +6,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detection.boxes.boxes import cxcywh_to_xyxy, generalised_iou, iou
-from detection.losses.distributed import normaliser
+from detection.boxes.geometry import cxcywh_to_xyxy, generalised_iou, iou
 from detection.losses.focal import GAMMA
-from detection.losses.precision import without_autocast
+from detection.losses.mixed_precision import without_autocast
+from detection.losses.normaliser import normaliser
 
-TOP_POSITIONS = 10  # of an object
-SCORE_POWER, IOU_POWER = 0.5, 6.0  # of the alignment
+TOP_POSITIONS = 10  # positions per object
+SCORE_POWER, IOU_POWER = 0.5, 6.0  # exponents of the alignment
 WEIGHTS = {"loss_dense_ce": 1, "loss_dense_bbox": 5, "loss_dense_giou": 2}
 
-_NEGATIVES = 0.75  # weight of negatives (Zhang et al., VarifocalNet, CVPR 2021)
+_NEGATIVE_WEIGHT = 0.75  # Zhang et al., VarifocalNet, CVPR 2021
 
 
 class DenseCriterion(nn.Module):
-    """Compares every position of the maps with the objects it shall find.
+    """Losses between the predictions at all positions of the maps and the objects.
 
-    An object takes the ten positions within it whose alignment, ``score^½ · IoU⁶``, is best, or the nearest position
-    where none lies within it; a position that several objects take goes to the one that it overlaps most. What a
-    position shall score is its alignment, scaled so that an object's best position shall score the object's best IoU.
+    The alignment of a position with an object is ``score^½ · IoU⁶``. Each object takes the ten positions inside it with
+    the highest alignment, or the nearest position if none is inside. A position taken by several objects is assigned to
+    the object of highest IoU. The target score of a position is its alignment, scaled per object: the object's best
+    alignment becomes its best IoU.
     """
 
     def forward(self, dense: dict[str, Tensor], targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Compare.
+        """Assign objects to positions and compute the losses.
 
         Args:
-            dense: what :class:`detection.models.dense_head.DenseHead` gave.
-            targets: for each image ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``; boxes are cxcywh in 0..1.
+            dense: output of :class:`detection.models.dense_head.DenseHead`.
+            targets: per image ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1.
 
         Returns:
-            ``loss_dense_ce`` (of which easy negatives count little), ``loss_dense_bbox`` and ``loss_dense_giou``,
-            unweighted, divided by the sum of what positions shall score (in training averaged over processes), at
-            least 1; and ``total``, their weighted sum.
+            A dictionary of scalars. Each loss is unweighted and divided by the sum of the target scores, at least 1; in
+            training the sum is averaged over processes.
+
+            - ``loss_dense_ce``: cross-entropy with the target scores. Easy negatives are down-weighted.
+            - ``loss_dense_bbox``: L1 distance of the boxes, weighted by the target scores.
+            - ``loss_dense_giou``: generalised IoU loss, weighted by the target scores.
+            - ``total``: weighted sum of these losses.
         """
         with without_autocast(dense["logits"].device):
             logits, boxes = dense["logits"], dense["boxes"]
@@ -53,8 +58,8 @@ class DenseCriterion(nn.Module):
                 positions.append(taken)
                 qualities.append(quality)
                 objects.append(target["boxes"][chosen].to(boxes))
-            focus = torch.where(wanted > 0, wanted, _NEGATIVES * logits.detach().sigmoid() ** GAMMA)
-            entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * focus
+            weight = torch.where(wanted > 0, wanted, _NEGATIVE_WEIGHT * logits.detach().sigmoid() ** GAMMA)
+            entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * weight
             total = normaliser(wanted.sum(), training=self.training)
             losses = {"loss_dense_ce": entropy.masked_fill(dense["padding"][..., None], 0).sum() / total}
             if images:
@@ -64,7 +69,7 @@ class DenseCriterion(nn.Module):
                 losses["loss_dense_bbox"] = ((predicted - expected).abs().sum(-1) * quality).sum() / total
                 losses["loss_dense_giou"] = ((1 - overlap) * quality).sum() / total
             else:
-                # Of the boxes nothing is known, but every process takes part in their gradient.
+                # Without objects the losses are 0, but boxes still need a gradient: every process must reduce it.
                 losses["loss_dense_bbox"] = losses["loss_dense_giou"] = 0 * boxes.sum()
         return losses | {"total": sum(WEIGHTS[name] * loss for name, loss in losses.items())}
 
@@ -73,17 +78,18 @@ class DenseCriterion(nn.Module):
 def assign(
     logits: Tensor, boxes: Tensor, centres: Tensor, padding: Tensor, target: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the positions of an image's objects.
+    """Assign the objects of one image to positions, see :class:`DenseCriterion`.
 
     Args:
         logits: ``(P, K)``.
-        boxes: predicted at the positions, ``(P, 4)`` cxcywh.
-        centres: of the positions, ``(P, 2)``.
+        boxes: predicted boxes ``(P, 4)``, cxcywh, normalised to 0..1.
+        centres: centres of the positions ``(P, 2)``, x and y, normalised to 0..1.
         padding: ``(P,)`` bool, True on padding.
-        target: ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)`` cxcywh, of one object or more.
+        target: ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1, with n at least 1.
 
     Returns:
-        The positions taken ``(m,)``, the object of each ``(m,)``, and what each shall score ``(m,)``, in 0..1.
+        Three tensors ``(m,)``: the indices of the positions with an object, the index of each position's object, and
+        its target score in 0..1.
     """
     corners = cxcywh_to_xyxy(target["boxes"].to(boxes))  # (n, 4)
     distance = (centres[:, None] - target["boxes"][:, :2].to(boxes)).square().sum(-1)  # (P, n)
@@ -93,15 +99,15 @@ def assign(
     inside |= nearest & ~inside.any(0)
     overlap = iou(cxcywh_to_xyxy(boxes)[:, None], corners) * inside
     alignment = logits[:, target["labels"]].sigmoid() ** SCORE_POWER * overlap**IOU_POWER
-    # Among equals, as where nothing overlaps yet, the nearest come first.
+    # Positions of equal alignment, for example 0 before boxes overlap anything, are ordered by distance.
     order = alignment + 1e-9 / (1 + distance)
     best = order.masked_fill(~inside, -1).topk(min(TOP_POSITIONS, len(centres)), dim=0).indices
     taken = torch.zeros_like(inside).scatter_(0, best, value=True) & inside
     objects = overlap.masked_fill(~taken, -1).argmax(1)
     positions = taken.any(1).nonzero()[:, 0]
     objects = objects[positions]
-    own = torch.zeros_like(taken)
-    own[positions, objects] = True
-    alignment, overlap = alignment * own, overlap * own
+    assigned = torch.zeros_like(taken)
+    assigned[positions, objects] = True
+    alignment, overlap = alignment * assigned, overlap * assigned
     scale = overlap.amax(0) / alignment.amax(0).clamp(min=torch.finfo(alignment.dtype).tiny)
     return positions, objects, alignment[positions, objects] * scale[objects]

@@ -1,26 +1,26 @@
-"""The focal loss (Lin et al., RetinaNet, ICCV 2017)."""
+"""Focal loss (Lin et al., Focal Loss for Dense Object Detection, ICCV 2017)."""
 
 import math
 
 import torch.nn.functional as F
 from torch import Tensor
 
-ALPHA = 0.25  # weight of positives; of negatives it is 1 − ALPHA
+ALPHA = 0.25  # weight of positives; negatives have weight 1 − ALPHA
 GAMMA = 2.0
 
-# Before anything is learned each class has the probability 0.01, lest the many negatives outweigh all else.
+# Initial class bias: each class starts with probability 0.01. Otherwise the many negatives dominate the first steps.
 PRIOR_LOGIT = -math.log((1 - 0.01) / 0.01)
 
 
 def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Binary cross-entropy, element by element, of which what is easy counts little.
+    """Return the elementwise binary cross-entropy, down-weighted where the prediction is already good.
 
     Args:
         logits: ``(...)``.
-        wanted: ``(...)``, 1 where a class is present, else 0.
+        wanted: ``(...)``, 1 if the class is present, else 0.
 
     Returns:
-        ``(...)``.
+        Loss of each element ``(...)``.
     """
     probability = logits.sigmoid()
     missed = wanted * (1 - probability) + (1 - wanted) * probability

@@ -2,27 +2,30 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from detection.boxes.boxes import cxcywh_to_xyxy, generalised_iou
+from detection.boxes.geometry import cxcywh_to_xyxy, generalised_iou
 from detection.losses.focal import focal_loss
-from detection.losses.precision import at_least_float32, without_autocast
+from detection.losses.mixed_precision import at_least_float32, without_autocast
 
 Pairs = list[tuple[Tensor, Tensor]]
 
 
 class HungarianMatcher:
-    """The assignment of queries to objects with the least total cost, each used at most once.
+    """The one-to-one assignment of queries to objects that has the lowest total cost.
+
+    The cost of a query and an object is a weighted sum of a class cost, the L1 distance of the boxes, and minus their
+    generalised IoU. The class cost is minus the predicted probability of the object's class. With ``focal``, it is the
+    focal loss of this class as positive, minus its focal loss as negative (Zhu et al., Deformable DETR, ICLR 2021).
 
     Args:
-        cost_class: weight of the class cost: minus the probability of the object's class.
-        cost_l1: weight of the L1 distance of the boxes.
-        cost_giou: weight of minus the generalised IoU.
-        focal: whether classes are told by sigmoid; the class cost is then what the focal loss would gain (Zhu et al.,
-            Deformable DETR, ICLR 2021).
+        cost_class: weight of the class cost.
+        cost_l1: weight of the L1 distance.
+        cost_giou: weight of the generalised IoU.
+        focal: whether class probabilities are sigmoids, without a class "no object".
 
     Raises:
         ValueError: all weights are 0.
@@ -30,71 +33,66 @@ class HungarianMatcher:
 
     def __init__(self, cost_class: float = 1, cost_l1: float = 5, cost_giou: float = 2, focal: bool = False):
         if cost_class == cost_l1 == cost_giou == 0:
-            raise ValueError("all of the matcher's costs are 0: give at least one of them a weight")
+            raise ValueError("cost_class, cost_l1 and cost_giou are all 0: give at least one of them a weight")
         self.cost_class = cost_class
         self.cost_l1 = cost_l1
         self.cost_giou = cost_giou
         self.focal = focal
 
     def __call__(self, outputs: dict[str, Tensor], targets: Sequence[dict[str, Tensor]]) -> Pairs:
-        """Match one layer's predictions.
+        """Match the predictions of one layer.
 
         Args:
-            outputs: ``logits`` ``(B, Q, K+1)``, the last class being "no object" (``focal``: ``(B, Q, K)``); ``boxes``
-                ``(B, Q, 4)``.
-            targets: for each image ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``; boxes are cxcywh in 0..1.
+            outputs: ``logits`` ``(B, Q, K+1)``, class K being "no object" (with ``focal``: ``(B, Q, K)``); ``boxes``
+                ``(B, Q, 4)``, cxcywh, normalised to 0..1.
+            targets: per image ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1.
 
         Returns:
-            For each image the indices of the matched queries, ascending, and of their objects: ``min(Q, n)`` of both.
+            Per image two long tensors ``(min(Q, n),)``: the indices of the matched queries, ascending, and the indices
+            of their objects.
         """
         return self.match_layers([outputs], targets)[0]
 
     @torch.no_grad()
     def match_layers(self, layers: Sequence[dict[str, Tensor]], targets: Sequence[dict[str, Tensor]]) -> list[Pairs]:
-        """Match several layers' predictions, with one computation of the costs and one transfer to the host.
+        """Match the predictions of several layers, with one computation of costs and one transfer to the CPU.
 
         Args:
-            layers: for each layer what ``outputs`` is above, all of one shape.
-            targets: as above.
+            layers: predictions of each layer, see :meth:`__call__`; all layers have the same shapes.
+            targets: objects of each image, see :meth:`__call__`.
 
         Returns:
-            For each layer what a call returns.
+            The matches of each layer, see :meth:`__call__`.
         """
         device = layers[0]["logits"].device
-        counts = [len(target["labels"]) for target in targets]
         with without_autocast(device):
-            logits = torch.stack([layer["logits"] for layer in layers])  # (L, B, Q, K+1)
+            logits = torch.stack([layer["logits"] for layer in layers])
             boxes = torch.stack([layer["boxes"] for layer in layers])
-            costs = self._costs(at_least_float32(logits), at_least_float32(boxes), targets, max(counts, default=0))
-        costs = costs.cpu().numpy()  # (L, B, Q, most objects)
-        matched = []
-        for layer in costs:
-            pairs = []
-            for image, count in zip(layer, counts, strict=True):
-                queries, objects = linear_sum_assignment(image[:, :count])
-                order = np.argsort(queries)
-                pairs.append(
-                    tuple(
-                        torch.as_tensor(indices[order], dtype=torch.long, device=device)
-                        for indices in (queries, objects)
-                    )
+            costs = self._costs(at_least_float32(logits), at_least_float32(boxes), targets).cpu().numpy()
+        return [
+            [
+                tuple(
+                    torch.as_tensor(indices, dtype=torch.long, device=device)
+                    for indices in linear_sum_assignment(image[:, : len(target["labels"])])
                 )
-            matched.append(pairs)
-        return matched
+                for image, target in zip(layer, targets, strict=True)
+            ]
+            for layer in costs
+        ]
 
-    def _costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[dict[str, Tensor]], most: int) -> Tensor:
-        """Costs ``(L, B, Q, most)``, with meaningless values where an image has fewer objects."""
-        labels = logits.new_zeros((len(targets), most), dtype=torch.long)
-        objects = boxes.new_full((len(targets), most, 4), 0.5)
-        for index, target in enumerate(targets):
-            labels[index, : len(target["labels"])] = target["labels"]
-            objects[index, : len(target["labels"])] = target["boxes"].to(boxes)
-        index = labels[None, :, None, :].expand(*logits.shape[:3], most)
+    def _costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tensor:
+        """Return the costs of all layers ``(L, B, Q, N)``, where N is the largest number of objects in an image.
+
+        The last columns of an image with fewer objects are meaningless.
+        """
+        labels = pad_sequence([target["labels"].to(logits.device) for target in targets], batch_first=True)
+        objects = pad_sequence([target["boxes"].to(boxes) for target in targets], batch_first=True, padding_value=0.5)
+        index = labels[None, :, None].expand(*logits.shape[:3], -1)
         classes = self._class_costs(logits).gather(3, index)
         distances = (boxes[..., :, None, :] - objects[:, None]).abs().sum(-1)
         overlaps = generalised_iou(cxcywh_to_xyxy(boxes)[..., :, None, :], cxcywh_to_xyxy(objects)[:, None])
         costs = self.cost_class * classes + self.cost_l1 * distances - self.cost_giou * overlaps
-        # A prediction that is no number must not stop the solver; the loss tells of it.
+        # The solver rejects NaN. A prediction that is NaN shows in the loss.
         return costs.nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6)
 
     def _class_costs(self, logits: Tensor) -> Tensor:

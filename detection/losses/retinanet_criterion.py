@@ -1,4 +1,4 @@
-"""Which anchor learns which object, and RetinaNet's losses (Lin et al., ICCV 2017, section 4)."""
+"""Assignment of objects to anchors, and RetinaNet's losses (Lin et al., ICCV 2017, section 4)."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection.boxes.anchors import encode
-from detection.boxes.boxes import cxcywh_to_xyxy, iou
-from detection.losses.criterion import check_targets
-from detection.losses.distributed import normaliser
+from detection.boxes.geometry import cxcywh_to_xyxy, iou
 from detection.losses.focal import focal_loss
-from detection.losses.precision import without_autocast
+from detection.losses.mixed_precision import without_autocast
+from detection.losses.normaliser import normaliser
+from detection.losses.targets import check_targets
 
 POSITIVE, NEGATIVE = 0.5, 0.4  # intersection over union
 IGNORED, BACKGROUND = -2, -1
 
 
 class RetinaNetCriterion(nn.Module):
-    """Focal loss of all anchors but the ignored, and L1 of the offsets of those that have an object.
+    """Focal loss of all anchors that are not ignored, and L1 loss of the offsets of anchors with an object.
 
     Args:
         num_classes: number of classes K.
@@ -29,29 +29,35 @@ class RetinaNetCriterion(nn.Module):
         self.num_classes = num_classes
 
     def forward(self, outputs: dict, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Compare predictions with objects.
+        """Assign objects to anchors and compute the losses.
 
         Args:
-            outputs: what :class:`detection.models.retinanet.RetinaNet` gave.
-            targets: for each image ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``; boxes are cxcywh in 0..1.
+            outputs: output of :class:`detection.models.retinanet.RetinaNet`.
+            targets: per image ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1.
 
         Returns:
-            ``loss_ce`` and ``loss_bbox``, divided by the number of anchors with an object (in training averaged over
-            processes), at least 1; and ``total``, their sum.
+            A dictionary of scalars. Losses are divided by the number of anchors with an object, at least 1; in training
+            this number is averaged over processes.
+
+            - ``loss_ce``: focal loss.
+            - ``loss_bbox``: L1 loss of the offsets.
+            - ``total``: sum of both.
 
         Raises:
-            InputError: targets of another form.
+            InputError: the targets have a wrong number, shape, type or value.
         """
         check_targets(targets, len(outputs["logits"]), self.num_classes)
         anchors = outputs["anchors"]
         with without_autocast(anchors.device):
-            assigned = []
-            boxes = []
-            for target, padding, extent in zip(targets, outputs["padding"], outputs["extent"], strict=True):
-                pixels = target["boxes"].to(anchors.dtype) * extent.repeat(2)
-                boxes.append(pixels)
-                assigned.append(assign(anchors, pixels).masked_fill(padding, IGNORED))
-            entropy = distance = outputs["offsets"].sum() * 0
+            boxes = [
+                target["boxes"].to(anchors.dtype) * extent.repeat(2)
+                for target, extent in zip(targets, outputs["extent"], strict=True)
+            ]
+            assigned = [
+                assign(anchors, pixels).masked_fill(padding, IGNORED)
+                for pixels, padding in zip(boxes, outputs["padding"], strict=True)
+            ]
+            entropy = distance = outputs["offsets"].sum() * 0  # offsets need a gradient, also without objects
             positives = sum((objects >= 0).sum() for objects in assigned).to(entropy.dtype)
             count = normaliser(positives, training=self.training)
             for logits, offsets, objects, pixels, target in zip(
@@ -70,18 +76,18 @@ class RetinaNetCriterion(nn.Module):
 
 @torch.no_grad()
 def assign(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """Each anchor's object.
+    """Assign an object, background or neither to each anchor of one image.
 
-    An anchor takes the object that it overlaps most, from an intersection over union of 0.5 on; it is background below
-    0.4, and ignored between. So that no object goes without, the anchors that overlap it most take it whatever the
-    overlap.
+    An anchor takes the object of highest intersection over union (IoU). From an IoU of 0.5 it is positive, below 0.4 it
+    is background, and between the two it is ignored. In addition, each object is assigned to the anchors that have the
+    highest IoU with it, if this IoU is above 0.
 
     Args:
         anchors: ``(A, 4)``, cxcywh in pixels.
-        boxes: the objects, ``(n, 4)``, cxcywh in pixels.
+        boxes: boxes of the objects ``(n, 4)``, cxcywh in pixels.
 
     Returns:
-        ``(A,)``: the number of an object, -1 for background, -2 to be ignored.
+        ``(A,)`` long: the index of an object, -1 for background, -2 for ignored.
     """
     objects = torch.full((len(anchors),), BACKGROUND, dtype=torch.long, device=anchors.device)
     if len(boxes) == 0:

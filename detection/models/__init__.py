@@ -1,1 +1,1 @@
-"""E2E-MF, RetinaNet and DETR."""
+"""Detectors: E2E-MF, RetinaNet and DETR."""

@@ -1,4 +1,4 @@
-"""Ablations of detectors: those of their backbones, and of what E2E-MF adds."""
+"""Ablations of detectors: those of their Mobile-Former backbone, and those of E2E-MF's head."""
 
 from torch import Tensor, nn
 
@@ -8,35 +8,39 @@ from mobile_former.errors import InputError
 
 
 def ablate(detector: nn.Module, names: str) -> None:
-    """Take parts out of a detector, in place.
+    """Remove parts from a detector, in place.
+
+    The ablations of :func:`mobile_former.ablation.ablate` apply to the backbone. Except for ``no_bridge`` and
+    ``tokens=N``, they apply to E2E-MF's head too. In addition there are:
+
+    - ``shared_dynamic_relu``: the backbone's dynamic ReLU is spatially shared instead of spatially aware.
+    - ``no_position_adaption`` (E2E-MF): the positions of queries keep their initial values.
+    - ``scales=32`` or ``scales=32+16`` (E2E-MF): the head uses only these scales. Blocks of the removed scales work on
+      the finest remaining scale.
 
     Args:
-        detector: freshly built, before weights are loaded.
-        names: one or several with commas between: those of :func:`mobile_former.ablation.ablate` (``no_bridge`` and
-            ``tokens=N`` of the backbone, the others of E2E-MF's head as well), ``shared_dynamic_relu`` (the backbone's
-            spatially shared instead of aware); of E2E-MF alone ``no_position_adaption`` (queries' positions stay what
-            they start from) and ``scales=32`` or ``scales=32+16`` (blocks of finer maps work on the finest that is
-            left).
+        detector: newly built detector, before weights are loaded.
+        names: one or several ablations, separated by commas.
 
     Raises:
-        InputError: another name or number, or a detector that has nothing that could be taken out.
+        InputError: an unknown name or value, or a detector without the part to remove.
     """
     apply_ablations(detector, names, DETECTOR_ABLATIONS)
 
 
 class FixedPosition(Ablated, nn.Module):
-    """In place of the layers by which a block moves its queries."""
+    """Replacement of :class:`HeadBlock`'s ``adapt``, which moves the queries of a block."""
 
     def forward(self, content: Tensor) -> Tensor:
-        """What is added to the positions, whatever the contents ``(B, Q, d)``: zero."""
+        """Return a scalar 0 as the change of the positions, whatever the contents ``(B, Q, d)``."""
         return content.new_zeros(())
 
 
 class FixedStart(Ablated, QueryStart):
-    """Queries whose positions stay where they began, though their boxes are corrected.
+    """Initial queries whose positions never change; their boxes are corrected as usual.
 
     Args:
-        part: in whose place it stands.
+        part: the initial queries of the published model; the new module shares their parameters.
     """
 
     def __init__(self, part: QueryStart):
@@ -44,7 +48,7 @@ class FixedStart(Ablated, QueryStart):
         self.__dict__.update(part.__dict__)
 
     def move(self, queries: Queries, boxes: Tensor) -> Queries:
-        """Leave positions; see :meth:`QueryStart.move`."""
+        """Move only the boxes, see :meth:`QueryStart.move`."""
         if self.embed is None:
             return queries
         return Queries(queries.content, queries.position, boxes.detach())
@@ -66,25 +70,26 @@ def _no_position_adaption(detector: nn.Module, _: str) -> bool:
 def _scales(detector: nn.Module, value: str) -> bool:
     if not isinstance(detector, E2EMobileFormer):
         return False
-    left = [scale for scale in detector.scales if str(scale) in value.split("+")]
-    if not left or left != detector.scales[: len(left)] or "+".join(map(str, left)) != value:
-        choices = ["+".join(map(str, detector.scales[: count + 1])) for count in range(len(detector.scales))]
+    prefixes = [detector.scales[:count] for count in range(1, len(detector.scales) + 1)]
+    choices = {"+".join(map(str, scales)): scales for scales in prefixes}
+    if value not in choices:
         raise InputError(f"ablation 'scales={value}': give {' or '.join(choices)}, from the coarsest to the finest")
-    gone = [str(scale) for scale in detector.scales[len(left) :]]
+    kept = choices[value]
+    removed = [str(scale) for scale in detector.scales if scale not in kept]
     parts = [detector.project, detector.merge]
     if detector.dense is not None:
         parts += [detector.dense.merge, detector.dense.towers]
-        detector.dense.strides = left
-    for scale in gone:
+        detector.dense.strides = kept
+    for scale in removed:
         for part in parts:
             del part[scale]
-    detector.scales = left
-    detector.strides = [max(stride, left[-1]) for stride in detector.strides]
-    return bool(gone)
+    detector.scales = kept
+    detector.strides = [max(stride, kept[-1]) for stride in detector.strides]
+    return bool(removed)
 
 
 DETECTOR_ABLATIONS: dict[str, Ablation] = ABLATIONS | {
     "shared_dynamic_relu": Ablation(_shared_dynamic_relu),
     "no_position_adaption": Ablation(_no_position_adaption),
-    "scales": Ablation(_scales, takes="the strides that are left"),
+    "scales": Ablation(_scales, takes="the strides to keep"),
 }

@@ -1,4 +1,4 @@
-"""The backbones of the detectors: Mobile-Former's, timm's, transformers'."""
+"""Backbones of the detectors: Mobile-Formers, and networks of timm and transformers."""
 
 from pathlib import Path
 
@@ -17,27 +17,29 @@ from mobile_former.training.baselines import (
 from mobile_former.variants import VARIANTS
 from mobile_former.weights.backbone import load_backbone_weights
 
-NEEDED = (8, 16, 32)  # strides of the maps that the detectors take
+STRIDES = (8, 16, 32)  # strides of the maps that every detector needs
 
 
 def create_backbone(name: str) -> nn.Module:
     """Build a detector's backbone.
 
     Args:
-        name: that of a published classifier, whose blocks then have spatially aware dynamic ReLU; ``timm/NAME`` for any
-            of timm's that has maps at strides 8, 16 and 32; ``transformers/resnet18``, ``34``, ``50`` or ``101``.
+        name: a published Mobile-Former, here with spatially aware dynamic ReLU; ``timm/NAME`` for a model of timm with
+            maps at strides 8, 16 and 32; ``transformers/resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``.
 
     Returns:
-        A module with ``channels`` by stride, whose ``forward(images, padding_mask)`` gives maps by stride, and the
-        tokens where it has any.
+        A module with ``channels``, a dictionary of channels by stride. Its ``forward(images, padding_mask)`` returns a
+        dictionary of maps by stride, and the tokens. The tokens are None for networks of other libraries.
 
     Raises:
-        InputError: unknown name, a library that cannot be imported, or maps of other strides.
+        InputError: an unknown name, a library that cannot be imported, or a network without maps at these strides.
     """
     if name in VARIANTS:
         return Backbone(VARIANTS[name], spatial_dynamic_relu=True)
     if not is_baseline(name):
-        raise InputError(f"no backbone {name!r}, other than timm/NAME and transformers/NAME: {nearest(name, VARIANTS)}")
+        raise InputError(
+            f"no backbone {name!r}: give timm/NAME, transformers/NAME or a Mobile-Former; {nearest(name, VARIANTS)}"
+        )
     library, _, model = name.partition("/")
     return TimmBackbone(model) if library == "timm" else TransformersBackbone(model)
 
@@ -46,62 +48,73 @@ def load_pretrained_backbone(backbone: nn.Module, name: str, path: Path) -> None
     """Load a classifier's weights file into a backbone, in place.
 
     Args:
-        backbone: as :func:`create_backbone` builds it.
-        name: by this name.
-        path: the file, in the layout of the library that the backbone is from.
+        backbone: a backbone built by :func:`create_backbone`, or the ResNet of DETR.
+        name: name of the backbone.
+        path: weights file in the layout of the backbone's library.
 
     Raises:
-        InputError: a file that does not fit.
-        FileNotFoundError: no such file.
+        InputError: the file does not fit.
+        FileNotFoundError: the file does not exist.
     """
     if isinstance(backbone, Backbone):
         load_backbone_weights(backbone, name, path)
     elif isinstance(backbone, BaselineBackbone):
         backbone.load(path)
-    else:  # the ResNet in DETR
+    else:  # the ResNet of DETR
         load_transformers_weights(backbone, path)
 
 
 class BaselineBackbone(nn.Module):
-    """Another library's network, called as Mobile-Former's backbone is.
+    """A network of another library, with the interface of Mobile-Former's backbone.
 
-    What lies on padding is set to zero in the image alone, not in every map as in Mobile-Former: near the border of its
-    content an image gets features that depend on how much its batch pads it, as is usual with such networks.
+    Padding is set to zero only in the image; Mobile-Former sets it to zero in every map. As usual with these networks,
+    features near the border between image and padding depend on the amount of padding.
 
     Args:
-        network: gives maps, from the finest to the coarsest.
-        strides: of these maps.
-        channels: of these maps.
-        name: for messages.
+        network: module that returns a list of maps, fine to coarse.
+        strides: strides of these maps in pixels.
+        channels: channels of these maps.
+        name: name of the network in error messages.
 
     Raises:
-        InputError: the maps that detectors need are not among them.
+        InputError: a map at stride 8, 16 or 32 is missing.
     """
 
     def __init__(self, network: nn.Module, strides: list[int], channels: list[int], name: str):
         super().__init__()
-        if set(NEEDED) - set(strides):
-            raise InputError(f"{name} has maps at strides {strides}, and a detector needs those at {list(NEEDED)}")
+        if set(STRIDES) - set(strides):
+            raise InputError(
+                f"{name} has maps at strides {strides}, but a detector needs {list(STRIDES)}: choose another network"
+            )
         self.network = network
         self.strides = strides
         self.channels = dict(zip(strides, channels, strict=True))
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], None]:
-        """The maps of images ``(B, 3, H, W)`` with ``padding_mask`` ``(B, H, W)``: ``{8: (B, C, H/8, W/8), …}``."""
+        """Return the maps of images, and None for the tokens.
+
+        Args:
+            images: normalised images ``(B, 3, H, W)``.
+            padding_mask: ``(B, H, W)`` bool, True on padding; None if there is no padding.
+
+        Returns:
+            The maps by stride, ``{8: (B, C, ⌈H/8⌉, ⌈W/8⌉), 16: …, 32: …}``, with further strides if the network has
+            them; and None.
+        """
         if padding_mask is not None:
             images = zero_padding(images, padding_mask[:, None])
         return dict(zip(self.strides, self.maps(images), strict=True)), None
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The maps of normalised images."""
+        """Return the maps of normalised images, fine to coarse."""
         return self.network(images)
 
 
 class TimmBackbone(BaselineBackbone):
-    """Any network of timm that gives maps at strides 8, 16 and 32.
+    """A network of timm with maps at strides 8, 16 and 32.
 
     Args:
-        name: timm's own name for it.
+        name: its name in timm.
     """
 
     def __init__(self, name: str):
@@ -111,7 +124,7 @@ class TimmBackbone(BaselineBackbone):
         self.name = name
 
     def load(self, path: Path) -> None:
-        """Load a file in the layout of timm's weights."""
+        """Load a weights file in the layout of timm."""
         self.network.load_state_dict(timm_model(self.name, path, features_only=True).state_dict())
 
 
@@ -119,18 +132,18 @@ class TransformersBackbone(BaselineBackbone):
     """A ResNet of transformers.
 
     Args:
-        name: ``resnet18``, ``34``, ``50`` or ``101``.
+        name: ``resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``.
     """
 
     def __init__(self, name: str):
         config = resnet_config(name, out_features=["stage2", "stage3", "stage4"])
         network = import_library("transformers", name).ResNetBackbone(config)
-        super().__init__(network, list(NEEDED), network.channels, f"transformers/{name}")
+        super().__init__(network, list(STRIDES), network.channels, f"transformers/{name}")
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The maps of normalised images."""
+        """Return the maps of normalised images, fine to coarse."""
         return list(self.network(images).feature_maps)
 
     def load(self, path: Path) -> None:
-        """Load a file in the layout of transformers' weights, of a classifier or without one."""
+        """Load a weights file in the layout of transformers, with or without a classifier."""
         load_transformers_weights(self.network, path)

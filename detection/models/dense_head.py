@@ -1,8 +1,7 @@
 """A dense one-to-many head: every position of the maps predicts, as in one-stage detectors.
 
-It teaches the backbone faster than the queries can, each object having many positions to learn from, and its best
-positions are good places for queries to start from (Zhu et al., Deformable DETR, ICLR 2021, section 4.2; Zong et al.,
-Co-DETR, ICCV 2023).
+The backbone learns faster from it than from the queries, since each object trains many positions. Its best positions
+are good initial queries (Zhu et al., Deformable DETR, ICLR 2021, section 4.2; Zong et al., Co-DETR, ICCV 2023).
 """
 
 from collections.abc import Sequence
@@ -11,30 +10,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detection.boxes.anchors import cell_centres
 from detection.losses.focal import PRIOR_LOGIT
-from detection.losses.precision import at_least_float32
-from detection.models.position_encoding import cell_centres
+from detection.losses.mixed_precision import at_least_float32
 from mobile_former.layers.checkpointing import recomputable
 from mobile_former.layers.conv_norm import ConvNorm, depthwise
 from mobile_former.layers.padding import double, zero_padding
 
-_LARGEST = 4.0  # of the logarithm of a side over its position's own
+_MAX_LOG_SCALE = 4.0  # bound of |log(side / (4 · stride))|
 
 
 class DenseHead(nn.Module):
-    """Classes and a box at each position of the maps, which a top-down path joins before.
+    """Class logits and a box at each position of the maps, after a top-down path over the maps.
 
     Args:
         width: channels of the maps.
-        strides: of the maps in pixels, coarse to fine.
+        strides: strides of the maps in pixels, coarse to fine.
         num_classes: number of classes K.
     """
 
     def __init__(self, width: int, strides: Sequence[int], num_classes: int):
         super().__init__()
         self.strides = list(strides)
-        # Each map has its own layers: BatchNorms shared between maps would see each map's own statistics in training,
-        # and a mixture of all maps', which fits none, in evaluation.
+        # Each map has its own layers. A BatchNorm shared by the maps would normalise each map by its own statistics in
+        # training, but by a mixture of all maps' statistics in evaluation.
         self.merge = nn.ModuleDict({str(stride): Separable(width) for stride in strides})
         self.towers = nn.ModuleDict(
             {str(stride): nn.ModuleList([Separable(width), Separable(width)]) for stride in strides}
@@ -47,17 +46,22 @@ class DenseHead(nn.Module):
         nn.init.zeros_(self.box.bias)
 
     def forward(self, maps: dict[int, Tensor], padding: dict[int, Tensor], extent: Tensor) -> dict[str, Tensor]:
-        """Predict at every position, all maps in one row, coarse to fine.
+        """Predict at every position of the maps.
 
         Args:
-            maps: for each stride ``(B, C, H, W)``.
-            padding: for each stride ``(B, 1, H, W)`` bool, True on padding.
-            extent: ``(B, 2)``, width and height in pixels of the images without their padding.
+            maps: map ``(B, C, H, W)`` by stride.
+            padding: mask ``(B, 1, H, W)`` by stride, bool, True on padding; empty if there is no padding.
+            extent: ``(B, 2)``, width and height of the images without padding, in pixels.
 
         Returns:
-            ``logits`` ``(B, P, K)``, the lowest finite number on padding; ``boxes`` ``(B, P, 4)``, cxcywh in shares of
-            the image without its padding, beyond 0..1 where they leave it; ``centres`` ``(B, P, 2)`` of the positions,
-            in the same units; ``features`` ``(B, P, C)``; ``padding`` ``(B, P)``.
+            A dictionary. The P positions are those of all maps, coarse to fine, row by row.
+
+            - ``logits``: ``(B, P, K)``; the lowest finite number on padding.
+            - ``boxes``: ``(B, P, 4)``, cxcywh, normalised by the size of the image without padding. Values are outside
+              0..1 if a box exceeds the image.
+            - ``centres``: centres of the positions ``(B, P, 2)``, x and y, normalised in the same way.
+            - ``features``: features of the positions ``(B, P, C)``.
+            - ``padding``: ``(B, P)`` bool, True on padding.
         """
         x, rows = None, []
         for stride in self.strides:
@@ -74,7 +78,7 @@ class DenseHead(nn.Module):
         height, width = x.shape[2:]
         centres = cell_centres((height, width), stride, x.device)
         offsets = at_least_float32(_rows(self.box(x)))
-        size = 4 * stride * offsets[..., 2:].clamp(-_LARGEST, _LARGEST).exp()
+        size = 4 * stride * offsets[..., 2:].clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()
         extent = extent[:, None].to(offsets.dtype)
         logits = at_least_float32(_rows(self.classify(x)))
         padded = (
@@ -90,10 +94,10 @@ class DenseHead(nn.Module):
 
 
 class Separable(nn.Module):
-    """A depthwise 3×3 and a pointwise convolution.
+    """A depthwise 3×3 convolution and a pointwise convolution.
 
     Args:
-        width: channels.
+        width: number of channels.
     """
 
     def __init__(self, width: int):
@@ -103,10 +107,10 @@ class Separable(nn.Module):
 
     @recomputable
     def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
-        """``(B, C, H, W)`` to the same; ``padding`` is ``(B, 1, H, W)`` bool, True on padding, or None for none."""
+        """Return ``(B, C, H, W)`` for ``x`` ``(B, C, H, W)`` and an optional mask ``(B, 1, H, W)``, True on padding."""
         return F.relu(self.pointwise(self.depthwise(zero_padding(x, padding))))
 
 
 def _rows(x: Tensor) -> Tensor:
-    """``(B, C, H, W)`` to ``(B, H·W, C)``."""
+    """Reshape ``(B, C, H, W)`` to ``(B, H·W, C)``."""
     return x.flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The inference form of E2E-MF, see :func:`mobile_former.deployment.deploy`."""
+"""The inference form of E2E-MF, see :func:`mobile_former.deployment.deploy.deploy`."""
 
 from torch import nn
 
@@ -8,6 +8,7 @@ from mobile_former.deployment.deploy import inference_form
 
 @inference_form.register
 def _(module: E2EMobileFormer) -> nn.Module:
+    """Replace the parts, and skip the update of the map in the last block, since its output is unused."""
     module = inference_form.dispatch(nn.Module)(module)
-    module.blocks[-1].is_read_on = False
+    module.blocks[-1].updates_map = False
     return module

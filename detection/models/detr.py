@@ -1,10 +1,10 @@
-"""DETR with a ResNet (Carion et al., ECCV 2020), by transformers: what E2E-MF is measured against."""
+"""DETR with a ResNet (Carion et al., ECCV 2020), from transformers: the baseline of E2E-MF."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detection.boxes.detections import best_classes, in_frames
+from detection.boxes.postprocess import best_classes, to_pixels
 from detection.losses.criterion import SetCriterion
 from detection.models.variants import DetrVariant
 from mobile_former.layers.padding import zero_padding
@@ -12,44 +12,57 @@ from mobile_former.training.baselines import import_library, resnet_config
 
 
 class Detr(nn.Module):
-    """DETR under this project's data, matching, losses and evaluation.
+    """The DETR of transformers, with the matching and losses of this project.
 
     Args:
-        spec: the numbers of a variant.
+        variant: backbone and number of queries.
         num_classes: number of classes K.
 
     Raises:
         InputError: transformers cannot be imported.
     """
 
-    def __init__(self, spec: DetrVariant, num_classes: int):
+    def __init__(self, variant: DetrVariant, num_classes: int):
         super().__init__()
         self.num_classes = num_classes
-        self.backbone_name = f"transformers/{spec.resnet}"
+        self.backbone_name = f"transformers/{variant.resnet}"
         transformers = import_library("transformers", "DETR")
-        resnet = resnet_config(spec.resnet, out_features=["stage4"])
+        resnet = resnet_config(variant.resnet, out_features=["stage4"])
         self.network = transformers.DetrForObjectDetection(
             transformers.DetrConfig(
-                use_timm_backbone=False, backbone_config=resnet, num_labels=num_classes, num_queries=spec.queries
+                use_timm_backbone=False, backbone_config=resnet, num_labels=num_classes, num_queries=variant.queries
             )
         )
-        # transformers' DETR has its ResNet's norms and first layers frozen, which only makes sense with pretrained
-        # ones; here freeze_batch_norm tells, as for every other detector.
+        # transformers freezes the norms and first layers of DETR's ResNet, which suits only pretrained weights. The new
+        # ResNet is trained whole; freeze_batch_norm freezes its norms, as in every other detector.
         self.network.model.backbone.model = transformers.ResNetBackbone(resnet)
         self.criterion = SetCriterion(num_classes)
 
     @property
     def backbone(self) -> nn.Module:
-        """The ResNet."""
+        """ResNet of the network."""
         return self.network.model.backbone.model
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict:
-        """Detect objects; takes and gives what :class:`detection.models.e2e_mf.E2EMobileFormer` does."""
+        """Predict the class and the box of each query.
+
+        Args:
+            images: normalised images ``(B, 3, H, W)``, each at the top left of its padded area.
+            padding_mask: ``(B, H, W)`` bool, True on padding; None if there is no padding.
+
+        Returns:
+            A dictionary:
+
+            - ``logits``: ``(B, Q, K+1)``, class K being "no object".
+            - ``boxes``: ``(B, Q, 4)``, cxcywh, normalised to 0..1 by the size of the image without padding.
+            - ``auxiliary``: list of dictionaries with the same ``logits`` and ``boxes`` after each decoder layer except
+              the last.
+        """
         mask = None
         if padding_mask is not None:
             images, mask = zero_padding(images, padding_mask[:, None]), (~padding_mask).long()
         features = self.network.model(images, pixel_mask=mask, output_hidden_states=True)
-        # auxiliary_loss=True would hand each layer's normalised output to the next one, which is not DETR's.
+        # auxiliary_loss=True is no option: it feeds the normalised output of a layer to the next layer, unlike DETR.
         norm = self.network.model.decoder.layernorm
         layers = [norm(hidden) for hidden in features.decoder_hidden_states[1:-1]] + [features.last_hidden_state]
         predictions = [
@@ -62,13 +75,13 @@ class Detr(nn.Module):
         return predictions[-1] | {"auxiliary": predictions[:-1]}
 
     def loss(self, outputs: dict, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Compare what :meth:`forward` gave with the objects, see :class:`SetCriterion`."""
+        """Compute the losses of :class:`SetCriterion` between the output of :meth:`forward` and the objects."""
         return self.criterion(outputs, targets)
 
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Each query's best class and its box in pixels, see :func:`best_classes`."""
-        return in_frames(self.decode(outputs), image_sizes)
+        """Return one detection per query, see :meth:`detection.models.e2e_mf.E2EMobileFormer.postprocess`."""
+        return to_pixels(self.decode(outputs), image_sizes)
 
     def decode(self, outputs: dict) -> dict[str, Tensor]:
-        """As :meth:`postprocess`, of all images in one, in shares of the image: see :func:`best_classes`."""
+        """Return the detections of :meth:`postprocess` as batched tensors, see :func:`best_classes`."""
         return best_classes(outputs["logits"].float().softmax(-1)[..., :-1], outputs["boxes"])

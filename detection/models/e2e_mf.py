@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from detection.boxes.detections import best_classes, in_frames
-from detection.boxes.reference_boxes import BoxEmbedding, correct, focus, grid_boxes
+from detection.boxes.postprocess import best_classes, to_pixels
+from detection.boxes.reference_boxes import attention_bias, correct, grid_boxes
 from detection.losses.criterion import SetCriterion
 from detection.losses.dense_criterion import DenseCriterion
 from detection.losses.focal import PRIOR_LOGIT
-from detection.losses.precision import at_least_float32, without_autocast
+from detection.losses.mixed_precision import at_least_float32, without_autocast
 from detection.models.backbone import create_backbone
 from detection.models.dense_head import DenseHead
-from detection.models.position_encoding import sine_encoding
+from detection.models.position_encoding import BoxEmbedding, sine_encoding
 from detection.models.variants import E2EVariant
 from mobile_former.bridge import FormerToMobile, MobileToFormer
 from mobile_former.errors import InputError
@@ -27,29 +27,31 @@ from mobile_former.mobile import Mobile
 
 
 class E2EMobileFormer(nn.Module):
-    """Object queries that pass Mobile-Former blocks over three scales, predicting after each.
+    """Object queries pass through Mobile-Former blocks over three scales and predict after each block.
 
-    The published detector is the one with all options off; they make it learn from less data in less time
+    With all options off, this is the published detector. The options let it learn from less data in less time
     (``experiments/README.md``).
 
     Args:
-        spec: the numbers of a variant.
+        variant: sizes of the detector.
         num_classes: number of classes K.
-        focal: classes by sigmoid, with a focal cost and loss, in place of softmax with "no object".
-        refine_boxes: each block corrects the boxes of the one before, and queries look around their boxes.
-        dense_head: every position of the maps predicts as well, in training alone unless queries are chosen.
-        choose_queries: queries start from the best positions of the dense head; needs both options before. (An image
-            that has fewer positions than there are queries gets as many more as its batch is padded to; it is the one
-            case in which padding makes a difference.)
-        backbone: in place of the variant's, see :func:`detection.models.backbone.create_backbone`.
+        focal: predict classes by sigmoids with focal cost and focal loss, instead of a softmax with "no object".
+        refine_boxes: each block corrects the boxes of the previous block, and queries attend around their boxes.
+        dense_head: predict at every position of the maps too. The dense head runs only in training, except with
+            ``choose_queries``.
+        choose_queries: start the queries from the best positions of the dense head; needs ``refine_boxes`` and
+            ``dense_head``. An image that has fewer positions than queries also gets queries on padding: only in this
+            case do its detections depend on its padding.
+        backbone: name of a backbone that replaces the variant's, see
+            :func:`detection.models.backbone.create_backbone`.
 
     Raises:
-        InputError: options that do not go together.
+        InputError: ``choose_queries`` without ``refine_boxes`` and ``dense_head``, or an unknown backbone.
     """
 
     def __init__(
         self,
-        spec: E2EVariant,
+        variant: E2EVariant,
         num_classes: int,
         *,
         focal: bool = False,
@@ -60,34 +62,39 @@ class E2EMobileFormer(nn.Module):
     ):
         super().__init__()
         if choose_queries and not (refine_boxes and dense_head):
-            raise InputError("choose_queries needs refine_boxes and dense_head: queries are boxes of the dense head")
+            raise InputError("choose_queries needs refine_boxes and dense_head: switch both on, or choose_queries off")
+        width, query_dim = variant.width, variant.query_dim
         self.num_classes = num_classes
-        self.backbone_name = backbone or spec.backbone
+        self.backbone_name = backbone or variant.backbone
         self.focal = focal
         self.backbone = create_backbone(self.backbone_name)
-        self.scales = list(dict.fromkeys(stride for stride, _ in spec.blocks))  # coarse to fine
-        self.project = nn.ModuleDict({str(s): ConvNorm(self.backbone.channels[s], spec.width) for s in self.scales})
-        self.merge = nn.ModuleDict({str(s): depthwise(spec.width, 1) for s in self.scales[1:]})
-        self.dense = DenseHead(spec.width, self.scales, num_classes) if dense_head else None
-        self.start = QueryStart(spec, refine_boxes=refine_boxes, choose_queries=choose_queries)
-        self.strides = [stride for stride, _ in spec.blocks]
-        self.blocks = nn.ModuleList(HeadBlock(spec.width, spec.query_dim, expansion) for _, expansion in spec.blocks)
+        self.strides = [stride for stride, _ in variant.blocks]  # of each block
+        self.scales = list(dict.fromkeys(self.strides))  # coarse to fine
+        self.project = nn.ModuleDict({str(s): ConvNorm(self.backbone.channels[s], width) for s in self.scales})
+        self.merge = nn.ModuleDict({str(s): depthwise(width, 1) for s in self.scales[1:]})
+        self.dense = DenseHead(width, self.scales, num_classes) if dense_head else None
+        self.start = QueryStart(variant, refine_boxes=refine_boxes, choose_queries=choose_queries)
+        self.blocks = nn.ModuleList(HeadBlock(width, query_dim, expansion) for _, expansion in variant.blocks)
         self.blocks[-1].freeze_map()
-        self.predict = PredictionHeads(spec.query_dim, num_classes, focal=focal, refine_boxes=refine_boxes)
+        self.predict = PredictionHeads(query_dim, num_classes, focal=focal, refine_boxes=refine_boxes)
         self.criterion = SetCriterion(num_classes, focal=focal)
         self.dense_criterion = DenseCriterion()
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict:
-        """Detect objects.
+        """Predict the class and the box of each query.
 
         Args:
-            images: ``(B, 3, H, W)``, normalised.
-            padding_mask: ``(B, H, W)`` bool, True on padding, each image being at the top left of its place.
+            images: normalised images ``(B, 3, H, W)``, each at the top left of its padded area.
+            padding_mask: ``(B, H, W)`` bool, True on padding; None if there is no padding.
 
         Returns:
-            ``logits`` ``(B, Q, K+1)``, the last class being "no object" (``focal``: ``(B, Q, K)``); ``boxes``
-            ``(B, Q, 4)``, cxcywh in 0..1 of the image without its padding; ``auxiliary``, the same after each block
-            but the last; and, where it ran, ``dense``, what :class:`DenseHead` gave.
+            A dictionary:
+
+            - ``logits``: ``(B, Q, K+1)``, class K being "no object"; with ``focal`` ``(B, Q, K)``.
+            - ``boxes``: ``(B, Q, 4)``, cxcywh, normalised to 0..1 by the size of the image without padding.
+            - ``auxiliary``: list of dictionaries with the same ``logits`` and ``boxes`` after each block except the
+              last.
+            - ``dense``: output of :class:`DenseHead`; missing if the dense head did not run.
         """
         maps, _ = self.backbone(images, padding_mask)
         maps = {scale: self.project[str(scale)](maps[scale]) for scale in self.scales}
@@ -103,15 +110,23 @@ class E2EMobileFormer(nn.Module):
             if stride != scale:
                 x, scale = self._enter_scale(x, maps[stride], stride, padding), stride
                 encoding = sine_encoding(x, padding.get(stride))
-            looking = None if queries.boxes is None else focus(queries.boxes, x.shape[2:], stride, extent)
-            x, content, position = block(x, queries.content, queries.position, encoding, padding.get(stride), looking)
+            bias = None if queries.boxes is None else attention_bias(queries.boxes, x.shape[2:], stride, extent)
+            x, content, position = block(x, queries.content, queries.position, encoding, padding.get(stride), bias)
             predictions.append(self.predict(content, queries.boxes))
             queries = self.start.move(Queries(content, position, queries.boxes), predictions[-1]["boxes"])
         outputs = predictions[-1] | {"auxiliary": predictions[:-1]}
         return outputs if dense is None else outputs | {"dense": dense}
 
     def loss(self, outputs: dict, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Compare what :meth:`forward` gave with the objects, see :class:`SetCriterion` and :class:`DenseCriterion`."""
+        """Compute the losses of :class:`SetCriterion` and, if the dense head ran, of :class:`DenseCriterion`.
+
+        Args:
+            outputs: output of :meth:`forward`.
+            targets: per image ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1.
+
+        Returns:
+            A dictionary of scalars: each loss by name, unweighted, and ``total``, the weighted sum of all.
+        """
         losses = self.criterion(outputs, targets)
         if "dense" not in outputs:
             return losses
@@ -119,28 +134,40 @@ class E2EMobileFormer(nn.Module):
         return losses | dense | {"total": losses["total"] + dense["total"]}
 
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Each query's best class and its box in pixels; with ``focal`` too, where others list several of its classes.
+        """Return one detection per query: its best class and its box.
+
+        Other detectors with sigmoids return several classes per query. This one returns the best class with ``focal``
+        too.
 
         Args:
-            outputs: what :meth:`forward` gave.
-            image_sizes: for each image height and width of the frame in which its boxes are wanted.
+            outputs: output of :meth:`forward`.
+            image_sizes: output height and width of each image, usually the original size; boxes are scaled to it.
 
         Returns:
-            For each image ``boxes`` ``(Q, 4)`` xyxy, clipped to the frame, ``scores`` ``(Q,)`` in 0..1 and ``labels``
-            ``(Q,)``, best first.
+            One dictionary per image, sorted by descending score: ``boxes`` ``(Q, 4)``, xyxy in pixels, clipped to the
+            image; ``scores`` ``(Q,)``, in 0..1; ``labels`` ``(Q,)`` long.
         """
-        return in_frames(self.decode(outputs), image_sizes)
+        return to_pixels(self.decode(outputs), image_sizes)
 
     def decode(self, outputs: dict) -> dict[str, Tensor]:
-        """As :meth:`postprocess`, of all images in one, in shares of the image: see :func:`best_classes`."""
+        """Return the detections of :meth:`postprocess` as batched tensors with normalised boxes.
+
+        Args:
+            outputs: output of :meth:`forward`.
+
+        Returns:
+            A dictionary, sorted by descending score: ``boxes`` ``(B, Q, 4)``, xyxy in 0..1; ``scores`` ``(B, Q)``;
+            ``labels`` ``(B, Q)`` long.
+        """
         return best_classes(self.probabilities(outputs["logits"]), outputs["boxes"])
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of the classes, ``(B, Q, K)``, from the logits of :meth:`forward`, ``(B, Q, K+1)`` (``focal``: K)."""
+        """Return class probabilities ``(B, Q, K)`` from the ``logits`` of :meth:`forward`, without "no object"."""
         logits = logits.float()
         return logits.sigmoid() if self.focal else logits.softmax(-1)[..., :-1]
 
     def _enter_scale(self, x: Tensor | None, entering: Tensor, stride: int, padding: dict[int, Tensor]) -> Tensor:
+        """Add the upsampled map of the coarser scale to the backbone's map of this scale."""
         if x is None:
             return entering
         x = double(x, padding.get(2 * stride), entering.shape[2:])
@@ -152,9 +179,9 @@ class Queries:
     """Object queries between two blocks.
 
     Attributes:
-        content: what they have gathered, ``(B, Q, d)``.
-        position: where they are, ``(B, Q, d)``.
-        boxes: their reference boxes, ``(B, Q, 4)``, cxcywh in 0..1; None where boxes are not refined.
+        content: features ``(B, Q, d)``, gathered from the maps.
+        position: position embeddings ``(B, Q, d)``.
+        boxes: reference boxes ``(B, Q, 4)``, cxcywh, normalised to 0..1; None if boxes are not refined.
     """
 
     content: Tensor
@@ -163,67 +190,76 @@ class Queries:
 
 
 class QueryStart(nn.Module):
-    """What queries start from: learned positions, learned boxes, or the best positions of the dense head.
+    """Initial queries: learned positions, learned boxes, or the best positions of the dense head.
 
     Args:
-        spec: the numbers of a variant.
+        variant: sizes of the detector.
         refine_boxes: whether queries have reference boxes.
-        choose_queries: whether these come from the dense head.
+        choose_queries: whether reference boxes come from the dense head.
     """
 
-    no_weight_decay = frozenset({"box_logits"})  # which would draw all boxes to the image's centre
+    no_weight_decay = frozenset({"box_logits"})  # decay would pull all boxes to the centre of the image
 
-    def __init__(self, spec: E2EVariant, *, refine_boxes: bool, choose_queries: bool):
+    def __init__(self, variant: E2EVariant, *, refine_boxes: bool, choose_queries: bool):
         super().__init__()
-        self.queries = spec.queries
+        self.queries = variant.queries
         self.choose_queries = choose_queries
-        self.embed = BoxEmbedding(spec.query_dim) if refine_boxes else None
+        self.embed = BoxEmbedding(variant.query_dim) if refine_boxes else None
         if choose_queries:
-            self.content = nn.Sequential(nn.Linear(spec.width, spec.query_dim), nn.LayerNorm(spec.query_dim))
+            self.content = nn.Sequential(nn.Linear(variant.width, variant.query_dim), nn.LayerNorm(variant.query_dim))
         elif refine_boxes:
-            self.box_logits = nn.Parameter(grid_boxes(spec.queries).logit(eps=1e-3))
+            self.box_logits = nn.Parameter(grid_boxes(variant.queries).logit(eps=1e-3))
         else:
-            self.position = nn.Parameter(torch.randn(spec.queries, spec.query_dim))
+            self.position = nn.Parameter(torch.randn(variant.queries, variant.query_dim))
 
     def forward(self, batch_size: int, dense: dict[str, Tensor] | None) -> Queries:
-        """The queries of a batch; ``dense`` is what :class:`DenseHead` gave, where it ran."""
+        """Return the initial queries of a batch.
+
+        Args:
+            batch_size: number of images B.
+            dense: output of :class:`DenseHead`; only read with ``choose_queries``.
+        """
         if self.choose_queries:
-            count = torch.sym_min(self.queries, dense["logits"].shape[1])  # min() would fix it in torch.export
-            best = dense["logits"].detach().amax(-1).topk(count, dim=1).indices[..., None]  # (B, Q, 1)
-            # What the dense head predicts, it learns from its own loss.
-            boxes = dense["boxes"].detach().gather(1, best.expand(-1, -1, 4)).clamp(0, 1)
-            features = dense["features"].gather(1, best.expand(-1, -1, dense["features"].shape[2]))
-            return Queries(self.content(features), self.embed(boxes), boxes)
-        if self.embed is not None:
+            return self._best_positions(dense)
+        if self.embed is None:
+            boxes, position = None, self.position.expand(batch_size, -1, -1)
+        else:
             boxes = self.box_logits.sigmoid().expand(batch_size, -1, -1)
             position = self.embed(boxes)
-            return Queries(torch.zeros_like(position), position, boxes)
-        position = self.position.expand(batch_size, -1, -1)
-        return Queries(torch.zeros_like(position), position, None)
+        return Queries(torch.zeros_like(position), position, boxes)
+
+    def _best_positions(self, dense: dict[str, Tensor]) -> Queries:
+        count = torch.sym_min(self.queries, dense["logits"].shape[1])  # min() would be constant in torch.export
+        best = dense["logits"].detach().amax(-1).topk(count, dim=1).indices[..., None]  # (B, Q, 1)
+        # The dense head learns its predictions only from its own loss.
+        boxes = dense["boxes"].detach().gather(1, best.expand(-1, -1, 4)).clamp(0, 1)
+        features = dense["features"].gather(1, best.expand(-1, -1, dense["features"].shape[2]))
+        return Queries(self.content(features), self.embed(boxes), boxes)
 
     def move(self, queries: Queries, boxes: Tensor) -> Queries:
-        """Let queries go to the boxes ``(B, Q, 4)`` that they predicted, and their positions with them."""
+        """Move queries to their predicted boxes ``(B, Q, 4)``; without reference boxes return them unchanged."""
         if self.embed is None:
             return queries
-        boxes = boxes.detach()  # each block learns its own correction
+        boxes = boxes.detach()  # each block learns only its own correction
         return Queries(queries.content, queries.position + self.embed(boxes) - self.embed(queries.boxes), boxes)
 
 
 class HeadBlock(nn.Module):
-    """A Mobile-Former block whose tokens are object queries, each of a content and a position.
+    """A Mobile-Former block whose tokens are object queries with a content and a position.
 
     Args:
-        channels: of the map.
+        channels: channels of the map.
         query_dim: width of a query.
-        expansion: of the inverted bottleneck.
+        expansion: expansion of the inverted bottleneck.
 
     Attributes:
-        is_read_on: whether anything reads the map and the positions that it gives; else they stay as they are.
+        updates_map: whether the block updates the map and the positions. The inference form sets it to False in the
+            last block, since both are unused there.
     """
 
     def __init__(self, channels: int, query_dim: int, expansion: int):
         super().__init__()
-        self.is_read_on = True
+        self.updates_map = True
         self.to_former = MobileToFormer(channels, query_dim, gated=False)
         self.former = Former(query_dim)
         self.mobile = Mobile(channels, channels, expansion, query_dim)
@@ -238,43 +274,46 @@ class HeadBlock(nn.Module):
         position: Tensor,
         encoding: Tensor,
         padding: Tensor | None,
-        looking: Tensor | None,
+        bias: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Update map, contents and positions of the queries.
+        """Update the map, and the contents and positions of the queries.
 
         Args:
-            x: ``(B, C, H, W)``.
-            content: of the queries, ``(B, Q, d)``.
-            position: of the queries, ``(B, Q, d)``.
-            encoding: of the map's positions, ``(B or 1, C, H, W)``.
-            padding: ``(B, 1, H, W)`` bool, True on padding, or None for none.
-            looking: ``(B, Q, H·W)``, added to the logits of the queries' attention to the map.
+            x: map ``(B, C, H, W)``.
+            content: contents of the queries ``(B, Q, d)``.
+            position: positions of the queries ``(B, Q, d)``.
+            encoding: position encoding of the map ``(B or 1, C, H, W)``.
+            padding: ``(B, 1, H, W)`` bool, True on padding; None if there is no padding.
+            bias: ``(B, Q, H·W)``, added to the attention logits of the queries; None for no bias.
 
         Returns:
-            ``x``, ``content`` and ``position``, of the same shapes.
+            The updated ``x``, ``content`` and ``position``, of the same shapes.
         """
-        content, _ = self.to_former(x, content, padding, token_position=position, map_position=encoding, focus=looking)
+        content, _ = self.to_former(x, content, padding, token_position=position, map_position=encoding, focus=bias)
         content = self.former(content, position)
-        if not self.is_read_on:
+        if not self.updates_map:
             return x, content, position
         x = self.mobile(x, content.mean(1), padding=padding)
         x = self.to_mobile(x, content, position)
         return x, content, position + self.adapt(content)
 
     def freeze_map(self) -> None:
-        """Exempt from training what nothing reads after the last block, which processes in parallel would wait for."""
+        """Freeze the layers that update the map and the positions; for the last block, whose updates are unused.
+
+        These layers get no gradient. In distributed training, all processes would wait for one.
+        """
         for part in (self.mobile, self.to_mobile, self.adapt):
             part.requires_grad_(False)
 
 
 class PredictionHeads(nn.Module):
-    """Class and box of each query, shared by all blocks.
+    """Class and box of each query, with the same weights after every block.
 
     Args:
         query_dim: width of a query.
         num_classes: number of classes K.
-        focal: whether classes are told by sigmoid, without a class "no object".
-        refine_boxes: whether boxes are corrections of reference boxes.
+        focal: whether class probabilities are sigmoids, without a class "no object".
+        refine_boxes: whether boxes are predicted as corrections of reference boxes.
     """
 
     def __init__(self, query_dim: int, num_classes: int, *, focal: bool, refine_boxes: bool):
@@ -289,20 +328,24 @@ class PredictionHeads(nn.Module):
         )
         if focal:
             nn.init.constant_(self.classify.bias, PRIOR_LOGIT)
-        if refine_boxes:  # to begin with, boxes stay where they are
+        if refine_boxes:  # initial corrections are 0
             nn.init.zeros_(self.box[-1].weight)
             nn.init.zeros_(self.box[-1].bias)
 
     def forward(self, content: Tensor, boxes: Tensor | None) -> dict[str, Tensor]:
-        """From ``(B, Q, d)``, and the reference boxes ``(B, Q, 4)`` if there are some, the queries' predictions.
+        """Predict from the contents of the queries.
+
+        Args:
+            content: ``(B, Q, d)``.
+            boxes: reference boxes ``(B, Q, 4)``, cxcywh, normalised to 0..1; None if boxes are not refined.
 
         Returns:
-            ``logits`` ``(B, Q, K+1)``, or ``(B, Q, K)``, and ``boxes`` ``(B, Q, 4)``, cxcywh in 0..1.
+            ``logits`` ``(B, Q, K+1)``, with ``focal`` ``(B, Q, K)``; ``boxes`` ``(B, Q, 4)``, cxcywh in 0..1.
         """
-        # Half precision would round a box's side to several pixels of a large image.
+        # In half precision, the side of a box would be rounded to several pixels of a large image.
         with without_autocast(content.device):
-            found = at_least_float32(self.box(content.to(self.box[0].weight.dtype)))
+            values = at_least_float32(self.box(content.to(self.box[0].weight.dtype)))
         return {
             "logits": self.classify(content),
-            "boxes": found.sigmoid() if boxes is None else correct(boxes, found),
+            "boxes": values.sigmoid() if boxes is None else correct(boxes, values),
         }

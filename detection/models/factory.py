@@ -1,4 +1,4 @@
-"""Build a detector by its name."""
+"""Detectors by name."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from mobile_former.errors import InputError, nearest
 
 
 def list_detectors() -> list[str]:
-    """Names of the detectors: E2E-MF's, RetinaNet's, each the smallest first, and the baseline DETR's."""
+    """Return the names of all detectors: E2E-MF and RetinaNet, each from small to large, and the baseline DETR."""
     return [*E2E_VARIANTS, *RETINANET_VARIANTS, *DETR_VARIANTS]
 
 
@@ -33,26 +33,28 @@ def create_detector(
     Args:
         name: one of :func:`list_detectors`.
         num_classes: number of classes K.
-        focal: E2E-MF's option, see :class:`detection.models.e2e_mf.E2EMobileFormer`; so are the next three.
-        refine_boxes: boxes corrected block by block.
-        dense_head: predictions of every position.
-        choose_queries: queries from the best of these.
-        backbone: in place of the detector's own, see :func:`detection.models.backbone.create_backbone`.
-        pretrained: a weights file, read by :func:`detection.load_detector_weights`.
+        focal: predict classes by sigmoids with focal cost and focal loss; only E2E-MF. The options of E2E-MF are
+            described in :class:`detection.models.e2e_mf.E2EMobileFormer`.
+        refine_boxes: correct boxes block by block; only E2E-MF.
+        dense_head: predict at every position of the maps too; only E2E-MF.
+        choose_queries: start queries from the best positions of the dense head; only E2E-MF.
+        backbone: name of a backbone that replaces the detector's own, see
+            :func:`detection.models.backbone.create_backbone`; not for DETR.
+        pretrained: weights file, loaded by :func:`detection.load_detector_weights`.
 
     Returns:
-        A module whose ``forward(images, padding_mask)`` gives outputs for its ``loss(outputs, targets)`` and
-        ``postprocess(outputs, image_sizes)``.
+        A module with ``forward(images, padding_mask)``, ``loss(outputs, targets)`` and
+        ``postprocess(outputs, image_sizes)``, where ``outputs`` is the result of ``forward``.
 
     Raises:
-        InputError: unknown name, no class, a library that cannot be imported, options that do not go together, or a
-            weights file that does not fit.
-        FileNotFoundError: no such weights file.
+        InputError: an unknown name, less than one class, options that do not fit the detector or each other, a library
+            that cannot be imported, or a weights file that does not fit.
+        FileNotFoundError: the weights file does not exist.
     """
     if name not in list_detectors():
         raise InputError(f"no detector is named {name!r}: {nearest(name, list_detectors())}")
     if num_classes < 1:
-        raise InputError(f"num_classes is {num_classes}: a detector needs at least 1")
+        raise InputError(f"num_classes is {num_classes}: give at least 1")
     options = {
         "focal": focal,
         "refine_boxes": refine_boxes,
@@ -62,11 +64,11 @@ def create_detector(
     if name in E2E_VARIANTS:
         model = E2EMobileFormer(E2E_VARIANTS[name], num_classes, backbone=backbone, **options)
     elif given := [option for option, value in options.items() if value]:
-        raise InputError(f"{name} takes no {', '.join(given)}: leave out what is E2E-MF's")
+        raise InputError(f"{name} takes no {', '.join(given)}: leave out the options of E2E-MF")
     elif name in RETINANET_VARIANTS:
         model = RetinaNet(RETINANET_VARIANTS[name], num_classes, backbone)
     elif backbone is not None:
-        raise InputError(f"{name} takes no other backbone: leave out {backbone}")
+        raise InputError(f"{name} takes no other backbone: leave out backbone={backbone}")
     else:
         model = Detr(DETR_VARIANTS[name], num_classes)
     if pretrained is not None:

@@ -1,4 +1,4 @@
-"""RetinaNet over Mobile-Former's backbone (Lin et al., ICCV 2017; section 4.2 of the Mobile-Former paper)."""
+"""RetinaNet with a Mobile-Former backbone (Lin et al., ICCV 2017; section 4.2 of the Mobile-Former paper)."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection.boxes.anchors import PER_POSITION, decode, make_anchors
-from detection.boxes.boxes import cxcywh_to_xyxy
+from detection.boxes.geometry import cxcywh_to_xyxy
 from detection.boxes.nms import nms
 from detection.losses.focal import PRIOR_LOGIT
-from detection.losses.precision import at_least_float32
+from detection.losses.mixed_precision import at_least_float32
 from detection.losses.retinanet_criterion import RetinaNetCriterion
 from detection.models.backbone import create_backbone
 from detection.models.variants import RetinaNetVariant
@@ -18,45 +18,52 @@ from mobile_former.layers.padding import content_size, padding_pyramid, zero_pad
 
 STRIDES = (8, 16, 32, 64, 128)
 LEAST_SCORE = 0.05
-CANDIDATES = 1000  # of a map, before non-maximum suppression
+CANDIDATES = 1000  # per map, before non-maximum suppression
 NMS_THRESHOLD = 0.5
-DETECTIONS = 100  # of an image, at most
+DETECTIONS = 100  # per image, at most
 
 
 class RetinaNet(nn.Module):
-    """A feature pyramid over the backbone's maps, and two towers of convolutions that all of its maps share.
+    """A feature pyramid over the backbone's maps, and two towers of convolutions shared by all levels of the pyramid.
 
     Args:
-        spec: the numbers of a variant.
+        variant: sizes of the detector.
         num_classes: number of classes K.
-        backbone: in place of the variant's, see :func:`detection.models.backbone.create_backbone`.
+        backbone: name of a backbone that replaces the variant's, see
+            :func:`detection.models.backbone.create_backbone`.
     """
 
-    def __init__(self, spec: RetinaNetVariant, num_classes: int, backbone: str | None = None):
+    def __init__(self, variant: RetinaNetVariant, num_classes: int, backbone: str | None = None):
         super().__init__()
         self.num_classes = num_classes
-        self.backbone_name = backbone or spec.backbone
-        self.base = spec.base
+        self.backbone_name = backbone or variant.backbone
+        self.base = variant.base
         self.backbone = create_backbone(self.backbone_name)
-        self.pyramid = FeaturePyramid(self.backbone.channels, spec.width)
-        self.class_tower = Tower(spec.width, spec.depth)
-        self.box_tower = Tower(spec.width, spec.depth)
-        self.classify = convolution(spec.width, PER_POSITION * num_classes)
-        self.box = convolution(spec.width, PER_POSITION * 4)
+        self.pyramid = FeaturePyramid(self.backbone.channels, variant.width)
+        self.class_tower = Tower(variant.width, variant.depth)
+        self.box_tower = Tower(variant.width, variant.depth)
+        self.classify = convolution(variant.width, PER_POSITION * num_classes)
+        self.box = convolution(variant.width, PER_POSITION * 4)
         nn.init.constant_(self.classify.bias, PRIOR_LOGIT)
         self.criterion = RetinaNetCriterion(num_classes)
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict:
-        """Predict at every anchor.
+        """Predict class logits and box offsets at every anchor.
 
         Args:
-            images: ``(B, 3, H, W)``, normalised.
-            padding_mask: ``(B, H, W)`` bool, True on padding, each image being at the top left of its place.
+            images: normalised images ``(B, 3, H, W)``, each at the top left of its padded area.
+            padding_mask: ``(B, H, W)`` bool, True on padding; None if there is no padding.
 
         Returns:
-            ``logits`` ``(B, A, K)``; ``offsets`` ``(B, A, 4)`` from the anchors; ``anchors`` ``(A, 4)``, cxcywh in
-            pixels; ``padding`` ``(B, A)`` bool, True where an anchor's position is padding; ``extent`` ``(B, 2)``,
-            width and height in pixels of the images without their padding; ``levels``, how many anchors each map has.
+            A dictionary:
+
+            - ``logits``: ``(B, A, K)``.
+            - ``offsets``: offsets of the boxes from the anchors ``(B, A, 4)``, see
+              :func:`detection.boxes.anchors.encode`.
+            - ``anchors``: ``(A, 4)``, cxcywh in pixels.
+            - ``padding``: ``(B, A)`` bool, True if the position of the anchor is padding.
+            - ``extent``: ``(B, 2)``, width and height of the images without padding, in pixels.
+            - ``levels``: list of the number of anchors on each map.
         """
         maps, _ = self.backbone(images, padding_mask)
         padding = {} if padding_mask is None else padding_pyramid(padding_mask, STRIDES)
@@ -77,30 +84,33 @@ class RetinaNet(nn.Module):
         }
 
     def loss(self, outputs: dict, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Compare what :meth:`forward` gave with the objects, see :class:`RetinaNetCriterion`."""
+        """Compute the losses of :class:`RetinaNetCriterion` between the output of :meth:`forward` and the objects."""
         return self.criterion(outputs, targets)
 
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """The detections left by a threshold and non-maximum suppression.
+        """Return the detections after the score threshold and non-maximum suppression.
 
         Args:
-            outputs: what :meth:`forward` gave.
-            image_sizes: for each image height and width of the frame in which its boxes are wanted.
+            outputs: output of :meth:`forward`.
+            image_sizes: output height and width of each image, usually the original size; boxes are scaled to it.
 
         Returns:
-            For each image ``boxes`` ``(n, 4)`` xyxy, clipped to the frame, ``scores`` ``(n,)`` in 0..1 and ``labels``
-            ``(n,)``, best first, 100 at most.
+            One dictionary per image, sorted by descending score, with at most 100 detections: ``boxes`` ``(n, 4)``,
+            xyxy in pixels, clipped to the image; ``scores`` ``(n,)``, in 0..1; ``labels`` ``(n,)`` long.
         """
         logits, boxes = self.decode(outputs)
         candidates = best_candidates(logits, boxes, outputs["levels"])
-        return suppressed(candidates, outputs["extent"], image_sizes)
+        return suppress_candidates(candidates, outputs["extent"], image_sizes)
 
     def decode(self, outputs: dict) -> tuple[Tensor, Tensor]:
-        """The boxes that :meth:`forward` gave as offsets, and logits that tell of padding.
+        """Convert offsets to boxes, and mask the logits on padding.
+
+        Args:
+            outputs: output of :meth:`forward`.
 
         Returns:
-            ``logits`` ``(B, A, K)``, the lowest finite number on padding, and ``boxes`` ``(B, A, 4)``, xyxy in pixels,
-            clipped to the image without its padding.
+            Logits ``(B, A, K)``, the lowest finite number on padding; and boxes ``(B, A, 4)``, xyxy in pixels, clipped
+            to the image without padding.
         """
         logits = outputs["logits"]
         logits = logits.masked_fill(outputs["padding"][..., None], torch.finfo(logits.dtype).min)
@@ -109,22 +119,25 @@ class RetinaNet(nn.Module):
 
 
 def best_candidates(logits: Tensor, boxes: Tensor, levels: Sequence[int]) -> dict[str, Tensor]:
-    """Of each map the best 1000 pairs of anchor and class.
+    """Return the 1000 best pairs of anchor and class on each map.
 
     Args:
         logits: ``(B, A, K)``.
         boxes: ``(B, A, 4)``.
-        levels: how many anchors each map has.
+        levels: number of anchors on each map.
 
     Returns:
-        ``boxes`` ``(B, N, 4)``, ``scores`` ``(B, N)``, 0 where they are 0.05 or less, and ``labels`` ``(B, N)``; map by
-        map, the best of each first.
+        A dictionary, ordered by map, and by descending score within a map:
+
+        - ``boxes``: ``(B, N, 4)``.
+        - ``scores``: ``(B, N)``; scores of 0.05 or less are set to 0.
+        - ``labels``: ``(B, N)`` long.
     """
     num_classes = logits.shape[2]
     scores, places, start = [], [], 0
     for anchors in logits.sigmoid().split(list(levels), dim=1):
         level = anchors.flatten(1)
-        best, index = level.topk(torch.sym_min(CANDIDATES, level.shape[1]))  # min() would fix it in torch.export
+        best, index = level.topk(torch.sym_min(CANDIDATES, level.shape[1]))  # min() would be constant in torch.export
         scores.append(best * (best > LEAST_SCORE))
         places.append(index + start * num_classes)
         start = start + anchors.shape[1]
@@ -133,19 +146,19 @@ def best_candidates(logits: Tensor, boxes: Tensor, levels: Sequence[int]) -> dic
     return {"boxes": boxes, "scores": scores, "labels": places % num_classes}
 
 
-def suppressed(
+def suppress_candidates(
     candidates: dict[str, Tensor], extent: Tensor, image_sizes: Sequence[tuple[int, int]]
 ) -> list[dict[str, Tensor]]:
-    """What non-maximum suppression leaves of candidates.
+    """Apply non-maximum suppression to candidates and scale their boxes to the image sizes.
 
     Args:
-        candidates: as :func:`best_candidates` gives them, boxes xyxy in pixels.
-        extent: ``(B, 2)``, width and height of the images in these pixels.
-        image_sizes: for each image height and width of the frame in which its boxes are wanted.
+        candidates: output of :func:`best_candidates`, boxes xyxy in pixels of the batch.
+        extent: ``(B, 2)``, width and height of the images without padding, in pixels of the batch.
+        image_sizes: output height and width of each image; boxes are scaled to it.
 
     Returns:
-        For each image ``boxes`` ``(n, 4)`` in the frame, ``scores`` ``(n,)`` and ``labels`` ``(n,)``, best first, 100
-        at most.
+        One dictionary per image, sorted by descending score, with at most 100 detections: ``boxes`` ``(n, 4)``, xyxy in
+        pixels of the image size; ``scores`` ``(n,)``; ``labels`` ``(n,)``.
     """
     detections = []
     for image, (height, width) in enumerate(image_sizes):
@@ -160,11 +173,11 @@ def suppressed(
 
 
 class FeaturePyramid(nn.Module):
-    """Maps of one width at strides 8 to 128 (Lin et al., Feature Pyramid Networks, CVPR 2017).
+    """Maps of equal width at strides 8, 16, 32, 64 and 128 (Lin et al., Feature Pyramid Networks, CVPR 2017).
 
     Args:
-        channels: of the backbone's maps at strides 8, 16 and 32.
-        width: channels of all maps.
+        channels: channels of the backbone's maps by stride, for strides 8, 16 and 32.
+        width: channels of the pyramid's maps.
     """
 
     def __init__(self, channels: dict[int, int], width: int):
@@ -179,7 +192,15 @@ class FeaturePyramid(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, maps: dict[int, Tensor], padding: dict[int, Tensor]) -> dict[int, Tensor]:
-        """From the backbone's maps, and the padding of all maps if any, ``{8: (B, C, H/8, W/8), …, 128: …}``."""
+        """Build the pyramid.
+
+        Args:
+            maps: maps of the backbone by stride.
+            padding: mask ``(B, 1, H, W)`` by stride, True on padding; empty if there is no padding.
+
+        Returns:
+            ``{8: (B, C, ⌈H/8⌉, ⌈W/8⌉), 16: …, 32: …, 64: …, 128: …}``.
+        """
         joined = {}
         x = None
         for stride in reversed(STRIDES[:3]):
@@ -193,10 +214,10 @@ class FeaturePyramid(nn.Module):
 
 
 class Tower(nn.Module):
-    """Convolutions between the pyramid and a prediction.
+    """3×3 convolutions with ReLU, between the pyramid and a prediction layer.
 
     Args:
-        width: channels.
+        width: number of channels.
         depth: number of convolutions.
     """
 
@@ -205,7 +226,7 @@ class Tower(nn.Module):
         self.layers = nn.ModuleList(convolution(width, width) for _ in range(depth))
 
     def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
-        """``(B, C, H, W)`` to the same, 0 on padding."""
+        """Return ``(B, C, H, W)``, 0 on padding, for ``x`` ``(B, C, H, W)`` and an optional mask ``(B, 1, H, W)``."""
         x = zero_padding(x, padding)
         for layer in self.layers:
             x = zero_padding(layer(x).relu(), padding)
@@ -213,7 +234,7 @@ class Tower(nn.Module):
 
 
 def convolution(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A 3×3 convolution with RetinaNet's initialisation."""
+    """Return a 3×3 convolution with RetinaNet's initialisation."""
     layer = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
@@ -221,5 +242,5 @@ def convolution(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 def _rows(x: Tensor, values: int) -> Tensor:
-    """``(B, 9·values, H, W)`` to ``(B, H·W·9, values)``."""
+    """Reshape ``(B, 9·values, H, W)`` to ``(B, H·W·9, values)``."""
     return x.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, values))

@@ -1,18 +1,18 @@
-"""The detectors as data (Chen et al., Mobile-Former, CVPR 2022, section 4.2)."""
+"""Variants of the detectors (Chen et al., Mobile-Former, CVPR 2022, section 4.2)."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class E2EVariant:
-    """The numbers that tell one detector from another.
+    """Sizes of an E2E-MF.
 
     Attributes:
-        backbone: name of a published classifier, whose backbone it is.
-        width: channels of the head's maps.
+        backbone: name of the Mobile-Former that is the backbone.
+        width: channels of the maps in the head.
         queries: number of object queries.
         query_dim: width of a query.
-        blocks: the head's blocks in order, each by the stride of its map and its expansion.
+        blocks: stride and expansion of each block of the head, in order.
     """
 
     backbone: str
@@ -22,9 +22,9 @@ class E2EVariant:
     blocks: tuple[tuple[int, int], ...]
 
 
-# The paper's expansions are not public; these keep within the published parameters and multiply-adds.
+# The paper's expansions are not public. These stay within its published parameters and multiply-adds.
 _NINE_BLOCKS = ((32, 6),) * 5 + ((16, 5),) * 2 + ((8, 5),) * 2
-# For small data, and few cores.
+# For small data sets and few CPU cores.
 _SIX_BLOCKS = ((32, 6),) * 2 + ((16, 5),) * 2 + ((8, 3),) * 2
 
 E2E_VARIANTS: dict[str, E2EVariant] = {
@@ -39,13 +39,13 @@ E2E_VARIANTS: dict[str, E2EVariant] = {
 
 @dataclass(frozen=True)
 class RetinaNetVariant:
-    """The numbers that tell one RetinaNet from another.
+    """Sizes of a RetinaNet.
 
     Attributes:
-        backbone: name of a published classifier, whose backbone it is.
+        backbone: name of the Mobile-Former that is the backbone.
         width: channels of the pyramid and the towers.
-        depth: convolutions of a tower.
-        base: side of the smallest square anchor over its map's stride.
+        depth: number of convolutions in a tower.
+        base: side of the smallest square anchor, in units of the map's stride.
     """
 
     backbone: str
@@ -55,7 +55,7 @@ class RetinaNetVariant:
 
 
 RETINANET_VARIANTS: dict[str, RetinaNetVariant] = {
-    # For small data, and few cores.
+    # For small data sets and few CPU cores.
     "retinanet_mf_26m": RetinaNetVariant("mobile_former_26m", 64, 2, 2.5),
     "retinanet_mf_52m": RetinaNetVariant("mobile_former_52m", 64, 2, 2.5),
     "retinanet_mf_151m": RetinaNetVariant("mobile_former_151m", 256, 4, 4),
@@ -67,10 +67,10 @@ RETINANET_VARIANTS: dict[str, RetinaNetVariant] = {
 
 @dataclass(frozen=True)
 class DetrVariant:
-    """The numbers of a DETR.
+    """Sizes of a DETR.
 
     Attributes:
-        resnet: name of its backbone among transformers' ResNets.
+        resnet: name of the ResNet of transformers that is the backbone.
         queries: number of object queries.
     """
 

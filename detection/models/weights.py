@@ -1,4 +1,4 @@
-"""Start a detector from weights: of a classifier with its backbone, or of a detector."""
+"""Load weights into a detector: those of a detector, or of a classifier for the backbone only."""
 
 import logging
 from pathlib import Path
@@ -11,49 +11,51 @@ from mobile_former.weights.files import read_weights
 
 _logger = logging.getLogger(__name__)
 
-_BY_CLASS = ("classify", "class_labels_classifier")  # names of the layers that predict classes
+_CLASS_LAYERS = ("classify", "class_labels_classifier")
 
 
 def load_detector_weights(detector: nn.Module, path: str | Path) -> None:
     """Load a weights file into a detector, in place.
 
-    Of a classifier (the authors' file, or this project's) the backbone is taken. Of a detector of the same name and
-    options everything is taken, less what predicts classes where their number differs, which a logged warning says.
+    From a classifier's file, of the authors or of this project, only the backbone is loaded. From the file of a
+    detector of the same name and options, everything is loaded. If the number of classes or ``focal`` differs, the
+    layers that predict classes keep their initial weights, and a warning is logged.
 
     Args:
-        detector: as :func:`detection.create_detector` builds it.
-        path: the file: ``.pth``, ``.pth.tar``, ``.ckpt`` or ``.safetensors``.
+        detector: a detector built by :func:`detection.create_detector`.
+        path: weights file: ``.pth``, ``.pth.tar``, ``.ckpt`` or ``.safetensors``.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: not a weights file, or one of another model.
+        FileNotFoundError: the file does not exist.
+        InputError: the file is not a weights file, or belongs to another model.
     """
     path = Path(path)
     state, _ = read_weights(path)
     expected = detector.state_dict()
-    # A detector has more than a backbone and `classifier.…`.
+    # A detector's file has entries that are neither `backbone.…` nor `classifier.…`.
     if not {name.split(".")[0] for name in state} & ({name.split(".")[0] for name in expected} - {"backbone"}):
         load_pretrained_backbone(detector.backbone, detector.backbone_name, path)
         return
     differing = {name for name in state.keys() & expected.keys() if state[name].shape != expected[name].shape}
-    by_class = {name for name in expected if name.rsplit(".", 2)[-2] in _BY_CLASS}
+    of_classes = {name for name in expected if name.rsplit(".", 2)[-2] in _CLASS_LAYERS}
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or unknown or differing - by_class:
-        told = [
+    misshapen = sorted(differing - of_classes)
+    if missing or unknown or misshapen:
+        problems = [
             (f"it lacks {len(missing)}", missing),
             (f"it has {len(unknown)} unknown", unknown),
-            ("shapes differ", sorted(differing - by_class)),
+            (f"it has {len(misshapen)} differently shaped", misshapen),
         ]
         raise InputError(
             f"{path} does not fit this detector: "
-            + "; ".join(f"{what} entries, first {names[0]!r}" for what, names in told if names)
-            + ". Give the weights of a detector of the same name and options, or of a classifier with its backbone, "
+            + "; ".join(f"{problem} entries, first {names[0]!r}" for problem, names in problems if names)
+            + ". Give the weights of a detector of the same name and options, or of a classifier of its backbone, "
             + detector.backbone_name
         )
     if differing:
         _logger.warning(
-            "%s tells other classes, or tells them in another way (focal): loaded all but what predicts classes, which "
-            "starts afresh",
+            "%s has another number of classes or another focal option: loaded everything except the layers that "
+            "predict classes, which keep their initial weights",
             path,
         )
     detector.load_state_dict(state | {name: expected[name] for name in differing})

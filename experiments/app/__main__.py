@@ -1,8 +1,8 @@
-"""Try a model in a browser: drop an image, see its classes or boxes, the bridge's attention, and the time taken.
+"""Try a model in a browser: drop an image, see its classes or boxes, the bridge's attention, and the run time.
 
     python -m experiments.app --ckpt runs/…/checkpoints/best.ckpt
 
-The page is served on this machine alone, unless ``--host`` says otherwise, and calls nothing outside.
+The page is served to this machine only, unless ``--host`` is given, and loads nothing from other servers.
 """
 
 import os
@@ -13,25 +13,28 @@ import time
 from experiments.app.page import build_page, serve
 from experiments.attention.look import load_predictor
 from mobile_former.errors import InputError
-from mobile_former.training.cli.command import Parser, run_command
+from mobile_former.training.cli.command import run_command
+from mobile_former.training.cli.parser import Parser
 
 
 def main() -> None:
-    """Serve the page by the command line's options, until Ctrl-C."""
+    """Serve the page until Ctrl-C."""
     parser = Parser(prog="python -m experiments.app", description="Try a model in a browser.")
     parser.add_argument(
         "--ckpt_path", "--ckpt", type=str, required=True, help="a run's checkpoints/best.ckpt, of either task"
     )
     parser.add_argument(
-        "--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in"
+        "--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 also serves other machines"
     )
-    parser.add_argument("--port", type=int, default=None, help="default: the first free one from 7860 on")
+    parser.add_argument(
+        "--port", type=int, default=None, help="port to listen on (default: the first free port from 7860)"
+    )
     options = parser.parse_args()
     if options.port is not None and not 1 <= options.port <= 65_535:
-        raise InputError(f"--port is {options.port}: give one from 1 to 65535")
+        raise InputError(f"--port is {options.port}: give a port from 1 to 65535")
 
     predictor = load_predictor(options.ckpt_path)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that uploaded files go in any case
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # delete uploaded files after SIGTERM too
     with tempfile.TemporaryDirectory(prefix="mobile-former-app-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = build_page(predictor)

@@ -1,10 +1,9 @@
-"""The figures of ``experiments.attention``: attention laid over the image, and boxes that converge."""
+"""Figures: the bridge's attention over the image, and E2E-MF's boxes after each block."""
 
 import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -12,58 +11,58 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure  # without pyplot, which would look for a screen
+from matplotlib.figure import Figure  # pyplot would look for a display
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from detection.boxes.boxes import iou
+from detection.boxes.geometry import iou
 from detection.pictures import caption, with_font
+from experiments.attention.recording import BlockAttention
 from mobile_former.errors import InputError
 from mobile_former.training.run.figures import COLOURS
 
-if TYPE_CHECKING:
-    from experiments.attention.recording import BlockAttention
-
-QUERIES = 6  # of a detector, whose attention is drawn
-BOXES = len(COLOURS)  # and whose boxes are
+QUERIES = 6  # detector queries whose attention is drawn
+BOXES = len(COLOURS)  # detector queries whose boxes are drawn
 
 _DPI = 110
-_PANEL = 1.35  # inches: a panel's longer side
-_GAP = 0.07  # between panels
-_LABEL = 1.25  # width of the rows' labels
-_BAR = 0.62  # of a colour bar with its numbers
-_PIXELS = 240  # of a panel's longer side
-_HEAT = colormaps["viridis"]  # perceptually uniform, and for colour-blind readers too
+_PANEL = 1.35  # longer side of a panel, inches
+_GAP = 0.07  # between panels, inches
+_LABEL = 1.25  # width of the row labels, inches
+_BAR = 0.62  # width of a colour bar with its numbers, inches
+_PIXELS = 240  # longer side of a panel's image
+_COLOUR_MAP = colormaps["viridis"]  # perceptually uniform and readable with colour blindness
 _OPACITY = 0.68  # of colours on the image
-_OTHER = "#D9D9D9"  # of tokens that have no colour
+_OTHER_COLOUR = "#D9D9D9"  # of tokens without a column
 
 
 def draw_bridge(
     image: np.ndarray,
-    blocks: Sequence["BlockAttention"],
+    blocks: Sequence[BlockAttention],
     *,
     index: int = 0,
     head: int | None = None,
     queries: dict[int, str] | None = None,
     title: str = "",
 ) -> Figure:
-    """Draw the bridge's attention: a row for each block; columns for its tokens, then which of them places listen to.
+    """Draw the bridge's attention, one row per block.
+
+    The columns are where each token looks, followed by the token that each position attends to most.
 
     Args:
-        image: as the model saw it, ``(H, W, 3)`` uint8 RGB, without padding.
-        blocks: as :func:`experiments.attention.__main__.bridge_attention` gives them.
-        index: of the image in the batch.
-        head: 1 or 2; default: the mean of both.
-        queries: for the blocks of E2E-MF's head, whose tokens are its queries, those to draw, with captions: see
-            :func:`best_queries`; default: the first six.
-        title: what is seen, and what the model said.
+        image: input of the model, ``(H, W, 3)`` uint8 RGB, without padding.
+        blocks: output of :func:`~experiments.attention.recording.bridge_attention`.
+        index: index of the image in the batch.
+        head: attention head, 1 or 2; default: the mean of both.
+        queries: E2E-MF's queries to draw, with captions, see :func:`best_queries`; default: the first six. Queries are
+            the tokens of the blocks in E2E-MF's head.
+        title: title of the figure.
 
     Returns:
-        The figure, for ``savefig``; a notebook shows it by itself.
+        The figure. Save it with ``savefig``; a notebook displays it.
 
     Raises:
-        InputError: no blocks, or another head.
+        InputError: ``blocks`` is empty, or the bridge has no such head.
     """
     if not blocks:
         raise InputError("there are no blocks to draw")
@@ -77,7 +76,7 @@ def draw_bridge(
         captions = {number: f"token {number + 1}" for number in range(count)}
         if detects:
             captions = queries or {number: f"query {number + 1}" for number in range(min(QUERIES, count))}
-        captions = dict(itertools.islice(captions.items(), len(COLOURS)))  # a token more would have no colour
+        captions = dict(itertools.islice(captions.items(), len(COLOURS)))  # one colour per token
         sections.append((section, captions, detects, len(captions) < count))
 
     photo = _thumbnail(image)
@@ -99,19 +98,19 @@ def draw_boxes(
     score_threshold: float = 0.3,
     title: str = "",
 ) -> Figure:
-    """Draw the boxes after each block of E2E-MF, of the queries that end with a score above a threshold.
+    """Draw the boxes of E2E-MF's best queries after each block of its head.
 
     Args:
-        image: of any size, ``(H, W, 3)`` uint8 RGB, without padding.
-        steps: as :func:`experiments.attention.__main__.box_steps` gives them.
-        class_names: of the labels.
-        index: of the image in the batch.
-        score_threshold: least score in 0..1; the best query is drawn in any case.
-        title: what is seen, and what the model said.
+        image: ``(H, W, 3)`` uint8 RGB of any size, without padding.
+        steps: output of :func:`~experiments.attention.recording.box_steps`.
+        class_names: class name of each label.
+        index: index of the image in the batch.
+        score_threshold: minimum score after the last block, in [0, 1]; the best query is always drawn.
+        title: title of the figure.
 
     Returns:
-        The figure: the image after each block, each query in a colour of its own, and how overlap with the last box and
-        score grow from block to block.
+        The figure: the image with the boxes after each block, one colour per query, and two charts of each query's
+        score and its IoU with its last box by block.
     """
     captions = best_queries(steps, class_names, index=index, score_threshold=score_threshold, most=BOXES)
     queries = list(captions)
@@ -121,14 +120,14 @@ def draw_boxes(
     ratio = float(np.clip(height / width, 0.4, 2.0))
     columns = 4
     rows = -(-(len(steps) + 2) // columns)
-    cell, tall = 2.6, 2.48 * ratio  # inches: of a place, and of the image in it
-    lines = _wrapped(title, round(columns * cell * 12))
+    cell, tall = 2.6, 2.48 * ratio  # width of a cell and height of its image, inches
+    lines = _wrap(title, round(columns * cell * 12))
     above = 0.2 + 0.2 * len(lines)
     legend = 0.2 * -(-len(queries) // columns) + 0.25
     figure = Figure(figsize=(columns * cell, above + rows * (tall + 0.4) + legend), dpi=_DPI)
     size = figure.get_size_inches()
 
-    def place(number: int, inset: tuple[float, float, float, float] = (0.06, 0.0, 0.06, 0.0)) -> Axes:
+    def add_axes(number: int, inset: tuple[float, float, float, float] = (0.06, 0.0, 0.06, 0.0)) -> Axes:
         row, column = divmod(number, columns)
         left, bottom, right, top = inset
         x, y = column * cell + left, size[1] - above - (row + 1) * (tall + 0.4) + 0.1 + bottom
@@ -136,25 +135,25 @@ def draw_boxes(
             (x / size[0], y / size[1], (cell - left - right) / size[0], (tall - bottom - top) / size[1])
         )
 
-    _write(figure, lines, size)
-    note = "boxes after each block, each query in a colour of its own; dotted: where it ends"
+    _draw_title(figure, lines, size)
+    note = "boxes after each block, one colour per query; dotted: its last box"
     figure.text(0.06 / size[0], 1 - (above - 0.12) / size[1], note, fontsize=9, color="#444444", va="top")
     photo = _thumbnail(image, 400)
     for number, step in enumerate(boxes):
-        axis = place(number)
+        axis = add_axes(number)
         axis.imshow(photo, extent=(0, 1, 1, 0), aspect="auto")
         axis.set_axis_off()
         last = number == len(boxes) - 1
         axis.set_title(f"after block {number + 1}" + (" (the last)" if last else ""), fontsize=9, pad=3)
         for each, (box, final) in reversed(list(enumerate(zip(step.tolist(), boxes[-1].tolist(), strict=True)))):
             if not last:
-                _frame(axis, final, COLOURS[each], 0.9, linestyle=":")
-            _frame(axis, box, COLOURS[each], 1.8)
+                _draw_box(axis, final, COLOURS[each], 0.9, linestyle=":")
+            _draw_box(axis, box, COLOURS[each], 1.8)
     numbers = range(1, len(steps) + 1)
     overlaps = iou(boxes, boxes[-1])
     charts = {"overlap with the last box (IoU)": overlaps, "score of the query's best class": scores}
     for number, (name, values) in enumerate(charts.items(), start=len(steps)):
-        axis = place(number, (0.42, 0.38, 0.12, 0.0))
+        axis = add_axes(number, (0.42, 0.38, 0.12, 0.0))
         for each in reversed(range(len(queries))):
             axis.plot(numbers, values[:, each].tolist(), color=COLOURS[each], marker=".", linewidth=1.4)
         axis.set_title(name, fontsize=9, pad=3)
@@ -167,7 +166,7 @@ def draw_boxes(
         row, column = divmod(number, columns)
         x, y = column * cell + 0.06, legend - 0.2 * (row + 1)
         figure.add_artist(_swatch(x, y, COLOURS[number], size))
-        text, font = _font(text, 34)
+        text, font = _choose_font(text, 34)
         figure.text((x + 0.18) / size[0], y / size[1], text, fontproperties=font, fontsize=9, parse_math=False)
     return figure
 
@@ -180,14 +179,16 @@ def best_queries(
     score_threshold: float = 0.3,
     most: int = QUERIES,
 ) -> dict[int, str]:
-    """The queries of E2E-MF's best detections, the best first, with captions; the best one in any case.
+    """Return the queries of E2E-MF's best detections with their captions, best first.
+
+    The result always holds the best query, even if its score is below the threshold.
 
     Args:
-        steps: as :func:`experiments.attention.__main__.box_steps` gives them.
-        class_names: of the labels.
-        index: of the image in the batch.
-        score_threshold: least score after the last block, in 0..1.
-        most: how many queries, at most.
+        steps: output of :func:`~experiments.attention.recording.box_steps`.
+        class_names: class name of each label.
+        index: index of the image in the batch.
+        score_threshold: minimum score after the last block, in [0, 1].
+        most: maximum number of queries.
     """
     scores, labels = steps[-1]["scores"][index].tolist(), steps[-1]["labels"][index].tolist()
     order = sorted(range(len(scores)), key=lambda query: -scores[query])[:most]
@@ -196,32 +197,32 @@ def best_queries(
 
 
 class _Page:
-    """A figure that grows downwards, everything placed in inches: a layout that matplotlib need not solve."""
+    """A figure that grows downwards. All positions are in inches, so that matplotlib solves no layout."""
 
     def __init__(self, photo: np.ndarray, columns: int):
         self.photo, self.columns = photo, columns
         height, width = photo.shape[:2]
         self.panel = _PANEL * np.array([width, height]) / max(width, height)
-        self.right = _LABEL + columns * (self.panel[0] + _GAP) + _BAR  # where Former→Mobile begins
+        self.right = _LABEL + columns * (self.panel[0] + _GAP) + _BAR  # left edge of the Former→Mobile panels
         self.width = max(7.2, self.right + 2 * (self.panel[0] + _GAP) + _BAR)
         self.grey = 0.25 + 0.75 * cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)[..., None] / 255
         self.y = 0.0
-        self.parts: list = []  # (function of figure and height), drawn once the height is known
+        self.parts: list = []  # functions of figure and height, called when the height is known
 
     def head(self, title: str, head: int | None, *, detects: bool) -> None:
-        """The image beside the title and how to read what follows."""
+        """Add the image, the title and the explanation of the panels."""
         width, height = self.panel
-        shown = "both heads' mean" if head is None else f"head {head}"
-        whose = "token (of E2E-MF's head: each of the best queries)" if detects else "token"
+        shown = "mean of both heads" if head is None else f"head {head}"
+        token = "token (in E2E-MF's head: each of the best queries)" if detects else "token"
         notes = [
-            f"Mobile→Former: where each {whose} looks, {shown}. 1x is as much as an even look at all places "
-            "would give, and less is as dark; each row has a scale of its own, a logarithmic one.",
-            f"Former→Mobile: which {'token or query' if detects else 'token'} each place of the map listens to most, "
-            "and the share of its attention that goes there: from an even one to all.",
-            "Rows: blocks in their order, with the size of the maps, whose places the squares are.",
+            f"Mobile→Former: where each {token} looks, {shown}. 1x is uniform attention over the map; lower values "
+            "have the same colour as 1x. Each row has its own logarithmic scale.",
+            f"Former→Mobile: the {'token or query' if detects else 'token'} that each position of the map attends to "
+            "most, and its share of the attention, from uniform to 100%.",
+            "Rows: blocks in forward order, with the size of the map. The squares are its positions.",
         ]
         room = self.width - width - 0.35
-        lines = _wrapped(title, round(room * 10.5))
+        lines = _wrap(title, round(room * 10.5))
         notes = [line for note in notes for line in textwrap.wrap(note, round(room * 14.5))]
         self._panel(0.1, 0.1, self.photo)
         y = 0.1
@@ -234,40 +235,39 @@ class _Page:
         self.y = max(0.1 + height, y) + 0.15
 
     def section(self, captions: dict[int, str], detects: bool, others: bool) -> None:
-        """The columns' heads; ``others`` tells whether there are more tokens or queries than columns."""
-        what = "query" if detects else "token"
-        self._text(_LABEL, self.y + 0.18, f"Mobile→Former: where each {what} looks", fontsize=9.5)
-        self._text(self.right, self.y + 0.18, f"Former→Mobile: the {what} listened to", fontsize=9.5)
+        """Add the column headers; ``others`` is True if there are more tokens or queries than columns."""
+        token = "query" if detects else "token"
+        self._text(_LABEL, self.y + 0.18, f"Mobile→Former: where each {token} looks", fontsize=9.5)
+        self._text(self.right, self.y + 0.18, f"Former→Mobile: the {token} attended to", fontsize=9.5)
         y = self.y + 0.39
         for column, text in enumerate(captions.values()):
             left = _LABEL + column * (self.panel[0] + _GAP)
             self._swatch(left, y, COLOURS[column])
             self._text(left + 0.17, y, text, fontsize=8.5, letters=round((self.panel[0] - 0.15) * 13))
-        names = ("strongest (grey: other)" if others else "the strongest", "its share")
+        names = ("strongest (grey: other)" if others else "strongest", "its share")
         for column, name in enumerate(names):
             self._text(self.right + column * (self.panel[0] + _GAP), y, name, fontsize=8.5)
         self.y = y + 0.06
 
-    def row(self, block: "BlockAttention", index: int, head: int | None, tokens: list[int], size: tuple) -> None:
-        """A block's panels."""
-        places = [-(-side // block.input_stride) for side in size]  # that the image fills
-        looks = _one(block.to_former[index], head)[:, : places[0], : places[1]] * (places[0] * places[1])
+    def row(self, block: BlockAttention, index: int, head: int | None, tokens: list[int], size: tuple) -> None:
+        """Add the panels of a block."""
+        height, width = (-(-side // block.input_stride) for side in size)  # of the map, without padding
+        looks = _select_head(block.to_former[index], head)[:, :height, :width] * (height * width)
         most = max(2.0, float(looks[tokens].max()))
         self._text(0.1, self.y + 0.2, block.name, fontsize=9)
-        self._text(0.1, self.y + 0.36, f"looks at {looks.shape[1]}x{looks.shape[2]}", fontsize=7.5, color="#444444")
+        self._text(0.1, self.y + 0.36, f"looks at {height}x{width}", fontsize=7.5, color="#444444")
         for column, token in enumerate(tokens):
-            heat = _spread(looks[token], block.input_stride, size, self.photo.shape[:2])
+            heat = _enlarge(looks[token], block.input_stride, size, self.photo.shape[:2])
             self._panel(_LABEL + column * (self.panel[0] + _GAP), self.y, self._blend(_colour(heat, 1, most)))
         self._bar(_LABEL + len(tokens) * (self.panel[0] + _GAP), [1, 10, most], "{:.2g}x" if most < 10 else "{:.0f}x")
         if block.to_mobile is not None:
-            places = [-(-side // block.stride) for side in size]
-            shares = _one(block.to_mobile[index], head)[:, : places[0], : places[1]]
-            told = f"heard at {shares.shape[1]}x{shares.shape[2]}"
-            self._text(0.1, self.y + 0.5, told, fontsize=7.5, color="#444444")
-            palette = np.array([to_rgb(_OTHER)] * len(shares))
+            height, width = (-(-side // block.stride) for side in size)
+            shares = _select_head(block.to_mobile[index], head)[:, :height, :width]
+            self._text(0.1, self.y + 0.5, f"gives to {height}x{width}", fontsize=7.5, color="#444444")
+            palette = np.array([to_rgb(_OTHER_COLOUR)] * len(shares))
             palette[tokens] = [to_rgb(colour) for colour in COLOURS[: len(tokens)]]
-            strongest = _spread(shares.argmax(0), block.stride, size, self.photo.shape[:2])
-            share = _spread(shares.max(0), block.stride, size, self.photo.shape[:2])
+            strongest = _enlarge(shares.argmax(0), block.stride, size, self.photo.shape[:2])
+            share = _enlarge(shares.max(0), block.stride, size, self.photo.shape[:2])
             self._panel(self.right, self.y, self._blend(palette[strongest]))
             left = self.right + self.panel[0] + _GAP
             self._panel(left, self.y, self._blend(_colour(share, 1 / len(shares), 1)))
@@ -275,7 +275,7 @@ class _Page:
         self.y += self.panel[1] + _GAP
 
     def figure(self) -> Figure:
-        """All parts drawn."""
+        """Draw all parts and return the figure."""
         height = self.y + 0.05
         figure = Figure(figsize=(self.width, height), dpi=_DPI)
         for draw in self.parts:
@@ -299,7 +299,7 @@ class _Page:
         self.parts.append(draw)
 
     def _bar(self, left: float, marks: Sequence[float], form: str) -> None:
-        """A scale from the first mark to the last; one between them stands where there is room."""
+        """Add a scale from the first mark to the last; a mark between them is shown if it fits."""
         top, least, most = self.y, marks[0], marks[-1]
 
         def draw(figure: Figure, height: float) -> None:
@@ -319,7 +319,7 @@ class _Page:
         return figure.add_axes((left / self.width, 1 - (top + tall) / height, width / self.width, tall / height))
 
     def _text(self, x: float, y: float, text: str, *, letters: int | None = None, **options) -> None:
-        text, font = _font(text, letters)
+        text, font = _choose_font(text, letters)
         font.set_weight(options.pop("weight", "normal"))
         self.parts.append(
             lambda figure, height: figure.text(
@@ -328,22 +328,22 @@ class _Page:
         )
 
 
-def _one(attention: Tensor, head: int | None) -> np.ndarray:
-    """``(heads, M, H, W)`` to ``(M, H, W)``."""
+def _select_head(attention: Tensor, head: int | None) -> np.ndarray:
+    """Reduce ``(heads, M, H, W)`` to ``(M, H, W)``: one head, or the mean of all."""
     return (attention.mean(0) if head is None else attention[head - 1]).float().cpu().numpy()
 
 
 def _colour(values: np.ndarray, least: float, most: float) -> np.ndarray:
-    """``(..., 3)`` colours of a logarithmic scale; what is less than the least is as dark."""
-    return _HEAT(np.log(np.maximum(values, least) / least) / np.log(most / least))[..., :3]
+    """Return ``(..., 3)`` colours of a logarithmic scale; values below ``least`` are clamped to it."""
+    return _COLOUR_MAP(np.log(np.maximum(values, least) / least) / np.log(most / least))[..., :3]
 
 
-def _spread(cells: np.ndarray, stride: int, size: tuple[int, int], pixels: tuple[int, int]) -> np.ndarray:
-    """The value of the cell that each pixel of a picture of the image lies in.
+def _enlarge(cells: np.ndarray, stride: int, size: tuple[int, int], pixels: tuple[int, int]) -> np.ndarray:
+    """Return a map's value at each pixel of a picture of the image.
 
     Args:
-        cells: ``(h, w)``.
-        stride: pixels of the image to a cell.
+        cells: values at the positions of the map, ``(h, w)``.
+        stride: stride of the map in pixels of the image.
         size: height and width of the image.
         pixels: height and width of the picture.
     """
@@ -355,41 +355,41 @@ def _spread(cells: np.ndarray, stride: int, size: tuple[int, int], pixels: tuple
 
 
 def _thumbnail(image: np.ndarray, longest: int = _PIXELS) -> np.ndarray:
-    """The image in the size of a panel; strips become wider."""
+    """Resize the image so that its longer side is ``longest``; the shorter side is at least a quarter of that."""
     height, width = image.shape[:2]
     scale = longest / max(height, width)
     shown = [max(longest // 4, round(scale * side)) for side in (width, height)]
     return cv2.resize(image, shown, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
-def _frame(axis: Axes, box: Sequence[float], colour: str, width: float, linestyle: str = "-") -> None:
+def _draw_box(axis: Axes, box: Sequence[float], colour: str, width: float, linestyle: str = "-") -> None:
     left, top, right, bottom = box
     for edge, line, style in (("white", width + 1.2, "-"), (colour, width, linestyle)):
-        if style == linestyle:  # a dotted line has no edge
+        if style == linestyle:  # a dotted line has no white edge
             axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=edge, lw=line, ls=style))
 
 
 def _swatch(x: float, y: float, colour: str, size: Sequence[float]) -> Rectangle:
-    """A square of a colour, placed in inches from the lower left."""
+    """Return a small square of a colour; ``x`` and ``y`` are inches from the lower left."""
     return Rectangle((x / size[0], y / size[1]), 0.12 / size[0], 0.12 / size[1], color=colour, lw=0)
 
 
-def _write(figure: Figure, lines: Sequence[str], size: Sequence[float]) -> None:
+def _draw_title(figure: Figure, lines: Sequence[str], size: Sequence[float]) -> None:
     for number, line in enumerate(lines):
-        text, font = _font(line)
+        text, font = _choose_font(line)
         font.set_weight("bold")
         y = 1 - (0.22 + 0.2 * number) / size[1]
         figure.text(0.06 / size[0], y, text, fontproperties=font, fontsize=11, parse_math=False)
 
 
-def _wrapped(text: str, letters: int) -> list[str]:
+def _wrap(text: str, letters: int) -> list[str]:
     return textwrap.wrap(text, letters, max_lines=3, placeholder=" …")
 
 
-def _font(text: str, letters: int | None = None) -> tuple[str, FontProperties]:
-    """A text of any script, shortened in its middle to some letters, and the font that shows it."""
+def _choose_font(text: str, letters: int | None = None) -> tuple[str, FontProperties]:
+    """Return a text, shortened in the middle to ``letters`` characters, and a font that has its glyphs."""
     text, path = with_font(text)
     if letters is not None and len(text) > letters:
         text = f"{text[: letters // 2]}…{text[len(text) - (letters - letters // 2 - 1) :]}"
-    # By its file a font has one weight.
+    # DejaVu Sans by name, since a font given by its file has one weight.
     return text, FontProperties() if Path(path).name == "DejaVuSans.ttf" else FontProperties(fname=path)

@@ -1,4 +1,4 @@
-"""One image seen by a classifier or detector: its answer, and the attention behind it."""
+"""One image predicted by a checkpoint of either task: the predictions, the bridge's attention and E2E-MF's boxes."""
 
 import time
 from dataclasses import dataclass
@@ -14,32 +14,28 @@ from detection.module import DetectionModule
 from detection.pictures import caption
 from detection.predict import CheckpointDetector, listed
 from experiments.attention.figures import best_queries
-from experiments.attention.recording import (
-    BlockAttention,
-    block_names,
-    box_steps,
-    recording,
-)
+from experiments.attention.recording import BlockAttention, block_names, box_steps, recording
 from mobile_former.training.data.images import to_planes
 from mobile_former.training.run.checkpoint import load_checkpoint
 from mobile_former.weights.files import read_file
 
-_TOLD = 3  # classes or detections in a title
 Predictor = CheckpointClassifier | CheckpointDetector
+
+_TITLE_ENTRIES = 3  # classes or detections in a title
 
 
 def load_predictor(path: str | Path) -> Predictor:
-    """Read a checkpoint of either task.
+    """Load a checkpoint of either task.
 
     Args:
         path: the ``.ckpt`` file.
 
     Returns:
-        What predicts as the task's ``predict`` does, on the GPU where there is one.
+        The predictor of the task's ``predict`` command, on the GPU if there is one.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: no checkpoint, or one of another library's model.
+        FileNotFoundError: the file does not exist.
+        InputError: the file is not a checkpoint of this project, or its model has no bridge.
     """
     content = read_file(Path(path))
     options = content.get("hyper_parameters") if isinstance(content, dict) else None
@@ -47,22 +43,22 @@ def load_predictor(path: str | Path) -> Predictor:
         predictor = CheckpointDetector(*load_checkpoint(path, DetectionModule, "detection"))
     else:
         predictor = CheckpointClassifier(*load_checkpoint(path, ClassificationModule, "classification"))
-    block_names(predictor.module.model)  # an error now, rather than after the first image
+    block_names(predictor.module.model)  # raises for a model without a bridge, before any image is read
     return predictor
 
 
 @dataclass(frozen=True)
 class Look:
-    """One image seen by a model.
+    """Predictions of a model for one image, and the attention behind them.
 
     Attributes:
-        image: as the model saw it, ``(H, W, 3)`` uint8, without padding.
-        answer: of a classifier the best classes, ``{"class", "probability"}``, of a detector all that it found,
-            ``{"label", "class", "score", "box"}``, boxes xyxy in pixels of the whole image; best first.
-        class_names: of the labels.
-        blocks: the bridge's attention.
-        steps: of E2E-MF, see :func:`box_steps`; of others empty.
-        seconds: that the model took.
+        image: input of the model, ``(H, W, 3)`` uint8, without padding.
+        answer: predictions, best first. Classifier: the best classes, ``{"class", "probability"}``. Detector: every
+            detection, ``{"label", "class", "score", "box"}``, boxes xyxy in pixels of the original image.
+        class_names: class name of each label.
+        blocks: attention of each block's bridge.
+        steps: predictions after each block of E2E-MF's head, see :func:`box_steps`; empty for other models.
+        seconds: run time of the model.
     """
 
     image: np.ndarray
@@ -73,28 +69,29 @@ class Look:
     seconds: float
 
     def above(self, score_threshold: float = 0.3) -> list[dict]:
-        """Of a detector's answer what has a least score, in 0..1; a classifier's as it is."""
+        """Return the detections with at least this score, in [0, 1]; or every class of a classifier's answer."""
         return [each for each in self.answer if each.get("score", 1) >= score_threshold]
 
     def told(self, score_threshold: float = 0.3) -> str:
-        """The answer in a few words; of a detector, what has a least score."""
+        """Return a short text with the best predictions; detections below the score threshold are left out."""
         answer = self.above(score_threshold)
-        captions = [caption(each["class"], each.get("score", each.get("probability"))) for each in answer[:_TOLD]]
-        others = len(answer) - _TOLD if answer and "score" in answer[0] else 0
+        best = answer[:_TITLE_ENTRIES]
+        captions = [caption(each["class"], each.get("score", each.get("probability"))) for each in best]
+        others = len(answer) - _TITLE_ENTRIES if answer and "score" in answer[0] else 0
         return (", ".join(captions) or "nothing found") + (f" and {others} more" if others > 0 else "")
 
     def queries(self, score_threshold: float = 0.3) -> dict[int, str]:
-        """The queries of E2E-MF to draw, see :func:`best_queries`; none of other models."""
+        """Return E2E-MF's queries to draw with their captions, see :func:`best_queries`; empty for other models."""
         return best_queries(self.steps, self.class_names, score_threshold=score_threshold) if self.steps else {}
 
 
 def look(predictor: Predictor, image: np.ndarray, *, top_k: int = 5) -> Look:
-    """Predict one image, prepared as ``predict`` does it, and record the bridge's attention.
+    """Predict one image and record the bridge's attention.
 
     Args:
-        predictor: as :func:`load_predictor` gives it.
-        image: ``(H, W, 3)`` uint8 RGB, as it was read.
-        top_k: classes to tell, at most.
+        predictor: output of :func:`load_predictor`; its transform prepares the image.
+        image: original image, ``(H, W, 3)`` uint8 RGB.
+        top_k: maximum number of classes in a classifier's answer.
     """
     model, names = predictor.module.model, predictor.class_names
     detects = isinstance(predictor, CheckpointDetector)
@@ -114,6 +111,6 @@ def look(predictor: Predictor, image: np.ndarray, *, top_k: int = 5) -> Look:
     else:
         answer = [{"class": names[each], "probability": value} for each, value in zip(labels, values, strict=True)]
     steps = box_steps(model, record.outputs) if isinstance(model, E2EMobileFormer) else []
-    # Whoever keeps many of them shall not fill a GPU with them.
+    # On the CPU, so that a list of results does not fill the GPU.
     steps = [{name: value.cpu() for name, value in step.items()} for step in steps]
     return Look(prepared, answer, names, [block.cpu() for block in record.blocks], steps, seconds)

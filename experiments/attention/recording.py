@@ -1,4 +1,4 @@
-"""Record the bridge's attention and the boxes of a model's forward passes."""
+"""Hooks that record the attention of every bridge in a forward pass, and E2E-MF's boxes after each of its blocks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from detection.boxes.boxes import cxcywh_to_xyxy
+from detection.boxes.geometry import cxcywh_to_xyxy
 from detection.models.e2e_mf import E2EMobileFormer
 from mobile_former.block import MobileFormerBlock
 from mobile_former.bridge import MobileToFormer
@@ -21,17 +21,17 @@ from mobile_former.model import Backbone, MobileFormer
 
 @dataclass(frozen=True)
 class BlockAttention:
-    """The bridge's attention in one block, as the block's own forward pass used it.
+    """Attention of one block's bridge, as used in the block's forward pass.
 
     Attributes:
-        name: ``backbone1`` and so on by the block's place in the backbone, of which some have no bridge; ``classifier``
-            for the bridge that the classifier reads; ``detector1`` and so on for the blocks of E2E-MF's head.
-        stride: pixels of the image to a place of the block's output map.
-        input_stride: and of its input map.
-        to_former: where each token looks: ``(B, heads, M, H, W)``, softmax over the places of the input map, 0 on
-            padding.
-        to_mobile: which token each place listens to: ``(B, heads, M, H', W')``, softmax over the tokens at each place
-            of the output map; None where nothing reads that map: in the classifier, and in the last block of E2E-MF.
+        name: ``backbone1``, ``backbone2``, … by position in the backbone (some of its blocks have no bridge);
+            ``classifier`` for the classifier's bridge; ``detector1``, ``detector2``, … for the blocks of E2E-MF's head.
+        stride: stride of the block's output map in pixels.
+        input_stride: stride of the block's input map in pixels.
+        to_former: attention of Mobile→Former, ``(B, heads, M, H, W)``: softmax over the positions of the input map,
+            0 on padding.
+        to_mobile: attention of Former→Mobile, ``(B, heads, M, H', W')``: softmax over the tokens at each position of
+            the output map. None if the output map is unused: in the classifier, and in the last block of E2E-MF.
     """
 
     name: str
@@ -41,7 +41,7 @@ class BlockAttention:
     to_mobile: Tensor | None
 
     def cpu(self) -> "BlockAttention":
-        """The same in the CPU's memory."""
+        """Return a copy in CPU memory."""
         return replace(
             self, to_former=self.to_former.cpu(), to_mobile=None if self.to_mobile is None else self.to_mobile.cpu()
         )
@@ -49,11 +49,11 @@ class BlockAttention:
 
 @dataclass
 class Recording:
-    """What a model's forward passes left.
+    """Attention and output of a model's last forward pass.
 
     Attributes:
-        blocks: the attention of all blocks, in their order.
-        outputs: what the model gave.
+        blocks: attention of each block, in forward order.
+        outputs: output of the model.
     """
 
     blocks: list[BlockAttention] = field(default_factory=list)
@@ -61,24 +61,26 @@ class Recording:
 
 
 def bridge_attention(model: nn.Module, images: Tensor, padding_mask: Tensor | None = None) -> list[BlockAttention]:
-    """The attention of both directions of the bridge, in all blocks, in evaluation mode.
+    """Run a model in evaluation mode and return the attention of both directions of the bridge in every block.
+
+    The model's training mode is restored afterwards.
 
     Args:
-        model: a Mobile-Former classifier, an E2E-MF, or a RetinaNet on Mobile-Former.
-        images: ``(B, 3, H, W)``, normalised, on the model's device.
+        model: a Mobile-Former classifier, an E2E-MF, or a RetinaNet with a Mobile-Former backbone.
+        images: normalised images ``(B, 3, H, W)`` on the model's device.
         padding_mask: ``(B, H, W)`` bool, True on padding.
 
     Returns:
-        The backbone's blocks that have a bridge, then the classifier's or E2E-MF's.
+        The backbone's blocks that have a bridge, followed by the classifier's bridge or the blocks of E2E-MF's head.
 
     Raises:
-        InputError: a model without a bridge that could be seen, see :func:`recording`; or images that it cannot take.
+        InputError: the bridge of this model cannot be recorded, see :func:`recording`; or the model rejects the images.
     """
     modes = {module: module.training for module in model.modules()}
     with recording(model) as record, torch.no_grad():
         model.eval()
         try:
-            if isinstance(model, MobileFormer) and padding_mask is not None:  # whose forward takes none
+            if isinstance(model, MobileFormer) and padding_mask is not None:  # its forward takes no mask
                 maps, tokens = model.backbone(images, padding_mask)
                 model.classifier(maps[32], tokens, padding_pyramid(padding_mask, (32,))[32])
             elif isinstance(model, MobileFormer):
@@ -93,40 +95,43 @@ def bridge_attention(model: nn.Module, images: Tensor, padding_mask: Tensor | No
 
 @contextmanager
 def recording(model: nn.Module) -> Iterator[Recording]:
-    """Record the bridge's attention in the forward passes made meanwhile, by hooks: nothing is computed twice.
+    """Record the bridge's attention during forward passes inside the ``with`` block.
+
+    Hooks read the attention that the forward pass computes. Nothing is computed twice.
 
     Args:
-        model: a Mobile-Former classifier, an E2E-MF, or a RetinaNet on Mobile-Former.
+        model: a Mobile-Former classifier, an E2E-MF, or a RetinaNet with a Mobile-Former backbone.
 
     Yields:
-        What the last forward pass left.
+        A record of the last forward pass.
 
     Raises:
-        InputError: another library's model, or the inference form, in which the bridge is folded into other layers.
+        InputError: the model has no bridge, is compiled, or is in its inference form, where the bridge is folded into
+            other layers.
     """
     record = Recording()
     bridges = _bridges(model)
-    with ExitStack() as hooks:  # each handle removes its hook at the end
+    with ExitStack() as hooks:  # removes every hook on exit
         hooks.enter_context(model.register_forward_pre_hook(lambda *_: record.blocks.clear()))
         hooks.enter_context(
             model.register_forward_hook(lambda module, inputs, outputs: setattr(record, "outputs", outputs))
         )
         for bridge in bridges:
-            for hook in _record(record, bridge):
+            for hook in _add_hooks(record, bridge):
                 hooks.enter_context(hook)
         yield record
 
 
 def box_steps(model: E2EMobileFormer, outputs: dict) -> list[dict[str, Tensor]]:
-    """What the queries of E2E-MF predict after each of its blocks.
+    """Return the predictions of E2E-MF's queries after each block of its head.
 
     Args:
         model: the detector.
-        outputs: what it gave.
+        outputs: output of the detector.
 
     Returns:
-        For each block ``boxes`` ``(B, Q, 4)``, xyxy in 0..1 of the image, ``scores`` ``(B, Q)`` and ``labels``
-        ``(B, Q)`` of the best class, in the order of the queries.
+        One dictionary per block: ``boxes`` ``(B, Q, 4)``, xyxy normalised to [0, 1]; ``scores`` ``(B, Q)`` and
+        ``labels`` ``(B, Q)`` of each query's best class. Queries keep their order.
     """
     steps = []
     for step in (*outputs["auxiliary"], outputs):
@@ -137,27 +142,27 @@ def box_steps(model: E2EMobileFormer, outputs: dict) -> list[dict[str, Tensor]]:
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """The names of the blocks that :func:`bridge_attention` tells of; raises what :func:`recording` does."""
+    """Return the names of the blocks that :func:`recording` records; raise its errors."""
     return [bridge.name for bridge in _bridges(model)]
 
 
 @dataclass(frozen=True)
 class _Bridge:
-    """A block with a bridge; ``is_read`` tells whether anything reads the map that it gives."""
+    """A block with a bridge; ``map_is_used`` is False if no layer reads the block's output map."""
 
     name: str
     block: nn.Module
     stride: int
     input_stride: int
-    is_read: bool = True
+    map_is_used: bool = True
 
 
 def _bridges(model: nn.Module) -> list[_Bridge]:
     if isinstance(model, torch._dynamo.OptimizedModule):
-        raise InputError("the model is compiled, and its attention cannot be seen: give the one before torch.compile")
+        raise InputError("the attention of a compiled model cannot be recorded: give the model before torch.compile")
     if any(isinstance(module, DeployedBackbone | DeployedMobile) for module in model.modules()):
         raise InputError(
-            "the model is in its inference form, in which the bridge is folded into other layers: give the trained "
+            "the model is in its inference form, where the bridge is folded into other layers: give the trained "
             "model, before mobile_former.deploy"
         )
     found = []
@@ -168,25 +173,26 @@ def _bridges(model: nn.Module) -> list[_Bridge]:
             if isinstance(block, MobileFormerBlock) and _has_bridge(block):
                 found.append(_Bridge(f"backbone{number}", block, strides[number], strides[number - 1]))
     if isinstance(model, MobileFormer) and _has_bridge(model.classifier):
-        found.append(_Bridge("classifier", model.classifier, 32, 32, is_read=False))
+        found.append(_Bridge("classifier", model.classifier, 32, 32, map_is_used=False))
     if isinstance(model, E2EMobileFormer):
         last = len(model.blocks)
         for number, (block, stride) in enumerate(zip(model.blocks, model.strides, strict=True), start=1):
-            found.append(_Bridge(f"detector{number}", block, stride, stride, is_read=number < last))
+            found.append(_Bridge(f"detector{number}", block, stride, stride, map_is_used=number < last))
     if not found:
         raise InputError(
-            f"{type(model).__name__} has no bridge between a map and tokens: give a Mobile-Former, or a detector on it"
+            f"{type(model).__name__} has no bridge between a map and tokens: give a Mobile-Former, or a detector that "
+            "is built on it"
         )
     return found
 
 
 def _has_bridge(block: nn.Module) -> bool:
-    """Whether a block's bridge is there, or an ablation has taken it out."""
+    """Return whether a block has its bridge; ablations remove it."""
     return isinstance(block.to_former, MobileToFormer)
 
 
-def _record(record: Recording, bridge: _Bridge) -> list[RemovableHandle]:
-    """Hooks that add a block's attention to the record."""
+def _add_hooks(record: Recording, bridge: _Bridge) -> list[RemovableHandle]:
+    """Register hooks that add a block's attention to the record."""
     weights: dict[str, Tensor] = {}
 
     def keep(direction: str) -> Callable:
@@ -194,11 +200,11 @@ def _record(record: Recording, bridge: _Bridge) -> list[RemovableHandle]:
 
     def add(module: nn.Module, inputs: tuple, outputs: tuple | Tensor) -> None:
         to_former = weights["to_former"].unflatten(3, inputs[0].shape[2:])
-        to_mobile = weights["to_mobile"].unflatten(3, outputs[0].shape[2:]) if bridge.is_read else None
+        to_mobile = weights["to_mobile"].unflatten(3, outputs[0].shape[2:]) if bridge.map_is_used else None
         record.blocks.append(BlockAttention(bridge.name, bridge.stride, bridge.input_stride, to_former, to_mobile))
 
     block = bridge.block
     hooks = [block.to_former.attention.register_forward_hook(keep("to_former")), block.register_forward_hook(add)]
-    if bridge.is_read:
+    if bridge.map_is_used:
         hooks.append(block.to_mobile.attention.register_forward_hook(keep("to_mobile")))
     return hooks

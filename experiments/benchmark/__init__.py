@@ -1,1 +1,1 @@
-"""Speed of models and their peers, measured by turns: ``python -m experiments.benchmark``."""
+"""Benchmarks of inference and training: ``python -m experiments.benchmark``."""

@@ -1,17 +1,18 @@
-"""Time models and their peers by turns in one process: latency in several forms, or training's throughput.
+"""Time models of this project and other networks, interleaved in one process: inference latency or training speed.
 
     python -m experiments.benchmark --peers path/to/onnx_files                         # one image, one thread
     python -m experiments.benchmark --threads 1 2 --batch_sizes 1 32 --forms eager deployed compiled onnx
     python -m experiments.benchmark --training true --peers timm/mobilenetv3_large_100 --forms eager compiled
 
-Forms: ``eager`` (the model that is trained, in evaluation mode), ``deployed`` (``mobile_former.deploy`` of it),
-``compiled`` (``torch.compile`` of that) and ``onnx`` (that, exported, by ONNX Runtime on the CPU). Detectors are timed
-without what turns their outputs into boxes. All weights are random. A candidate takes its turn once a round, in an
-order drawn anew; ratios are medians of the rounds' ratios. Written to the output folder: benchmark.json, benchmark.md
-and benchmark.png, or training.json, training.md and training.png.
+Forms: ``eager`` (the trainable model in evaluation mode), ``deployed`` (its inference form, ``mobile_former.deploy``),
+``compiled`` (the inference form with ``torch.compile``) and ``onnx`` (the inference form exported to ONNX, run by ONNX
+Runtime on the CPU). Detectors are timed without their postprocessing. All weights are random. Each round times every
+candidate once, in random order; a ratio is the median of the rounds' ratios. The output folder gets benchmark.json,
+benchmark.md and benchmark.png, or training.json, training.md and training.png.
 """
 
 import contextlib
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -41,14 +42,15 @@ from experiments.benchmark.tables import latency_table, training_table
 from experiments.benchmark.training_speed import LAYOUTS, PRECISIONS, Kernel, TrainedModel, trace_step, train_model
 from experiments.interleaved import interleave, paired, quartiles
 from experiments.matching import now
-from mobile_former.errors import InputError, nearest
-from mobile_former.training.cli.command import Parser, require_writable, run_command
+from mobile_former.errors import InputError, first_line, nearest
+from mobile_former.training.cli.command import require_writable, run_command
+from mobile_former.training.cli.parser import Parser
 
 TRAINABLE_FORMS = ("eager", "compiled")
 
 
 def main() -> None:
-    """Time by the command line's options."""
+    """Run the benchmark given by the command line, print the table and write the files."""
     parser = Parser(prog="python -m experiments.benchmark", description=__doc__.partition("\n")[0])
     parser.add_argument("--training", type=bool, default=False, help="time training steps instead of inference")
     parser.add_argument(
@@ -56,77 +58,75 @@ def main() -> None:
         type=str,
         nargs="+",
         default=None,
-        help=(
-            "classifiers or detectors of this project; default: all seven classifiers, of training mobile_former_294m"
-        ),
+        help="classifiers or detectors of this project; default: all seven classifiers; training: mobile_former_294m",
     )
     parser.add_argument(
         "--peers",
         type=str,
         nargs="+",
         default=[],
-        help="ONNX files, folders of them, timm/NAME or transformers/NAME",
+        help="other networks: ONNX files, folders of ONNX files, timm/NAME or transformers/NAME",
     )
     parser.add_argument(
         "--earlier",
         type=Path | None,
         default=None,
-        help="a checkout of an earlier version of this project, whose classifiers are timed as well",
+        help="checkout of an earlier version of this project; its classifiers are timed too",
     )
     parser.add_argument(
         "--forms",
         type=str,
         nargs="+",
         default=None,
-        help=(
-            f"of {', '.join(FORMS)}; default: all but compiled; on a GPU all but compiled and onnx; of training eager"
-        ),
+        help=f"from {', '.join(FORMS)}; default: eager deployed onnx; on a GPU: eager deployed; training: eager",
     )
     parser.add_argument(
         "--threads",
         type=int,
         nargs="+",
         default=None,
-        help="threads of an operation on the CPU; default: 1, of training as many as PyTorch takes",
+        help="threads per operation on the CPU; default: 1; training: PyTorch's default",
     )
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=None, help="default: 1, of training 256")
-    parser.add_argument("--image_size", type=int, nargs="+", default=[224], help="pixels: a side, or height and width")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=None, help="default: 1; training: 256")
+    parser.add_argument(
+        "--image_size", type=int, nargs="+", default=[224], help="pixels: side of a square, or height and width"
+    )
     parser.add_argument(
         "--baseline",
         type=str | None,
         default=None,
-        help="what ratios refer to, as mobile_former_26m:eager; default: the first peer",
+        help="candidate that ratios refer to, for example mobile_former_26m:eager; default: the first peer",
     )
     parser.add_argument(
         "--layouts",
         type=str,
         nargs="+",
         default=None,
-        help=f"of training: {', '.join(LAYOUTS)}; default: both",
+        help=f"training only: from {', '.join(LAYOUTS)}; default: both",
     )
-    parser.add_argument("--precision", type=str | None, default=None, help="of training: bf16 (default) or float32")
+    parser.add_argument("--precision", type=str | None, default=None, help="training only: bf16 (default) or float32")
     parser.add_argument(
         "--trace",
         type=Path | None,
         default=None,
-        help="of training: a .json or .json.gz to write, the trace of the first candidate",
+        help="training only: .json or .json.gz file for the trace of the first candidate",
     )
-    parser.add_argument("--rounds", type=int, default=30, help="turns of each candidate that count")
-    parser.add_argument("--warmup", type=int, default=3, help="rounds before these that do not")
-    parser.add_argument("--repeat", type=int, default=1, help="runs in a turn, of which the median counts")
+    parser.add_argument("--rounds", type=int, default=30, help="timed rounds")
+    parser.add_argument("--warmup", type=int, default=3, help="rounds before the timed ones")
+    parser.add_argument("--repeat", type=int, default=1, help="runs of a candidate in each round; their median counts")
     parser.add_argument(
         "--device",
         type=str | None,
         default=None,
-        help="cpu or cuda; default: cpu, of training the GPU where there is one",
+        help="cpu or cuda; default: cpu; training: the GPU if there is one",
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder to write")
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="output folder")
     options = parser.parse_args()
     device = choose_device(options)
     complete(options, device)
     name = "training" if options.training else "benchmark"
     targets = {ending: options.output / f"{name}.{ending}" for ending in ("json", "md", "png")}
-    for target in filter(None, (*targets.values(), options.trace)):  # before the work, so that none is lost
+    for target in filter(None, (*targets.values(), options.trace)):  # before the timing, so that none is lost
         require_writable(target)
 
     machine = describe_machine(device)
@@ -135,8 +135,8 @@ def main() -> None:
         if options.training
         else (time_latency(options, device), latency_table, draw_latency)
     )
-    told = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    result = {"machine": machine, "options": told, "settings": settings}
+    used = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    result = {"machine": machine, "options": used, "settings": settings}
     targets["json"].write_text(json.dumps(result, indent=2) + "\n")
     targets["md"].write_text(table(result))
     draw(result, targets["png"])
@@ -146,10 +146,10 @@ def main() -> None:
 
 
 def choose_device(options: Namespace) -> torch.device:
-    """The device that is asked for, or the default.
+    """Return the device of ``--device``, or the default.
 
     Raises:
-        InputError: no device of PyTorch's, or one that is not there.
+        InputError: the device is neither cpu nor cuda, or it is not available.
     """
     if options.device is None:
         return torch.device("cuda" if options.training and torch.cuda.is_available() else "cpu")
@@ -159,20 +159,20 @@ def choose_device(options: Namespace) -> torch.device:
         device = torch.device(options.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--device {options.device}: {first_line(error)}") from error
     return device
 
 
 def complete(options: Namespace, device: torch.device) -> None:
-    """Put in the defaults that depend on other options, in place, and check.
+    """Set the defaults that depend on other options, in place, and check all values.
 
     Raises:
-        InputError: values out of range, or options that do not go together.
+        InputError: a value is out of range, or two options exclude each other.
     """
     training = options.training
     for name in ("layouts", "precision", "trace"):
         if options[name] is not None and not training:
-            raise InputError(f"--{name} is an option of training: give --training true, or leave it out")
+            raise InputError(f"--{name} is an option of training: add --training true, or leave it out")
     defaults = {
         "models": ["mobile_former_294m"] if training else mobile_former.list_models(),
         "forms": ["eager"] if training else ["eager", "deployed", "onnx"] if device.type == "cpu" else FORMS[:2],
@@ -206,24 +206,24 @@ def complete(options: Namespace, device: torch.device) -> None:
         raise InputError("--image_size: give one side, or height and width")
     options.image_size = [options.image_size[0], options.image_size[-1]]
     if training and len(options.threads) > 1:
-        raise InputError("--threads: training is timed with one number of threads")
+        raise InputError(f"--threads {options.threads}: training takes one number of threads, give only one")
     if options.trace and not options.trace.name.endswith((".json", ".json.gz")):
         raise InputError(f"--trace {options.trace}: give a name that ends in .json or .json.gz")
     if device.type == "cuda" and "onnx" in options.forms:
-        raise InputError("--forms onnx: ONNX Runtime is timed on the CPU; leave it out, or give --device cpu")
+        raise InputError("--forms onnx: ONNX Runtime is timed on the CPU only: leave it out, or give --device cpu")
 
 
 def time_latency(options: Namespace, device: torch.device) -> list[dict]:
-    """Time inference, for each number of threads and each batch size.
+    """Time inference for each number of threads and each batch size.
 
     Returns:
-        For each of these settings ``threads``, ``batch_size``, ``baseline`` (a label) and ``rows``, one a candidate:
-        see :func:`row`; ``madds`` (of an image) and ``speedup`` (times as fast as its eager form, None where that is
-        not timed) besides.
+        One dictionary per setting: ``threads``, ``batch_size``, ``baseline`` (a label) and ``rows``. A row holds a
+        candidate's figures, see :func:`row`, and also ``madds`` (multiply-adds of an image) and ``speedup`` (factor
+        over the candidate's eager form, None if that is not timed).
 
     Raises:
-        InputError: a candidate that is not known, cannot be built or cannot be run.
-        FileNotFoundError: no such peer.
+        InputError: a candidate is unknown, cannot be built or cannot be run.
+        FileNotFoundError: a peer does not exist.
     """
     settings = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -248,25 +248,27 @@ def time_latency(options: Namespace, device: torch.device) -> list[dict]:
                     own = seconds[candidate.label]
                     eager = seconds.get(f"{candidate.model}:eager")
                     speedup = None if eager is None else quartiles(paired(eager, own))[1]
-                    told = row(candidate, own, seconds[baseline], batch)
-                    rows.append(told | {"madds": candidate.madds, "speedup": speedup})
+                    figures = row(candidate, own, seconds[baseline], batch)
+                    rows.append(figures | {"madds": candidate.madds, "speedup": speedup})
                 settings.append({"threads": threads, "batch_size": batch, "baseline": baseline, "rows": rows})
     return settings
 
 
 def build_candidates(options: Namespace, device: torch.device, scratch: Path) -> list[Candidate]:
-    """All that is to be timed: models in their forms, earlier ones, peers.
+    """Build all candidates: this project's models in their forms, earlier versions of them, and peers.
 
     Raises:
-        InputError: a candidate that is not known, or cannot be built.
-        FileNotFoundError: no such peer.
+        InputError: a candidate is unknown or cannot be built.
+        FileNotFoundError: a peer does not exist.
     """
     peers = find_peers(options.peers)
     size = tuple(options.image_size)
     if files := [peer for peer in peers if isinstance(peer, Path) and device.type == "cuda"]:
-        raise InputError(f"--peers {files[0]}: ONNX Runtime is timed on the CPU; leave it out, or give --device cpu")
+        raise InputError(
+            f"--peers {files[0]}: ONNX Runtime is timed on the CPU only: leave it out, or give --device cpu"
+        )
     theirs: list[Candidate] = []
-    for peer in peers:  # first, since a mistake in one of them shows at once, and exporting ours takes long
+    for peer in peers:  # first, so that a wrong peer fails before the slow export of our models
         if isinstance(peer, Path):
             theirs.append(file_candidate(peer, size))
         else:
@@ -282,15 +284,15 @@ def build_candidates(options: Namespace, device: torch.device, scratch: Path) ->
 
 
 def time_training(options: Namespace, device: torch.device) -> list[dict]:
-    """Time training steps, for each batch size.
+    """Time training steps for each batch size.
 
     Returns:
-        For each batch size ``threads``, ``batch_size``, ``baseline`` (a label), ``rows``, one a candidate: see
-        :func:`row`; ``layout`` and ``memory`` (bytes, None on a CPU) besides; and ``trace``: None, or ``label``,
-        ``step_ms`` and ``kernels`` of what was traced.
+        One dictionary per batch size: ``threads``, ``batch_size``, ``baseline`` (a label), ``rows`` and ``trace``. A
+        row holds a candidate's figures, see :func:`row`, and also ``layout`` and ``memory`` (bytes, None on a CPU).
+        ``trace`` is None, or ``label``, ``step_ms`` and ``kernels`` of the traced candidate.
 
     Raises:
-        InputError: a candidate that is not known, cannot be built or does not fit.
+        InputError: a candidate is unknown, cannot be built or does not fit into memory.
     """
     creators = trainable(options)
     labels = [":".join(key) for key in creators]
@@ -323,11 +325,11 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
             traced = None
             if options.trace and batch == options.batch_sizes[0]:
                 milliseconds, kernels = trace_step(candidates[0].step, device, options.trace)
-                traced = tell_trace(candidates[0].label, milliseconds, kernels)
+                traced = trace_as_dict(candidates[0].label, milliseconds, kernels)
         rows = []
         for candidate in candidates:
-            told = row(candidate, seconds[candidate.label], seconds[baseline], batch)
-            rows.append(told | {"layout": candidate.layout, "memory": candidate.memory})
+            figures = row(candidate, seconds[candidate.label], seconds[baseline], batch)
+            rows.append(figures | {"layout": candidate.layout, "memory": candidate.memory})
         settings.append(
             {
                 "threads": options.threads[0],
@@ -341,24 +343,23 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
 
 
 def trainable(options: Namespace) -> dict[tuple[str, str, str], Callable[[], torch.nn.Module]]:
-    """What builds each model that is to be trained, by name, form and layout; mistakes in names show here.
+    """Return a function that builds each model to train, by name, form and layout; check the names.
 
     Raises:
-        InputError: a name that is not known, or not that of a classifier.
+        InputError: a name is unknown, or not that of a classifier.
     """
     for name in options.models:
         if name not in mobile_former.list_models():
-            raise InputError(f"--models: no classifier is {name!r}: {nearest(name, mobile_former.list_models())}")
+            raise InputError(f"--models: no classifier is named {name!r}: {nearest(name, mobile_former.list_models())}")
     for peer in find_peers(options.peers):
         if isinstance(peer, Path):
-            raise InputError(f"--peers {peer}: an ONNX file cannot be trained; give timm/NAME or transformers/NAME")
-        create_network(peer)  # whether there is one
-    ways = [(form, layout) for form in options.forms for layout in options.layouts]
+            raise InputError(f"--peers {peer}: an ONNX file cannot be trained: give timm/NAME or transformers/NAME")
+        create_network(peer)  # raises for an unknown name
     creators = {}
     for name in (*options.models, *options.peers):
-        for form, layout in ways:
+        for form, layout in itertools.product(options.forms, options.layouts):
             creators[name, form, layout] = partial(create_network, name)
-        # The compiler would look up the earlier version's functions in this one.
+        # Eager only: the compiler would look up the earlier version's functions in the current package.
         if options.earlier and name in options.models:
             for layout in options.layouts:
                 creators[f"earlier/{name}", "eager", layout] = partial(create_earlier, options.earlier, name)
@@ -366,18 +367,18 @@ def trainable(options: Namespace) -> dict[tuple[str, str, str], Callable[[], tor
 
 
 def row(candidate: Candidate | TrainedModel, seconds: Sequence[float], baseline: Sequence[float], batch: int) -> dict:
-    """A candidate's figures.
+    """Compute the figures of a candidate.
 
     Args:
-        candidate: whose they are.
-        seconds: of its turns.
-        baseline: of the baseline's turns, in the same rounds.
-        batch: images in each.
+        candidate: the candidate.
+        seconds: its time in each round.
+        baseline: the baseline's time in the same rounds.
+        batch: batch size.
 
     Returns:
-        ``label``, ``model``, ``form``, ``is_peer``; ``ms``, the median of a turn, and ``ms_quartiles``;
-        ``images_per_s``; ``ratio`` of the turn to the baseline's in the same round, the median, and
-        ``ratio_quartiles``; ``seconds``.
+        ``label``, ``model``, ``form`` and ``is_peer`` of the candidate; ``ms`` (median) and ``ms_quartiles``;
+        ``images_per_s``; ``ratio`` (median of the ratios to the baseline, round by round) and ``ratio_quartiles``;
+        ``seconds``.
     """
     low, middle, high = quartiles(seconds)
     ratio_low, ratio, ratio_high = quartiles(paired(seconds, baseline))
@@ -395,37 +396,37 @@ def row(candidate: Candidate | TrainedModel, seconds: Sequence[float], baseline:
     }
 
 
-def tell_trace(label: str, milliseconds: float, kernels: Sequence[Kernel]) -> dict:
-    """What was traced, as data."""
-    told = [{"name": kernel.name, "calls": kernel.calls, "ms": kernel.milliseconds} for kernel in kernels]
-    return {"label": label, "step_ms": milliseconds, "kernels": told}
+def trace_as_dict(label: str, milliseconds: float, kernels: Sequence[Kernel]) -> dict:
+    """Return a trace as a dictionary for JSON."""
+    rows = [{"name": kernel.name, "calls": kernel.calls, "ms": kernel.milliseconds} for kernel in kernels]
+    return {"label": label, "step_ms": milliseconds, "kernels": rows}
 
 
 def choose_baseline(given: str | None, labels: Sequence[str], peers: Sequence[str]) -> str:
-    """The label of what ratios refer to.
+    """Return the label of the candidate that ratios refer to.
 
     Args:
-        given: the one that is asked for.
-        labels: of all candidates.
-        peers: those of them that are other networks'; the default is the first of these, or else the first of all.
+        given: value of ``--baseline``; default: the first peer, or the first candidate if there are no peers.
+        labels: labels of all candidates.
+        peers: labels of the peers.
 
     Raises:
         InputError: no candidate has the given label.
     """
     if given is not None and given not in labels:
-        raise InputError(f"--baseline {given} is not among what is timed: {nearest(given, labels)}")
+        raise InputError(f"--baseline {given} is not timed: {nearest(given, labels)}")
     return given or (*peers, *labels)[0]
 
 
 def fixed_images(batch: int, image_size: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Images ``(batch, 3, H, W)`` of noise, always the same."""
+    """Return images of noise, ``(batch, 3, H, W)``, from a fixed seed."""
     return torch.randn(batch, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def time_rounds(
     runs: dict[str, Callable[[], object]], options: Namespace, device: torch.device, title: str
 ) -> dict[str, list[float]]:
-    """Seconds of each candidate's turns."""
+    """Return the seconds of each candidate in each timed round."""
     with progress(title, options.warmup + options.rounds) as advance:
         return interleave(
             runs,
@@ -439,16 +440,16 @@ def time_rounds(
 
 @contextlib.contextmanager
 def compiling() -> Iterator[None]:
-    """Within this, every model that is compiled has its own kernels, and none falls back to eager unnoticed."""
+    """Compile every model with kernels of its own inside the ``with`` block; none falls back to eager silently."""
     torch.compiler.reset()
-    # The limit counts all models whose forward is the same function.
+    # The limit counts all models that share a forward function.
     with torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True):
         yield
 
 
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar that moves when it is told to: one that redraws itself would take time from what is measured."""
+    """Show a progress bar that is redrawn only on request, since a refresh thread would disturb the timing."""
     terminal = Console(stderr=True)
     if not terminal.is_terminal:
         print(f"{title} …", flush=True)

@@ -1,4 +1,4 @@
-"""What the benchmark times: models by name in their forms, and peers."""
+"""Candidates of the benchmark: models of this project in each form, and other networks (peers)."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,47 +14,50 @@ import mobile_former
 from classification.baselines import create_baseline
 from experiments.benchmark.earlier import create_earlier
 from experiments.benchmark.onnx_graph import OnnxGraph
-from mobile_former.errors import InputError, nearest
+from mobile_former.errors import InputError, first_line, nearest
 from mobile_former.training.baselines import is_baseline
 from mobile_former.training.export.onnx_file import write_onnx
 
 FORMS = ("eager", "deployed", "compiled", "onnx")
-CLASSES = {"classifier": 1000, "detector": 80}  # ImageNet's and COCO's
+CLASSES = {"classifier": 1000, "detector": 80}  # as in ImageNet and COCO
+
+# Takes a number of threads and images (B, 3, H, W); returns a function that runs the model on them once.
+Prepare = Callable[[int, Tensor], Callable[[], object]]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model in one form, to be timed.
+    """A model to time, in one form.
 
     Attributes:
-        model: its name.
+        model: name of the model.
         form: one of ``FORMS``.
-        madds: multiply-adds of an image.
-        is_peer: whether it is of another library.
-        prepare: takes a number of threads and images ``(B, 3, H, W)``; gives what runs the model on them once.
+        madds: multiply-adds of one image.
+        is_peer: whether the model comes from another library.
+        prepare: returns a function that runs the model once on given images.
     """
 
     model: str
     form: str
     madds: int
     is_peer: bool
-    prepare: Callable[[int, Tensor], Callable[[], object]]
+    prepare: Prepare
 
     @property
     def label(self) -> str:
-        """The name by which it is told from all others."""
+        """A name that no other candidate has."""
         return self.model if self.model.endswith(".onnx") else f"{self.model}:{self.form}"
 
 
 def create_network(name: str) -> nn.Module:
-    """Build a classifier (of this project, timm or transformers) or a detector, with random weights.
+    """Build a classifier (of this project, timm or transformers) or a detector with random weights.
 
     Args:
-        name: what ``mobile_former.list_models()`` or ``detection.list_detectors()`` has, or a peer's ``timm/NAME`` or
+        name: a name in ``mobile_former.list_models()`` or ``detection.list_detectors()``, or ``timm/NAME`` or
             ``transformers/NAME``.
 
     Raises:
-        InputError: unknown name, or a library that cannot be imported.
+        InputError: the name is unknown, or the library cannot be imported.
     """
     if is_baseline(name):
         return create_baseline(name, CLASSES["classifier"])
@@ -62,24 +65,25 @@ def create_network(name: str) -> nn.Module:
         return detection.create_detector(name, CLASSES["detector"])
     if name not in mobile_former.list_models():
         known = [*mobile_former.list_models(), *detection.list_detectors()]
-        raise InputError(f"--models: there is no model {name!r}: {nearest(name, known)}")
+        raise InputError(f"--models: no model is named {name!r}: {nearest(name, known)}")
     return mobile_former.create_model(name, CLASSES["classifier"])
 
 
 def model_candidates(
     name: str, forms: Sequence[str], image_size: tuple[int, int], device: torch.device, scratch: Path
 ) -> list[Candidate]:
-    """A model of this project or of another library in all forms that are asked for.
+    """Return the candidates of one model of this project or of another library.
 
     Args:
-        name: as :func:`create_network` takes it.
-        forms: of ``FORMS``; other libraries' models are always timed eager, and compiled where that is asked for.
+        name: name of the model, see :func:`create_network`.
+        forms: some of ``FORMS``. Models of other libraries are always timed eager, and also compiled if ``forms`` has
+            that.
         image_size: height and width in pixels.
-        device: where it runs.
-        scratch: a folder for ONNX files.
+        device: device of the model.
+        scratch: folder for ONNX files.
 
     Raises:
-        InputError: unknown name, or a library that cannot be imported.
+        InputError: the name is unknown, or the library cannot be imported.
     """
     network = create_network(name)
     madds = mobile_former.cost(network, image_size).madds
@@ -99,45 +103,45 @@ def model_candidates(
 
 
 def earlier_candidate(checkout: Path, name: str, madds: int, device: torch.device) -> Candidate:
-    """A classifier as an earlier version of this project has it, trainable.
+    """Return a classifier of an earlier version of this project as a candidate, in its trainable form.
 
     Args:
-        checkout: a folder with that version.
-        name: the classifier.
-        madds: multiply-adds of an image, which are those of this version's.
-        device: where it runs.
+        checkout: folder of that version.
+        name: name of the classifier.
+        madds: multiply-adds of one image; equal in both versions.
+        device: device of the model.
 
     Raises:
-        InputError: there is no such version.
+        InputError: see :func:`~experiments.benchmark.earlier.create_earlier`.
     """
     network = create_earlier(checkout, name).to(device).eval()
     return Candidate(f"earlier/{name}", "eager", madds, False, _module(network))
 
 
 def file_candidate(path: Path, image_size: tuple[int, int]) -> Candidate:
-    """A peer in an ONNX file.
+    """Return a peer from an ONNX file.
 
     Args:
         path: the file.
         image_size: height and width in pixels.
 
     Raises:
-        InputError: no ONNX file, or none of a network that takes such images.
-        FileNotFoundError: no such file.
+        InputError: the file is not an ONNX file, or its network does not take images of this size.
+        FileNotFoundError: the file does not exist.
     """
     graph = OnnxGraph(path)
     return Candidate(f"{path.stem}.onnx", "onnx", graph.madds(image_size), True, graph.prepare)
 
 
 def find_peers(given: Sequence[str]) -> list[str | Path]:
-    """Names and ONNX files of peers.
+    """Return the names and the ONNX files of the peers.
 
     Args:
-        given: ``timm/NAME``, ``transformers/NAME``, files, and folders of ``.onnx`` files.
+        given: values of ``--peers``: ``timm/NAME``, ``transformers/NAME``, ``.onnx`` files, and folders of them.
 
     Raises:
-        InputError: a folder without such files, or two files of one name.
-        FileNotFoundError: neither a library's name nor a file.
+        InputError: a folder has no ``.onnx`` file, or two files have the same name.
+        FileNotFoundError: a value is neither a model of another library nor a file.
     """
     peers: list[str | Path] = []
     for peer in given:
@@ -147,40 +151,42 @@ def find_peers(given: Sequence[str]) -> list[str | Path]:
         elif path.is_dir():
             files = sorted(path.glob("*.onnx"))
             if not files:
-                raise InputError(f"--peers {path}: there is no .onnx file in it")
+                raise InputError(f"--peers {path}: the folder has no .onnx file")
             peers += files
         elif path.is_file():
             peers.append(path)
         else:
-            raise FileNotFoundError(f"--peers: no file {peer}; give timm/NAME, transformers/NAME, or .onnx files")
+            raise FileNotFoundError(
+                f"--peers: the file {peer} does not exist: give timm/NAME, transformers/NAME, or .onnx files"
+            )
     peers = list(dict.fromkeys(peers))
     stems = [peer.stem for peer in peers if isinstance(peer, Path)]
     if twice := [stem for stem in stems if stems.count(stem) > 1]:
-        raise InputError(f"--peers: several files are named {twice[0]}.onnx, and could not be told apart: rename one")
+        raise InputError(f"--peers: several files are named {twice[0]}.onnx: rename them, so that labels are unique")
     return peers
 
 
-def _module(network: nn.Module) -> Callable[[int, Tensor], Callable[[], object]]:
+def _module(network: nn.Module) -> Prepare:
     return lambda threads, images: lambda: network(images)
 
 
-def _compiled(network: nn.Module, name: str) -> Callable[[int, Tensor], Callable[[], object]]:
+def _compiled(network: nn.Module, name: str) -> Prepare:
     def prepare(threads: int, images: Tensor) -> Callable[[], object]:
-        # Anew for each setting: kernels are made for a batch size and a number of threads.
+        # Compiled for each setting, since kernels depend on the batch size and the number of threads.
         compiled = torch.compile(network, dynamic=False)
         try:
             with torch.inference_mode():
                 compiled(images)
         except torch._dynamo.exc.TorchDynamoException as error:
             raise InputError(
-                f"{name} cannot be compiled here ({str(error).splitlines()[0]}): leave compiled out of --forms"
+                f"{name} cannot be compiled on this machine ({first_line(error)}): leave compiled out of --forms"
             ) from error
         return lambda: compiled(images)
 
     return prepare
 
 
-def _exported(network: nn.Module, image_size: tuple[int, int], path: Path) -> Callable[[int, Tensor], Callable]:
+def _exported(network: nn.Module, image_size: tuple[int, int], path: Path) -> Prepare:
     @functools.cache
     def graph() -> OnnxGraph:
         outputs = _Outputs(network)
@@ -202,10 +208,10 @@ def _exported(network: nn.Module, image_size: tuple[int, int], path: Path) -> Ca
 
 
 class _Outputs(nn.Module):
-    """A network whose outputs are a tuple of tensors, as exporting wants them: a detector's are a dictionary.
+    """Wraps a network to return a tuple of tensors, which the exporter needs; detectors return a dictionary.
 
     Args:
-        network: takes images.
+        network: a network that takes images.
     """
 
     def __init__(self, network: nn.Module):
@@ -213,5 +219,5 @@ class _Outputs(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """All tensors that the network gives for images ``(B, 3, H, W)``."""
+        """Return all output tensors for images ``(B, 3, H, W)``."""
         return tuple(leaf for leaf in tree_leaves(self.network(images)) if isinstance(leaf, Tensor))

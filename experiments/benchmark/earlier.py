@@ -1,4 +1,4 @@
-"""The backbone of an earlier version, beside this one in the same process."""
+"""Classifiers of an earlier version of this project, built next to the current version in one process."""
 
 import importlib
 import sys
@@ -10,31 +10,31 @@ from mobile_former.errors import InputError
 
 
 def create_earlier(checkout: Path, name: str) -> nn.Module:
-    """Build a classifier by the package ``mobile_former`` of another checkout; this version's stays as it is.
+    """Build a classifier with the package ``mobile_former`` of another checkout; the current package stays in place.
 
     Args:
-        checkout: a folder with an earlier version of this repository, as ``git worktree add`` makes it.
-        name: the model.
+        checkout: folder of another version of this repository, for example from ``git worktree add``.
+        name: name of the model.
 
     Raises:
-        InputError: there is no such package, or it cannot be imported.
+        InputError: the folder has no such package, or the package cannot be imported or does not have the model.
     """
     if not (checkout / "mobile_former" / "__init__.py").is_file():
-        raise InputError(f"{checkout} holds no earlier version: make one by 'git worktree add {checkout} COMMIT'")
-    own = _pop_package()
+        raise InputError(f"{checkout} has no earlier version: create one with 'git worktree add {checkout} COMMIT'")
+    path, finders, own = list(sys.path), list(sys.meta_path), _pop_package()
     sys.path.insert(0, str(checkout.resolve()))
     try:
-        package = importlib.import_module("mobile_former")
-        return package.create_model(name)
-    except (ImportError, ValueError) as error:  # its InputError is another than ours
+        return importlib.import_module("mobile_former").create_model(name)
+    except (ImportError, ValueError) as error:  # the other package's InputError is a ValueError too
         raise InputError(f"the version in {checkout} cannot be imported, or has no {name}: {error}") from error
     finally:
-        sys.path.remove(str(checkout.resolve()))
+        # Earlier versions add an import hook for timm, which would look for their modules in the current package.
+        sys.path[:], sys.meta_path[:] = path, finders
         _pop_package()
         sys.modules.update(own)
 
 
 def _pop_package() -> dict:
-    """Take the package's modules out of those that Python knows; classes made from them live on."""
+    """Remove the package's modules from ``sys.modules`` and return them; classes made from them stay usable."""
     names = [name for name in sys.modules if name.partition(".")[0] == "mobile_former"]
     return {name: sys.modules.pop(name) for name in names}

@@ -1,4 +1,4 @@
-"""The benchmark's figures as pictures."""
+"""Plots of the benchmark's results."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from experiments.benchmark.candidates import FORMS
 from experiments.benchmark.machine import in_words
 from mobile_former.training.run.figures import COLOURS
 
-MARKERS = "osD^"  # of the forms
-LINES = ("-", "--", ":", "-.")  # of the families
+MARKERS = "osD^"  # one per form
+LINES = ("-", "--", ":", "-.")  # one per model family
 
 
 def draw_latency(result: dict, path: Path) -> None:
-    """Draw latency against multiply-adds, both logarithmic: a line for each form of ours, a named point for each peer.
+    """Plot latency against multiply-adds, both logarithmic: a line per form of our models, a labelled point per peer.
 
     Args:
-        result: what ``benchmark.json`` holds.
-        path: the picture.
+        result: content of ``benchmark.json``.
+        path: picture to write.
     """
     settings = result["settings"]
     columns = min(2, len(settings))
@@ -40,11 +40,11 @@ def draw_latency(result: dict, path: Path) -> None:
 
 
 def draw_training(result: dict, path: Path) -> None:
-    """Draw throughput, and on a GPU memory, as a bar for each candidate.
+    """Plot a bar per candidate with its throughput; on a GPU a second one with its memory.
 
     Args:
-        result: what ``training.json`` holds.
-        path: the picture.
+        result: content of ``training.json``.
+        path: picture to write.
     """
     settings = result["settings"]
     on_gpu = settings[0]["rows"][0]["memory"] is not None
@@ -53,7 +53,7 @@ def draw_training(result: dict, path: Path) -> None:
     figure = Figure(figsize=(13 if on_gpu else 9, height), layout="constrained")
     grid = figure.subplots(len(settings), 1 + on_gpu, squeeze=False, sharey="row")
     for axes, setting in zip(grid, settings, strict=True):
-        rows = setting["rows"][::-1]  # the first at the top
+        rows = setting["rows"][::-1]  # draws the first row at the top
         names = [f"{row['model']}, {row['form']}, {row['layout'].replace('_', ' ')}" for row in rows]
         colours = [COLOURS[4] if row["is_peer"] else COLOURS[0] for row in rows]
         speeds = [row["images_per_s"] for row in rows]
@@ -63,12 +63,12 @@ def draw_training(result: dict, path: Path) -> None:
         bars = axes[0].barh(range(len(rows)), speeds, color=colours, xerr=spread, capsize=3)
         axes[0].bar_label(bars, [f"{speed:.3g}" if speed < 1000 else f"{speed:.0f}" for speed in speeds], padding=6)
         axes[0].set_yticks(range(len(rows)), names, parse_math=False)
-        axes[0].set_xlabel(f"images a second, batches of {batch}")
+        axes[0].set_xlabel(f"images per second, batches of {batch}")
         if on_gpu:
             memory = [row["memory"] / 2**30 for row in rows]
             bars = axes[1].barh(range(len(rows)), memory, color=colours)
             axes[1].bar_label(bars, [f"{value:.1f}" for value in memory], padding=4)
-            axes[1].set_xlabel("GiB at a step's peak")
+            axes[1].set_xlabel("peak memory of a step (GiB)")
         for axis in axes:
             axis.margins(x=0.15)
             axis.grid(alpha=0.3, axis="x")
@@ -95,7 +95,7 @@ def _draw_setting(axis: Axes, setting: dict) -> None:
         for row, place in zip(theirs, places, strict=True):
             _name(axis, row["model"].removesuffix(".onnx"), place, below=True)
     own = sorted((row for row in rows if not row["is_peer"]), key=lambda row: row["ms"])
-    # Variants are named where they are slowest, those of an earlier version with them.
+    # One label per variant, earlier versions included, above its slowest point.
     for (name, madds), slowest in {(row["model"].rpartition("_")[2], row["madds"]): row for row in own}.items():
         _name(axis, name, (madds / 1e6, slowest["ms"] / batch))
     axis.set_xscale("log")
@@ -105,8 +105,8 @@ def _draw_setting(axis: Axes, setting: dict) -> None:
         direction.set_major_formatter(StrMethodFormatter("{x:g}"))
         direction.set_minor_formatter(NullFormatter())
     axis.margins(0.12)
-    axis.set_xlabel("multiply-adds of an image (millions)")
-    axis.set_ylabel("milliseconds an image")
+    axis.set_xlabel("multiply-adds per image (millions)")
+    axis.set_ylabel("milliseconds per image")
     axis.set_title(f"{setting['threads']} thread{'s' if setting['threads'] > 1 else ''}, batch {batch}", fontsize=11)
     axis.grid(alpha=0.3)
 
@@ -137,5 +137,5 @@ def _subtitle(figure: Figure, result: dict) -> None:
     options = result["options"]
     height, width = options["image_size"]
     precision = f"{options['precision']}, " if options["training"] else ""
-    what = f"{height}x{width} pixels, {precision}medians of {options['rounds']} interleaved rounds"
-    figure.suptitle(f"{in_words(result['machine'])}\n{what}", fontsize=8, parse_math=False)
+    method = f"{height}x{width} pixels, {precision}medians of {options['rounds']} interleaved rounds"
+    figure.suptitle(f"{in_words(result['machine'])}\n{method}", fontsize=8, parse_math=False)

@@ -1,4 +1,4 @@
-"""What a measurement was made on: the machine's name and the versions of what ran."""
+"""Description of the machine and the package versions behind a measurement."""
 
 import importlib.metadata
 import os
@@ -9,14 +9,14 @@ import torch
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:
-    """The machine in figures and names.
+    """Return a description of the machine.
 
     Args:
-        device: what is measured on; a GPU is named where it is one.
+        device: device of the measurement.
 
     Returns:
-        ``cpu``, ``cores`` (that this process may use), ``system``, ``load`` (processes that wanted a core in the last
-        minute, None where the system does not tell), ``gpu`` (None on a CPU), and ``versions`` by package.
+        ``cpu``, ``cores`` (available to this process), ``system``, ``load`` (load average of the last minute, None if
+        the system has none), ``gpu`` (None on a CPU), and ``versions`` by package.
     """
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     packages = ("torch", "onnxruntime", "timm", "transformers")
@@ -31,10 +31,10 @@ def describe_machine(device: torch.device) -> dict[str, object]:
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name, as the system tells it; where it has none, its architecture.
+    """Return the processor's name, or its architecture if the system reports no name.
 
     Args:
-        cpuinfo: Linux's list of cores.
+        cpuinfo: Linux's file with the description of each core.
     """
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():
@@ -45,14 +45,14 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def in_words(machine: dict) -> str:
-    """The machine in a sentence without its full stop."""
+    """Return the machine's description as text."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     gpu = f"{machine['gpu']}; " if machine["gpu"] else ""
     return f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {versions}"
 
 
 def _version(package: str) -> str | None:
-    # From the package itself, torch would tell of its build as well; importing all of them would take seconds.
+    # Not __version__: torch's includes the build, and importing all packages takes seconds.
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

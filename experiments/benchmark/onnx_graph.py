@@ -1,4 +1,4 @@
-"""ONNX files of other models: read, brought to a batch and image size, their multiply-adds counted, run."""
+"""ONNX files: set the batch and image size, count multiply-adds, run with ONNX Runtime."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mobile_former.errors import InputError
+from mobile_former.errors import InputError, first_line
 from mobile_former.training.extras import import_extra
 
 if TYPE_CHECKING:
@@ -15,37 +15,38 @@ if TYPE_CHECKING:
 
 
 class OnnxGraph:
-    """A network in an ONNX file, that takes images and nothing else.
+    """A network in an ONNX file whose only input is images.
 
     Args:
         path: the file.
 
     Raises:
-        InputError: no ONNX file, one whose only input is not ``(B, 3, H, W)``, or a library is missing.
-        FileNotFoundError: no such file.
+        InputError: the file is not an ONNX file, its network has another input than ``(B, 3, H, W)``, or onnx or
+            onnxruntime is not installed.
+        FileNotFoundError: the file does not exist.
     """
 
     def __init__(self, path: Path):
         onnx = import_extra("onnx", "export", f"{path} needs onnx")
-        import_extra("onnxruntime", "export", f"{path} needs onnxruntime")  # needed later, said now
+        import_extra("onnxruntime", "export", f"{path} needs onnxruntime")  # fails before any timing
         from google.protobuf.message import DecodeError
 
         if not path.is_file():
-            raise FileNotFoundError(f"no ONNX file {path}")
+            raise FileNotFoundError(f"the ONNX file {path} does not exist")
         try:
             self._model = onnx.load(path)
         except DecodeError as error:
-            raise InputError(f"{path} is no ONNX file: {error}") from error
+            raise InputError(f"{path} is not an ONNX file: {error}") from error
         weights = {tensor.name for tensor in self._model.graph.initializer}
         inputs = [given for given in self._model.graph.input if given.name not in weights]
-        if not inputs:  # protobuf takes many a file for an empty model
-            raise InputError(f"{path} is no ONNX file: it holds no graph with an input")
+        if not inputs:  # protobuf reads many other files as an empty model
+            raise InputError(f"{path} is not an ONNX file: it has no graph with an input")
         self.path = path
         self._input = inputs[0]
-        self._shape = [size.dim_value for size in self._input.type.tensor_type.shape.dim]  # 0 where it is free
+        self._shape = [size.dim_value for size in self._input.type.tensor_type.shape.dim]  # 0: dynamic
         if len(inputs) > 1 or len(self._shape) != 4 or self._shape[1] not in {0, 3}:
-            told = ", ".join(f"{given.name} {_dimensions(given)}" for given in inputs)
-            raise InputError(f"{path} takes {told}: only graphs of images (B, 3, H, W) can be timed")
+            names = ", ".join(f"{given.name} {_dimensions(given)}" for given in inputs)
+            raise InputError(f"{path} takes {names}: give a graph that takes only images (B, 3, H, W)")
 
     def madds(self, image_size: tuple[int, int]) -> int:
         """Count the multiply-adds of convolutions and matrix products for one image.
@@ -54,7 +55,7 @@ class OnnxGraph:
             image_size: height and width in pixels.
 
         Raises:
-            InputError: images of another size, or shapes that cannot be told without running it.
+            InputError: the graph takes images of another size, or its shapes cannot be inferred without running it.
         """
         import onnx
 
@@ -68,7 +69,7 @@ class OnnxGraph:
                 continue
             output, second = shapes.get(node.output[0], []), shapes.get(node.input[1], [])
             if node.op_type == "Conv":
-                terms = math.prod(second[1:])  # weight (out, in / groups, height, width)
+                terms = math.prod(second[1:])  # weight: (out, in / groups, height, width)
             elif node.op_type == "MatMul":
                 terms = second[-2] if len(second) > 1 else math.prod(second)
             else:
@@ -77,52 +78,50 @@ class OnnxGraph:
             count = math.prod(output) * terms
             if not output or not second or not count:
                 raise InputError(
-                    f"{self.path}: the multiply-adds of {node.op_type} {node.name!r} cannot be counted, since its "
-                    "shapes are not known: export it with fixed sizes"
+                    f"{self.path}: the multiply-adds of {node.op_type} {node.name!r} cannot be counted, because its "
+                    "shapes are unknown: export the model with fixed sizes"
                 )
             total += count
         return total
 
     def prepare(self, threads: int, images: Tensor) -> Callable[[], object]:
-        """Make a session of ONNX Runtime on the CPU, for images of one size.
+        """Create an ONNX Runtime session on the CPU for images of one size.
 
         Args:
-            threads: that one operation may use.
+            threads: number of threads per operation.
             images: ``(B, 3, H, W)`` float32.
 
         Returns:
-            What runs the graph once on these images.
+            A function that runs the graph once on these images.
 
         Raises:
-            InputError: the graph takes no images of this size, or cannot be run with them.
+            InputError: the graph does not take images of this size, or it fails on them.
         """
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Waiting threads would spin, and take the cores from whoever has its turn.
+        # Idle threads would spin and take the cores from the other candidates.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3  # errors: they are raised besides
+        options.log_severity_level = 3  # errors only
         sized = self._sized(len(images), tuple(images.shape[2:])).SerializeToString()
         feed = {self._input.name: images.numpy(force=True)}
         try:
             session = onnxruntime.InferenceSession(sized, options, providers=["CPUExecutionProvider"])
             session.run(None, feed)
-        except Exception as error:  # ONNX Runtime's own share no base but this
-            raise InputError(
-                f"{self.path} cannot be run on images {tuple(images.shape)}: {str(error).splitlines()[0]}"
-            ) from error
+        except Exception as error:  # the only base class of ONNX Runtime's errors
+            raise InputError(f"{self.path} fails on images {tuple(images.shape)}: {first_line(error)}") from error
         return lambda: session.run(None, feed)
 
     def _sized(self, batch: int, image_size: tuple[int, int]) -> "onnx.ModelProto":
-        """The model with an input of fixed size, and of its other shapes nothing that would contradict it."""
+        """Return the model with a fixed input size; shapes that could contradict it are removed."""
         import onnx
 
         height, width = self._shape[2:]
         if (height or image_size[0], width or image_size[1]) != image_size:
             raise InputError(
-                f"{self.path} takes images of {height}x{width} pixels, not of {image_size[0]}x{image_size[1]}: "
+                f"{self.path} takes images of {height}x{width} pixels, not {image_size[0]}x{image_size[1]}: "
                 f"give --image_size {height} {width}, or leave it out of --peers"
             )
         model = onnx.ModelProto()

@@ -1,18 +1,18 @@
-"""The benchmark's figures as tables in Markdown."""
+"""Markdown tables of the benchmark's results."""
 
 from experiments.benchmark.candidates import FORMS
 from experiments.benchmark.machine import in_words
 from experiments.runs import in_units
 
-KERNELS = 15  # in the table of a trace
-LONGEST_NAME = 80  # characters; kernels made by templates have names of thousands
+KERNELS = 15  # rows in the table of a trace
+LONGEST_NAME = 80  # characters; names of template kernels have thousands
 
 
 def latency_table(result: dict) -> str:
-    """Latencies: for each setting a table of models by forms, and one with the spread of each.
+    """Return the tables of latencies: for each setting one of models by forms, and one with quartiles.
 
     Args:
-        result: what ``benchmark.json`` holds.
+        result: content of ``benchmark.json``.
     """
     options = result["options"]
     height, width = options["image_size"]
@@ -21,10 +21,10 @@ def latency_table(result: dict) -> str:
         rows, batch = setting["rows"], setting["batch_size"]
         parts += [f"## {_setting(setting)}", _by_form(rows)]
         parts.append(
-            f"Milliseconds {'an image' if batch == 1 else f'a batch of {batch}'}, and in parentheses the ratio to "
+            f"Milliseconds per {'image' if batch == 1 else f'batch of {batch}'}; in parentheses: ratio to "
             f"{setting['baseline']}."
         )
-        header = ["model", "form", "ms (quartiles)", "images/s", "ratio (quartiles)", "times as fast as eager"]
+        header = ["model", "form", "ms (quartiles)", "images/s", "ratio (quartiles)", "speed-up over eager"]
         lines = [
             [
                 row["model"],
@@ -41,17 +41,17 @@ def latency_table(result: dict) -> str:
 
 
 def training_table(result: dict) -> str:
-    """Throughputs and memory: for each batch size a table, and one of what was traced.
+    """Return the tables of throughput and memory for each batch size, and the table of the trace.
 
     Args:
-        result: what ``training.json`` holds.
+        result: content of ``training.json``.
     """
     options = result["options"]
     height, width = options["image_size"]
-    told = f"images of {height}x{width} pixels, {options['precision']}, forward, loss, backward and AdamW"
-    parts = ["# Training", _measured(result, told)]
+    step = f"images of {height}x{width} pixels, {options['precision']}, forward, loss, backward and AdamW"
+    parts = ["# Training", _measured(result, step)]
     for setting in result["settings"]:
-        header = ["model", "form", "layout", "ms a step (quartiles)", "images/s", "ratio of times (quartiles)", "GiB"]
+        header = ["model", "form", "layout", "ms per step (quartiles)", "images/s", "ratio of times (quartiles)", "GiB"]
         lines = [
             [
                 row["model"],
@@ -65,9 +65,7 @@ def training_table(result: dict) -> str:
             for row in setting["rows"]
         ]
         parts += [f"## {_setting(setting)}", _table(header, lines)]
-        parts.append(
-            f"Ratios of a step's time to that of {setting['baseline']}. GiB: most that was allocated at a time."
-        )
+        parts.append(f"Ratio: time of a step over that of {setting['baseline']}. GiB: peak of allocated memory.")
         if setting["trace"]:
             parts.append(_trace(setting["trace"]))
     return "\n\n".join(parts) + "\n"
@@ -90,16 +88,16 @@ def _trace(trace: dict) -> str:
         for kernel in trace["kernels"][:KERNELS]
     ]
     return (
-        f"What a step of {trace['label']} spends its time on: its kernels take {total:.1f} of {trace['step_ms']:.1f} "
-        "ms under the profiler.\n\n" + _table(["kernel", "calls a step", "ms a step", "of all kernels"], lines)
+        f"Kernels of a step of {trace['label']}: they take {total:.1f} of the step's {trace['step_ms']:.1f} ms under "
+        "the profiler.\n\n" + _table(["kernel", "calls per step", "ms per step", "share of all kernels"], lines)
     )
 
 
-def _measured(result: dict, what: str) -> str:
+def _measured(result: dict, workload: str) -> str:
     options, machine = result["options"], result["machine"]
-    load = "" if machine["load"] is None else f" Load average when it began: {machine['load']}."
+    load = "" if machine["load"] is None else f" Load average at the start: {machine['load']}."
     runs = "" if options["repeat"] == 1 else f", each the median of {options['repeat']} runs"
-    return f"{in_words(machine)}. Medians of {options['rounds']} interleaved rounds{runs}; {what}.{load}"
+    return f"{in_words(machine)}. Medians of {options['rounds']} interleaved rounds{runs}; {workload}.{load}"
 
 
 def _setting(setting: dict) -> str:

@@ -1,4 +1,4 @@
-"""Speed and memory of a training step on data that need not be loaded, and what its time goes into."""
+"""Speed, memory and trace of a training step on data that is already on the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from experiments.matching import now
-from mobile_former.errors import InputError
+from mobile_former.errors import InputError, first_line
 from mobile_former.training.optimisation import parameter_groups
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -20,15 +20,15 @@ TRACED_STEPS = 3
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model in one layout and form, to be trained.
+    """A model in training, in one form and memory layout.
 
     Attributes:
-        model: its name.
+        model: name of the model.
         form: "eager" or "compiled".
-        layout: of ``LAYOUTS``.
-        is_peer: whether it is of another library.
-        step: one step of training.
-        memory: bytes that such a training needs at its peak when it is alone, without CUDA's own; None on a CPU.
+        layout: one of ``LAYOUTS``.
+        is_peer: whether the model comes from another library.
+        step: runs one training step.
+        memory: peak memory in bytes of this training by itself, without CUDA's own; None on a CPU.
     """
 
     model: str
@@ -40,7 +40,7 @@ class TrainedModel:
 
     @property
     def label(self) -> str:
-        """The name by which it is told from all others."""
+        """A name that no other candidate has."""
         return f"{self.model}:{self.form}:{self.layout}"
 
 
@@ -55,20 +55,20 @@ def train_model(
     labels: Tensor,
     is_peer: bool = False,
 ) -> TrainedModel:
-    """Build a classifier and its optimiser, take the first steps, and measure memory.
+    """Build a classifier and its optimiser, run the first steps, and measure memory.
 
     Args:
-        name: of the model.
-        create: builds it.
+        name: name of the model.
+        create: builds the model.
         form: "eager" or "compiled".
-        layout: of ``LAYOUTS``, for weights and images.
-        precision: "bf16" (by autocast, weights in float32) or "float32".
+        layout: one of ``LAYOUTS``, for weights and images.
+        precision: "bf16" (autocast, weights in float32) or "float32".
         images: ``(B, 3, H, W)`` on the device.
         labels: ``(B,)`` on the device.
-        is_peer: whether it is of another library.
+        is_peer: whether the model comes from another library.
 
     Raises:
-        InputError: too little memory, or a model that cannot be compiled here.
+        InputError: the GPU's memory is too small, or the model cannot be compiled on this machine.
     """
     device = images.device
     images = images.to(memory_format=LAYOUTS[layout])
@@ -85,18 +85,18 @@ def train_model(
         optimizer.zero_grad()
 
     try:
-        for _ in range(2):  # the optimiser's state comes with the first
+        for _ in range(2):  # the first step allocates the optimiser's state
             step()
         resident = _allocated(device) - before + images.nbytes
         return TrainedModel(name, form, layout, is_peer, step, _peak(device, step, resident))
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"{name} ({form}, {layout}) does not fit the GPU with batches of {len(images)}: lower --batch_sizes, or "
-            "give fewer models"
+            f"{name} ({form}, {layout}) does not fit into the GPU's memory with batches of {len(images)}: lower "
+            "--batch_sizes, or give fewer models"
         ) from error
     except torch._dynamo.exc.TorchDynamoException as error:
         raise InputError(
-            f"{name} cannot be compiled here ({str(error).splitlines()[0]}): leave compiled out of --forms"
+            f"{name} cannot be compiled on this machine ({first_line(error)}): leave compiled out of --forms"
         ) from error
 
 
@@ -105,7 +105,7 @@ def _allocated(device: torch.device) -> int:
 
 
 def _peak(device: torch.device, step: Callable[[], None], resident: int) -> int | None:
-    """Bytes at a step's peak, less those of whatever else lies on the GPU."""
+    """Return the peak memory of a step in bytes, without the memory of other candidates on the GPU."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
@@ -117,12 +117,12 @@ def _peak(device: torch.device, step: Callable[[], None], resident: int) -> int 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What of a step's time goes into one kernel (on a CPU: one operation of PyTorch, less those that it calls).
+    """Time of one kernel in a training step (on a CPU: one PyTorch operation without the operations that it calls).
 
     Attributes:
-        name: of the kernel.
-        calls: a step.
-        milliseconds: a step.
+        name: name of the kernel.
+        calls: number of calls per step.
+        milliseconds: time per step.
     """
 
     name: str
@@ -131,16 +131,16 @@ class Kernel:
 
 
 def trace_step(step: Callable[[], None], device: torch.device, path: Path) -> tuple[float, list[Kernel]]:
-    """Trace a few steps, and write the trace for chrome://tracing or Perfetto.
+    """Trace a few steps and write the trace for chrome://tracing or Perfetto.
 
     Args:
-        step: that has been run before.
-        device: where it runs.
-        path: a ``.json`` or ``.json.gz`` to write.
+        step: a step that has run before.
+        device: device of the step.
+        path: ``.json`` or ``.json.gz`` file to write.
 
     Returns:
-        Milliseconds of a step under the profiler, and its kernels, those that take longest first. On a GPU, what their
-        sum lacks of the step is time in which it waited.
+        Milliseconds per step under the profiler, and the kernels, slowest first. On a GPU, the difference between the
+        step and the sum of its kernels is idle time.
     """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as trace:

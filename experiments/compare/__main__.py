@@ -2,33 +2,30 @@
 
     python -m experiments.compare --config experiments/configs/sign_digits.yaml --data.root DIR
 
-The config names the task, its recipe, the options of all runs, the seeds, and the models by the options that tell them
-apart; any other option goes to every run. Run it again, and it goes on where it stopped: finished runs
-stay, interrupted ones continue, failed ones are tried once more. Written to the output folder: the runs, a log of each,
+The config names the task, its recipe, the options of all runs, the seeds, and the options of each model. Any other
+command-line option is passed to every run. Run the same command again to continue an interrupted comparison: finished
+runs are kept, interrupted runs resume, failed runs are tried again. The output folder has the runs, their logs,
 comparison.md, comparison.json and comparison.png.
 """
 
+import shlex
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.compare.plan import plan_runs, read_plan, train
+from experiments.compare.plan import Run, plan_runs, read_plan
 from experiments.compare.report import compare, report
-from experiments.runs import (
-    find_config,
-    last_error,
-    require_same_options,
-    trainings_parser,
-)
+from experiments.runs import find_config, last_error, require_same_options, trainings_parser
 from mobile_former.training.cli.command import run_command
 
 
 def main() -> None:
-    """Train what is not yet trained, then compare."""
+    """Train the runs that are not finished, then compare the models."""
     parser = trainings_parser(
         "compare", __doc__.partition("\n")[0], config="the comparison, see experiments/configs/", each="run"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="in place of the config's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="seeds (default: the config's)")
     options, others = parser.parse_known_args()
     plan = read_plan(find_config(options.config))
     if options.seeds:
@@ -40,7 +37,7 @@ def main() -> None:
     for number, run in enumerate(runs, start=1):
         print(f"[{number}/{len(runs)}] {run.label}, seed {run.seed}", flush=True)
         if run.folder.is_finished:
-            print("    finished before")
+            print("    already finished")
         elif train(run) or not run.folder.is_finished:
             failed.append(run)
     finished = [run for run in runs if run.folder.is_finished]
@@ -50,6 +47,24 @@ def main() -> None:
         for run in failed:
             print(f"error: {run.label}, seed {run.seed} failed: {last_error(run.log)} (see {run.log})", file=sys.stderr)
         sys.exit(1)
+
+
+def train(run: Run) -> int:
+    """Train in a separate process, log its output and print its epochs; return its exit status."""
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    with run.log.open("a") as log:
+        log.write(f"$ {shlex.join(run.command)}\n")
+        with subprocess.Popen(
+            run.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process:
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                if line.startswith("epoch "):
+                    print(f"    {line.rstrip()}", flush=True)
+    if process.returncode:
+        print(f"    failed: {last_error(run.log)}", flush=True)
+    return process.returncode
 
 
 if __name__ == "__main__":

@@ -1,33 +1,25 @@
-"""The config of a comparison, and its runs."""
+"""The config of a comparison and its runs."""
 
-import shlex
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.runs import (
-    Training,
-    as_arguments,
-    last_error,
-    plain,
-    read_config,
-)
+from experiments.runs import Training, as_arguments, plain, read_config
 from mobile_former.errors import InputError
 from mobile_former.training.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared.
+    """A comparison: its task, models and seeds.
 
     Attributes:
         task: "classification" or "detection".
         config: the recipe, one of the task's configs.
-        models: for each label the options that are its own.
-        seeds: each model is trained once with each.
-        options: of all runs.
-        split: "val", or "test" to score the best checkpoint there as well.
+        models: the options of each model, by label.
+        seeds: the seeds; each model is trained once with each seed.
+        options: the options that all runs share.
+        split: "val", or "test" to score the best checkpoint on the test data as well.
     """
 
     task: str
@@ -43,8 +35,8 @@ class Run(Training):
     """One training of a model.
 
     Attributes:
-        label: of the model.
-        seed: of everything random.
+        label: the label of the model.
+        seed: the random seed.
     """
 
     label: str
@@ -55,23 +47,24 @@ def read_plan(path: Path) -> Plan:
     """Read a comparison's config.
 
     Raises:
-        InputError: not a config of a comparison.
+        InputError: the file is not the config of a comparison.
     """
     names = list(Plan.__dataclass_fields__)
     plan = Plan(**read_config(path, names, names[:4], "comparison"))
     if plan.split not in {"val", "test"}:
         raise InputError(f"{path}: split is {plan.split!r}: choose 'val' or 'test'")
     if not isinstance(plan.models, dict) or not all(isinstance(own, dict) and own for own in plan.models.values()):
-        raise InputError(f"{path}: models must give each label its options, as 'ResNet: {{model.name: …}}'")
+        raise InputError(f"{path}: models must map each label to its options, such as 'ResNet: {{model.name: …}}'")
     if not isinstance(plan.seeds, list) or not all(type(seed) is int for seed in plan.seeds):
         raise InputError(f"{path}: seeds must be a list of whole numbers")
-    if len(set(map(plain, plan.models))) < len(plan.models):
-        raise InputError(f"{path}: two models' labels give the same folder, such as {plain(next(iter(plan.models)))!r}")
+    folders = [plain(label) for label in plan.models]
+    if twice := [folder for folder in folders if folders.count(folder) > 1]:
+        raise InputError(f"{path}: two labels give the same folder name {twice[0]!r}: rename one of them")
     return plan
 
 
 def plan_runs(plan: Plan, output: Path, others: Sequence[str]) -> list[Run]:
-    """All runs, seed by seed, so that a comparison that is cut short has all models at fewer seeds."""
+    """Return all runs, seed by seed: an interrupted comparison has all models with fewer seeds."""
     runs = []
     for seed in plan.seeds:
         for label, own in plan.models.items():
@@ -82,21 +75,3 @@ def plan_runs(plan: Plan, output: Path, others: Sequence[str]) -> list[Run]:
             log = output / "logs" / f"{name}.log"
             runs.append(Run(plan.task, folder, [*arguments, *others], log, label, seed))
     return runs
-
-
-def train(run: Run) -> int:
-    """Train in a process of its own; returns its exit status."""
-    run.log.parent.mkdir(parents=True, exist_ok=True)
-    with run.log.open("a") as log:
-        log.write(f"$ {shlex.join(run.command)}\n")
-        with subprocess.Popen(
-            run.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        ) as process:
-            for line in process.stdout:
-                log.write(line)
-                log.flush()
-                if line.startswith("epoch "):
-                    print(f"    {line.rstrip()}", flush=True)
-    if process.returncode:
-        print(f"    failed: {last_error(run.log)}", flush=True)
-    return process.returncode

@@ -1,4 +1,4 @@
-"""The results of a comparison: scores, cost and latency of each model."""
+"""The report of a comparison: scores, cost and latency of each model."""
 
 import json
 import statistics
@@ -16,34 +16,29 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from experiments.compare.plan import Plan, Run
 from experiments.interleaved import interleave
 from experiments.matching import now
-from experiments.runs import (
-    MODULES,
-    in_units,
-    mean_and_spread,
-    validation_image,
-)
+from experiments.runs import MODULES, in_units, mean_and_spread, validation_image
 from mobile_former.cost import cost
 from mobile_former.training.run.checkpoint import load_checkpoint
 from mobile_former.training.run.figures import COLOURS
 
-ROUNDS = 30  # of the timing, each of one image a model
-SCORES = {"classification": ("top1",), "detection": ("AP", "AP50")}  # the first is drawn
+ROUNDS = 30  # timed rounds; each model predicts one image per round
+SCORES = {"classification": ("top1",), "detection": ("AP", "AP50")}  # the first is plotted
 
 
 @dataclass
 class Row:
-    """A model's line in the comparison.
+    """The results of one model.
 
     Attributes:
-        label: of the model.
-        params: number of parameters.
-        madds: multiply-adds of an image of ``image_size``.
-        image_size: height and width in pixels of an image as validation has it.
-        latency: median milliseconds of one image.
-        seeds: those that finished.
-        scores: for each score, ``last`` (the last epoch), ``best`` (the best epoch) and, where asked for, ``test``, one
-            number a seed.
-        seconds: of training, one number a seed.
+        label: the label of the model.
+        params: the number of parameters.
+        madds: the multiply-adds for one image of ``image_size``.
+        image_size: height and width in pixels of a validation image.
+        latency: the median milliseconds for one image.
+        seeds: the seeds whose runs are finished.
+        scores: for each score the values ``last`` (last epoch), ``best`` (best epoch) and, if requested, ``test``, each
+            with one number per seed.
+        seconds: the seconds of training, one number per seed.
     """
 
     label: str
@@ -57,7 +52,7 @@ class Row:
 
 
 def compare(plan: Plan, runs: Sequence[Run]) -> list[Row]:
-    """Score, cost and latency of each model that has a finished run."""
+    """Return the scores, cost and latency of each model that has a finished run."""
     rows, timed = [], []
     for label in plan.models:
         own = [run for run in runs if run.label == label]
@@ -77,8 +72,8 @@ def compare(plan: Plan, runs: Sequence[Run]) -> list[Row]:
                 if tested:
                     values.setdefault("test", []).append(tested[f"test/{name}"])
         size = tuple(image.shape[2:])
-        spent = cost(module.model, size)
-        rows.append(Row(label, spent.params, spent.madds, size, 0.0, [run.seed for run in own], scores, seconds))
+        used = cost(module.model, size)
+        rows.append(Row(label, used.params, used.madds, size, 0.0, [run.seed for run in own], scores, seconds))
         timed.append((module, image))
     for row, latency in zip(rows, latencies(timed), strict=True):
         row.latency = latency
@@ -86,7 +81,7 @@ def compare(plan: Plan, runs: Sequence[Run]) -> list[Row]:
 
 
 def test(run: Run, task: str) -> dict[str, float]:
-    """The figures of the best checkpoint on the test data, computed once."""
+    """Return the scores of the best checkpoint on the test data, computed once and kept in the run's folder."""
     folder = run.folder.path / "test"
     if not (folder / "metrics.json").is_file():
         command = [f"{task}.test", "--ckpt_path", str(run.folder.best), "--output", str(folder)]
@@ -96,10 +91,10 @@ def test(run: Run, task: str) -> dict[str, float]:
 
 @torch.inference_mode()
 def latencies(models: Sequence[tuple[torch.nn.Module, torch.Tensor]]) -> list[float]:
-    """Median milliseconds of one image for each model, from rounds in which all take their turn.
+    """Return each model's median milliseconds for one image, timed in interleaved rounds.
 
     Args:
-        models: the module, and the image as a batch. A detector's decoding and suppression count.
+        models: each module with its image as a batch of one. A detector's post-processing is timed too.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [(module.to(device).eval(), image.to(device)) for module, image in models]
@@ -115,7 +110,7 @@ def latencies(models: Sequence[tuple[torch.nn.Module, torch.Tensor]]) -> list[fl
 
 
 def report(rows: Sequence[Row], plan: Plan, output: Path) -> None:
-    """Write the comparison as a table, as data and as a picture, and print the table."""
+    """Write the comparison as Markdown, JSON and a figure; print the table."""
     table = markdown(rows, plan)
     (output / "comparison.md").write_text(table)
     (output / "comparison.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
@@ -124,7 +119,7 @@ def report(rows: Sequence[Row], plan: Plan, output: Path) -> None:
 
 
 def markdown(rows: Sequence[Row], plan: Plan) -> str:
-    """The table."""
+    """Return the table in Markdown."""
     kinds = ["last", "best"] + (["test"] if plan.split == "test" else [])
     titles = {"last": "val, last epoch", "best": "val, best epoch", "test": "test, best epoch on val"}
     columns = ["model", "parameters", "multiply-adds", "ms an image"]
@@ -144,7 +139,10 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
 
 
 def draw(rows: Sequence[Row], plan: Plan, path: Path) -> None:
-    """Draw the score against multiply-adds, parameters and latency: each seed as a dot, mean and deviation as a bar."""
+    """Plot the score against multiply-adds, parameters and latency.
+
+    Each seed is a dot, the mean and standard deviation are a marker with an error bar.
+    """
     name = SCORES[plan.task][0]
     kind, title = ("test", f"{name} on test") if plan.split == "test" else ("last", f"{name} on val, last epoch")
     panels = {

@@ -1,1 +1,1 @@
-"""``python -m experiments.fuzz``: damaged files for everything that reads files."""
+"""Fuzzing: damaged and hostile files for every reader of the commands."""

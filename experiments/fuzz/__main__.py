@@ -1,13 +1,13 @@
-"""Whether any file can bring a command down: thousands of damaged and hostile ones, through the commands' readers.
+"""Feed thousands of damaged and hostile files to the readers of the commands.
 
     python -m experiments.fuzz                           # 10 000 files: images, configs, COCO data sets, weights
     python -m experiments.fuzz --kinds weights --seed 3
 
-What must come of every file is a result, or an error of the kind that the commands print in one line. Anything else is
-a defect: another exception, a process that ends, time or memory beyond limits, code run from the file. Readers work in
-a process of their own, so that a file that ends it is known. A file depends on seed, kind and number alone (but torch's
-older layout orders tensors by their addresses); those that brought out a defect are kept in the output folder, with a
-line each in failures.txt. Linux only.
+A reader must return a result, or raise an error that the commands print in one line. Anything else is a defect: any
+other exception, the end of the process, a time or memory limit exceeded, code from the file that ran. Readers run in a
+separate process, so that its end can be detected. The content of a file depends only on seed, kind and number
+(exception: torch's older layout orders tensors by their addresses). Files that cause a defect are kept in the output
+folder; failures.txt lists them. Linux only.
 """
 
 import argparse
@@ -21,25 +21,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from experiments.fuzz.readers import (
-    KINDS,
-    Kind,
-)
-from experiments.fuzz.worker import (
-    SECONDS,
-    Worker,
-)
+from experiments.fuzz.readers import KINDS, Kind
+from experiments.fuzz.worker import SECONDS, Worker
 from mobile_former.training.cli.command import run_command
 
 
 @dataclass(frozen=True)
 class Defect:
-    """What a reader did that it must not.
+    """A file that a reader does not handle.
 
     Attributes:
-        path: the file, as kept.
-        reader: its name.
-        what: it did.
+        path: the kept copy of the file.
+        reader: name of the reader.
+        what: description of the defect.
     """
 
     path: Path
@@ -48,12 +42,14 @@ class Defect:
 
 
 def main() -> None:
-    """Read the files, and tell of the defects; exit status 1 if any."""
+    """Read the files and print the defects; exit with status 1 if there are any."""
     parser = argparse.ArgumentParser(prog="python -m experiments.fuzz", description=__doc__.partition("\n")[0])
-    parser.add_argument("--files", type=int, default=10_000, help="how many, of all kinds together (default: 10000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the files (default: 0)")
+    parser.add_argument("--files", type=int, default=10_000, help="total number of files (default: 10000)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the files (default: 0)")
     parser.add_argument("--kinds", choices=list(KINDS), nargs="+", default=list(KINDS), help="default: all")
-    parser.add_argument("--output", type=Path, default=Path("runs") / "fuzz", help="folder; default: runs/fuzz")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs") / "fuzz", help="folder of the kept files; default: runs/fuzz"
+    )
     options = parser.parse_args()
     kinds = {name: KINDS[name] for name in options.kinds}
     defects = fuzz(kinds, options.files, options.seed, options.output)
@@ -66,14 +62,14 @@ def main() -> None:
 
 
 def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: float = SECONDS) -> list[Defect]:
-    """Read files, kinds in turn, and keep those that bring out a defect.
+    """Make and read files of each kind in turn; keep the files that cause a defect.
 
     Args:
-        kinds: by name.
-        files: how many, of all kinds together.
-        seed: of the files.
-        output: folder for the files that are kept, and ``failures.txt``.
-        seconds: that a reader may take for a file.
+        kinds: kinds of files by name.
+        files: total number of files.
+        seed: random seed of the files.
+        output: folder of the kept files and of ``failures.txt``.
+        seconds: time limit of a reader for one file.
     """
     output.mkdir(parents=True, exist_ok=True)
     failures = output / "failures.txt"
@@ -94,7 +90,7 @@ def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: f
 
 
 def keep(current: Path, path: Path) -> Path:
-    """Copy the file that was read last out of its folder; returns the copy's path, which ends in its name."""
+    """Copy the last file out of its folder and return the copy's path, which ends with the file's name."""
     for file in current.iterdir():
         path = path.with_name(f"{path.name}-{file.name}")
         shutil.copy(file, path)

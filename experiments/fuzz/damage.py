@@ -1,7 +1,7 @@
-"""Damaged and hostile files of every kind that the commands read, each drawn from a random generator.
+"""Damaged and hostile files of every kind that the commands read, made from a random generator.
 
-What a hostile file tries to run leaves a file `canary` in the working folder, or sets an environment variable of that
-name; nothing in a file does more harm than that.
+Code in a hostile file only creates a file ``canary`` in the working folder, or sets an environment variable of that
+name.
 """
 
 import io
@@ -34,12 +34,12 @@ from detection.module import DetectionModule
 from mobile_former.model import MobileFormer
 
 CANARY = "canary"
-LAYOUT = Path(__file__).parents[2] / "tests" / "reference" / "mobile_former_26m.json"  # of the authors' checkpoints
-IMAGES = {1: (64, 48), 2: (40, 60), 7: (33, 33)}  # of the COCO data set: width and height by id
+LAYOUT = Path(__file__).parents[2] / "tests" / "reference" / "mobile_former_26m.json"  # tensors of authors' checkpoints
+IMAGES = {1: (64, 48), 2: (40, 60), 7: (33, 33)}  # width and height of the COCO data set's images by id
 
 
 class File(NamedTuple):
-    """A file to read: its name, and what is in it."""
+    """Name and content of a file."""
 
     name: str
     data: bytes
@@ -49,10 +49,10 @@ class File(NamedTuple):
 
 
 def damaged(data: bytes, random: Random) -> bytes:
-    """Bytes after some flipped bits, a cut, moved or lost segments, or numbers that have become huge."""
+    """Damage bytes: flip bits, overwrite, cut, insert, move or delete segments, or set numbers to extreme values."""
     content = bytearray(data)
     for _ in range(random.choice((1, 1, 2, 5, 30))):
-        # half of the damage in the first bytes, where it does most
+        # Mostly in the first bytes, where damage has the largest effect.
         at = random.randrange(max(1, min(len(content), random.choice((64, 1024, len(content))))))
         length = random.choice((1, 2, 4, 8, random.randrange(1, 200)))
         match random.choice(("flip", "flip", "overwrite", "huge", "cut", "delete", "insert", "splice")):
@@ -78,7 +78,7 @@ def damaged(data: bytes, random: Random) -> bytes:
 
 
 def image(random: Random) -> File:
-    """An image file: noise, a damaged file of any format, a header that lies, odd EXIF data, odd proportions."""
+    """Make an image file: damaged bytes of any format, noise, a wrong declared size, odd EXIF data or proportions."""
     name = random.choice(list(_images()))
     data = _images()[name]
     match random.choice(("damage", "damage", "damage", "noise", "size", "exif", "long")):
@@ -104,7 +104,7 @@ def image(random: Random) -> File:
 
 @cache
 def _images() -> dict[str, bytes]:
-    """A small photograph in every format."""
+    """Return a small photograph in every format, by file name."""
     photograph = Image.fromarray(load_sample_images().images[0]).resize((120, 91))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -136,7 +136,7 @@ def _images() -> dict[str, bytes]:
 
 
 def _png(width: int, height: int, data: bytes) -> bytes:
-    """A PNG of this declared size, its checksums right."""
+    """Return a PNG with this declared size and valid checksums."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -152,7 +152,7 @@ def _declared_jpeg(width: int, height: int, random: Random) -> bytes:
 
 
 def _with_exif(random: Random) -> bytes:
-    """A JPEG with an APP1 segment that holds anything."""
+    """Return a JPEG whose APP1 segment has random content."""
     data = _images()["baseline.jpg"]
     order = random.choice("<>")
     entries = [
@@ -174,11 +174,11 @@ def _with_exif(random: Random) -> bytes:
     return data[:2] + b"\xff\xe1" + struct.pack(">H", declared) + segment + data[2:]
 
 
-# Values that no one expects
+# Unexpected values
 
 
 def odd_value(random: Random) -> Any:
-    """Anything that JSON and YAML can hold in place of a number, a string or a list."""
+    """Return any value that JSON and YAML can hold instead of the expected number, string or list."""
     nested: Any = []
     for _ in range(random.choice((3, 100))):
         nested = [nested]
@@ -195,7 +195,7 @@ def odd_value(random: Random) -> Any:
 
 
 def change(content: Any, random: Random) -> Any:
-    """Replace, remove, copy or add something anywhere in nested lists and dictionaries, in place."""
+    """Replace, remove, copy or add a random entry of nested lists and dictionaries, in place."""
     places = list(_places(content))
     if not places:
         return content
@@ -231,7 +231,7 @@ def _copied(content: Any) -> Any:
 
 
 def config(random: Random) -> File:
-    """A config of either task: damaged text, odd values, and what YAML can be abused for."""
+    """Make a config of either task: damaged text, odd values, or an abuse of YAML."""
     name, text = random.choice(list(_configs().items()))
     match random.choice(("text", "values", "values", "values", "abuse")):
         case "text":
@@ -248,7 +248,7 @@ def config(random: Random) -> File:
 
 @cache
 def _configs() -> dict[str, str]:
-    """Configs of both tasks by task and name, each with the smallest model."""
+    """Return configs of both tasks as text by task and name, each with the smallest model."""
     texts = {}
     for task, names in (
         ("classification", ("digits", "finetune", "imagenet_26m")),
@@ -324,7 +324,7 @@ _YAML_ABUSE = (
 
 
 def coco(random: Random) -> File:
-    """A COCO file: damaged text, odd values, references that lead nowhere, degenerate boxes, deep nesting."""
+    """Make a COCO file: damaged text, odd values, unknown ids, degenerate boxes, or deep nesting."""
     content = _coco(random)
     match random.choice(("values", "values", "values", "values", "text", "nested")):
         case "values":
@@ -343,7 +343,7 @@ def coco(random: Random) -> File:
 
 
 def write_coco_images(folder: Path) -> None:
-    """Write the images of the data set that :func:`coco` damages."""
+    """Write the images of the COCO data set."""
     folder.mkdir(exist_ok=True)
     for number, size in IMAGES.items():
         Image.new("RGB", size, (number * 30, 90, 120)).save(folder / f"{number}.png")
@@ -377,7 +377,7 @@ def _coco(random: Random) -> dict[str, list]:
 
 
 def weights(random: Random) -> File:
-    """A weights file or checkpoint: damaged bytes, odd tensors, odd structure, and pickles that try to run code."""
+    """Make a weights file or checkpoint: damaged bytes, odd tensors or structure, or a pickle that runs code."""
     name = random.choice(list(_states()))
     content = _copied_structure(_states()[name])
     how = random.choice(("bytes", "bytes", "structure", "structure", "tensors", "tensors", "code", "header"))
@@ -402,7 +402,7 @@ def weights(random: Random) -> File:
 
 @cache
 def _states() -> dict[str, dict]:
-    """Weights of every layout, by name, small: each tensor repeats one number."""
+    """Return weights in every layout by name; the tensors of one data type share a single number in memory."""
     names = ["cat", "dog"]
     classifier = ClassificationModule(names, name="mobile_former_26m")
     detector = DetectionModule(names, name="e2e_mf_26m", category_ids=[3, 9])
@@ -433,20 +433,20 @@ def _states() -> dict[str, dict]:
 
 
 def _repeated(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of the same names and shapes, all over one number in memory."""
+    """Return tensors of the same names, shapes and types; those of one type share a single number in memory."""
     numbers = {dtype: torch.zeros((), dtype=dtype) for dtype in {tensor.dtype for tensor in state.values()}}
     return {name: numbers[tensor.dtype].expand(tensor.shape) for name, tensor in state.items()}
 
 
 def _copied_structure(content: Any) -> Any:
-    """A copy of nested lists and dictionaries, with the same tensors in it."""
+    """Copy nested lists and dictionaries, but not the tensors in them."""
     if isinstance(content, dict):
         return {key: _copied_structure(value) for key, value in content.items()}
     return list(map(_copied_structure, content)) if isinstance(content, list) else content
 
 
 def _odd_tensor(tensor: torch.Tensor, random: Random) -> Any:
-    """What a set of weights may hold in place of a tensor; mostly of its shape."""
+    """Return an unexpected value instead of a tensor, mostly of the tensor's shape."""
     kinds: list[Callable[[], Any]] = [
         lambda: tensor.to(torch.complex64),
         lambda: tensor.bool(),
@@ -470,14 +470,14 @@ def _odd_tensor(tensor: torch.Tensor, random: Random) -> Any:
 
 
 class _Call:
-    """Pickles as a call of anything by its name."""
+    """A call of any function by its name, in a pickle."""
 
     def __init__(self, module: str, name: str, *arguments: Any):
         self.module, self.name, self.arguments = module, name, arguments
 
 
 class _Pickler(pickle._Pickler):
-    """Python's own pickler, which writes calls of what it need not have at hand."""
+    """Python's pickler, extended to write :class:`_Call` without importing the function."""
 
     def save(self, obj, save_persistent_id=True):
         if not isinstance(obj, _Call):
@@ -542,7 +542,7 @@ _CALLS = (
 
 
 def _attack(content: dict, random: Random) -> bytes:
-    """A file of either layout whose pickle makes a call beside or within the weights."""
+    """Return a file in either layout of torch.save, or a bare pickle, that calls a function next to the weights."""
     call = random.choice(_CALLS)
     match random.randrange(4):
         case 0:
@@ -558,7 +558,7 @@ def _attack(content: dict, random: Random) -> bytes:
     if kind < 2:
         return _saved(content, module, as_zip=bool(kind))
     file = io.BytesIO()
-    _dump(call, file, protocol=2)  # a bare pickle, or one within a plain zip
+    _dump(call, file, protocol=2)  # a bare pickle, or one in a plain zip file
     if random.random() < 0.5:
         return file.getvalue()
     archive = io.BytesIO()
@@ -573,14 +573,15 @@ def _attack(content: dict, random: Random) -> bytes:
     }
     with zipfile.ZipFile(archive, "w") as opened:
         for name, member in members.items():
-            opened.writestr(zipfile.ZipInfo(f"archive/{name}"), member, compression)  # of no date
+            opened.writestr(zipfile.ZipInfo(f"archive/{name}"), member, compression)  # without the current date
     return archive.getvalue()
 
 
 def _saved(content: Any, pickle_module: Any, *, as_zip: bool) -> bytes:
-    """What torch.save writes; in its older layout with numbers in place of tensors' addresses, which change.
+    """Return the output of torch.save.
 
-    The order of the tensors in it still is that of their addresses.
+    In torch's older layout, the tensors' addresses, which change from run to run, are replaced by numbers. The order of
+    the tensors still depends on their addresses.
     """
     file = io.BytesIO()
     torch.save(content, file, pickle_module=pickle_module, _use_new_zipfile_serialization=as_zip)
@@ -600,7 +601,7 @@ def _dump(content: Any, file: Any, protocol: int) -> None:
 
 
 def _few_as_safetensors(content: dict, random: Random) -> bytes:
-    """Some of the tensors, damaged or not."""
+    """Return a safetensors file with up to nine of the tensors, possibly damaged."""
     state = content.get("state_dict", content)
     chosen = sorted(name for name in state if isinstance(state[name], torch.Tensor) and state[name].numel() < 10_000)
     data = save({name: torch.zeros(state[name].shape) for name in random.sample(chosen, min(9, len(chosen)))})
@@ -608,7 +609,7 @@ def _few_as_safetensors(content: dict, random: Random) -> bytes:
 
 
 def _safetensors(random: Random) -> bytes:
-    """A file of safetensors whose header lies."""
+    """Return a safetensors file with a wrong header."""
     shape, size = random.choice((([2, 2], 16), ([2**40], 2**42), ([2**32, 2**32], 2**63), ([-1], 4), ([], 4), ([0], 0)))
     start = random.choice((0, 0, 0, 8, -8, 2**63, 2**64 - 8))
     entry = {"dtype": random.choice(("F32", "F32", "F64", "BF16", "F8_E5M2", "X")), "shape": shape}

@@ -1,4 +1,4 @@
-"""What reads the damaged files."""
+"""The readers under test, and the kinds of files that each of them reads."""
 
 import contextlib
 import io
@@ -32,17 +32,17 @@ from mobile_former.training.data.images import ImageFiles, read_image
 from mobile_former.training.data.sampler import Draw
 from mobile_former.training.run.checkpoint import load_checkpoint
 
-# Reads a file; returns what it told about it, if anything.
+# Reads a file and returns its error message; None on success.
 Reader = Callable[[Path], str | None]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Files of one kind.
+    """A kind of files.
 
     Attributes:
-        make: draws a file.
-        readers: what reads it, by name.
+        make: makes a file from a random generator.
+        readers: readers of the file by name.
     """
 
     make: Callable[[random.Random], damage.File]
@@ -50,16 +50,16 @@ class Kind:
 
 
 def read_for_classification(path: Path) -> str | None:
-    """An image as predict takes it, and as training does."""
-    sample = ImageFiles([path], classification.transforms.eval_transform(224))[0]
+    """Read an image as ``classification.predict`` and training do."""
+    sample = ImageFiles([path], classification.data.transforms.eval_transform(224))[0]
     if isinstance(sample, str):
         return sample
-    classification.transforms.train_transform(224, rand_augment=True)(image=read_image(path))
+    classification.data.transforms.train_transform(224, rand_augment=True)(image=read_image(path))
     return None
 
 
 def read_for_detection(path: Path) -> str | None:
-    """An image as predict takes it, and as training does."""
+    """Read an image as ``detection.predict`` and training do."""
     boxes = {"bboxes": np.zeros((0, 4)), "labels": []}
     sample = ImageFiles([path], detection.transforms.eval_transform(), **boxes)[0]
     if isinstance(sample, str):
@@ -69,39 +69,39 @@ def read_for_detection(path: Path) -> str | None:
 
 
 class Unfitted(FitCLI):
-    """fit's command line up to data and model."""
+    """The command line of ``fit`` without the trainer: it builds data and model only."""
 
     def instantiate_trainer(self, **kwargs) -> None:
-        """No run."""
+        """Build no trainer."""
 
     def fit(self) -> None:
-        """No training."""
+        """Train nothing."""
 
 
 def parse_config(path: Path, *options: str) -> str | None:
-    """A config as fit takes it, of the task that its name begins with."""
+    """Read a config as ``fit`` does; the file's name starts with the task."""
     fit = {"classification": classification.fit, "detection": detection.fit}[path.name.partition("-")[0]]
-    told = io.StringIO()
+    errors = io.StringIO()
     with (
         mock.patch.object(fit, "FitCLI", Unfitted),
         mock.patch.object(sys, "argv", ["fit", "--config", str(path), *options]),
         contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(told),
+        contextlib.redirect_stderr(errors),
     ):
         try:
             fit.main()
         except SystemExit as status:
-            return None if status.code == 0 else told.getvalue()
+            return None if status.code == 0 else errors.getvalue()
     return None
 
 
 def print_config(path: Path) -> str | None:
-    """A config as ``--print_config`` writes it."""
+    """Read a config as ``fit --print_config`` does."""
     return parse_config(path, "--print_config")
 
 
 def read_coco(path: Path) -> str | None:
-    """A data set as fit and validate take it: a training and a validation sample of each image, and the evaluation."""
+    """Read a data set as ``fit`` and ``validate`` do: training and validation samples, and the evaluation."""
     files, folders = ({split: str(value) for split in ("train", "val")} for value in (path, path.parents[1] / "images"))
     data = DetectionData(
         annotations=files, images=folders, short_sides=(64,), short_side=64, longest=128, num_workers=0
@@ -113,10 +113,10 @@ def read_coco(path: Path) -> str | None:
         samples = data.train_set[Draw(index, 0)], data.val_set[index]
         for sample in samples:
             if "--data.train_transforms failed" in sample.get("error", ""):
-                raise AssertionError(sample["error"])  # none were given
-        told = [message for sample in samples for message in (sample.get("error"), *sample["failures"]) if message]
-        if told:
-            return told[0]
+                raise AssertionError(sample["error"])  # there are no such transforms
+        messages = [message for sample in samples for message in (sample.get("error"), *sample["failures"]) if message]
+        if messages:
+            return messages[0]
         found = {"boxes": torch.tensor([[1.0, 1, 20, 20]]), "scores": torch.ones(1), "labels": torch.zeros(1).long()}
         average_precision.update([found], [samples[1]["image_id"]])
     average_precision.compute()
@@ -124,12 +124,12 @@ def read_coco(path: Path) -> str | None:
 
 
 def load_classifier(path: Path) -> None:
-    """Weights as ``--model.pretrained`` of a classifier takes them."""
+    """Load weights as ``--model.pretrained`` of a classifier does."""
     mobile_former.load_weights(_models()[0], path)
 
 
 def load_detector(path: Path) -> None:
-    """Weights as ``--model.pretrained`` of a detector takes them."""
+    """Load weights as ``--model.pretrained`` of a detector does."""
     load_detector_weights(_models()[1], path)
 
 
@@ -139,14 +139,14 @@ def _models() -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 def predict_classes(path: Path) -> None:
-    """A checkpoint as classification.predict takes it."""
+    """Load a checkpoint as ``classification.predict`` does, and predict an image."""
     module, options = load_checkpoint(path, ClassificationModule, "classification")
     classifier = classification.predict.CheckpointClassifier(module, options)
     classification.predict.predict(classifier, [path.parents[1] / "images" / "1.png"])
 
 
 def predict_boxes(path: Path) -> None:
-    """A checkpoint as detection.predict takes it."""
+    """Load a checkpoint as ``detection.predict`` does, and predict an image."""
     module, options = load_checkpoint(path, DetectionModule, "detection")
     detector = detection.predict.CheckpointDetector(module, options)
     list(detection.predict.predict(detector, [path.parents[1] / "images" / "1.png"]))

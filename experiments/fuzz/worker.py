@@ -1,4 +1,4 @@
-"""A process that reads damaged files, and notices what goes wrong."""
+"""The process that makes and reads damaged files, and the checks after each reader."""
 
 import logging
 import multiprocessing
@@ -18,27 +18,27 @@ from experiments.fuzz import damage
 from experiments.fuzz.readers import Kind, Reader
 from mobile_former.errors import InputError
 
-SECONDS = 20.0  # that a reader may take for a file
-GIGABYTES = 4.0  # an image of the most pixels that are read, with transparency, takes 2.7
+SECONDS = 20.0  # time limit of a reader for one file
+GIGABYTES = 4.0  # memory limit; the largest image that is accepted takes 2.7 with transparency
 LONGEST_MESSAGE = 5_000  # characters
 
 
 class Worker:
-    """A process that makes and reads files, started afresh whenever a file has ended it.
+    """A process that makes and reads files. It is restarted after a file has ended it.
 
     Args:
-        kinds: by name.
-        folder: to work in.
+        kinds: kinds of files by name.
+        folder: working folder.
     """
 
     def __init__(self, kinds: dict[str, Kind], folder: Path):
         self.kinds = kinds
         self.folder = folder
-        self.current = folder / "current"  # holds the file that is read
+        self.current = folder / "current"  # holds the current file
         self.process: multiprocessing.Process | None = None
 
     def read(self, kind: str, seed: str, seconds: float) -> Iterator[tuple[str, str]]:
-        """Make and read a file; yields readers and what they did wrong."""
+        """Make and read a file; yield each defect with the name of its reader."""
         if self.process is None:
             self._start()
         self.connection.send((kind, seed))
@@ -71,22 +71,29 @@ class Worker:
             self.process = None
 
     def _start(self) -> None:
-        # Forked, so that libraries need not be imported again
+        # A forked process does not import the libraries again.
         context = multiprocessing.get_context("fork")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, self.kinds, self.folder), daemon=True)
+        self.connection, other_end = context.Pipe()
+        self.process = context.Process(target=serve, args=(other_end, self.kinds, self.folder), daemon=True)
         self.process.start()
-        theirs.close()
+        other_end.close()
 
 
 def serve(connection: Connection, kinds: dict[str, Kind], folder: Path) -> None:
-    """What the process does: make files and read them, as it is told by the connection."""
+    """Make and read the files that the connection asks for; runs in the worker's process.
+
+    Args:
+        connection: receives ``(kind, seed)`` for each file, and sends ``("reader", name)``, ``("defect", message)`` and
+            ``("done", None)``.
+        kinds: kinds of files by name.
+        folder: working folder.
+    """
     limit_memory()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
+    os.dup2(devnull, 2)
     logging.disable(logging.CRITICAL)
     workplace, current = folder / "workplace", folder / "current"
     workplace.mkdir(exist_ok=True)
@@ -109,11 +116,11 @@ def serve(connection: Connection, kinds: dict[str, Kind], folder: Path) -> None:
 
 
 def attempt(read: Reader, path: Path) -> str | None:
-    """Read a file; returns what is wrong with the way it failed, if anything."""
+    """Read a file and return a description of the defect, or None."""
     reset_peak()
     try:
         message = read(path)
-    except (InputError, OSError, MisconfigurationException) as error:  # as run_command
+    except (InputError, OSError, MisconfigurationException) as error:  # run_command prints these in one line
         message = str(error)
     except Exception as error:
         place = error.__traceback__
@@ -131,7 +138,7 @@ def attempt(read: Reader, path: Path) -> str | None:
 
 
 def limit_memory() -> None:
-    """Let allocations far beyond the limit fail, so that the machine stays usable."""
+    """Let allocations far above the limit fail, so that the machine stays usable."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = int(pages * resource.getpagesize() + (GIGABYTES + 2) * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -139,19 +146,19 @@ def limit_memory() -> None:
 
 
 def reset_peak() -> None:
-    """Count the peak of memory from here."""
+    """Reset the process's peak memory."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def too_much_memory() -> str | None:
-    """Tells of a peak since `reset_peak` that is above the limit."""
+    """Return a description of the defect if the peak memory since :func:`reset_peak` exceeds the limit."""
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 2**20
     return f"took {peak:.1f} GB of memory" if peak > GIGABYTES else None
 
 
 def code_that_ran() -> str | None:
-    """Tells of what a file's code has left, and removes it."""
+    """Return a description of the defect if code from a file has left its traces; remove them."""
     traces = [damage.CANARY in os.environ, Path(damage.CANARY).exists()]
     os.environ.pop(damage.CANARY, None)
     if Path(damage.CANARY).is_dir():

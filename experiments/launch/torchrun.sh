@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Training on one or several machines by torchrun. Run the same line on each of them:
+# Train on one or several machines with torchrun. Run the same command on each machine:
 #
 #   NODES=2 RENDEZVOUS=first-machine:29400 experiments/launch/torchrun.sh classification.fit --config … --data.root …
 #
-# All machines see the same runs folder. Where a process or a machine fails, the others wait until it is back (the same
-# line again on it), and all go on from the last checkpoint: with --checkpoint_every_n_steps, not even an epoch is lost.
-# SIGTERM or Ctrl-C on every machine end the run after its next step, with a checkpoint (a validation that has begun is
-# finished first, within the 30 s that torchrun gives it).
+# All machines must share the runs folder. A failed process is restarted; on a failed machine, run the same command
+# again. The other machines wait for it, then all resume from the last checkpoint. --checkpoint_every_n_steps also writes
+# checkpoints within an epoch. To stop the run, send SIGTERM or Ctrl-C on every machine: it writes a checkpoint after its
+# next step. A running validation is finished first, within the 30 s that torchrun allows.
 #
-#   NODES       machines (default: 1)
-#   RENDEZVOUS  name and port of one of them (default: localhost:29400)
-#   PROCESSES   on this machine (default: one for each GPU, or 1)
-#   RESTARTS    failures after which to give up (default: 3)
+#   NODES       number of machines (default: 1)
+#   RENDEZVOUS  host name and port of one machine (default: localhost:29400)
+#   PROCESSES   processes on this machine (default: one for each GPU, or 1)
+#   RESTARTS    failures before the launcher gives up (default: 3)
 set -uo pipefail
 
 if (($# == 0)); then
@@ -21,11 +21,10 @@ fi
 nodes=${NODES:-1}
 processes=${PROCESSES:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
 
-# Starting again is left to this loop, not to torchrun's own --max_restarts: that one ends where the machine of the
-# rendezvous fails.
-told= agent=
-trap 'told=1' INT # of a terminal: torchrun gets it as well
-trap 'told=1; [[ $agent ]] && kill -TERM $agent' TERM
+# This loop restarts torchrun. Its own --max_restarts gives up when the machine of the rendezvous fails.
+stopping= agent=
+trap 'stopping=1' INT # a terminal sends it to torchrun as well
+trap 'stopping=1; [[ $agent ]] && kill -TERM $agent' TERM
 for ((failures = 0; ; failures++)); do
     python -m torch.distributed.run \
         --nnodes "$nodes" --nproc_per_node "$processes" --max_restarts 0 \
@@ -34,17 +33,17 @@ for ((failures = 0; ; failures++)); do
     agent=$!
     wait $agent
     status=$?
-    if [[ $told ]]; then
-        wait $agent # the first wait ended with the signal
+    if [[ $stopping ]]; then
+        wait $agent # the signal ended the first wait
         exit $?
     fi
     if ((status == 0 || failures >= ${RESTARTS:-3})); then
         exit $status
     fi
-    echo "torchrun.sh: failed with status $status; starting again ($((failures + 1)) of ${RESTARTS:-3})" >&2
+    echo "torchrun.sh: failed with status $status, restarting ($((failures + 1)) of ${RESTARTS:-3})" >&2
     agent=
     sleep 3
-    if [[ $told ]]; then
+    if [[ $stopping ]]; then
         exit 143
     fi
 done

@@ -1,1 +1,1 @@
-"""Notebooks to read and to run, and ``python -m experiments.notebooks``, which executes them in place."""
+"""Notebooks, and ``python -m experiments.notebooks``, which executes them in place."""

@@ -1,6 +1,6 @@
-"""Execute the notebooks from top to bottom, so that the outputs committed are those of the code beside them.
+"""Execute notebooks from top to bottom in place, so that the committed outputs match their code.
 
-python -m experiments.notebooks                       # all of them, seven minutes of one core
+python -m experiments.notebooks                       # all of them, seven minutes on one core
 python -m experiments.notebooks tour_of_the_backbone  # one
 """
 
@@ -17,15 +17,15 @@ from mobile_former.training.cli.command import run_command
 from mobile_former.training.extras import import_extra
 
 FOLDER = Path(__file__).parent
-PARAMETERS = "parameters"  # tag of the cell that gives a notebook's variables their values
+PARAMETERS = "parameters"  # tag of the cell that sets a notebook's variables
 
 
 def main() -> None:
-    """Execute the notebooks named, and write their outputs into them."""
+    """Execute the notebooks on the command line, and write their outputs into them."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.notebooks", description="Execute notebooks from top to bottom, in place."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which; default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks without .ipynb; default: all")
     known = [path.stem for path in list_notebooks()]
     for name in (names := parser.parse_args().names or known):
         if name not in known:
@@ -39,24 +39,26 @@ def main() -> None:
 
 
 def list_notebooks() -> list[Path]:
-    """The notebooks, by name."""
+    """Return the paths of the notebooks, sorted by name."""
     return sorted(FOLDER.glob("*.ipynb"))
 
 
 def execute(notebook, folder: Path, parameters: Mapping[str, object] | None = None):
-    """Execute a notebook from top to bottom in a fresh kernel: this Python's, on one thread, with this repository.
+    """Execute a copy of a notebook from top to bottom in a fresh kernel.
+
+    The kernel is this Python on one thread, and imports this repository.
 
     Args:
-        notebook: nbformat's; it stays as it is.
-        folder: the kernel's working directory.
-        parameters: other values for variables of the cell tagged "parameters"; they are set in a cell of their own,
-            which follows it and is left out of the result.
+        notebook: an nbformat notebook; it is not changed.
+        folder: working directory of the kernel.
+        parameters: values for variables of the cell tagged "parameters". They are set in a temporary cell after that
+            one, which is not in the result.
 
     Returns:
-        The notebook with its outputs.
+        The copy with its outputs.
 
     Raises:
-        InputError: the optional extra is missing, a cell raises, or there is no such variable.
+        InputError: the optional extra is missing, a cell raises an error, or the notebook has no such variable.
     """
     nbclient, jupyter_client = _import("nbclient"), _import("jupyter_client")
     notebook = copy.deepcopy(notebook)
@@ -65,38 +67,38 @@ def execute(notebook, folder: Path, parameters: Mapping[str, object] | None = No
             cell.outputs, cell.execution_count = [], None
             cell.metadata.pop("execution", None)
     set_cell = _set_parameters(notebook, parameters) if parameters else None
-    # None that is registered under the name, which may be another Python's.
+    # No registered kernels: one named python3 may belong to another Python.
     kernels = jupyter_client.kernelspec.KernelSpecManager(kernel_dirs=[])
     manager = jupyter_client.AsyncKernelManager(kernel_name="python3", kernel_spec_manager=kernels)
     client = nbclient.NotebookClient(
         notebook,
         km=manager,
         timeout=None,
-        startup_timeout=300,  # seconds, of a machine that does other work as well
+        startup_timeout=300,  # seconds; enough on a busy machine
         extra_arguments=["--log-level=ERROR"],
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
     )
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1",  # sums are rounded alike on machines of few and of many cores
+        "OMP_NUM_THREADS": "1",  # the number of threads changes the rounding of sums
         "PYTHONPATH": os.pathsep.join(filter(None, (str(FOLDER.parents[1]), os.environ.get("PYTHONPATH")))),
-        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's, of a library that no notebook here makes use of
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # from tqdm, about a library that no notebook uses
     }
     try:
-        client.execute(env=environment, cleanup_kc=True)  # or the kernel, being given, would be left running
+        client.execute(env=environment, cleanup_kc=True)  # stops the kernel, since the manager is ours
     except nbclient.exceptions.CellExecutionError as error:
-        raise InputError(re.sub(r"\x1b\[[\d;]*m", "", str(error))) from error  # without the traceback's colours
+        raise InputError(re.sub(r"\x1b\[[\d;]*m", "", str(error))) from error  # without the colours of the traceback
     if set_cell is not None:
         notebook.cells.remove(set_cell)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},  # without the version, which changes with the machine
+        "language_info": {"name": "python"},  # without the version, which differs between machines
     }
     return notebook
 
 
 def _set_parameters(notebook, parameters: Mapping[str, object]):
-    """Insert the cell that sets parameters, and return it."""
+    """Insert a cell that sets the parameters, and return it."""
     (number,) = (i for i, cell in enumerate(notebook.cells) if PARAMETERS in cell.metadata.get("tags", ()))
     source = notebook.cells[number].source
     for name in parameters:

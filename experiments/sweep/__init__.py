@@ -1,1 +1,1 @@
-"""``python -m experiments.sweep``: search options of ``fit``."""
+"""``python -m experiments.sweep``: hyperparameter search for ``classification.fit`` and ``detection.fit``."""

@@ -1,9 +1,11 @@
-"""Search options of ``fit`` by Optuna, or try all of a grid: many trainings by one config, on one machine or several.
+"""Search options of ``fit`` with Optuna, or train every point of a grid, on one or several machines.
 
     python -m experiments.sweep --config experiments/configs/sweep_classification.yaml --data.root DIR --workers 2
 
-The config names the task, its recipe, the options of all trials and the space; any other option goes to every trial.
-Run it again, and it goes on where it stopped. The same command elsewhere, with the same --storage, is one worker more.
+A trial is one training run. The config of the sweep names the task, the recipe (one of the task's training configs), the
+options that all trials share, and the search space. Any other command-line option is passed to every trial. Run the
+same command again to continue an interrupted sweep. To add workers, run the same command on other machines, with the
+same --storage.
 """
 
 import contextlib
@@ -15,37 +17,34 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.runs import find_config, trainings_parser
-from experiments.sweep.plan import (
-    Plan,
-    read_plan,
-    require_free_options,
-    trial_arguments,
-)
+from experiments.sweep.plan import Plan, read_plan, require_free_options, trial_arguments
 from mobile_former.errors import InputError
 from mobile_former.training.cli.command import run_command
 from mobile_former.training.extras import import_extra
 
 
 def main() -> None:
-    """Run trials until none is left, then report."""
+    """Run the trials of a sweep, then write the report. With ``--workers 0``, only write the report."""
     parser = trainings_parser(
         "sweep", __doc__.partition("\n")[0], config="the sweep, see experiments/configs/sweep_*.yaml", each="trial"
     )
     parser.add_argument(
         "--storage",
         default=None,
-        help="a database that workers share: sqlite:///FILE on one machine, postgresql://… or mysql://… on many; "
-        "default: study.db in the output folder",
+        help="the database that the workers share: sqlite:///FILE on one machine, postgresql://… or mysql://… on "
+        "several (default: study.db in the output folder)",
     )
-    parser.add_argument("--trials", type=int, default=None, help="in place of the config's; of a grid its first ones")
     parser.add_argument(
-        "--workers", type=int, default=1, help="trials at a time on this machine; 0 reports what there is"
+        "--trials", type=int, default=None, help="number of trials, or of a grid's first points (default: the config's)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="trials at a time on this machine; 0 only writes the report (default: 1)"
     )
     options, others = parser.parse_known_args()
     if sys.platform == "win32":
-        raise InputError("sweeps run on Linux and macOS: on Windows, start this one in WSL")
+        raise InputError("sweeps run on Linux and macOS: on Windows, run this command in WSL")
     if options.workers < 0:
-        raise InputError(f"--workers is {options.workers}: give 0 (report what there is) or more")
+        raise InputError(f"--workers is {options.workers}: give 0 (only write the report) or more")
     if options.trials is not None and options.trials < 1:
         raise InputError(f"--trials is {options.trials}: give at least 1")
     plan = read_plan(find_config(options.config))
@@ -54,7 +53,7 @@ def main() -> None:
     output = options.output or Path("runs") / "sweep" / options.config.stem
     url = options.storage or f"sqlite:///{output / 'study.db'}"
     require_free_options(plan, others)
-    import_extra("optuna", "sweep", "a sweep needs optuna")
+    import_extra("optuna", "sweep", "a sweep needs Optuna")
     from experiments.sweep.report import report
     from experiments.sweep.worker import Sweep
 
@@ -64,26 +63,26 @@ def main() -> None:
             require_options(plan, others)
         sweep.prepare()
         sweep.work(options.workers)
-    failed = report(sweep)
-    for told in failed:
-        print(f"error: {told}", file=sys.stderr)
-    if failed:
+    failures = report(sweep)
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if failures:
         sys.exit(1)
 
 
 def require_options(plan: Plan, others: Sequence[str]) -> None:
-    """Have ``fit`` parse the first trial's command line, so that what it does not take is told before any training."""
+    """Let ``fit`` parse the command line of one trial, so that unknown options are reported before any training."""
     first = {name: domain[0] if isinstance(domain, list) else domain.low for name, domain in plan.space.items()}
-    own = sys.argv
+    argv = sys.argv
     sys.argv = [f"{plan.task}.fit", *trial_arguments(plan, first, others), "--print_config"]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             importlib.import_module(f"{plan.task}.fit").main()
     except SystemExit as end:
-        if end.code:  # what is wrong has been printed
+        if end.code:  # fit has printed the error
             raise
     finally:
-        sys.argv = own
+        sys.argv = argv
 
 
 if __name__ == "__main__":

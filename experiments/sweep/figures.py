@@ -1,10 +1,12 @@
-"""A sweep's pictures."""
+"""The figures of a sweep's report.
+
+Each ``draw_…`` function writes one figure and returns None. If there is nothing to draw, it returns the reason instead.
+"""
 
 import statistics
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
@@ -16,21 +18,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
 
+from experiments.sweep.labels import short_names, shown_value
 from experiments.sweep.plan import Plan, Range
-from experiments.sweep.worker import short_names, shown_value
+from experiments.sweep.settings import Setting
 from mobile_former.training.run.figures import COLOURS
 
-if TYPE_CHECKING:
-    from experiments.sweep.settings import Setting
-
-_SHADES = colormaps["cividis"]  # made for colour-blind readers, and rising in lightness
+_SHADES = colormaps["cividis"]  # readable for colour-blind readers, monotonic in lightness
 
 
 def draw_history(trials: dict[int, FrozenTrial], plan: Plan, path: Path) -> str | None:
-    """Draw each trial's score by its number, and the best so far; why not, where there is nothing to draw."""
+    """Plot the score of each complete or pruned trial against the trial's number, and the best score so far."""
     kinds = {
         TrialState.COMPLETE: ("complete", "o", COLOURS[0]),
-        TrialState.PRUNED: ("pruned, its last epoch", "x", COLOURS[9]),
+        TrialState.PRUNED: ("pruned (score of its last epoch)", "x", COLOURS[9]),
     }
     points = {
         state: [(number, trial.value) for number, trial in trials.items() if trial.state == state and _has_value(trial)]
@@ -57,10 +57,10 @@ def draw_history(trials: dict[int, FrozenTrial], plan: Plan, path: Path) -> str 
 
 
 def draw_parallel_coordinates(trials: dict[int, FrozenTrial], plan: Plan, path: Path) -> str | None:
-    """Draw each complete trial as a line through its parameters, its shade being its score; as above."""
+    """Draw parallel coordinates: an axis for each parameter, and a line for each complete trial, coloured by score."""
     names = [name for name in plan.space if len({repr(trial.params[name]) for trial in trials.values()}) > 1]
     if len(trials) < 2 or not names:
-        return "it takes two complete trials or more, of different parameters"
+        return "at least two complete trials with different parameters are needed"
     values = np.array([trial.value for trial in trials.values()])
     norm = Normalize(values.min(), values.max() if values.max() > values.min() else values.min() + 1e-9)
     figure = Figure(figsize=(2.6 + 1.9 * len(names), 4.4), layout="constrained")
@@ -87,48 +87,22 @@ def draw_parallel_coordinates(trials: dict[int, FrozenTrial], plan: Plan, path: 
     return _save(figure, path)
 
 
-def _draw_scale(axis: Axes, position: int, name: str, domain: Range | list, given: Sequence) -> None:
-    axis.axvline(position, color="0.6", linewidth=0.8, zorder=0)
-    if isinstance(domain, list):
-        ticks = domain
-    elif domain.values() is not None and len(domain.values()) <= 8:
-        ticks = domain.values()
-    elif domain.log:
-        ticks = list(np.geomspace(domain.low, domain.high, 5))
-    else:
-        ticks = list(np.linspace(domain.low, domain.high, 5))
-    ticks = [round(tick) if not isinstance(domain, list) and domain.is_whole else tick for tick in ticks]
-    for tick, place in zip(ticks, _places(ticks, domain), strict=True):
-        box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
-        text = f"{shown_value(tick)} "
-        axis.text(position, place, text, ha="right", va="center", fontsize=8, bbox=box, parse_math=False)
-
-
-def _places(values: Sequence, domain: Range | list) -> np.ndarray:
-    """Where values lie on their axis, from 0 to 1."""
-    if isinstance(domain, list):
-        return np.array([domain.index(value) for value in values]) / max(1, len(domain) - 1)
-    scale = np.log if domain.log else np.asarray
-    low, high = scale(domain.low), scale(domain.high)
-    return (scale(np.array(values, dtype=float)) - low) / (high - low)
-
-
 def draw_importances(trials: dict[int, FrozenTrial], plan: Plan, path: Path) -> str | None:
-    """Draw how much of the scores' variance each parameter explains, by functional ANOVA; as above."""
+    """Draw each parameter's share of the variance of the scores, estimated by functional ANOVA (fANOVA)."""
     names = [name for name in plan.space if len({repr(trial.params[name]) for trial in trials.values()}) > 1]
     if len(names) < 2:
-        return "importances compare two parameters or more, and fewer than two take several values"
+        return "at least two parameters that take several values are needed"
     if len(trials) < 4:
-        return f"importances need 4 complete trials or more, and there are {len(trials)}"
+        return f"at least 4 complete trials are needed, and there are {len(trials)}"
     if len({trial.value for trial in trials.values()}) < 2:
         return "all trials have the same score"
-    study = optuna.create_study(direction=plan.direction)  # in memory, of the complete trials alone
+    study = optuna.create_study(direction=plan.direction)  # in memory, of the complete trials only
     study.add_trials(list(trials.values()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=names)
-    shown = dict(sorted(found.items(), key=lambda item: item[1]))
+        importances = optuna.importance.get_param_importances(study, evaluator=evaluator, params=names)
+    shown = dict(sorted(importances.items(), key=lambda item: item[1]))
     figure = Figure(figsize=(7, 1.2 + 0.45 * len(shown)), layout="constrained")
     axis = figure.subplots()
     axis.barh(range(len(shown)), list(shown.values()), color=COLOURS[0])
@@ -140,8 +114,8 @@ def draw_importances(trials: dict[int, FrozenTrial], plan: Plan, path: Path) -> 
     return _save(figure, path)
 
 
-def draw_settings(settings: Sequence["Setting"], plan: Plan, path: Path) -> str | None:
-    """Draw each setting's seeds as dots, their mean and standard deviation; as above."""
+def draw_settings(settings: Sequence[Setting], plan: Plan, path: Path) -> str | None:
+    """Draw a row for each :class:`Setting`: the score of each seed as a dot, and the mean and standard deviation."""
     figure = Figure(figsize=(7, 1.4 + 0.5 * len(settings)), layout="constrained")
     axis = figure.subplots()
     for row, setting in enumerate(settings):
@@ -161,6 +135,32 @@ def draw_settings(settings: Sequence["Setting"], plan: Plan, path: Path) -> str 
     axis.set_ylim(len(settings) - 0.5, -0.5)  # the first on top
     axis.grid(alpha=0.3, axis="x")
     return _save(figure, path)
+
+
+def _draw_scale(axis: Axes, position: int, name: str, domain: Range | list, given: Sequence) -> None:
+    axis.axvline(position, color="0.6", linewidth=0.8, zorder=0)
+    if isinstance(domain, list):
+        ticks = domain
+    elif domain.values() is not None and len(domain.values()) <= 8:
+        ticks = domain.values()
+    elif domain.log:
+        ticks = list(np.geomspace(domain.low, domain.high, 5))
+    else:
+        ticks = list(np.linspace(domain.low, domain.high, 5))
+    ticks = [round(tick) if not isinstance(domain, list) and domain.is_whole else tick for tick in ticks]
+    for tick, place in zip(ticks, _places(ticks, domain), strict=True):
+        box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
+        text = f"{shown_value(tick)} "
+        axis.text(position, place, text, ha="right", va="center", fontsize=8, bbox=box, parse_math=False)
+
+
+def _places(values: Sequence, domain: Range | list) -> np.ndarray:
+    """Return the position of each value on the axis of its parameter, from 0 (first or lowest) to 1."""
+    if isinstance(domain, list):
+        return np.array([domain.index(value) for value in values]) / max(1, len(domain) - 1)
+    scale = np.log if domain.log else np.asarray
+    low, high = scale(domain.low), scale(domain.high)
+    return (scale(np.array(values, dtype=float)) - low) / (high - low)
 
 
 def _score(plan: Plan) -> str:

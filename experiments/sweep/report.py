@@ -1,4 +1,4 @@
-"""What came out of a sweep, read from its database alone: tables, the best command, pictures."""
+"""Report a sweep from its database: tables, figures, and the command that repeats the best trial."""
 
 import csv
 import io
@@ -12,30 +12,25 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.runs import in_units, mean_and_spread
 from experiments.sweep.figures import draw_history, draw_importances, draw_parallel_coordinates, draw_settings
+from experiments.sweep.file_lock import locked
+from experiments.sweep.labels import short_names, shown_value
 from experiments.sweep.plan import trial_arguments
-from experiments.sweep.settings import (
-    Difference,
-    Setting,
-    _is_complete,
-    baseline,
-    differences,
-    group_by_seed,
-)
+from experiments.sweep.settings import Difference, Setting, baseline, differences, group_by_seed, is_complete
 from experiments.sweep.trial_queue import RUNNING, WAITING
-from experiments.sweep.worker import Sweep, locked, short_names, shown_value
+from experiments.sweep.worker import Sweep
 from mobile_former.whole_file import write_whole
 
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
 def report(sweep: Sweep) -> list[str]:
-    """Write ``trials.csv``, ``sweep.json``, ``sweep.md`` and the pictures; print the table.
+    """Write ``trials.csv``, ``sweep.json``, ``sweep.md`` and the figures; print the table.
 
     Returns:
-        A line for each trial that failed.
+        One line for each failed trial.
     """
     sweep.output.mkdir(parents=True, exist_ok=True)
-    with locked(sweep.output / "report.lock", wait=True):  # several workers may end at the same time
+    with locked(sweep.output / "report.lock", wait=True):  # several workers may finish at the same time
         return _report(sweep)
 
 
@@ -50,23 +45,23 @@ def _report(sweep: Sweep) -> list[str]:
     write_whole(sweep.output / "sweep.json", content.encode())
     write_whole(sweep.output / "sweep.md", table.encode())
     print(f"\n{table}")
-    complete = {number: trial for number, trial in trials.items() if trial.state == TrialState.COMPLETE}
-    pictures = {
+    complete = {number: trial for number, trial in trials.items() if is_complete(trial)}
+    figures = {
         "history.png": lambda path: draw_history(trials, sweep.plan, path),
         "parallel_coordinates.png": lambda path: draw_parallel_coordinates(complete, sweep.plan, path),
         "importances.png": lambda path: draw_importances(complete, sweep.plan, path),
     }
     if settings and sweep.plan.sampler == "grid":
-        pictures["ablation.png"] = lambda path: draw_settings(settings, sweep.plan, path)
-    for name, draw in pictures.items():
+        figures["ablation.png"] = lambda path: draw_settings(settings, sweep.plan, path)
+    for name, draw in figures.items():
         if (reason := draw(sweep.output / name)) is None:
             written.append(name)
         else:
-            print(f"no {name}: {reason}")
+            print(f"{name} is not drawn: {reason}")
     print(f"written: {sweep.output}/: {', '.join(written)}")
-    left = sum(state in (WAITING, RUNNING) for state in states.values())
-    if left:
-        print(f"{left} of {len(states)} trials are not finished: the same command goes on")
+    unfinished = sum(state in (WAITING, RUNNING) for state in states.values())
+    if unfinished:
+        print(f"{unfinished} of {len(states)} trials are not finished: run the same command again to continue")
     return [
         f"trial {number} failed: {trial.user_attrs.get('error')} (see {trial.user_attrs.get('log')})"
         for number, trial in trials.items()
@@ -75,7 +70,7 @@ def _report(sweep: Sweep) -> list[str]:
 
 
 def markdown(sweep: Sweep, trials: dict[int, FrozenTrial], settings: Sequence[Setting]) -> str:
-    """The table: a line a setting where seeds are in the space, else a line a trial, the best first."""
+    """Return the table: one line per setting if the seed is in the space, else one line per trial, best first."""
     plan = sweep.plan
     if settings:
         names = list(settings[0].params)
@@ -97,7 +92,7 @@ def markdown(sweep: Sweep, trials: dict[int, FrozenTrial], settings: Sequence[Se
             lines.append(cells)
         note = "Mean ± standard deviation over the seeds."
         if paired:
-            note += " Seed by seed: the mean difference, its 95 % interval by Student's t, and each."
+            note += " Seed by seed: the mean difference, its 95 % interval by Student's t, and each difference."
     else:
         names = list(plan.space)
         lines = [["trial", *short_names(names), f"{plan.metric}, {plan.score} epoch", "epochs", "state"]]
@@ -106,16 +101,14 @@ def markdown(sweep: Sweep, trials: dict[int, FrozenTrial], settings: Sequence[Se
             value = f"{trial.value:.4f}" if trial.value is not None else ""
             state = _STATES.get(trial.state, "unfinished")
             lines.append([*cells, value, str(trial.user_attrs.get("epochs", "")), state])
-        count = sum(map(_is_complete, trials.values()))
-        note = (
-            f"Complete: {count} of {len(sweep.queue.states())} trials. Of pruned ones, the score of their last epoch."
-        )
+        count = sum(map(is_complete, trials.values()))
+        note = f"{count} of {len(sweep.queue.states())} trials are complete. A pruned trial has its last epoch's score."
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{note}\n"
 
 
 def summary(sweep: Sweep, trials: dict[int, FrozenTrial], settings: Sequence[Setting]) -> dict:
-    """What ``sweep.json`` holds: the best trial with the command that trains it anew, and all others."""
+    """Return the content of ``sweep.json``: all trials, and the best trial with the command that repeats it."""
     plan = sweep.plan
     content = {
         "task": plan.task,
@@ -125,7 +118,7 @@ def summary(sweep: Sweep, trials: dict[int, FrozenTrial], settings: Sequence[Set
         "states": sweep.queue.states(),
         "trials": [_record(number, trial) for number, trial in trials.items()],
     }
-    if complete := [(number, trial) for number, trial in _best_first(sweep, trials) if _is_complete(trial)]:
+    if complete := [(number, trial) for number, trial in _best_first(sweep, trials) if is_complete(trial)]:
         number, trial = complete[0]
         words = trial_arguments(plan, trial.params, sweep.others)
         content["best"] = _record(number, trial) | {"command": shlex.join(["python", "-m", f"{plan.task}.fit", *words])}
@@ -152,18 +145,18 @@ def _shown_difference(found: Difference) -> str:
 
 
 def _signed(value: float) -> str:
-    value = round(value, 3) + 0.0  # which makes 0 of -0
+    value = round(value, 3) + 0.0  # turns -0.0 into 0.0
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _best_first(sweep: Sweep, trials: dict[int, FrozenTrial]) -> list[tuple[int, FrozenTrial]]:
     sign = -1 if sweep.plan.direction == "maximize" else 1
 
-    def place(item: tuple[int, FrozenTrial]) -> tuple:
+    def rank(item: tuple[int, FrozenTrial]) -> tuple:
         number, trial = item
-        return not _is_complete(trial), sign * trial.value if trial.value is not None else 0, number
+        return not is_complete(trial), sign * trial.value if trial.value is not None else 0, number
 
-    return sorted(trials.items(), key=place)
+    return sorted(trials.items(), key=rank)
 
 
 def _record(number: int, trial: FrozenTrial) -> dict:

@@ -1,4 +1,4 @@
-"""Trials grouped by their settings, and the differences between settings over the same seeds."""
+"""Settings: trials that differ only in their seed, grouped, and compared with a baseline seed by seed."""
 
 import json
 import math
@@ -14,13 +14,13 @@ from experiments.sweep.plan import Plan
 
 @dataclass
 class Setting:
-    """All trials that differ in their seed alone.
+    """The complete trials of one setting, which differ only in their seed.
 
     Attributes:
-        params: of all of them, without the seed.
-        values: the score of each that is complete.
-        seeds: of these.
-        cost: parameters and multiply-adds of an image; None where the model is the same for all.
+        params: the parameters of the setting, without the seed.
+        values: the score of each trial.
+        seeds: the seed of each trial.
+        cost: the model's parameters and its multiply-adds for one image; None if they were not computed.
     """
 
     params: dict
@@ -31,12 +31,12 @@ class Setting:
 
 @dataclass
 class Difference:
-    """What a setting's scores are above those of another one.
+    """The difference between the scores of a setting and of another one, paired by seed.
 
     Attributes:
-        mean: over the seeds that both have.
-        interval: 95 % of it by Student's t; None of one seed.
-        values: by seed.
+        mean: the mean difference over the seeds that both settings have.
+        interval: the 95 % confidence interval of the mean by Student's t; None for a single seed.
+        values: the difference for each seed.
     """
 
     mean: float
@@ -45,27 +45,27 @@ class Difference:
 
 
 def group_by_seed(trials: dict[int, FrozenTrial], names: Sequence[str]) -> list[Setting]:
-    """Complete trials by all of their parameters but the seed, in the order of their numbers."""
-    found: dict[str, Setting] = {}
+    """Group complete trials whose parameters ``names`` are equal except for the seed, in the order of their numbers."""
+    settings: dict[str, Setting] = {}
     for trial in trials.values():
-        if trial.state == TrialState.COMPLETE:
+        if is_complete(trial):
             params = {name: trial.params[name] for name in names if name != "seed_everything"}
             cost = tuple(trial.user_attrs["cost"]) if "cost" in trial.user_attrs else None
-            setting = found.setdefault(json.dumps(params), Setting(params, [], [], cost))
+            setting = settings.setdefault(json.dumps(params), Setting(params, [], [], cost))
             setting.values.append(trial.value)
             setting.seeds.append(trial.params["seed_everything"])
-    return list(found.values())
+    return list(settings.values())
 
 
 def baseline(plan: Plan) -> dict:
-    """The parameters, less the seed, that others are compared with: of each option null if a choice, else the first."""
+    """Return the baseline's parameters without the seed: None for each option that allows it, else the first value."""
     domains = {name: domain for name, domain in plan.space.items() if name != "seed_everything"}
     values = {name: domain if isinstance(domain, list) else domain.values() for name, domain in domains.items()}
     return {name: None if None in choices else choices[0] for name, choices in values.items()}
 
 
 def difference(setting: Setting, reference: Setting) -> Difference | None:
-    """The difference of two settings, paired by seed; None where they have no seed in common."""
+    """Return the difference of two settings, paired by seed; None if they have no seed in common."""
     known = dict(zip(reference.seeds, reference.values, strict=True))
     pairs = zip(setting.seeds, setting.values, strict=True)
     values = {seed: value - known[seed] for seed, value in pairs if seed in known}
@@ -80,7 +80,11 @@ def difference(setting: Setting, reference: Setting) -> Difference | None:
 
 
 def differences(plan: Plan, settings: Sequence[Setting]) -> list[Difference | None]:
-    """Of each setting of a grid the difference from the baseline; None for that one, and where there is none."""
+    """Return each setting's difference from the baseline of a grid.
+
+    The difference is None for the baseline itself, for a setting without a seed in common, without a trained baseline,
+    and for a sweep that is not a grid.
+    """
     if plan.sampler != "grid":
         return [None] * len(settings)
     reference = next((setting for setting in settings if setting.params == baseline(plan)), None)
@@ -89,5 +93,6 @@ def differences(plan: Plan, settings: Sequence[Setting]) -> list[Difference | No
     return [None if setting is reference else difference(setting, reference) for setting in settings]
 
 
-def _is_complete(trial: FrozenTrial) -> bool:
+def is_complete(trial: FrozenTrial) -> bool:
+    """Whether the trial was trained to its end and has a score."""
     return trial.state == TrialState.COMPLETE

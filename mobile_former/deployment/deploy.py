@@ -1,4 +1,4 @@
-"""The inference form of a model: the same outputs from far fewer operations."""
+"""The inference form of a model: the same outputs from fewer operations."""
 
 import copy
 import functools
@@ -7,6 +7,7 @@ from reprlib import repr as brief
 import torch
 from torch import nn
 
+import mobile_former.deployment.exported_graphs  # noqa: F401 — registers the forward passes of exported graphs
 from mobile_former.ablation import is_ablated
 from mobile_former.deployment.backbone import DeployedBackbone, DeployedMobileFormer
 from mobile_former.deployment.folding import fold_norm
@@ -16,39 +17,49 @@ from mobile_former.layers.conv_norm import ConvNorm
 from mobile_former.mobile import Mobile
 from mobile_former.model import Backbone, MobileFormer
 
+_FORMS = {Mobile: DeployedMobile, Backbone: DeployedBackbone, MobileFormer: DeployedMobileFormer}
+
 
 def deploy(model: nn.Module) -> nn.Module:
-    """The inference form of a model.
+    """Return the inference form of a model.
 
-    BatchNorm, shuffles and constant factors are folded into weights, and linears that read the same tokens are merged.
-    It takes what the model takes, of one image or more, and gives what the model gives in evaluation, up to rounding.
-    On a CPU, the first image also has most convolutions' weights copied in oneDNN's order, which takes as much memory
-    again.
+    The inference form has the inputs and outputs of the model in evaluation mode, up to rounding; the batch must not be
+    empty. BatchNorm, shuffles and constant factors are folded into weights, and linear layers that read the same tokens
+    are merged. On a CPU, the first call also stores most convolution weights a second time, in oneDNN's layout, which
+    doubles the memory of these weights.
 
     Args:
-        model: a classifier, a backbone or a detector of this project, a compiled one too (the result is not), or any
-            module that holds some. It stays as it is.
+        model: a classifier, backbone or detector of this project, or a module that contains some. The model is not
+            modified. It may be compiled, but the result is not compiled.
 
     Returns:
-        A module in evaluation, on the model's device and in its type, whose parameters need no gradients and have names
-        of their own: it is made from a trained model, and neither trained nor loaded. Hooks run on the whole, and not
-        on its parts.
+        A module in evaluation mode with the device and type of the model. It cannot be trained, because its parameters
+        require no gradients. It cannot load the model's weights, because its parameters have other names. Only hooks on
+        the whole module run.
 
     Raises:
-        InputError: what is given is no module.
+        InputError: ``model`` is not a module.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"deploy takes a model and was given {brief(model)}: build it first, as by create_model")
+        raise InputError(
+            f"deploy takes a model and was given {brief(model)}: build it first, for example with create_model"
+        )
     with torch.no_grad():
         return inference_form(copy.deepcopy(model)).eval().requires_grad_(False)
 
 
 @functools.singledispatch
 def inference_form(module: nn.Module) -> nn.Module:
-    """What takes the place of a module, which may be altered; by default itself, with its parts replaced."""
+    """Return the inference replacement of a module; may modify the module in place.
+
+    Published modules are replaced as a whole. In all other modules, only the children are replaced. These include
+    subclasses of published modules and ablated modules, because their computation differs.
+    """
     if isinstance(module, torch._dynamo.OptimizedModule):
         return inference_form(module._orig_mod)
-    for name, child in module._modules.items():  # named_children() tells of a child with two names once
+    if type(module) in _FORMS and not is_ablated(module):
+        return _FORMS[type(module)](module)
+    for name, child in module._modules.items():  # named_children() omits the second name of a child
         if child is not None:
             setattr(module, name, inference_form(child))
     return module
@@ -57,27 +68,3 @@ def inference_form(module: nn.Module) -> nn.Module:
 @inference_form.register
 def _(module: ConvNorm) -> nn.Module:
     return fold_norm(module)
-
-
-@inference_form.register
-def _(module: Mobile) -> nn.Module:
-    return DeployedMobile(module) if _is_published(module, Mobile) else _with_parts_replaced(module)
-
-
-@inference_form.register
-def _(module: Backbone) -> nn.Module:
-    return DeployedBackbone(module) if _is_published(module, Backbone) else _with_parts_replaced(module)
-
-
-@inference_form.register
-def _(module: MobileFormer) -> nn.Module:
-    return DeployedMobileFormer(module) if _is_published(module, MobileFormer) else _with_parts_replaced(module)
-
-
-def _is_published(module: nn.Module, kind: type) -> bool:
-    """Whether a module computes what its kind does; of a class of its own, or ablated, its parts alone are replaced."""
-    return type(module) is kind and not is_ablated(module)
-
-
-def _with_parts_replaced(module: nn.Module) -> nn.Module:
-    return inference_form.dispatch(nn.Module)(module)

@@ -1,4 +1,4 @@
-"""Constants folded into the weights before or after them: what training keeps apart, inference computes at once."""
+"""Functions that fold BatchNorm, shuffles, constant factors and shifts into weights."""
 
 import torch
 from torch import Tensor, nn
@@ -9,50 +9,57 @@ from mobile_former.layers.conv_norm import ChannelShuffle, ConvNorm
 
 
 def fold_norm(layer: ConvNorm) -> nn.Conv2d:
-    """A convolution with its BatchNorm's statistics and weights folded into its own."""
+    """Fold the BatchNorm of a layer into its convolution."""
     return fuse_conv_bn_eval(layer.conv.eval(), layer.norm.eval())
 
 
-def fold_features_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> InferenceLinear:
-    """A linear with the BatchNorm after it folded into its own weights."""
-    return scaled(fuse_linear_bn_eval(layer.eval(), norm.eval()))
+def fold_features_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
+    """Fold a BatchNorm into the linear layer before it."""
+    return fuse_linear_bn_eval(layer.eval(), norm.eval())
 
 
 def merged(layers: list[nn.Linear]) -> InferenceLinear:
-    """Linears that read the same input as one, their outputs after one another."""
+    """Merge linear layers with the same input into one, which concatenates their outputs."""
     return InferenceLinear(torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
 
 
 def scaled(layer: nn.Linear, factor: float = 1) -> InferenceLinear:
-    """A linear with its output multiplied."""
+    """Fold a factor on the output into a linear layer."""
     return InferenceLinear(layer.weight * factor, layer.bias * factor)
 
 
 def whole(weight: Tensor, groups: int) -> Tensor:
-    """Weights ``(out, in / groups, 1, 1)`` of a pointwise convolution in groups, as of a single one, ``(out, in)``.
+    """Convert the weight of a grouped pointwise convolution to that of an ungrouped one, with zeros between the groups.
 
-    With its zeros between groups it multiplies more, and in PyTorch takes less time: small groups fill no processor's
-    registers, and the shuffles between grouped convolutions, which move maps, become an order of rows and columns.
+    The ungrouped convolution has more multiplications but is faster in PyTorch: small groups do not fill the vector
+    registers, and the shuffles around grouped convolutions become a permutation of rows and columns.
+
+    Args:
+        weight: ``(out, in / groups, 1, 1)``.
+        groups: number of groups.
+
+    Returns:
+        ``(out, in)``.
     """
     return torch.block_diag(*weight[:, :, 0, 0].chunk(groups))
 
 
 def shuffle_order(shuffle: nn.Module | None, channels: int) -> Tensor:
-    """For each channel that a shuffle gives, or what stands in its place, the number of the channel it came from."""
+    """Return the input channel of each output channel of a shuffle; the identity if it is not a ChannelShuffle."""
     numbers = torch.arange(channels, device="cpu")
     return shuffle(numbers[None, :, None, None]).flatten() if isinstance(shuffle, ChannelShuffle) else numbers
 
 
 def inverse(order: Tensor) -> Tensor:
-    """The order that undoes an order."""
+    """Return the inverse of a permutation."""
     return order.argsort()
 
 
 def shifted(layer: nn.Linear, shift: Tensor) -> InferenceLinear:
-    """A linear for an input that comes with a shift ``(in,)`` added, which its output is to be free of."""
+    """Adjust the bias so that ``shifted(layer, shift)(x + shift)`` equals ``layer(x)``; ``shift`` is ``(in,)``."""
     return InferenceLinear(layer.weight, layer.bias - layer.weight @ shift)
 
 
 def with_shift(norm: nn.LayerNorm, shift: Tensor | float = 0) -> InferenceNorm:
-    """A LayerNorm whose output has a shift ``(d,)`` added."""
+    """Add a shift ``(d,)`` to the output of a LayerNorm."""
     return InferenceNorm(norm.weight, norm.bias + shift, norm.eps)

@@ -1,23 +1,35 @@
-"""Modules of the inference form that Python gets through quickly.
+"""Basic modules of the inference form, and everything that makes them fast in eager PyTorch.
 
-For one small image, Python's own work takes as long as the arithmetic: of ``nn.Module``, a call looks for hooks, and
-each part's name is looked up in vain before the dictionary in which the part is. The parts of an inference form, some
-170 of them, are therefore called directly, so that hooks on them never run (on the whole model they do), and stand
-under their names as plain attributes too. Parameters do not, as exporters put others in their place.
+This file is the only one that depends on PyTorch's internals and on oneDNN's operators:
+
+- :class:`InferenceModule` calls ``forward`` directly and finds its submodules as plain attributes. An inference form
+  has about 170 submodules, and for one small image the overhead of ``nn.Module`` takes as long as the arithmetic.
+- :func:`exported_forward` registers another forward pass for exported graphs.
+- :class:`InferenceConv`, :func:`gelu` and :func:`larger_product_` are faster than PyTorch's own operations on a CPU.
+  They use PyTorch's own operations if a compiler, an exporter or autograd needs them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 class InferenceModule(nn.Module):
-    """A part of an inference form, which takes no hooks."""
+    """Base class of the submodules of an inference form.
+
+    A call runs ``forward`` without hooks. Submodules are also plain attributes, which Python finds before it calls
+    ``nn.Module.__getattr__``. Parameters and buffers are not, because exporters and ``functional_call`` replace them.
+    """
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
-        cls.__call__ = cls.forward
+        if "forward" in cls.__dict__:
+            cls.__call__ = cls.forward
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__dict__.pop(name, None)
@@ -30,8 +42,32 @@ class InferenceModule(nn.Module):
         self.__dict__.pop(name, None)
 
 
+def exported_forward(kind: type[InferenceModule], *, onnx_only: bool = False) -> Callable[[Callable], Callable]:
+    """Register the decorated function as the forward pass of a class in exported graphs.
+
+    The choice between ``kind.forward`` and the function is made here only. If two functions are registered, the later
+    one takes precedence in the graphs that it is for.
+
+    Args:
+        kind: the class. The function takes the module and the inputs of ``kind.forward``.
+        onnx_only: use the function under ``torch.onnx.export`` only, not in other graphs of ``torch.export``.
+    """
+
+    def register(forward: Callable) -> Callable:
+        otherwise = kind.__call__
+
+        def call(self: InferenceModule, *inputs: Any) -> Any:
+            applies = torch.compiler.is_exporting() and (not onnx_only or torch.onnx.is_in_onnx_export())
+            return (forward if applies else otherwise)(self, *inputs)
+
+        kind.__call__ = call
+        return forward
+
+    return register
+
+
 class InferenceLinear(InferenceModule, nn.Linear):
-    """A linear with bias.
+    """Linear layer with bias.
 
     Args:
         weight: ``(out, in)``.
@@ -40,24 +76,23 @@ class InferenceLinear(InferenceModule, nn.Linear):
 
     def __init__(self, weight: Tensor, bias: Tensor):
         nn.Linear.__init__(self, weight.shape[1], weight.shape[0], device="meta")
-        # A product of few rows, as tokens are, reads its second factor faster on a CPU where it lies as (in, out):
-        # where it comes from memory, by up to a third.
+        # Tokens are few rows. For few rows, a CPU multiplies up to a third faster if the weight is (in, out) in memory.
         self.weight = nn.Parameter(weight.detach().t().contiguous().t())
         self.bias = nn.Parameter(bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(…, in)`` to ``(…, out)``."""
+        """Map ``(…, in)`` to ``(…, out)``."""
         parameters = self._parameters
-        return nn.functional.linear(x, parameters["weight"], parameters["bias"])
+        return F.linear(x, parameters["weight"], parameters["bias"])
 
 
 class InferenceNorm(InferenceModule, nn.LayerNorm):
-    """A LayerNorm over the last axis.
+    """LayerNorm over the last axis.
 
     Args:
         weight: ``(d,)``.
         bias: ``(d,)``.
-        eps: added to the variance.
+        eps: value added to the variance.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, eps: float):
@@ -65,6 +100,99 @@ class InferenceNorm(InferenceModule, nn.LayerNorm):
         self.weight, self.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(…, d)`` of any mean and variance to such of mean 0 and variance 1, scaled and moved by the parameters."""
+        """Normalise ``(…, d)`` over the last axis, then scale and shift it."""
         parameters = self._parameters
         return torch.layer_norm(x, self.normalized_shape, parameters["weight"], parameters["bias"], self.eps)
+
+
+class InferenceConv(InferenceModule):
+    """Convolution with bias, optionally followed by ReLU6.
+
+    On a CPU, PyTorch converts the weight to oneDNN's layout at every call, which takes half as long as the convolution
+    itself for a map of few positions. Here it is converted at the first call. A pointwise convolution runs as a linear
+    layer over the positions, which has less overhead.
+
+    Args:
+        weight: ``(out, in / groups, kernel, kernel)``.
+        bias: ``(out,)``.
+        stride: stride along both sides.
+        padding: zero padding on all sides.
+        groups: number of groups.
+        relu6: apply ReLU6 to the output.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor, *, stride: int = 1, padding: int = 0, groups: int = 1, relu6: bool = False
+    ):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+        self.stride, self.padding, self.groups, self.relu6 = (stride, stride), (padding, padding), groups, relu6
+        self._activation = ("hardtanh", [0.0, 6.0], "") if relu6 else ("none", [], "")
+        self._is_linear = weight.shape[2:] == (1, 1) and (stride, padding, groups) == (1, 0, 1)
+        self._packed: tuple | None = None  # the state of the weight, and the weight in oneDNN's layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, in, H, W)`` to ``(B, out, H', W')``."""
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        if _runs_onednn(x) and not _needs_gradients(x, weight, bias):
+            packed = self._packed_weight(weight, x)
+            if self._is_linear:
+                out = torch.ops.mkldnn._linear_pointwise(x.permute(0, 2, 3, 1), packed, bias, *self._activation)
+                return out.permute(0, 3, 1, 2)
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, packed, bias, self.padding, self.stride, (1, 1), self.groups, *self._activation
+            )
+        out = F.conv2d(x, weight, bias, self.stride, self.padding, 1, self.groups)
+        return F.relu6(out, inplace=True) if self.relu6 else out
+
+    def _packed_weight(self, weight: Tensor, x: Tensor) -> Tensor:
+        state = weight.data_ptr(), None if weight.is_inference() else weight._version
+        if self._packed is None or self._packed[0] != state:
+            if self._is_linear:
+                packed = torch.ops.mkldnn._reorder_linear_weight(weight[:, :, 0, 0], x.numel() // x.shape[1])
+            else:
+                packed = torch.ops.mkldnn._reorder_convolution_weight(
+                    weight, self.padding, self.stride, (1, 1), self.groups, x.shape
+                )
+            self._packed = state, packed
+        return self._packed[1]
+
+    def _apply(self, *args, **kwargs) -> "InferenceConv":
+        self._packed = None  # the weight moves or changes its type
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_packed": None}  # a packed weight cannot be copied or pickled
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Apply GELU to tokens ``(B·M, d)``."""
+    # PyTorch calls oneDNN for a contiguous tensor, which takes five times as long for a few tokens.
+    return F.gelu(x) if torch.compiler.is_compiling() else F.gelu(x.mT).mT
+
+
+def larger_product_(x: Tensor, slope1: Tensor, slope2: Tensor) -> Tensor:
+    """Return ``max(slope1·x, slope2·x)``; may overwrite ``x``."""
+    if torch.compiler.is_compiling() or _needs_gradients(x, slope1):
+        return torch.maximum(slope1 * x, slope2 * x)
+    first = slope1 * x
+    return torch.maximum(first, x.mul_(slope2), out=first)  # allocating another map takes longer than the products
+
+
+def _needs_gradients(*tensors: Tensor) -> bool:
+    """Whether autograd records operations on these tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _runs_onednn(x: Tensor) -> bool:
+    """Whether oneDNN's operators apply to ``x``. They support no export, no fake tensors and no autocast."""
+    return (
+        type(x) is Tensor
+        and x.is_cpu
+        and x.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and _HAS_ONEDNN
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+    )

@@ -1,30 +1,44 @@
-"""What an inference form does for ONNX Runtime alone, in graphs that ``torch.onnx.export`` makes of it.
+"""Channel padding and thresholds for the ONNX graphs of an inference form, which ONNX Runtime runs.
 
-That runtime's convolutions for images have 16 channels side by side (8 on processors without AVX-512), and a map of
-another number goes from layout to layout between them. So its graphs have maps of fewer channels *filled*: with as many
-copies of all channels as a block takes, then zeros.
+ONNX Runtime's convolutions take images in blocks of 16 channels (8 on processors without AVX-512). A map with another
+number of channels is converted before and after every convolution. Therefore the narrow maps at the beginning of an
+ONNX graph are channel-padded: the channels are repeated as often as a block has room for, and the rest is zero.
 """
+
+import itertools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mobile_former.mobile import Lite
+from mobile_former.model import Backbone
+
 BLOCK = 16
+FLAT_STRIDE = 8  # up to this stride, pointwise convolutions are one-dimensional
+WHOLE_STRIDE = 4  # up to this stride, pointwise convolutions have no groups
 
 
-def makes_onnx() -> bool:
-    """Whether ``torch.onnx.export`` is at work."""
-    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+def padded_maps(backbone: Backbone) -> tuple[bool, bool]:
+    """Return whether the stem's output is channel-padded, and whether the map that the first bridge reads is.
+
+    A Lite block with a residual returns a padded map if its input is padded. Other than Lite blocks, only the first
+    bridge and a downsampling Mobile accept a padded map.
+    """
+    lites = list(itertools.takewhile(lambda block: isinstance(block, Lite), backbone.blocks))
+    reaches_bridge = all(lite.residual for lite in lites)
+    accepted = len(lites) > 0 and (not reaches_bridge or backbone.blocks[len(lites)].downsamples)
+    pads_stem = accepted and backbone.stem.conv.out_channels < BLOCK
+    return pads_stem, pads_stem and reaches_bridge
 
 
-def filled(tensor: Tensor, width: int = BLOCK) -> Tensor:
-    """What gives channels, along the first axis, for a map filled to ``width`` channels."""
-    copies = width // len(tensor)
-    return with_zeros(torch.cat([tensor] * copies), 0, width)
+def pad_with_copies(tensor: Tensor, width: int = BLOCK) -> Tensor:
+    """Repeat the first axis as often as ``width`` has room for, then append zeros up to ``width``."""
+    return pad_with_zeros(torch.cat([tensor] * (width // len(tensor))), 0, width)
 
 
-def with_zeros(tensor: Tensor, dim: int, width: int) -> Tensor:
-    """What reads or gives channels, along an axis, with zeros for those beyond them, up to ``width``."""
+def pad_with_zeros(tensor: Tensor, dim: int, width: int) -> Tensor:
+    """Append zeros along an axis up to ``width``."""
     missing = width - tensor.shape[dim]
     if missing == 0:
         return tensor

@@ -1,1 +1,1 @@
-"""Layers that the blocks are built from."""
+"""Layers of the Mobile-Former block."""

@@ -1,4 +1,4 @@
-"""Gradient checkpointing (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016): time for memory."""
+"""Gradient checkpointing (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016)."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -12,39 +12,42 @@ from mobile_former.errors import InputError
 
 
 def checkpoint_gradients(model: nn.Module, enable: bool = True) -> None:
-    """Let a model keep only what its blocks take and give while training, and compute the rest anew for the gradients.
+    """Enable or disable gradient checkpointing.
 
-    Gradients, BatchNorm's statistics and random draws stay what they are. A compiled model takes no notice, as its
-    compiler decides what is kept.
+    With checkpointing, a training step stores only the inputs and outputs of the blocks and recomputes the rest in the
+    backward pass. Gradients, BatchNorm's statistics and random numbers do not change. Checkpointing has no effect on a
+    compiled model, because the compiler decides what to store.
 
     Args:
-        model: one of Mobile-Former's, a detector over it too.
-        enable: False lets it keep everything again.
+        model: a Mobile-Former or a detector of this project.
+        enable: True to enable checkpointing, False to disable it.
 
     Raises:
-        InputError: a model without such blocks.
+        InputError: the model has no block that supports checkpointing.
     """
-    parts = [module for module in model.modules() if hasattr(type(module).forward, "recomputable")]
-    if not parts:
-        raise InputError(f"{type(model).__name__} has none of the blocks whose gradients can be checkpointed")
-    for part in parts:
-        part.checkpoint_gradients = enable
+    blocks = [module for module in model.modules() if hasattr(type(module).forward, "recomputable")]
+    if not blocks:
+        raise InputError(
+            f"{type(model).__name__} has no block that supports gradient checkpointing: give a model of this project"
+        )
+    for block in blocks:
+        block.checkpoint_gradients = enable
 
 
 def recomputable(forward: Callable) -> Callable:
-    """Mark a module's ``forward`` as one that :func:`checkpoint_gradients` may have computed anew."""
+    """Decorate the ``forward`` of a module so that :func:`checkpoint_gradients` applies to the module."""
 
     @functools.wraps(forward)
     def forward_or_checkpoint(self: nn.Module, *inputs, **named):
-        checkpoints = getattr(self, "checkpoint_gradients", False) and self.training and torch.is_grad_enabled()
-        if not checkpoints or torch.compiler.is_compiling():
+        enabled = getattr(self, "checkpoint_gradients", False) and self.training and torch.is_grad_enabled()
+        if not enabled or torch.compiler.is_compiling():
             return forward(self, *inputs, **named)
         return checkpoint(
             forward,
             self,
             *inputs,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _spare_buffers(self)),  # of the first computation and of the second
+            context_fn=lambda: (nullcontext(), _copied_buffers(self)),  # for the forward pass, for the recomputation
             **named,
         )
 
@@ -53,8 +56,11 @@ def recomputable(forward: Callable) -> Callable:
 
 
 @contextmanager
-def _spare_buffers(module: nn.Module) -> Iterator[None]:
-    """Have a module write into copies of its buffers: BatchNorm's statistics have counted this batch already."""
+def _copied_buffers(module: nn.Module) -> Iterator[None]:
+    """Replace a module's buffers by copies during the recomputation.
+
+    The recomputation would otherwise update BatchNorm's statistics a second time, after the forward pass.
+    """
     buffers = [(part, *entry) for part in module.modules() for entry in part.named_buffers(recurse=False)]
     for part, name, buffer in buffers:
         setattr(part, name, buffer.clone())

@@ -1,17 +1,17 @@
-"""Convolution followed by BatchNorm, and the shuffle that lets grouped convolutions exchange channels."""
+"""Convolution with BatchNorm, and the channel shuffle between grouped convolutions."""
 
 from torch import Tensor, nn
 
 
 class ConvNorm(nn.Module):
-    """A bias-free convolution with "same" padding, then BatchNorm.
+    """Bias-free convolution with "same" padding, followed by BatchNorm.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: odd side of the kernel.
-        stride: of the convolution; the output has ⌈H/stride⌉ × ⌈W/stride⌉ positions.
-        groups: of the convolution.
+        in_channels: channels of the input map.
+        out_channels: channels of the output map.
+        kernel_size: side of the kernel, an odd number.
+        stride: stride of the convolution.
+        groups: groups of the convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int = 1, stride: int = 1, groups: int = 1):
@@ -23,20 +23,22 @@ class ConvNorm(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")  # variance 2 / (k² · C_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, in_channels, H, W)`` to ``(B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)``."""
+        """Transform a map ``(B, in_channels, H, W)`` to ``(B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)``."""
         return self.norm(self.conv(x))
 
 
 def depthwise(channels: int, expansion: int, stride: int = 1) -> ConvNorm:
-    """A 3×3 convolution of each channel by itself into ``expansion`` channels."""
+    """Build a 3×3 depthwise convolution with ``expansion`` output channels per input channel."""
     return ConvNorm(channels, channels * expansion, kernel_size=3, stride=stride, groups=channels)
 
 
 class ChannelShuffle(nn.Module):
-    """Channels seen as ``(groups, C / groups)`` and transposed, in operations that every exporter knows.
+    """Channel shuffle: views the channel axis as ``(groups, C / groups)`` and transposes the two axes.
+
+    It uses only operations that every exporter supports.
 
     Args:
-        groups: a divisor of the number of channels.
+        groups: number of groups, a divisor of the number of channels.
     """
 
     def __init__(self, groups: int):
@@ -49,5 +51,5 @@ class ChannelShuffle(nn.Module):
 
 
 def channel_shuffle(groups: int, *, enabled: bool) -> nn.Module:
-    """A shuffle, or nothing where pointwise convolutions are whole."""
+    """Build a channel shuffle if ``enabled``, otherwise an identity."""
     return ChannelShuffle(groups) if enabled else nn.Identity()

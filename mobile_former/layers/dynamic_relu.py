@@ -1,4 +1,4 @@
-"""Dynamic ReLU: the activation whose two slopes the tokens decide (Chen et al., Dynamic ReLU, ECCV 2020)."""
+"""Dynamic ReLU: an activation with slopes computed from the tokens (Chen et al., Dynamic ReLU, ECCV 2020)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +8,16 @@ from mobile_former.layers.linear import linear
 
 
 class DynamicReLU(nn.Module):
-    """``max(a₁·x, a₂·x)`` with slopes per channel that a small perceptron reads off the tokens.
+    """The activation ``max(a₁·x, a₂·x)``, with two slopes per channel that a two-layer MLP computes from the tokens.
 
-    ``θ = hsigmoid(W₂·relu(W₁·z))``, its halves ``θ₁`` and ``θ₂``; ``a₁ = 2(θ₁ − ½) + 1``, ``a₂ = 2(θ₂ − ½)``. Spatially
-    shared, ``z`` is the first token; spatially aware, each position mixes the ``θ`` of all tokens.
+    The MLP computes ``θ = hsigmoid(W₂·relu(W₁·z))`` from a token ``z``. With ``θ`` split into halves ``θ₁`` and ``θ₂``,
+    the slopes are ``a₁ = 2(θ₁ − ½) + 1`` and ``a₂ = 2(θ₂ − ½)``. The spatially shared variant uses the ``θ`` of the
+    first token at all positions. The spatially aware variant computes ``θ`` for every token, and uses at each position
+    a weighted mean over the tokens.
 
     Args:
-        channels: of the map.
-        token_dim: width of a token.
+        channels: channels of the map.
+        token_dim: dimension of a token.
     """
 
     def __init__(self, channels: int, token_dim: int):
@@ -24,13 +26,13 @@ class DynamicReLU(nn.Module):
         self.slopes = linear(token_dim // 4, 2 * channels)
 
     def forward(self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None) -> Tensor:
-        """Activate a map.
+        """Apply the activation.
 
         Args:
-            x: ``(B, C, H, W)``.
-            tokens: ``(B, M, d)``; without ``mixing`` only the first is read, which may then come alone, ``(B, d)``.
-            mixing: ``(B, M, H, W)``, the weight of each token at each position, summing to 1 over the tokens; makes the
-                activation spatially aware.
+            x: map, ``(B, C, H, W)``.
+            tokens: ``(B, M, d)``. If ``mixing`` is None, the first token ``(B, d)`` is enough.
+            mixing: weight of each token at each position, ``(B, M, H, W)``, summing to 1 over the tokens. If given, the
+                activation is spatially aware; otherwise it is spatially shared.
 
         Returns:
             ``(B, C, H, W)``.
@@ -49,26 +51,27 @@ class DynamicReLU(nn.Module):
 
 
 def larger_product(x: Tensor, slope1: Tensor, slope2: Tensor) -> Tensor:
-    """``max(slope1·x, slope2·x)``, with gradients that take less time and memory than those of the three operations.
+    """Compute ``max(slope1·x, slope2·x)``, with a backward pass that takes less time and memory than autograd's own.
 
     Args:
-        x: ``(B, C, H, W)``.
-        slope1: ``(B, C, 1, 1)`` or ``(B, C, H, W)``.
-        slope2: the same shape.
+        x: map, ``(B, C, H, W)``.
+        slope1: first slope, ``(B, C, 1, 1)`` or ``(B, C, H, W)``.
+        slope2: second slope, in the shape of ``slope1``.
 
     Returns:
         ``(B, C, H, W)``.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler derives and fuses by itself
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler derives the gradients itself
         return torch.maximum(slope1 * x, slope2 * x)
     return _LargerProduct.apply(x, slope1, slope2)
 
 
 class _LargerProduct(torch.autograd.Function):
-    """Keeps the map alone for the gradients, and neither product.
+    """Autograd function of :func:`larger_product`.
 
-    Where the products are equal, as at 0, the gradients are those of the second. They are made without masks, which on
-    a CPU take twenty times as long as products.
+    It saves the map and the slopes for the backward pass, but neither of the two products. If the products are equal,
+    as for ``x = 0``, the gradients are those of the second product. The backward pass uses no masks, because on a CPU
+    masks take twenty times as long as products.
     """
 
     generate_vmap_rule = True
@@ -85,12 +88,15 @@ class _LargerProduct(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, slope1, slope2 = (saved.to(gradient.dtype) for saved in ctx.saved_tensors)
         difference = slope1 - slope2
-        of_first = torch.ops.aten.threshold_backward(gradient, difference * x, 0)  # 0 but where the first is larger
+        of_first = torch.ops.aten.threshold_backward(gradient, difference * x, 0)  # 0 unless the first is larger
         of_x = (gradient * slope2).addcmul_(of_first, difference)
         of_slope1 = (of_first * x).sum_to_size(slope1.shape)
         return of_x, of_slope1, (gradient * x).sum_to_size(slope2.shape) - of_slope1
 
 
 def guiding_tokens(tokens: Tensor, mixing: Tensor | None) -> Tensor:
-    """What dynamic ReLU reads of its tokens: the first, ``(B, d)``, or with ``mixing`` all, ``(B, M, d)``."""
+    """Return the tokens that dynamic ReLU reads.
+
+    These are all tokens ``(B, M, d)`` if ``mixing`` is given, otherwise the first token ``(B, d)``.
+    """
     return tokens[:, 0] if mixing is None and tokens.ndim == 3 else tokens

@@ -1,4 +1,4 @@
-"""Padding masks: what an image gets must not depend on what the padded area of its batch holds."""
+"""Padding masks: the features of an image must not depend on how far a batch pads the image."""
 
 import torch
 import torch.nn.functional as F
@@ -6,14 +6,15 @@ from torch import Tensor
 
 
 def padding_pyramid(padding_mask: Tensor, strides: tuple[int, ...]) -> dict[int, Tensor]:
-    """The mask of every map of a backbone.
+    """Compute the padding masks of the maps at several strides.
 
     Args:
         padding_mask: ``(B, H, W)`` bool, True on padding.
-        strides: of the maps, in pixels.
+        strides: strides of the maps, in pixels.
 
     Returns:
-        For each stride ``s``, ``(B, 1, ⌈H/s⌉, ⌈W/s⌉)`` bool: a cell is padding where all of its pixels are.
+        The mask of each stride ``s``, ``(B, 1, ⌈H/s⌉, ⌈W/s⌉)`` bool. A position is padding if all pixels that it covers
+        are padding.
     """
     content = (~padding_mask)[:, None].float()
     return {
@@ -23,14 +24,14 @@ def padding_pyramid(padding_mask: Tensor, strides: tuple[int, ...]) -> dict[int,
 
 
 def content_size(images: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """Width and height in pixels of images without their padding: ``(B, 2)`` float.
+    """Return the width and height of each image without padding, in pixels, ``(B, 2)`` float.
 
     Args:
-        images: ``(B, C, H, W)``, each at the top left of its place.
-        padding_mask: ``(B, H, W)`` bool, True on padding, or None for none.
+        images: ``(B, C, H, W)``, with padding only on the right and at the bottom.
+        padding_mask: ``(B, H, W)`` bool, True on padding; None for no padding.
     """
     if padding_mask is None:
-        # A tensor of the sides as numbers would fix them in torch.export.
+        # torch.tensor([width, height]) would make the sides constants in torch.export.
         width, height = (
             images.new_full((images.shape[0],), images.shape[axis], dtype=torch.float32) for axis in (3, 2)
         )
@@ -40,17 +41,17 @@ def content_size(images: Tensor, padding_mask: Tensor | None) -> Tensor:
 
 
 def zero_padding(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Set padded positions to zero, as a convolution sees beyond the border of an image that stands alone.
+    """Set the padding to zero. A convolution also reads zeros beyond the border of an unpadded image.
 
     Args:
-        x: ``(B, C, H, W)``.
-        padding: ``(B, 1, H, W)`` bool, True on padding, or None for none.
+        x: map, ``(B, C, H, W)``.
+        padding: ``(B, 1, H, W)`` bool, True on padding; None for no padding.
     """
     return x if padding is None else x.masked_fill(padding, 0)
 
 
 def mean_pool(x: Tensor, padding: Tensor | None) -> Tensor:
-    """The mean of ``(B, C, H, W)`` over the positions that are not padding: ``(B, C)``."""
+    """Average a map ``(B, C, H, W)`` over the positions that are not padding, to ``(B, C)``."""
     if padding is None:
         return x.mean((2, 3))
     content = (~padding).sum((2, 3)).clamp(min=1)  # (B, 1)
@@ -58,7 +59,7 @@ def mean_pool(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def halve(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Average-pool by 2, padding and what lies beyond the border left out: ``(B, C, ⌈H/2⌉, ⌈W/2⌉)``."""
+    """Average-pool a map by 2 to ``(B, C, ⌈H/2⌉, ⌈W/2⌉)``; padding and positions beyond the border are ignored."""
     if padding is None:
         return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
     weights = (~padding).to(x.dtype)
@@ -68,12 +69,12 @@ def halve(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def double(x: Tensor, padding: Tensor | None, size: tuple[int, int]) -> Tensor:
-    """Enlarge by 2 with bilinear interpolation between the positions that are not padding.
+    """Upsample a map by 2 with bilinear interpolation between the positions that are not padding.
 
     Args:
-        x: ``(B, C, H, W)``.
-        padding: ``(B, 1, H, W)`` bool, True on padding, or None for none.
-        size: of the result, which is cut off there: ``(2H or 2H − 1, 2W or 2W − 1)``.
+        x: map, ``(B, C, H, W)``.
+        padding: ``(B, 1, H, W)`` bool, True on padding; None for no padding.
+        size: size to which the result is cropped, ``(2H or 2H − 1, 2W or 2W − 1)``.
     """
     if padding is None:
         return _enlarge(x, size)

@@ -4,10 +4,12 @@ from torch import Tensor, nn
 
 
 class StochasticDepth(nn.Module):
-    """Leaves a residual branch out, for each sample by itself, while training.
+    """Drops a residual branch at random in training, for each sample independently.
+
+    Kept branches are divided by ``1 - rate``.
 
     Args:
-        rate: probability of leaving the branch out, in ``[0, 1)``. What is kept is divided by ``1 - rate``.
+        rate: probability of dropping the branch, in ``[0, 1)``.
     """
 
     def __init__(self, rate: float):
@@ -15,12 +17,12 @@ class StochasticDepth(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Drop whole samples of ``(B, ...)``."""
+        """Drop random samples of the residual branch ``(B, ...)``, in training only."""
         if not self.training or self.rate == 0.0:
             return branch
         keep = branch.new_empty((branch.shape[0],) + (1,) * (branch.ndim - 1)).bernoulli_(1 - self.rate)
         return branch * (keep / (1 - self.rate))
 
     def extra_repr(self) -> str:
-        """Show the rate where the model is printed."""
+        """Return the rate for the model's printout."""
         return f"rate={self.rate:.3g}"

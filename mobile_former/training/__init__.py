@@ -1,10 +1,28 @@
-"""What both tasks share: command line, run folders, optimisation, callbacks, images, figures."""
+"""Training: command lines, run folders, data loading, optimisation and export, shared by both tasks."""
 
+import importlib.util
 import os
+import sys
 
-# albumentations asks a server for its newest version at every import unless told not to.
+# Modules of the extra "train" in setup.cfg.
+REQUIRED = (
+    "pytorch_lightning", "torchmetrics", "jsonargparse", "yaml", "albumentations", "cv2", "PIL", "simplejpeg",
+    "sklearn", "scipy", "pycocotools", "matplotlib", "rich", "tensorboard", "webdataset",
+)  # fmt: skip
+
+if _missing := [name for name in REQUIRED if importlib.util.find_spec(name) is None]:
+    _message = (
+        f"training needs packages that are not installed ({', '.join(_missing)}): pip install 'mobile-former[train]', "
+        "or pip install -c constraints.txt -e '.[train]' in a clone"
+    )
+    if sys.argv[:1] == ["-m"]:  # `python -m classification.fit` imports the package first, with this as argv[0]
+        sys.exit(f"error: {_message}")
+    raise ImportError(_message)
+
+# albumentations asks a server for its newest version at every import, unless this is set.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-# Before scikit-learn: of Optional[Union[float, int]] typing keeps the order that it saw first, and with scikit-learn's,
-# Lightning's command line would read `--trainer.limit_train_batches 1` as 1.0, which is all batches.
-import pytorch_lightning  # noqa: F401
+# Lightning must be imported before scikit-learn. typing caches Optional[Union[float, int]] with the order of the
+# union that it sees first; with the order of scikit-learn, jsonargparse reads `--trainer.limit_train_batches 1` as 1.0,
+# which means all batches. tests/mobile_former/training/test_requirements.py checks it.
+import pytorch_lightning  # noqa: E402, F401

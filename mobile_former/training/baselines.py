@@ -1,4 +1,4 @@
-"""Models of other libraries by name, ``timm/NAME`` and ``transformers/NAME``: what both tasks need to build them."""
+"""Models of other libraries: names ``timm/NAME`` and ``transformers/NAME``, used by both tasks."""
 
 import logging
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from types import ModuleType
 
 from torch import Tensor, nn
 
-from mobile_former.errors import InputError, nearest
+from mobile_former.errors import InputError, first_line, nearest
 from mobile_former.training.extras import import_extra
 from mobile_former.weights.files import read_weights
 
@@ -25,36 +25,36 @@ _RESNETS = {
 
 
 def is_baseline(name: str) -> bool:
-    """Whether a name is that of another library's model."""
+    """Whether a name is that of a model of another library."""
     return name.startswith(tuple(f"{library}/" for library in _LIBRARIES))
 
 
-def import_library(library: str, wanted_by: str) -> ModuleType:
+def import_library(library: str, model: str) -> ModuleType:
     """Import timm or transformers.
 
     Args:
-        library: its name.
-        wanted_by: the name that the user gave, for the message.
+        library: name of the library.
+        model: name of the model as the user gave it, for the error message.
 
     Raises:
-        InputError: it cannot be imported.
+        InputError: the library cannot be imported.
     """
     needs = " (and a torchvision that fits torch)" if library == "timm" else ""
-    return import_extra(library, "baselines", f"{wanted_by} comes from {library}{needs}")
+    return import_extra(library, "baselines", f"{model} comes from {library}{needs}")
 
 
 def timm_model(name: str, weights: Path | None = None, **options) -> nn.Module:
     """Build a model of timm.
 
     Args:
-        name: timm's own name for it.
-        weights: a file in the layout of timm's weights for it, of any number of classes.
-        options: of ``timm.create_model``; those that are None are left out.
+        name: name of the model in timm.
+        weights: weights file in timm's layout, with any number of classes.
+        options: options of ``timm.create_model``; those that are None are ignored.
 
     Raises:
-        InputError: timm cannot be imported, has no such model, or has it without these options; a file that does not
-            fit.
-        FileNotFoundError: no such file.
+        InputError: timm cannot be imported, has no such model, or does not accept the options; or the weights do not
+            fit the model.
+        FileNotFoundError: the weights file does not exist.
     """
     timm = import_library("timm", f"timm/{name}")
     if not timm.is_model(name):
@@ -65,7 +65,7 @@ def timm_model(name: str, weights: Path | None = None, **options) -> nn.Module:
         overlay = {"state_dict": state}
         heads = getattr(timm.get_pretrained_cfg(name), "classifier", None) or ()
         heads = (heads,) if isinstance(heads, str) else tuple(heads)
-        # Where the number of classes is another, timm leaves out what predicts them, and no longer minds what lacks.
+        # For another number of classes, timm drops the classifier of the file and does not check the other tensors.
         if heads and f"{heads[0]}.weight" in state:
             overlay["num_classes"] = len(state[f"{heads[0]}.weight"])
         whole = timm.create_model(name).state_dict()
@@ -80,19 +80,19 @@ def timm_model(name: str, weights: Path | None = None, **options) -> nn.Module:
         return timm.create_model(name, **options)
     except (RuntimeError, TypeError, KeyError, AssertionError) as error:
         what = f"with the weights in {weights}" if weights else "with these options"
-        raise InputError(f"timm cannot build {name} {what}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"timm cannot build {name} {what}: {first_line(error)}") from error
 
 
 def resnet_config(name: str, others: Sequence[str] = (), **options) -> object:
-    """The configuration of one of transformers' ResNets: ``resnet18``, ``34``, ``50`` or ``101``.
+    """Return the configuration of a ResNet of transformers: ``resnet18``, ``34``, ``50`` or ``101``.
 
     Args:
-        name: which.
-        others: names that would have been known as well, for the message.
-        options: of ``transformers.ResNetConfig``.
+        name: name of the model.
+        others: other valid names, for the error message.
+        options: options of ``transformers.ResNetConfig``.
 
     Raises:
-        InputError: another name, or transformers cannot be imported.
+        InputError: the name is unknown, or transformers cannot be imported.
     """
     transformers = import_library("transformers", f"transformers/{name}")
     if name not in _RESNETS:
@@ -101,30 +101,30 @@ def resnet_config(name: str, others: Sequence[str] = (), **options) -> object:
 
 
 def load_transformers_weights(network: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Load the part without classifier of a file in the layout of transformers' weights, in place.
+    """Load the weights of a network without classifier from a file in transformers' layout, in place.
 
     Args:
-        network: a model of transformers, without classifier.
-        path: ``.safetensors``, ``.bin`` or ``.pth``; a classifier's, whose names begin with that of the architecture,
-            or that of a model without one.
+        network: model of transformers without classifier.
+        path: ``.safetensors``, ``.bin`` or ``.pth`` file of such a model, or of a classifier, whose tensor names begin
+            with the name of the architecture.
 
     Returns:
-        What else is in the file: tensors by name.
+        The other tensors in the file by name.
 
     Raises:
-        InputError: a file that does not fit.
-        FileNotFoundError: no such file.
+        InputError: the file does not fit the network.
+        FileNotFoundError: the file does not exist.
     """
     state, _ = read_weights(path)
     expected = network.state_dict()
     prefix = f"{network.base_model_prefix}."
     if any(name.startswith(prefix) for name in state):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    strange = [name for name in expected if name not in state or state[name].shape != expected[name].shape]
-    if strange:
+    unfit = [name for name in expected if name not in state or state[name].shape != expected[name].shape]
+    if unfit:
         raise InputError(
-            f"{path} does not fit {type(network).__name__}: {len(strange)} of its {len(expected)} tensors are missing "
-            f"or of another shape, first {strange[0]!r}"
+            f"{path} does not fit {type(network).__name__}: {len(unfit)} of its {len(expected)} tensors are missing "
+            f"or have another shape, first {unfit[0]!r}"
         )
     network.load_state_dict({name: state.pop(name) for name in expected})
     _logger.info("loaded the weights in %s", path)

@@ -1,4 +1,4 @@
-"""Libraries that only an extra of setup.cfg installs: imported where they are needed, or told how to get."""
+"""Import of optional dependencies, with an error that names the extra to install."""
 
 import importlib
 from types import ModuleType
@@ -7,19 +7,19 @@ from mobile_former.errors import InputError
 
 
 def import_extra(name: str, extra: str, reason: str) -> ModuleType:
-    """Import a library of an extra.
+    """Import a module of an optional dependency.
 
     Args:
-        name: of the module, ``"onnxruntime"`` or ``"onnxruntime.quantization"``.
-        extra: the one in setup.cfg that installs it.
-        reason: who wants it, in a clause that ends in the library: ``"an ONNX file needs onnxruntime"``.
+        name: name of the module, such as ``"onnxruntime"`` or ``"onnxruntime.quantization"``.
+        extra: extra of setup.cfg that installs it.
+        reason: beginning of the error message, which ends with the library: ``"an ONNX file needs onnxruntime"``.
 
     Raises:
-        InputError: it cannot be imported; the message says why, and how to install it.
+        InputError: the module cannot be imported. The message gives the cause and the command that installs it.
     """
     try:
         return importlib.import_module(name)
-    except (ImportError, RuntimeError) as error:  # a torchvision of another torch fails with RuntimeError
+    except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError if it does not fit torch
         raise InputError(
             f"{reason}, which cannot be imported ({error}): pip install -c constraints.txt -e '.[{extra}]'"
         ) from error

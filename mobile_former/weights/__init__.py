@@ -1,4 +1,4 @@
-"""Weights: read and write files, the authors' names, the Hugging Face Hub."""
+"""Load and save weights: weights files, the authors' checkpoints, models on the Hugging Face Hub."""
 
 from mobile_former.weights.loading import LoadedWeights, load_weights, save_weights
 

@@ -1,4 +1,4 @@
-"""The names of the authors' checkpoints, and this project's names for them."""
+"""Convert the tensor names of the authors' checkpoints to this project's names."""
 
 import re
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the entries of the authors' checkpoints; others stay as they are."""
+    """Rename the tensors of an authors' checkpoint to this project's names; return other checkpoints unchanged."""
     if "tokens.weight" not in state:
         return state
-    # Only a downsampling block has a fourth convolution, only a lite block a sequence `conv`.
+    # Only downsampling blocks have a fourth convolution, and only lite blocks a sequence `conv`.
     down = {name.split(".")[1] for name in state if re.match(r"features\.\w+\.conv4\.", name)}
 
     def rename(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Load only the backbone of a classifier's weights file."""
+"""Load the backbone from a classifier's weights file."""
 
 import logging
 from pathlib import Path
@@ -12,25 +12,24 @@ _logger = logging.getLogger(__name__)
 
 
 def load_backbone_weights(backbone: Backbone, variant: str, path: str | Path) -> None:
-    """Load the backbone out of a classifier's weights file, in place.
+    """Load the backbone weights in a classifier's weights file into a backbone, in place.
 
     Args:
-        backbone: of a model of another task; whether its dynamic ReLU is spatially aware makes no difference.
-        variant: name of the published model that it is the backbone of.
-        path: the file, as of :func:`load_weights`.
+        backbone: backbone of another model, such as a detector, with spatially shared or spatially aware dynamic ReLU.
+        variant: name of the published model to which the backbone belongs.
+        path: path of a weights file in any format of :func:`mobile_former.load_weights`.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: as of :func:`load_weights`.
+        FileNotFoundError: the file does not exist.
+        InputError: the file cannot be read or does not fit, see :func:`mobile_former.load_weights`.
     """
     path = Path(path)
     state, _ = read_weights(path)
-    published = MobileFormer.published
-    require_variant(path, state, variant, layout(published(variant).state_dict()), published=published)
+    require_variant(path, state, MobileFormer.published(variant))
     require_channels(path, state, backbone.in_chans)
     prefix = "backbone."
     state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     if layout(state) != layout(backbone.state_dict()):
         raise InputError(f"{path} holds the published {variant}, not an ablated one: train that from scratch")
     backbone.load_state_dict(state)
-    _logger.info("loaded the backbone out of %s", path)
+    _logger.info("loaded the backbone from %s", path)

@@ -1,4 +1,4 @@
-"""Read weights files as data, never as code."""
+"""Read weights files without running code from them."""
 
 import argparse
 import logging
@@ -21,39 +21,40 @@ _logger = logging.getLogger(__name__)
 
 
 def read_weights(path: Path, ema: bool = False) -> tuple[dict[str, Tensor], str]:
-    """Read a weights file into this project's names, without a model at hand.
+    """Read the tensors of a weights file, and rename them to this project's names.
 
     Args:
-        path: the file.
-        ema: take ``state_dict_ema``.
+        path: path of the file.
+        ema: read the averaged weights (``state_dict_ema``) instead of the plain ones.
 
     Returns:
-        Tensors by name, and which entry of the file they are, see :class:`LoadedWeights`.
+        The tensors by name, and the entry of the file from which they were read: ``"state_dict"``,
+        ``"state_dict_ema"``, or ``"file"`` if the file contains only one set of weights.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: not a weights file, cut short, or holding anything but data.
+        FileNotFoundError: the file does not exist.
+        InputError: the file is not a weights file, is damaged, or contains more than data.
     """
     state, entry = _select(path, read_file(path), ema)
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path}: {entry} is not a set of named tensors, so this is not a weights file")
+        raise InputError(f"{path} is not a weights file: {entry} is not a mapping from names to tensors")
     state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in state.items()}
     if any(name.startswith("model.") for name in state):  # a LightningModule holds the network as `model`
         state = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    strange = [name for name, value in state.items() if not _is_plain(value)]
-    if strange or not state:
-        raise InputError(
-            f"{path}: {entry} holds no plain tensors{f' (such as {brief(strange[0])})' if strange else ''}"
-        )
+    if not state:
+        raise InputError(f"{path} is not a weights file: {entry} holds no tensors")
+    for name, value in state.items():
+        if not _is_plain(value):
+            raise InputError(f"{path}: {brief(name)} is not a plain tensor (dense, real, unquantised, on the CPU)")
     return our_names(state), entry
 
 
 def read_file(path: Path) -> object:
-    """A file's content, as data: never executed.
+    """Read the content of a safetensors file or a ``torch.save`` file. No code from the file is run.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: not a weights file, cut short, or holding anything but data.
+        FileNotFoundError: the file does not exist.
+        InputError: the file has another format, is damaged, or contains more than data.
     """
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
@@ -61,7 +62,7 @@ def read_file(path: Path) -> object:
         raise InputError(f"{path} is a folder: give the weights file itself")
     with path.open("rb") as file:
         start = file.read(512)
-    # The first bytes tell the format; endings do not (the authors' .pth.tar are no tar files).
+    # The first bytes identify the format. The suffix does not: the authors' .pth.tar files are not tar files.
     if start[8:9] == b"{":
         reader = load_file
     elif start.startswith((b"PK", b"\x80")) or start[257:262] == b"ustar":
@@ -75,7 +76,7 @@ def read_file(path: Path) -> object:
         return reader(path)
     except InputError:
         raise
-    except Exception as error:  # a damaged file can fail anywhere in its format's reader, with any exception
+    except Exception as error:  # the reader of a damaged file can raise any exception
         reason = first_line(error).split(". ")[0]
         raise InputError(
             f"{path} is cut short or damaged ({type(error).__name__}: {reason}): fetch or save it again"
@@ -83,7 +84,7 @@ def read_file(path: Path) -> object:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether this is a tensor that can be copied into a parameter: real numbers, in memory, each in its place."""
+    """Whether a value is a tensor that can be copied into a parameter."""
     return (
         isinstance(value, Tensor)
         and value.layout is torch.strided
@@ -93,11 +94,11 @@ def _is_plain(value: object) -> bool:
 
 
 def _read_pickle(path: Path) -> object:
-    if zipfile.is_zipfile(path):  # torch.load looks at no checksum
+    if zipfile.is_zipfile(path):  # torch.load does not verify checksums
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise InputError(
-                    f"{path} is cut short or damaged (the checksum of {damaged} is another): fetch or save it again"
+                    f"{path} is cut short or damaged (the checksum of {damaged} does not match): fetch or save it again"
                 )
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
@@ -105,14 +106,14 @@ def _read_pickle(path: Path) -> object:
     except pickle.UnpicklingError as error:
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
             raise InputError(
-                f"{path} holds more than data: it asks to load {refused[1]}, which could run code. It was not read; "
-                "if you trust it, save its state_dict alone with torch.save and give that file"
+                f"{path} contains more than data: it refers to {refused[1]}, which could run code, so it was not "
+                "loaded. If you trust the file, save only its state_dict with torch.save and give that file"
             ) from error
         raise
 
 
-# What the authors' training program leaves beside the tensors: its options, and scores as numpy scalars, which numpy
-# before 2 wrote under another module's name.
+# The authors' checkpoints also contain the training options and scores as numpy scalars. numpy 1 wrote the scalars
+# under another module name.
 _SAFE_GLOBALS = [
     argparse.Namespace,
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
@@ -123,12 +124,14 @@ _SAFE_GLOBALS = [
 
 
 def _select(path: Path, content: object, ema: bool) -> tuple[object, str]:
-    """The set of weights in a file's content that was asked for."""
-    wrapped = isinstance(content, Mapping) and "state_dict" in content
+    """Select the plain or the averaged weights in the content of a file. Return the weights and the entry's name."""
+    entries = content if isinstance(content, Mapping) else {}
     if ema:
-        if not (isinstance(content, Mapping) and "state_dict_ema" in content):
-            raise InputError(f"{path} holds no averaged weights (state_dict_ema): load it without asking for them")
-        return content["state_dict_ema"], "state_dict_ema"
-    if wrapped and "state_dict_ema" in content:
+        if "state_dict_ema" not in entries:
+            raise InputError(f"{path} holds no averaged weights (state_dict_ema): load it without ema=True")
+        return entries["state_dict_ema"], "state_dict_ema"
+    if "state_dict" not in entries:
+        return content, "file"
+    if "state_dict_ema" in entries:
         _logger.warning("%s holds plain and averaged weights: taking the plain ones (ema=True takes the others)", path)
-    return (content["state_dict"], "state_dict") if wrapped else (content, "file")
+    return entries["state_dict"], "state_dict"

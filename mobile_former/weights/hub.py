@@ -1,6 +1,6 @@
-"""To and from the Hugging Face Hub: a folder of ``config.json``, ``model.safetensors`` and a model card.
+"""Model folders, local or on the Hugging Face Hub, with ``config.json``, ``model.safetensors`` and a model card.
 
-Only what fetches from the Hub and pushes to it needs ``huggingface_hub``; a folder needs nothing.
+Only downloads and uploads need ``huggingface_hub``; local folders do not.
 """
 
 import importlib
@@ -24,10 +24,10 @@ _USAGE = ("class_names", "image_size", "crop_fraction", "mean", "std")
 
 
 class HubModel:
-    """What :class:`mobile_former.MobileFormer` can do with the Hugging Face Hub, and with folders laid out as there.
+    """Mixin of :class:`mobile_former.MobileFormer` that loads and saves model folders, local or on the Hub.
 
     Attributes:
-        usage: its classes, and how its images are prepared; None where nobody has told.
+        usage: class names and preprocessing of the model; None if unknown.
     """
 
     usage: Usage | None = None
@@ -43,21 +43,22 @@ class HubModel:
         cache_dir: str | Path | None = None,
         **options: Any,
     ) -> Self:
-        """Build a published model, with its weights.
+        """Build a model with the weights of a folder or of a repository on the Hugging Face Hub.
 
         Args:
-            source: a folder, or the Hub's ``"owner/name"``.
-            revision: of the Hub's repository: a branch, tag or commit.
-            num_classes: another number of logits than the file's; the last linear then starts afresh.
-            token: for private repositories, where ``hf auth login`` has left none.
-            cache_dir: where what comes from the Hub is kept; default: huggingface_hub's.
-            options: of :class:`mobile_former.MobileFormer`, for training: ``dropout``, ``drop_path``.
+            source: path of a folder, or name of a repository, ``"owner/name"``.
+            revision: branch, tag or commit of the repository.
+            num_classes: number of classes; default: the number in ``config.json``. With another number, the last linear
+                layer is not loaded.
+            token: access token for private repositories; default: the token of ``hf auth login``.
+            cache_dir: folder in which downloads are cached; default: the cache folder of huggingface_hub.
+            options: ``dropout`` and ``drop_path`` of :class:`mobile_former.MobileFormer`, for training.
 
         Returns:
-            The model in evaluation mode, with its :attr:`usage`.
+            The model in evaluation mode. :attr:`usage` holds the class names and preprocessing in ``config.json``.
 
         Raises:
-            InputError: no such folder or repository, one without a Mobile-Former, or damaged files.
+            InputError: the folder or repository does not exist or contains no Mobile-Former, or a file is damaged.
         """
         folder = Path(source)
         if not folder.is_dir():
@@ -76,25 +77,25 @@ class HubModel:
         try:
             load_weights(model, folder / WEIGHTS)
         except FileNotFoundError as error:
-            raise InputError(f"{folder} has {CONFIG} and no {WEIGHTS}: fetch or save it again") from error
+            raise InputError(f"{folder} has {CONFIG}, but no {WEIGHTS}: fetch or save it again") from error
         return model.eval()
 
     def save_pretrained(
         self, folder: str | Path, usage: Usage | None = None, *, license: str = "apache-2.0", name: str | None = None
     ) -> None:
-        """Write the model as a folder that :meth:`from_pretrained` reads.
+        """Save the model to a folder that :meth:`from_pretrained` can load.
 
-        A model card that lies there already is left as it is.
+        An existing model card is not overwritten.
 
         Args:
-            folder: made where missing.
-            usage: the classes, and how images are prepared; default: :attr:`usage`.
-            license: of the weights, by the name that the Hub has for it; it stands in the card.
-            name: under which the card's example loads the model; default: the folder's.
+            folder: path of the folder, which is created if it is missing.
+            usage: class names and preprocessing; default: :attr:`usage`.
+            license: the Hub's identifier of the licence of the weights, for the model card.
+            name: name of the model in the code example of the model card; default: name of the folder.
 
         Raises:
-            InputError: another number of class names than of logits, or of means than of channels; a model with other
-                parts than the published ones; or a folder that cannot be written.
+            InputError: the numbers of class names or channel means do not fit the model, the model is not a published
+                one, or the folder cannot be written.
         """
         folder, usage = Path(folder), usage or self.usage or Usage()
         _check_usage(self, usage)
@@ -118,22 +119,22 @@ class HubModel:
         private: bool | None = None,
         token: str | bool | None = None,
     ) -> str:
-        """Write the model into a repository of the Hugging Face Hub, which is made where missing.
+        """Upload the model to a repository of the Hugging Face Hub, which is created if it is missing.
 
-        A model card that is there already is left as it is.
+        An existing model card is not overwritten.
 
         Args:
-            repository: ``"owner/name"``.
-            usage: the classes, and how images are prepared; default: :attr:`usage`.
-            license: of the weights, by the name that the Hub has for it.
-            private: whether a new repository is seen by nobody else; default: the owner's setting.
-            token: with which to write, where ``hf auth login`` has left none.
+            repository: name of the repository, ``"owner/name"``.
+            usage: class names and preprocessing; default: :attr:`usage`.
+            license: the Hub's identifier of the licence of the weights, for the model card.
+            private: whether a new repository is private; default: the owner's setting on the Hub.
+            token: access token with write permission; default: the token of ``hf auth login``.
 
         Returns:
-            The repository's address.
+            The URL of the repository.
 
         Raises:
-            InputError: huggingface_hub is missing, the Hub cannot be reached or refuses.
+            InputError: huggingface_hub is not installed, or the Hub cannot be reached or refuses the upload.
         """
         hub = _huggingface_hub(f"push to {repository}")
         with tempfile.TemporaryDirectory() as folder:
@@ -144,10 +145,10 @@ class HubModel:
                 if api.file_exists(repository, CARD):
                     (Path(folder) / CARD).unlink()
                 api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Upload {self.variant}")
-            except Exception as error:  # of many kinds, its client's among them
+            except Exception as error:  # huggingface_hub and its HTTP client raise exceptions of many types
                 raise InputError(
-                    f"cannot push to {repository} ({_reason(error)}): log in by `hf auth login` with a token that may "
-                    "write there, and look whether the Hub can be reached"
+                    f"cannot push to {repository} ({_reason(error)}): log in by `hf auth login` with a token that has "
+                    "write permission, and check that the Hub can be reached"
                 ) from error
         return str(address)
 
@@ -159,31 +160,31 @@ def fetch(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Fetch a published model's files from the Hugging Face Hub, those that are not in the cache.
+    """Download the files of a model from the Hugging Face Hub. Files in the cache are not downloaded again.
 
     Args:
-        repository: ``"owner/name"``.
-        revision: a branch, tag or commit.
-        token: for private repositories.
-        cache_dir: where they are kept.
+        repository: name of the repository, ``"owner/name"``.
+        revision: branch, tag or commit of the repository.
+        token: access token for private repositories; default: the token of ``hf auth login``.
+        cache_dir: folder in which downloads are cached; default: the cache folder of huggingface_hub.
 
     Returns:
-        Their folder.
+        The path of the local folder with the files.
 
     Raises:
-        InputError: not a repository's name, none that can be had, or huggingface_hub is missing.
+        InputError: the name is invalid, the repository cannot be downloaded, or huggingface_hub is not installed.
     """
     if not _REPOSITORY.fullmatch(repository):
-        raise InputError(f"there is no folder {repository}, and the Hub's repositories have names like owner/name")
+        raise InputError(f"there is no folder {repository}, and repositories on the Hub have names like owner/name")
     hub = _huggingface_hub(f"fetch {repository} from the Hub (there is no such folder)")
     try:
         folder = hub.snapshot_download(
             repository, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=[CONFIG, WEIGHTS]
         )
-    except Exception as error:  # of many kinds, its client's among them
+    except Exception as error:  # huggingface_hub and its HTTP client raise exceptions of many types
         raise InputError(
-            f"there is no folder {repository}, and it cannot be fetched from the Hub ({_reason(error)}): look at the "
-            "name, at the network, and where it is private, log in by `hf auth login`"
+            f"there is no folder {repository}, and it cannot be fetched from the Hub ({_reason(error)}): check the "
+            "name and the network; for a private repository, log in by `hf auth login`"
         ) from error
     return Path(folder)
 
@@ -193,8 +194,8 @@ def _huggingface_hub(purpose: str) -> ModuleType:
         return importlib.import_module("huggingface_hub")
     except ImportError as error:
         raise InputError(
-            f"cannot {purpose}: huggingface_hub is missing ({error}): pip install -c constraints.txt -e '.[hub]' "
-            "in this repository, pip install huggingface_hub elsewhere"
+            f"cannot {purpose}: huggingface_hub is missing ({first_line(error)}): pip install -c constraints.txt -e "
+            "'.[hub]' in this repository, pip install huggingface_hub elsewhere"
         ) from error
 
 
@@ -203,10 +204,13 @@ def _reason(error: Exception) -> str:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What :meth:`HubModel.save_pretrained` wrote of a model beside its weights, by the names of its options.
+    """Read the ``config.json`` that :meth:`HubModel.save_pretrained` wrote.
+
+    Returns:
+        The options of the model and the fields of :class:`Usage` (class names and preprocessing), by name.
 
     Raises:
-        InputError: missing, or damaged.
+        InputError: the file is missing or damaged.
     """
     if not path.is_file():
         raise InputError(f"{path.parent} has no {path.name}: give a folder that save_pretrained wrote, or owner/name")
@@ -218,19 +222,22 @@ def read_config(path: Path) -> dict[str, Any]:
         return known | {name: config[name] for name in _USAGE}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is damaged, or not of a Mobile-Former of this project ({_reason(error)}): fetch or save it again"
+            f"{path} is damaged or belongs to another kind of model ({_reason(error)}): fetch or save it again"
         ) from error
 
 
-def _check_usage(model: "HubModel", usage: Usage) -> None:
+def _check_usage(model: HubModel, usage: Usage) -> None:
     if usage.class_names is not None and len(usage.class_names) != model.num_classes:
         raise InputError(f"{len(usage.class_names)} class names for {model.num_classes} logits: give one for each")
     if len(usage.mean) != model.in_chans:
-        raise InputError(f"mean and std of {len(usage.mean)} channels, images of {model.in_chans}: give one for each")
+        raise InputError(f"mean and std have {len(usage.mean)} channels, images {model.in_chans}: give one for each")
 
 
-def _require_published_parts(model: "HubModel") -> None:
-    """Refuse a model that its config would not build again, such as one with an ablation."""
+def _require_published_parts(model: HubModel) -> None:
+    """Raise InputError if the model differs from the published one, for example after an ablation.
+
+    ``config.json`` can describe published models only.
+    """
     published = model.published(
         model.variant,
         num_classes=model.num_classes,
@@ -241,26 +248,25 @@ def _require_published_parts(model: "HubModel") -> None:
     if shapes != expected:
         name = min(name for name, _ in shapes.items() ^ expected.items())
         raise InputError(
-            f"this model is not {model.variant} as published ({name} differs; an ablation?), so that nobody could load "
-            "it: keep its checkpoint"
+            f"this model is not {model.variant} as published ({name} differs; an ablation?), so from_pretrained could "
+            "not load it: keep its checkpoint"
         )
 
 
-def _card(model: "HubModel", usage: Usage, license: str, name: str) -> str:
-    """A model card in the Hub's form: metadata in YAML, then Markdown."""
+def _card(model: HubModel, usage: Usage, license: str, name: str) -> str:
+    """Return a model card in the Hub's format: metadata in YAML, then Markdown."""
     if not re.fullmatch(r"[\w.+-]+", license):
         raise InputError(f"license is {license!r}: give a name such as apache-2.0, or other")
-    title = f"Mobile-Former-{model.variant.removeprefix('mobile_former_').upper()}"
     size = usage.image_size
-    spent = cost(model, (size, size))
+    costs = cost(model, (size, size))
     names = usage.class_names or ()
     listed = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
     return _CARD.format(
         license=license,
-        title=title,
+        title=f"Mobile-Former-{model.variant.removeprefix('mobile_former_').upper()}",
         classes=f"{model.num_classes} classes{f': {listed}' if names else ''}",
-        params=f"{spent.params:,}".replace(",", " "),
-        madds=f"{spent.madds / 1e6:.2f}",
+        params=f"{costs.params:,}".replace(",", " "),
+        madds=f"{costs.madds / 1e6:.2f}",
         size=size,
         name=name,
         mode="RGB" if model.in_chans == 3 else "L",
@@ -270,7 +276,7 @@ def _card(model: "HubModel", usage: Usage, license: str, name: str) -> str:
     )
 
 
-_NAMED = 100  # classes that a card lists
+_NAMED = 100  # maximum number of classes in the model card
 
 _CARD = """\
 ---
@@ -285,16 +291,16 @@ tags:
 
 # {title}
 
-A [Mobile-Former](https://arxiv.org/abs/2108.05895), a MobileNet and a transformer of a few tokens joined by a two-way
-bridge, for {classes}.
+[Mobile-Former](https://arxiv.org/abs/2108.05895), a MobileNet and a transformer connected by a two-way bridge, for
+{classes}.
 
-| parameters | multiply-adds at {size} pixels | mean of the channels | their standard deviation |
+| parameters | multiply-adds at {size} pixels | mean per channel | standard deviation per channel |
 |---|---|---|---|
 | {params} | {madds} M | {mean} | {std} |
 
 ## Use
 
-With the package `mobile_former`, which needs PyTorch and safetensors (and `huggingface_hub` to fetch from the Hub):
+With the package `mobile_former`, which needs PyTorch and safetensors, and `huggingface_hub` for downloads from the Hub:
 
 ```python
 import numpy as np
@@ -305,7 +311,7 @@ from mobile_former import MobileFormer
 
 model = MobileFormer.from_pretrained("{name}")
 photo = Image.open("photo.jpg").convert("{mode}")
-photo = ImageOps.fit(photo, ({size}, {size}), Image.Resampling.BILINEAR, bleed={border})  # the middle of it
+photo = ImageOps.fit(photo, ({size}, {size}), Image.Resampling.BILINEAR, bleed={border})  # centre crop
 image = torch.from_numpy(np.atleast_3d(photo).copy()).permute(2, 0, 1) / 255
 mean, std = (torch.tensor(values)[:, None, None] for values in (model.usage.mean, model.usage.std))
 with torch.inference_mode():

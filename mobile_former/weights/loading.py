@@ -1,7 +1,7 @@
-"""Read and write weights: the authors' files, this project's checkpoints, safetensors."""
+"""Load and save weights: the authors' files, this project's checkpoints, safetensors."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,21 +14,22 @@ from mobile_former.weights.files import read_weights
 from mobile_former.whole_file import write_whole
 
 _logger = logging.getLogger(__name__)
-# The last linear depends on the number of classes; the stem's convolution on the number of image channels.
+# Tensors whose shapes vary within a variant: those of the last linear layer depend on the number of classes, that of the
+# stem's convolution depends on the number of image channels.
 _HEAD = ("classifier.logits.weight", "classifier.logits.bias")
 _STEM = "backbone.stem.conv.weight"
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What :func:`load_weights` did.
+    """Result of :func:`load_weights`.
 
     Attributes:
-        path: the file.
-        entry: which of the file's sets of weights was taken: ``"state_dict"``, ``"state_dict_ema"``, or ``"file"``
-            where the file holds one set and nothing else.
+        path: path of the file.
+        entry: entry of the file that was loaded: ``"state_dict"``, ``"state_dict_ema"``, or ``"file"`` if the file
+            contains only one set of weights.
         num_classes: number of classes in the file.
-        new_head: True where that is not the model's number, so that the last linear was left as it was.
+        new_head: True if the last linear layer was not loaded because the model has another number of classes.
     """
 
     path: Path
@@ -40,37 +41,39 @@ class LoadedWeights:
 def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> LoadedWeights:
     """Load a weights file into a model, in place.
 
-    Reads the authors' ``.pth`` and ``.pth.tar``, this project's Lightning ``.ckpt`` and ``.safetensors``. From a file
-    with another number of classes all but the last linear is loaded, and a logged warning says so. Nothing in a file
-    is ever executed: it is read as data, and refused where it holds more than that.
+    The formats are the authors' ``.pth`` and ``.pth.tar``, this project's Lightning ``.ckpt``, and ``.safetensors``.
+    If the file has another number of classes than the model, the last linear layer is not loaded and a warning is
+    logged. No code from the file is run: a file that contains more than data is refused.
 
     Args:
         model: a :class:`mobile_former.MobileFormer`.
-        path: the file.
-        ema: take the averaged weights (``state_dict_ema``) that the authors' training program keeps beside the plain
-            ones.
+        path: path of the file.
+        ema: load the averaged weights (``state_dict_ema``) of the authors' training program instead of the plain ones.
 
     Returns:
-        What was taken from the file.
+        The path of the file, the entry that was loaded, and the number of classes in the file.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: not a weights file, cut short, holding anything but data, of another variant (which is named), for
-            images of another number of channels, or without averaged weights although asked for.
+        FileNotFoundError: the file does not exist.
+        InputError: the file is not a weights file, is damaged, contains more than data, belongs to another variant (the
+            message names the variant), is for another number of image channels, or has no averaged weights although
+            ``ema`` is True. Also raised if the model is not a Mobile-Former.
     """
+    if not hasattr(model, "published"):
+        raise InputError(f"{type(model).__name__} cannot load weights: load them into a MobileFormer, then deploy it")
     path = Path(path)
     state, entry = read_weights(path, ema)
-    expected = model.state_dict()
-    require_variant(path, state, model.variant, layout(expected), published=type(model).published)
+    require_variant(path, state, model)
     require_channels(path, state, model.in_chans)
     rows, num_classes = (len(state[name]) for name in _HEAD)
     if rows != num_classes:
-        raise InputError(f"{path}: its last linear has weights for {rows} classes and biases for {num_classes}")
+        raise InputError(f"{path}: the last linear layer has weights for {rows} classes, but {num_classes} biases")
     new_head = num_classes != model.num_classes
     if new_head:
-        state = state | {name: expected[name] for name in _HEAD}
+        own = model.state_dict()
+        state = state | {name: own[name] for name in _HEAD}
         _logger.warning(
-            "%s has %d classes, the model %d: loaded all but the last linear, which starts afresh",
+            "%s has %d classes, the model %d: loaded all layers except the last linear one",
             path,
             num_classes,
             model.num_classes,
@@ -81,61 +84,55 @@ def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> Loade
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Write a model's weights as safetensors, its variant and number of classes as metadata.
+    """Save the weights of a model as safetensors, with its variant and number of classes as metadata.
 
     Args:
         model: a :class:`mobile_former.MobileFormer`.
-        path: the file, ending in ``.safetensors``; its folder is made where missing.
+        path: path of the file, with the suffix ``.safetensors``. Its folder is created if it is missing.
 
     Raises:
-        InputError: the path has another ending.
-        OSError: the file cannot be written. An existing file of that name stays as it was.
+        InputError: the path has another suffix.
+        OSError: the file cannot be written. An existing file stays as it was.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise InputError(f"{path}: weights are written as safetensors; give a name that ends in .safetensors")
+        raise InputError(f"{path}: weights are saved as safetensors; give a name with the suffix .safetensors")
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_whole(path, save(state, {"model": model.variant, "num_classes": str(model.num_classes)}))
 
 
-def require_variant(
-    path: Path,
-    state: Mapping[str, Tensor],
-    variant: str,
-    expected: dict[str, tuple[int, ...]],
-    published: Callable[[str], nn.Module],
-) -> None:
-    """Check that the tensors of a file are those of the model.
+def require_variant(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Check that the tensors of a file have the names and shapes of a model's tensors.
 
     Args:
-        path: the file, for messages.
-        state: its tensors.
-        variant: name of the model's variant.
-        expected: the layout of the model, see :func:`layout`.
-        published: builds a published model by its name, see :meth:`mobile_former.MobileFormer.published`.
+        path: path of the file, for the message.
+        state: tensors of the file.
+        model: a :class:`mobile_former.MobileFormer`.
 
     Raises:
-        InputError: the layouts differ. The message names the variant of the file if it is a published one.
+        InputError: a name or shape differs. If the file fits another published model, the message names that model.
     """
-    found = layout(state)
+    found, expected = layout(state), layout(model.state_dict())
     if found == expected:
         return
-    for other in VARIANTS:
-        if found == layout(published(other).state_dict()):
-            if other == variant:
-                raise InputError(f"{path} holds the published {other}, not an ablated one: train that from scratch")
-            raise InputError(f"{path} holds the weights of {other}, but the model is {variant}: create {other!r}")
-    differences = [
-        ("missing", sorted(expected.keys() - found.keys())),
-        ("unknown", sorted(found.keys() - expected.keys())),
-        ("of another shape", sorted(n for n in expected.keys() & found.keys() if expected[n] != found[n])),
-    ]
-    listed = "; ".join(f"{len(names)} {kind}, first {names[0]!r}" for kind, names in differences if names)
-    raise InputError(f"{path} holds no published Mobile-Former. Compared with {variant}, entries differ: {listed}")
+    for variant in VARIANTS:
+        if found == layout(model.published(variant).state_dict()):
+            if variant == model.variant:
+                raise InputError(f"{path} holds the published {variant}, not an ablated one: train that from scratch")
+            raise InputError(
+                f"{path} holds the weights of {variant}, but the model is {model.variant}: create {variant!r}"
+            )
+    differences = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "with another shape": sorted(n for n in expected.keys() & found.keys() if expected[n] != found[n]),
+    }
+    listed = ", ".join(f"{len(names)} {kind} (first: {names[0]!r})" for kind, names in differences.items() if names)
+    raise InputError(f"{path} holds no published Mobile-Former. Its tensors differ from {model.variant}: {listed}")
 
 
 def require_channels(path: Path, state: Mapping[str, Tensor], in_chans: int) -> None:
-    """Raise InputError if a file's stem is for another number of image channels than ``in_chans``."""
+    """Raise InputError if the stem of a file is for another number of image channels than ``in_chans``."""
     found = state[_STEM].shape[1]
     if found != in_chans:
         raise InputError(
@@ -145,7 +142,7 @@ def require_channels(path: Path, state: Mapping[str, Tensor], in_chans: int) -> 
 
 
 def layout(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes of tensors by name, without the sizes that depend on the numbers of classes and of image channels."""
+    """Return the shape of each tensor by name, without the sizes that depend on the number of classes or channels."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for name in _HEAD:
         if shapes.get(name):

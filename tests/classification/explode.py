@@ -1,8 +1,10 @@
+"""Callbacks for runs that end early."""
+
 from pytorch_lightning import Callback
 
 
 class StopAtThirdEpoch(Callback):
-    """Stops the run as Ctrl-C does."""
+    """Stop the run as Ctrl-C does."""
 
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == 2:
@@ -10,7 +12,7 @@ class StopAtThirdEpoch(Callback):
 
 
 class Explode(Callback):
-    """Makes the loss infinite from the second epoch on, as a learning rate far too high does."""
+    """Make the loss infinite from the second epoch on, as much too high a learning rate does."""
 
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == 1:

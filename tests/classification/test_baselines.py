@@ -16,7 +16,7 @@ from tests.conftest import run_module
 transformers = pytest.importorskip("transformers")
 
 
-# torchvision's and the papers' counts for 1000 classes at 224×224
+# the counts of torchvision and the papers, for 1000 classes and images of 224×224
 @pytest.mark.parametrize(
     ("name", "params", "madds"),
     [
@@ -25,7 +25,7 @@ transformers = pytest.importorskip("transformers")
         ("transformers/resnet50", 25_557_032, 4.089e9),
     ],
 )
-def test_parameters_and_multiply_adds_are_the_known_ones(name, params, madds):
+def test_parameters_and_multiply_adds_are_the_published_ones(name, params, madds):
     cost = mobile_former.cost(create_baseline(name, 1000))
     assert cost.params == params
     assert cost.madds == pytest.approx(madds, rel=1e-3)
@@ -33,7 +33,7 @@ def test_parameters_and_multiply_adds_are_the_known_ones(name, params, madds):
 
 @pytest.mark.parametrize("name", ["mobilenet_v2_0.35", "resnet18"])
 @pytest.mark.parametrize("num_classes", [4, 6])
-def test_with_the_library_s_weights_it_gives_the_library_s_logits(name, num_classes, tmp_path, caplog):
+def test_weights_of_the_library_give_the_logits_of_the_library(name, num_classes, tmp_path, caplog):
     torch.manual_seed(0)
     if name == "resnet18":
         config = transformers.ResNetConfig(
@@ -56,10 +56,10 @@ def test_with_the_library_s_weights_it_gives_the_library_s_logits(name, num_clas
         assert found.shape == (2, 6)
         base = theirs.resnet if name == "resnet18" else theirs.mobilenet_v2
         torch.testing.assert_close(features, base(images).pooler_output.flatten(1))
-        assert "last linear starts afresh" in caplog.text
+        assert "all layers except the last linear one" in caplog.text
 
 
-def test_dropout_comes_before_the_linear_and_running_statistics_are_an_average():
+def test_dropout_precedes_the_linear_layer_and_running_statistics_are_averages():
     model = create_baseline("transformers/mobilenet_v2_0.35", 3, dropout=0.4)
     assert model.dropout.p == 0.4
     assert {module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {0.1}
@@ -73,19 +73,19 @@ def test_dropout_comes_before_the_linear_and_running_statistics_are_an_average()
         ("transformers/resnet18", {"drop_path": 0.1}, "no stochastic depth"),
     ],
 )
-def test_what_cannot_be_built_is_told(name, options, message):
+def test_models_that_cannot_be_built_are_refused(name, options, message):
     with pytest.raises(InputError, match=message):
         create_baseline(name, 3, **options)
 
 
-def test_a_frozen_backbone_leaves_the_linear_alone_to_learn():
+def test_with_a_frozen_backbone_only_the_linear_layer_learns():
     module = ClassificationModule(["a", "b"], name="transformers/mobilenet_v2_0.35", freeze_backbone=True)
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert trained == {"model.classifier.weight", "model.classifier.bias"}
 
 
 @pytest.mark.slow
-def test_the_commands_take_a_baseline_by_its_name(image_folder, tmp_path):
+def test_the_commands_accept_the_name_of_a_baseline(image_folder, tmp_path):
     options = ("--data.root", str(image_folder), "--data.image_size", "64", "--data.batch_size", "8")
     result = run_module(
         "classification.fit", "--config", "finetune.yaml", *options, "--model.name", "transformers/mobilenet_v2_0.35",
@@ -101,7 +101,7 @@ def test_the_commands_take_a_baseline_by_its_name(image_folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_large_100", "levit_128s", "efficientnet_b0", "resnet50"])
-def test_timm_s_classifiers_learn(name):
+def test_classifiers_of_timm_learn(name):
     pytest.importorskip("timm")
     model = create_baseline(f"timm/{name}", 5)
     loss = nn.functional.cross_entropy(model(torch.randn(2, 3, 224, 224)), torch.tensor([0, 3]))

@@ -11,7 +11,7 @@ def batch(count, classes, seed=0):
 
 
 class Fixed:
-    """Gives known weights in place of drawn ones."""
+    """A generator that returns known weights."""
 
     def __init__(self, weights):
         self.weights = np.array(weights)
@@ -23,7 +23,7 @@ class Fixed:
 
 
 @pytest.mark.parametrize("weights", [[0.3, 1.0, 0.0, 0.75], [0.2, 0.5, 0.9]])
-def test_each_image_and_label_is_blended_with_the_one_as_far_from_the_other_end(weights):
+def test_images_and_labels_are_blended_with_those_of_the_reversed_batch(weights):
     count = len(weights)
     images, labels = batch(count, 6)
     before = images.clone()
@@ -36,12 +36,12 @@ def test_each_image_and_label_is_blended_with_the_one_as_far_from_the_other_end(
         target[labels[index]] += weight
         target[labels[partner]] += 1 - weight
         torch.testing.assert_close(targets[index], target)
-    assert torch.equal(images, before), "what was given should stay as it was"
+    assert torch.equal(images, before), "the given images should not change"
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_targets_are_distributions_of_the_images_type(count, dtype):
+def test_targets_are_distributions_with_the_dtype_of_the_images(count, dtype):
     images, labels = batch(count, 10)
     mixed, targets = mixup(images.to(dtype), labels, 10, 0.2, np.random.default_rng(0))
     assert mixed.shape == images.shape
@@ -54,10 +54,10 @@ def test_targets_are_distributions_of_the_images_type(count, dtype):
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
-def test_each_images_own_weight_has_the_mean_and_variance_of_beta(alpha):
+def test_the_weights_have_the_mean_and_variance_of_the_beta_distribution(alpha):
     count = 20_000
     images = torch.zeros(count, 3, 1, 1, dtype=torch.float64)
-    images[: count // 2] = 1  # an image of the first half keeps its weight, its partner is 0
+    images[: count // 2] = 1  # the blend equals the weight, because the partner is 0
     mixed, _ = mixup(images, torch.zeros(count, dtype=torch.long), 2, alpha, np.random.default_rng(0))
     weights = mixed[: count // 2, 0, 0, 0].numpy()
     assert len(np.unique(weights)) > count // 4
@@ -65,7 +65,7 @@ def test_each_images_own_weight_has_the_mean_and_variance_of_beta(alpha):
     assert weights.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
 
 
-def test_the_generator_alone_decides():
+def test_the_weights_depend_only_on_the_generator():
     images, labels = batch(8, 3)
     torch.manual_seed(0), np.random.seed(0)
     first = mixup(images, labels, 3, 0.2, np.random.default_rng([5, 1]))

@@ -45,7 +45,7 @@ def fit(module, *callbacks, train=None, val=None, **options):
 
 
 class Losses(Callback):
-    """Keeps logits and loss of every training step."""
+    """Record the logits and the loss of every training step."""
 
     def __init__(self, module):
         self.logits, self.losses = [], []
@@ -74,16 +74,16 @@ def test_the_loss_is_the_mean_cross_entropy_with_smoothed_labels(smoothing):
         assert loss == pytest.approx(expected, rel=1e-4)
 
 
-def test_mixup_blends_what_the_model_sees_and_the_loss_with_the_same_weights():
+def test_mixup_blends_images_and_loss_with_the_same_weights():
     module = module_of(label_smoothing=0.1, mixup_alpha=0.4)
-    seen = []
-    module.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    inputs = []
+    module.model.register_forward_pre_hook(lambda _, args: inputs.append(args[0].clone()))
     watched, data = Losses(module), batches(size=5)
     fit(module, watched, train=data, max_epochs=1)
     all_weights = []
-    for batch, images, logits, loss in zip(data, seen, watched.logits, watched.losses, strict=True):
+    for batch, images, logits, loss in zip(data, inputs, watched.logits, watched.losses, strict=True):
         first, second = batch["image"], batch["image"].flip(0)
-        # Each image's weight, by least squares from its pixels; the middle one is its own partner.
+        # The weight of each image, by least squares from its pixels. The middle image is its own partner.
         direction = (first - second).flatten(1)
         weights = ((images - second).flatten(1) * direction).sum(1) / direction.square().sum(1).clamp(min=1e-9)
         torch.testing.assert_close(images, second + weights[:, None, None, None] * (first - second), atol=1e-5, rtol=0)
@@ -95,10 +95,12 @@ def test_mixup_blends_what_the_model_sees_and_the_loss_with_the_same_weights():
         expected = -((0.9 * targets + 0.1 / 3) * logits.log_softmax(1)).sum(1).mean().item()
         assert loss == pytest.approx(expected, rel=1e-4)
         all_weights += weights[[0, 1, 3, 4]].tolist()
-    assert len({round(weight, 5) for weight in all_weights}) == 12, "each image of each batch should draw its own"
+    assert len({round(weight, 5) for weight in all_weights}) == 12, (
+        "each image of each batch should have its own weight"
+    )
 
 
-def test_mixup_draws_by_seed_epoch_and_batch_alone():
+def test_mixup_depends_only_on_seed_epoch_and_batch():
     def seen_by(seed, before=0):
         module = module_of(mixup_alpha=0.4)
         seen = []
@@ -111,10 +113,10 @@ def test_mixup_draws_by_seed_epoch_and_batch_alone():
     first = seen_by(0)
     assert torch.equal(first, seen_by(0, before=7))
     assert not torch.equal(first, seen_by(1))
-    assert not torch.equal(first[:3], first[3:]), "the second epoch should draw anew"
+    assert not torch.equal(first[:3], first[3:]), "the second epoch should draw other weights"
 
 
-def test_evaluation_knows_neither_smoothing_nor_mixup():
+def test_evaluation_applies_neither_smoothing_nor_mixup():
     data = batches(size=5)
     module = module_of(label_smoothing=0.3, mixup_alpha=0.5).eval()
     with torch.no_grad():
@@ -141,13 +143,13 @@ def test_the_loss_of_an_evaluation_is_the_mean_over_images_not_batches():
 
 
 class Rates(Callback):
-    """Keeps the learning rate of every optimiser step."""
+    """Record the learning rate of every optimiser step."""
 
     def __init__(self):
-        self.seen = []
+        self.rates = []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.seen.append(optimizer.param_groups[0]["lr"])
+        self.rates.append(optimizer.param_groups[0]["lr"])
 
 
 @pytest.mark.parametrize(
@@ -159,13 +161,13 @@ class Rates(Callback):
         ({"max_epochs": 100, "max_steps": 10}, 6, 10),
     ],
 )
-def test_the_warm_up_lasts_its_epochs_however_the_length_of_the_run_is_given(options, warmup_steps, total_steps):
+def test_the_warm_up_lasts_its_epochs_if_the_run_is_limited_by_epochs_or_steps(options, warmup_steps, total_steps):
     rates = Rates()
     fit(module_of(warmup_epochs=2.0, learning_rate=0.01), rates, train=batches(size=2), **options)
     rest = total_steps - warmup_steps
     expected = [0.01 * (step + 1) / warmup_steps for step in range(warmup_steps)]
     expected += [0.01 * math.cos(math.pi / 2 * step / rest) ** 2 for step in range(rest)]
-    assert rates.seen == pytest.approx(expected)
+    assert rates.rates == pytest.approx(expected)
 
 
 # Scores
@@ -173,7 +175,7 @@ def test_the_warm_up_lasts_its_epochs_however_the_length_of_the_run_is_given(opt
 
 @pytest.mark.parametrize("count", [2, 3, 5, 12])
 @pytest.mark.parametrize("stage", ["validate", "test"])
-def test_scores_are_those_that_scikit_learn_counts(count, stage, monkeypatch):
+def test_scores_agree_with_scikit_learn(count, stage, monkeypatch):
     generator = np.random.default_rng(count)
     logits = generator.normal(size=(53, count)).astype(np.float32)
     labels = generator.integers(0, count, 53)
@@ -200,14 +202,14 @@ def test_scores_are_those_that_scikit_learn_counts(count, stage, monkeypatch):
     np.testing.assert_allclose(module.per_class[present], expected.diagonal()[present] / sizes[present], rtol=1e-6)
 
 
-def test_scores_start_afresh_in_every_evaluation():
+def test_every_evaluation_starts_with_empty_metrics():
     module, trainer = module_of(), trainer_with()
     trainer.validate(module, loader(batches(count=5)), verbose=False)
     trainer.validate(module, loader(batches(count=2)), verbose=False)
     assert module.confusion.sum() == 8
 
 
-def test_training_logs_the_share_of_right_answers_and_the_mean_loss_of_the_epoch():
+def test_training_logs_the_accuracy_and_the_mean_loss_of_the_epoch():
     module = module_of()
     watched, data = Losses(module), batches()
     trainer = fit(module, watched, train=data, max_epochs=1)
@@ -220,7 +222,7 @@ def test_training_logs_the_share_of_right_answers_and_the_mean_loss_of_the_epoch
 
 
 class Snapshots(Callback):
-    """Keeps the weights after every optimiser step."""
+    """Record the weights after every optimiser step."""
 
     def __init__(self):
         self.states = []
@@ -231,7 +233,7 @@ class Snapshots(Callback):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_what_is_saved_and_validated_is_the_moving_average(tmp_path, accumulate):
+def test_the_moving_average_is_validated_and_saved(tmp_path, accumulate):
     module, snapshots = module_of(ema_decay=0.7), Snapshots()
     validated = []
 
@@ -268,7 +270,7 @@ def test_without_a_decay_the_last_weights_are_saved(tmp_path):
 
 
 @pytest.mark.parametrize("validation", [False, True])
-def test_a_frozen_backbone_stays_bit_by_bit_while_the_classifier_learns(validation):
+def test_a_frozen_backbone_stays_bitwise_equal_while_the_classifier_learns(validation):
     module = module_of(freeze_backbone=True, weight_decay=0.5)
     before = copy.deepcopy(module.model.state_dict())
     fit(module, val=batches(1) if validation else None, num_sanity_val_steps=2)
@@ -276,12 +278,12 @@ def test_a_frozen_backbone_stays_bit_by_bit_while_the_classifier_learns(validati
     for name, value in before.items():
         if name.startswith("backbone."):
             assert torch.equal(after[name], value), name
-    learnt = [name for name in before if name.startswith("classifier.") and not torch.equal(after[name], before[name])]
-    assert {"classifier.logits.weight", "classifier.logits.bias"} <= set(learnt)
-    assert any("running_mean" in name for name in learnt)
+    learned = [name for name in before if name.startswith("classifier.") and not torch.equal(after[name], before[name])]
+    assert {"classifier.logits.weight", "classifier.logits.bias"} <= set(learned)
+    assert any("running_mean" in name for name in learned)
 
 
-def test_a_model_that_is_not_frozen_learns_throughout():
+def test_all_parts_of_a_model_learn_unless_they_are_frozen():
     module = module_of()
     before = copy.deepcopy(module.model.state_dict())
     fit(module)
@@ -302,7 +304,7 @@ def only_plain(value):
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.5])
-def test_a_checkpoint_is_read_without_unpickling_and_rebuilds_the_module(tmp_path, ema_decay):
+def test_a_checkpoint_needs_no_unpickling_and_restores_the_module(tmp_path, ema_decay):
     module = module_of(tuple(CLASSES), dropout=0.2, drop_path=0.1, mixup_alpha=0.2, ema_decay=ema_decay)
     last = ModelCheckpoint(dirpath=tmp_path, filename="last")
     fit(module, last, enable_checkpointing=True, max_epochs=1)
@@ -318,17 +320,17 @@ def test_a_checkpoint_is_read_without_unpickling_and_rebuilds_the_module(tmp_pat
         torch.testing.assert_close(loaded.eval()(image), module.eval()(image))
 
 
-def test_a_pretrained_file_gives_the_weights_and_is_no_part_of_a_checkpoint(tmp_path):
+def test_pretrained_weights_are_loaded_and_their_path_is_not_saved(tmp_path):
     torch.manual_seed(5)
     source = mobile_former.mobile_former_26m(num_classes=3)
     mobile_former.save_weights(source, tmp_path / "weights.safetensors")
     module = module_of(pretrained=str(tmp_path / "weights.safetensors"))
     for name, value in source.state_dict().items():
         assert torch.equal(module.model.state_dict()[name], value)
-    assert "pretrained" not in module.hparams  # a checkpoint must load where that file is not
+    assert "pretrained" not in module.hparams  # a checkpoint must load without that file
 
 
-def test_pretrained_weights_of_other_classes_give_all_but_the_last_linear(tmp_path):
+def test_pretrained_weights_of_other_classes_are_loaded_except_the_last_linear_layer(tmp_path):
     source = mobile_former.mobile_former_26m(num_classes=7)
     mobile_former.save_weights(source, tmp_path / "weights.safetensors")
     model = module_of(pretrained=str(tmp_path / "weights.safetensors")).model
@@ -341,7 +343,7 @@ def test_pretrained_weights_of_other_classes_give_all_but_the_last_linear(tmp_pa
 # Gradient checkpointing
 
 
-def test_checkpointed_gradients_train_to_the_same_weights_with_dropout_and_stochastic_depth():
+def test_gradient_checkpointing_gives_the_same_weights_with_dropout_and_stochastic_depth():
     states = []
     for checkpoint_gradients in (False, True):
         module = module_of(checkpoint_gradients=checkpoint_gradients, dropout=0.2, drop_path=0.3)
@@ -353,13 +355,30 @@ def test_checkpointed_gradients_train_to_the_same_weights_with_dropout_and_stoch
         torch.testing.assert_close(states[1][key], expected, rtol=1e-8, atol=1e-8, msg=key)
 
 
-def test_gradients_of_another_library_s_model_are_not_checkpointed():
+def test_gradient_checkpointing_is_refused_for_models_of_other_libraries():
     pytest.importorskip("transformers")
-    with pytest.raises(InputError, match=r"checkpoint_gradients .* not transformers/resnet18: leave it out"):
+    with pytest.raises(InputError, match=r"checkpoint_gradients .* not to transformers/resnet18: leave it out"):
         module_of(name="transformers/resnet18", checkpoint_gradients=True)
 
 
-# Bad arguments
+# Ablations
+
+
+def test_an_ablation_is_part_of_the_label_and_of_the_architecture():
+    module = ClassificationModule(CLASSES, name="mobile_former_26m", ablation="no_ffn,tokens=2")
+    assert module.label == "mobile_former_26m-no_ffn-tokens=2"
+    assert "ablation" in module.architecture
+    assert ClassificationModule(CLASSES, name="mobile_former_26m").label == "mobile_former_26m"
+
+
+def test_ablations_are_refused_for_models_of_other_libraries():
+    with pytest.raises(
+        InputError, match=r"--model\.ablation applies only to Mobile-Former, not to transformers/resnet18"
+    ):
+        ClassificationModule(CLASSES, name="transformers/resnet18", ablation="relu")
+
+
+# Invalid arguments
 
 
 @pytest.mark.parametrize(
@@ -382,12 +401,12 @@ def test_arguments_out_of_range_are_named(options, message):
         module_of(**options)
 
 
-def test_a_pretrained_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_pretrained_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
         module_of(pretrained=str(tmp_path / "nowhere.safetensors"))
 
 
-def test_a_line_describes_how_much_is_trained():
+def test_the_trained_parameters_are_described_in_one_line():
     whole, head = module_of(), module_of(freeze_backbone=True)
     millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (whole.model, whole.model.classifier)]
     assert [module.describe() for module in (whole, head)] == [

@@ -1,4 +1,4 @@
-"""A trained checkpoint becomes a model that others load."""
+"""Publishing a checkpoint as a model for the Hugging Face Hub."""
 
 import sys
 
@@ -9,12 +9,7 @@ import classification.publish
 from classification.module import ClassificationModule
 from mobile_former import InputError, MobileFormer
 from mobile_former.training.run.checkpoint import load_checkpoint
-from tests.classification.test_export import NAMES, save_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(image_folder, tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints" / "best.ckpt", image_folder)
+from tests.classification.conftest import NAMES, save_checkpoint
 
 
 @pytest.fixture
@@ -27,7 +22,7 @@ def publish(monkeypatch, tmp_path):
     return call
 
 
-def test_a_checkpoint_is_written_as_a_model_that_knows_its_classes_and_images(checkpoint, publish, tmp_path, capsys):
+def test_the_written_model_has_its_classes_and_preprocessing(checkpoint, publish, tmp_path, capsys):
     publish("--ckpt_path", checkpoint, "--folder", "colours", "--license", "mit")
     assert capsys.readouterr().out == "written: colours/: config.json, model.safetensors, README.md\n"
     model = MobileFormer.from_pretrained(tmp_path / "colours")
@@ -38,7 +33,7 @@ def test_a_checkpoint_is_written_as_a_model_that_knows_its_classes_and_images(ch
     assert "license: mit\n" in (tmp_path / "colours" / "README.md").read_text()
 
 
-def test_a_checkpoint_is_pushed_with_the_options_given(checkpoint, publish, monkeypatch, capsys):
+def test_a_checkpoint_is_pushed_with_the_given_options(checkpoint, publish, monkeypatch, capsys):
     pushed = []
 
     def push(model, repository, usage, **options):
@@ -51,14 +46,14 @@ def test_a_checkpoint_is_pushed_with_the_options_given(checkpoint, publish, monk
     assert pushed == [("me/colours", 64, {"license": "apache-2.0", "private": True})]
 
 
-def test_where_to_publish_is_said_once(checkpoint, publish):
+def test_folder_and_repository_exclude_each_other(checkpoint, publish):
     for where in ((), ("--folder", "colours", "--repository", "me/colours")):
         with pytest.raises(InputError, match="give either --folder"):
             publish("--ckpt_path", checkpoint, *where)
 
 
-def test_another_library_s_model_is_not_published_here(image_folder, publish, tmp_path):
+def test_a_model_of_another_library_is_refused(image_folder, publish, tmp_path):
     pytest.importorskip("transformers")
     other = save_checkpoint(tmp_path / "other.ckpt", image_folder, name="transformers/mobilenet_v2_0.35")
-    with pytest.raises(InputError, match="publish another library's model by that library"):
+    with pytest.raises(InputError, match="publish it with the library of that model"):
         publish("--ckpt_path", other, "--folder", "other")

@@ -1,4 +1,4 @@
-"""Training to the promised scores. Takes minutes: `make test-slow`."""
+"""Training to the documented scores. It takes minutes: `make test-slow`."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of detection."""
+"""Data and computations shared by the tests of detection."""
 
 import json
 from pathlib import Path
@@ -7,18 +7,18 @@ import cv2
 import numpy as np
 import pytest
 
-# Ids neither in order nor without gaps: labels are 0 for "bar" and 1 for "disc".
+# The ids are unordered and have gaps. Labels are 0 for "bar" and 1 for "disc".
 CATEGORIES = [{"id": 40, "name": "disc"}, {"id": 7, "name": "bar"}]
 SIZES = [(64, 96), (96, 64), (72, 80)]  # height, width
 
 
 def write_shapes(root: Path, categories: list[dict] = CATEGORIES, **counts: int) -> Path:
-    """A COCO folder of bright discs and bars on dark noise, in images of three shapes, none of them square.
+    """Write a COCO folder of bright discs and bars on dark noise, in images of three shapes that are not square.
 
     Args:
         root: the folder to write.
-        categories: a disc's and a bar's.
-        **counts: images by split.
+        categories: the categories of discs and of bars.
+        **counts: number of images of each split.
     """
     generator = np.random.default_rng(0)
     for folder in ("annotations", "images"):
@@ -59,3 +59,18 @@ def write_shapes(root: Path, categories: list[dict] = CATEGORIES, **counts: int)
 def shapes(tmp_path_factory) -> Path:
     """A COCO folder of the classes ``bar`` and ``disc``: six training, three validation, two test images."""
     return write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=6, val=3, test=2)
+
+
+def corners_of(box: list[float]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a box cxcywh."""
+    cx, cy, w, h = box
+    return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+
+
+def overlap_of(first: list[float], second: list[float]) -> tuple[float, float]:
+    """Intersection over union and generalised intersection over union of two boxes cxcywh, in plain numbers."""
+    a, b = corners_of(first), corners_of(second)
+    inner = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = first[2] * first[3] + second[2] * second[3] - inner
+    outer = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
+    return inner / union, inner / union - (outer - union) / outer

@@ -238,7 +238,7 @@ def test_checkpointed_gradients_train_to_the_same_weights(shapes, name, options)
 def test_gradients_of_another_library_s_backbone_are_not_checkpointed():
     pytest.importorskip("transformers")
     for options in ({"backbone": "transformers/resnet18"}, {"name": "detr_r50"}):
-        with pytest.raises(InputError, match=r"checkpoint_gradients .* not transformers/resnet\d\d: leave it out"):
+        with pytest.raises(InputError, match=r"checkpoint_gradients .* not for transformers/resnet\d\d: leave it out"):
             module_of(checkpoint_gradients=True, **options)
 
 
@@ -320,7 +320,7 @@ def test_a_line_describes_how_much_is_trained():
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"backbone_learning_rate": -1.0}, "backbone_learning_rate is -1.0"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
-        ({"warmup_epochs": -1.0}, "warmup_epochs -1.0"),
+        ({"warmup_epochs": -1.0}, "warmup_epochs is -1.0"),
         ({"milestones": [0, 2]}, "milestones"),
         ({"milestones": [2, 2]}, "milestones"),
         ({"milestones": [3, 2]}, "milestones"),

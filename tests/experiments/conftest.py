@@ -1,4 +1,4 @@
-"""Fixtures of the tests of experiments."""
+"""Fixtures for the tests of experiments."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ DATA = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """Of a classifier, an E2E-MF and a RetinaNet, untrained, with class names of several scripts."""
+    """Checkpoints of an untrained classifier, E2E-MF and RetinaNet, with class names in several scripts."""
     folder = tmp_path_factory.mktemp("checkpoints")
     names = ["猫", "a$b_{c}$", "собака"]
     torch.manual_seed(0)
@@ -26,7 +26,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
         "detector": (DetectionModule(names, name="e2e_mf_26m", **OPTIONS), {"short_side": 64, "longest": 96}),
         "retinanet": (DetectionModule(names, name="retinanet_mf_26m"), {"short_side": 64, "longest": 96}),
     }
-    modules["retinanet"][0].model.classify.bias.data.zero_()  # which else finds nothing before it is trained
+    modules["retinanet"][0].model.classify.bias.data.zero_()  # an untrained RetinaNet would detect nothing
     paths = {}
     for name, (module, options) in modules.items():
         paths[name] = folder / f"{name}.ckpt"

@@ -1,7 +1,7 @@
-"""Trainings of a second in place of real ones, for tests of what surrounds them.
+"""Stand-in trainings of one second, for tests of the code that runs trainings.
 
-As a module it is ``experiments.sweep`` with such trainings; as a script, one of them: it has ``fit``'s options, writes
-what ``fit`` writes, goes on where it was stopped, and keeps a list of what it was told to train.
+``python -m`` runs ``experiments.sweep`` with stand-in trainings. As a script, the file is one stand-in training: it has
+the options of ``fit``, writes the files of ``fit``, resumes an interrupted training, and lists the trainings it ran.
 """
 
 import json
@@ -36,7 +36,7 @@ def train() -> None:
         last.with_suffix(".part").write_text(str(epoch + 1))
         last.with_suffix(".part").replace(last)
         if epoch == 1 and options["--name"] == os.environ.get("STAND_IN_WAITS"):
-            time.sleep(60)  # until it is told to stop
+            time.sleep(60)  # until SIGTERM
     (folder / "metrics.json").write_text(json.dumps({"seconds": 1.0}))
     _list(f"{options['--name']} finished")
 
@@ -47,13 +47,13 @@ def _list(line: str) -> None:
 
 
 def stand_in_for_fit() -> None:
-    """Have sweeps of this process train so."""
+    """Let sweeps of this process run stand-in trainings."""
     from experiments import runs
     from experiments.sweep import __main__ as sweep
 
     def command(training: runs.Training) -> list[str]:
-        place = ["--runs_folder", str(training.folder.path.parent.parent), "--name", training.folder.path.name]
-        return [sys.executable, __file__, *training.arguments, *place]
+        location = ["--runs_folder", str(training.folder.path.parent.parent), "--name", training.folder.path.name]
+        return [sys.executable, __file__, *training.arguments, *location]
 
     runs.Training.command = property(command)
     sweep.require_options = lambda plan, others: None

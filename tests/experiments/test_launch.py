@@ -1,4 +1,4 @@
-"""The launch files: on several machines, and under SLURM."""
+"""The launch scripts: on several machines and under SLURM."""
 
 import os
 import signal
@@ -16,12 +16,12 @@ LAUNCH = ROOT / "experiments" / "launch"
 
 
 def environment(**more):
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where `python` is this one
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # so that `python` is this one
     return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
 
 
 def agent(folder, data, port):
-    """One of two machines."""
+    """Start the launcher of one of two machines."""
     command = [LAUNCH / "torchrun.sh", "classification.fit", *OPTIONS, "--data.root", data]
     options = ("--data.batch_size", "2", "--trainer.accelerator", "cpu")
     more = {"NODES": "2", "PROCESSES": "1", "RENDEZVOUS": f"localhost:{port}"}
@@ -33,7 +33,7 @@ def agent(folder, data, port):
 
 
 def kill(machine):
-    """A machine loses power: every process on it ends at once (torchrun's workers have process groups of their own)."""
+    """Kill every process of a machine, as in a power cut (torchrun's workers have their own process groups)."""
     processes = [machine.pid]
     for process in processes:
         for thread in Path(f"/proc/{process}/task").iterdir():
@@ -63,14 +63,14 @@ def free_port():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("killed", [0, 1])  # one of them keeps the rendezvous
-def test_of_two_machines_one_dies_and_comes_back_and_nothing_is_lost(killed, two_colours, tmp_path):
-    left_alone, disturbed = tmp_path / "left alone", tmp_path / "disturbed"
-    for folder in (left_alone, disturbed):
+@pytest.mark.parametrize("killed", [0, 1])  # one of them hosts the rendezvous
+def test_one_of_two_machines_dies_and_returns_without_loss(killed, two_colours, tmp_path):
+    undisturbed, disturbed = tmp_path / "not disturbed", tmp_path / "disturbed"
+    for folder in (undisturbed, disturbed):
         folder.mkdir()
     port = free_port()
-    agents = [agent(left_alone, two_colours, port) for _ in range(2)]
-    end_well(agents, left_alone / "log.txt")
+    agents = [agent(undisturbed, two_colours, port) for _ in range(2)]
+    end_well(agents, undisturbed / "log.txt")
 
     port = free_port()
     agents = [agent(disturbed, two_colours, port) for _ in range(2)]
@@ -79,11 +79,11 @@ def test_of_two_machines_one_dies_and_comes_back_and_nothing_is_lost(killed, two
     kill(agents[killed])
     agents[killed] = agent(disturbed, two_colours, port)
     end_well(agents, log)
-    assert log.read_text().count("images a step") == 2, "the run should have begun twice"
-    assert same(weights(disturbed), weights(left_alone))
+    assert log.read_text().count("images a step") == 2, "the run should have started twice"
+    assert same(weights(disturbed), weights(undisturbed))
 
 
-def test_the_launcher_without_arguments_explains_itself(tmp_path):
+def test_the_launcher_without_arguments_prints_its_usage(tmp_path):
     result = subprocess.run([LAUNCH / "torchrun.sh"], env=environment(), capture_output=True, text=True)
     assert result.returncode == 2
     assert "NODES=2 RENDEZVOUS=" in result.stderr
@@ -92,15 +92,15 @@ def test_the_launcher_without_arguments_explains_itself(tmp_path):
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Stand-ins for SLURM's programs: srun ends a job's first run with SIGTERM, scontrol keeps what it is told."""
+    """Stand-ins for SLURM's programs: srun stops a job's first run with SIGTERM, scontrol records its arguments."""
     programs = tmp_path / "bin"
     programs.mkdir()
     checkpoint = "runs/classification/x/checkpoints/last.ckpt"
     (programs / "srun").write_text(f"""#!/usr/bin/env bash
 shift
 "$@" &
-if [ ! -e told ]; then
-    touch told
+if [ ! -e stopped ]; then
+    touch stopped
     while [ ! -e {checkpoint} ]; do sleep 0.05; done
     kill -TERM $!
 fi
@@ -116,7 +116,7 @@ wait $!
 
 
 @pytest.mark.slow
-def test_a_job_puts_itself_back_in_the_queue_and_goes_on(slurm, two_colours, tmp_path):
+def test_a_job_requeues_itself_and_resumes(slurm, two_colours, tmp_path):
     command = [LAUNCH / "slurm.sbatch", "classification.fit", *OPTIONS, "--data.root", two_colours]
     runs = []
     for _ in range(2):

@@ -1,3 +1,5 @@
+"""``python -m experiments.loading``: the times of both sides."""
+
 import re
 
 from tests.conftest import run_module

@@ -1,13 +1,15 @@
+"""``python -m experiments.overfit``: training and scoring on the same few images."""
+
 import json
 
 import pytest
 
-from detection.scenes import write_coco
+from detection.data.scenes import write_coco
 from tests.conftest import run_module
 
 
 @pytest.mark.slow
-def test_the_first_images_are_learned_and_scored(tmp_path):
+def test_the_first_images_are_trained_on_and_scored(tmp_path):
     write_coco(tmp_path / "coco", "train", 5)
     result = run_module("experiments.overfit", "--root", "coco", "--images", "3", "--epochs", "1", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

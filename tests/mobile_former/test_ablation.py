@@ -1,4 +1,4 @@
-"""Ablations of the backbone: what is taken out is gone, and everything else works."""
+"""Ablations of the backbone: the ablated part is gone, and everything else works."""
 
 import pytest
 import torch
@@ -30,14 +30,14 @@ def of_kind(model, kind):
 
 
 @pytest.mark.parametrize("names", NAMES)
-def test_gradients_reach_everything_that_is_trained(names):
+def test_every_trained_parameter_has_a_gradient(names):
     model = ablated(names)
     model(images()).square().sum().backward()
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
 @pytest.mark.parametrize("names", NAMES)
-def test_the_inference_form_gives_the_same(names):
+def test_the_inference_form_computes_the_same(names):
     model = ablated(names).double()
     for part in model.modules():
         if isinstance(part, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
@@ -51,7 +51,7 @@ def test_the_inference_form_gives_the_same(names):
 
 
 @pytest.mark.parametrize("names", NAMES)
-def test_weights_go_into_a_model_of_the_same_ablation_alone(names, tmp_path):
+def test_weights_fit_only_a_model_with_the_same_ablation(names, tmp_path):
     model = ablated(names).eval()
     torch.save({"state_dict": model.state_dict()}, tmp_path / "ablated.pth")
     torch.save({"state_dict": mobile_former.mobile_former_26m(num_classes=5).state_dict()}, tmp_path / "published.pth")
@@ -63,14 +63,14 @@ def test_weights_go_into_a_model_of_the_same_ablation_alone(names, tmp_path):
         mobile_former.load_weights(twin, tmp_path / "published.pth")
 
 
-def test_published_models_stay_as_they_are():
+def test_published_models_do_not_change():
     published = mobile_former.mobile_former_26m()
     names = list(published.state_dict())
     ablated("no_bridge")
     assert list(mobile_former.mobile_former_26m().state_dict()) == names
 
 
-def test_without_bridge_neither_side_hears_of_the_other():
+def test_without_bridge_maps_do_not_depend_on_tokens():
     model = ablated("no_bridge").eval()
     for kind in (MobileToFormer, FormerToMobile, Former, DynamicReLU):
         assert not of_kind(model, kind)
@@ -84,7 +84,7 @@ def test_without_bridge_neither_side_hears_of_the_other():
 
 
 @pytest.mark.parametrize("spatial", [False, True])
-def test_relu_hears_of_no_tokens(spatial):
+def test_relu_replaces_dynamic_relu_in_all_blocks(spatial):
     model = ablated("relu", spatial_dynamic_relu=spatial)
     assert not of_kind(model, DynamicReLU)
     blocks = [block for block in model.backbone.blocks if hasattr(block, "former")]
@@ -116,7 +116,7 @@ def test_a_projected_bridge_with_identities_is_the_published_one():
     assert more == sum(2 * (width * width + width) for width in to_former + to_mobile)
 
 
-def test_without_feed_forward_layers_a_model_has_fewer_parameters_by_these():
+def test_no_ffn_removes_exactly_the_parameters_of_the_feed_forward_networks():
     published = mobile_former.create_model("mobile_former_26m", num_classes=5)
     formers = of_kind(published, Former)
     own = sum(p.numel() for former in formers for part in (former.ffn, former.ffn_norm) for p in part.parameters())
@@ -126,13 +126,13 @@ def test_without_feed_forward_layers_a_model_has_fewer_parameters_by_these():
     assert set(ablated("no_ffn").state_dict()) < set(published.state_dict())
 
 
-def test_the_number_of_tokens_is_that_which_is_asked_for():
+def test_the_model_has_the_requested_number_of_tokens():
     for count in (1, 5):
         _, tokens = ablated(f"tokens={count}").forward_features(images())
         assert tokens.shape == (2, count, 128)
 
 
-def test_gradient_checkpointing_goes_with_ablations():
+def test_gradient_checkpointing_works_with_ablations():
     model = ablated("projected_bridge,no_ffn", drop_path=0.2).double().train()
     assert_same_step(model, lambda each: each(images().double()).square().sum())
 
@@ -142,12 +142,12 @@ def test_gradient_checkpointing_goes_with_ablations():
     [
         ("no_bridg", "no ablation is named 'no_bridg': did you mean 'no_bridge'"),
         ("tokens", "ablation 'tokens': give a number, as tokens="),
-        ("tokens=0", "give a number of tokens from 1"),
+        ("tokens=0", "give a number of tokens, 1 or more"),
         ("relu=1", "ablation 'relu=1': it takes no value"),
-        ("no_bridge,projected_bridge", "'projected_bridge' finds nothing to take out of MobileFormer after no_bridge"),
+        ("no_bridge,projected_bridge", "'projected_bridge' removes nothing from MobileFormer after no_bridge"),
         ("", "no ablation is named ''"),
     ],
 )
-def test_what_cannot_be_taken_out_is_told(names, message):
+def test_an_invalid_ablation_is_an_error(names, message):
     with pytest.raises(InputError, match=message):
         ablated(names)

@@ -1,59 +1,18 @@
 import math
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import mobile_former
+from mobile_former import MobileFormer
 from mobile_former.block import MobileFormerBlock
-from mobile_former.layers.dynamic_relu import DynamicReLU, larger_product
-from mobile_former.layers.stochastic_depth import StochasticDepth
-from tests.conftest import assert_same_step, kept_for_backward
 
 MODELS = mobile_former.list_models()
 
 
 def images(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_models_are_listed_by_size():
-    assert MODELS[0] == "mobile_former_26m"
-    assert MODELS[-1] == "mobile_former_508m"
-    sizes = [int(name.rsplit("_", 1)[1][:-1]) for name in MODELS]
-    assert sizes == sorted(sizes)
-    assert len(sizes) == 7
-
-
-# mobile-former's published sizes: parameters for 1000 classes, multiply-adds of one 224×224 image.
-COSTS = {
-    "mobile_former_26m": (3_232_788, 23.55),
-    "mobile_former_52m": (3_469_092, 49.29),
-    "mobile_former_96m": (4_585_252, 92.02),
-    "mobile_former_151m": (7_595_828, 146.25),
-    "mobile_former_214m": (9_425_920, 208.37),
-    "mobile_former_294m": (11_422_648, 286.73),
-    "mobile_former_508m": (13_976_976, 498.47),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_cost_is_exactly_the_published_one(name):
-    model = getattr(mobile_former, name)()
-    cost = mobile_former.cost(model)
-    params, madds = COSTS[name]
-    assert cost.params == params == sum(p.numel() for p in model.parameters())
-    assert round(cost.madds / 1e6, 2) == madds
-
-
-def test_cost_leaves_the_model_as_it_was():
-    model = mobile_former.mobile_former_26m()
-    mobile_former.cost(model, image_size=(96, 64))
-    assert model.training
-    assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -68,129 +27,13 @@ def test_features_have_the_promised_shapes_at_any_size(name, size):
     assert model(images(2, 3, *size)).shape == (2, 7)
 
 
-def test_one_block_alone_can_be_computed_by_hand():
-    """The spatially aware block against a computation position by position, head by head, in plain loops."""
-    torch.manual_seed(0)
-    spec = mobile_former.variants.BlockSpec("same", 8, (2,), 1)
-    block = MobileFormerBlock(spec, 8, 16, spatial_dynamic_relu=True).double().eval()
-    for parameter in block.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    x, tokens = images(1, 8, 3, 2).double(), images(1, 5, 16).double()
-    with torch.no_grad():
-        actual_x, actual_tokens = block(x, tokens)
-        positions = x[0].flatten(1).T  # (6, 8)
-        bridge = block.to_former
-        query = bridge.query(tokens)[0]
-        gate = 2 * ((bridge.gate(tokens)[0] + 3).clamp(0, 6) / 6)
-        gathered = torch.zeros(5, 8, dtype=torch.double)
-        logits = torch.zeros(2, 5, 6, dtype=torch.double)
-        for head, channels in enumerate((slice(0, 4), slice(4, 8))):
-            for token in range(5):
-                for position in range(6):
-                    logits[head, token, position] = query[token, channels] @ positions[position, channels] / 2
-                weights = logits[head, token].exp() / logits[head, token].exp().sum()
-                gathered[token, channels] = (weights[:, None] * positions[:, channels]).sum(0)
-        new_tokens = bridge.norm(tokens[0] + bridge.output(gathered * gate))
-        former = block.former
-        attended = torch.zeros(5, 16, dtype=torch.double)
-        for head in range(4):
-            channels = slice(4 * head, 4 * head + 4)
-            scores = former.query(new_tokens)[:, channels] @ new_tokens[:, channels].T / 2
-            attended[:, channels] = scores.softmax(1) @ new_tokens[:, channels]
-        new_tokens = former.attention_norm(new_tokens + former.output(attended))
-        new_tokens = former.ffn_norm(new_tokens + former.ffn[2](F.gelu(former.ffn[0](new_tokens))))
-        torch.testing.assert_close(actual_tokens[0], new_tokens)
-
-        mixing = logits.mean(0).softmax(0)  # (tokens, positions)
-
-        def dynamic(module, y):
-            theta = (module.slopes(module.reduce(new_tokens).relu()) + 3).clamp(0, 6) / 6  # (5, 2C)
-            out = torch.zeros_like(y)
-            for position in range(6):
-                mixed = (mixing[:, position, None] * theta).sum(0)
-                first, second = mixed.chunk(2)
-                row, column = divmod(position, 2)
-                value = y[0, :, row, column]
-                out[0, :, row, column] = torch.maximum((2 * (first - 0.5) + 1) * value, 2 * (second - 0.5) * value)
-            return out
-
-        mobile = block.mobile
-        hidden = dynamic(mobile.expand_relu, mobile.expand(x))
-        hidden = dynamic(mobile.depthwise_relu, mobile.depthwise(hidden))
-        y = x + mobile.project(hidden)
-        key, value = block.to_mobile.key(new_tokens), block.to_mobile.value(new_tokens)
-        expected = y.clone()
-        for position in range(6):
-            row, column = divmod(position, 2)
-            for channels in (slice(0, 4), slice(4, 8)):
-                weights = (key[:, channels] @ y[0, channels, row, column] / 2).softmax(0)
-                expected[0, channels, row, column] += weights @ value[:, channels]
-        torch.testing.assert_close(actual_x, expected)
-
-
-def test_spatial_dynamic_relu_equals_the_shared_one_where_all_weight_lies_on_the_first_token():
-    relu = DynamicReLU(6, 16)
-    torch.nn.init.normal_(relu.slopes.weight)
-    x, tokens = images(2, 6, 4, 3), images(2, 3, 16)
-    mixing = torch.zeros(2, 3, 4, 3)
-    mixing[:, 0] = 1
-    torch.testing.assert_close(relu(x, tokens), relu(x, tokens, mixing))
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (2, 3, 4, 5)], ids=["shared", "spatial"])
-def test_dynamic_relu_has_the_gradients_of_the_larger_of_two_products(shape):
-    torch.manual_seed(0)
-    inputs = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((2, 3, 4, 5), shape, shape)]
-    torch.autograd.gradcheck(larger_product, inputs)
-    torch.autograd.gradgradcheck(larger_product, inputs)
-    x, slope1, slope2 = inputs
-    expected = torch.maximum(slope1 * x, slope2 * x)
-    found = larger_product(*inputs)
-    assert torch.equal(found, expected)
-    weights = torch.randn_like(expected)
-    gradients = [torch.autograd.grad(each, inputs, weights) for each in (found, expected)]
-    torch.testing.assert_close(*gradients)
-
-
-def test_dynamic_relu_gives_each_sample_its_gradients_by_vmap():
-    torch.manual_seed(0)
-    relu, x, tokens = DynamicReLU(6, 16), images(3, 6, 4, 5), images(3, 2, 16)
-    parameters = dict(relu.named_parameters())
-
-    def loss(parameters, x, tokens):
-        return torch.func.functional_call(relu, parameters, (x[None], tokens[None])).square().sum()
-
-    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, tokens)
-    for sample in range(3):
-        relu.zero_grad()
-        loss(parameters, x[sample], tokens[sample]).backward()
-        for name, parameter in parameters.items():
-            torch.testing.assert_close(found[name][sample], parameter.grad)
-
-
-def test_dynamic_relu_keeps_no_map_but_its_own_for_the_gradients():
-    relu, x, tokens = DynamicReLU(64, 16), images(2, 64, 32, 32).requires_grad_(), images(2, 2, 16)
-    assert kept_for_backward(relu, x, tokens) < 1.1 * x.nbytes
-
-
-def test_dynamic_relu_trains_in_bfloat16():
-    relu, x, tokens = DynamicReLU(6, 16), images(2, 6, 4, 5).requires_grad_(), images(2, 2, 16)
-    exact = torch.autograd.grad(relu(x, tokens).square().sum(), [x, *relu.parameters()])
-    for half in (x, x.to(torch.bfloat16)):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = relu(half, tokens).square().sum()
-        found = torch.autograd.grad(loss, [x, *relu.parameters()])
-        for gradient, expected in zip(found, exact, strict=True):
-            torch.testing.assert_close(gradient, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
-
-
 @pytest.mark.parametrize("spatial", [False, True])
 @pytest.mark.parametrize("name", ["mobile_former_26m", "mobile_former_151m"])
 @pytest.mark.parametrize("size", [(64, 64), (45, 71)])
-def test_what_an_image_gets_does_not_depend_on_its_padding(name, size, spatial):
+def test_the_features_of_an_image_do_not_depend_on_its_padding(name, size, spatial):
     torch.manual_seed(0)
     model = mobile_former.create_model(name, spatial_dynamic_relu=spatial).double().eval()
-    for parameter in model.parameters():  # far from the near-zero initialisation, where little depends on anything
+    for parameter in model.parameters():  # larger than the initial ones, with which the inputs hardly matter
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     height, width = size
@@ -229,7 +72,7 @@ def test_a_mask_without_padding_changes_nothing():
 
 
 @pytest.mark.parametrize(("name", "spatial"), [("mobile_former_26m", False), ("mobile_former_151m", True)])
-def test_compiles_without_graph_breaks_and_gives_the_same(name, spatial):
+def test_compiles_without_graph_breaks_to_the_same_outputs(name, spatial):
     torch._dynamo.reset()
     model = mobile_former.create_model(name, spatial_dynamic_relu=spatial).eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -241,7 +84,7 @@ def test_compiles_without_graph_breaks_and_gives_the_same(name, spatial):
 def test_a_compiled_model_trains():
     torch._dynamo.reset()
     model = mobile_former.mobile_former_26m(num_classes=4, drop_path=0.1)
-    mobile_former.checkpoint_gradients(model)  # of which a compiled model takes no notice
+    mobile_former.checkpoint_gradients(model)  # has no effect on a compiled model
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     compiled(images(4, 3, 32, 32)).square().mean().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -255,7 +98,7 @@ def test_exports_to_a_graph_with_the_same_outputs():
         torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
 
 
-def test_exports_with_batch_height_and_width_left_open():
+def test_exports_with_dynamic_batch_size_height_and_width():
     model = mobile_former.mobile_former_26m().eval()
     sizes = {
         0: torch.export.Dim("b", min=1, max=64),
@@ -282,7 +125,7 @@ def test_bfloat16_autocast_and_channels_last_stay_near_float32(name):
     torch.testing.assert_close(rounded.float(), expected, rtol=0.1, atol=0.02)
 
 
-def test_every_parameter_gets_a_gradient():
+def test_every_parameter_has_a_gradient():
     for spatial in (False, True):
         model = mobile_former.mobile_former_96m(num_classes=4, spatial_dynamic_relu=spatial)
         model(images(4, 3, 64, 64)).square().mean().backward()
@@ -307,18 +150,7 @@ def test_initialisation_is_the_published_one():
     assert (model.backbone.stem.norm.weight == 1).all()
 
 
-def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
-    torch.manual_seed(0)
-    layer = StochasticDepth(0.25)
-    out = layer(torch.ones(4000, 2, 3))
-    per_sample = out.flatten(1)
-    assert (per_sample == per_sample[:, :1]).all()
-    assert sorted(set(per_sample[:, 0].tolist())) == pytest.approx([0, 1 / 0.75])
-    assert abs(out.mean().item() - 1) < 0.03
-    assert (layer.eval()(torch.ones(5, 2)) == 1).all()
-
-
-def test_stochastic_depth_rises_with_the_block_and_reaches_all_four_branches():
+def test_the_stochastic_depth_rate_increases_with_depth_and_is_that_of_all_four_branches():
     model = mobile_former.mobile_former_294m(drop_path=0.12)
     for number, block in enumerate(model.backbone.blocks, start=1):
         if isinstance(block, MobileFormerBlock):
@@ -326,99 +158,41 @@ def test_stochastic_depth_rises_with_the_block_and_reaches_all_four_branches():
             assert list(rates) == pytest.approx([0.12 * number / 12])
 
 
-# Gradient checkpointing
-
-
-@pytest.mark.parametrize("spatial", [False, True])
-@pytest.mark.parametrize("name", ["mobile_former_26m", "mobile_former_151m"])
-def test_a_step_with_checkpointed_gradients_is_the_same_with_all_its_random_draws(name, spatial):
-    torch.manual_seed(0)
-    model = mobile_former.create_model(
-        name, num_classes=4, dropout=0.3, drop_path=0.3, spatial_dynamic_relu=spatial
-    ).double()
-    x = images(4, 3, 45, 71).double()
-    mask = torch.zeros(4, 45, 71, dtype=torch.bool)
-    mask[1, 30:] = mask[2, :, 40:] = True
-
-    def loss_of(model):
-        maps, tokens = model.forward_features(x, mask)
-        return model(x).square().mean() + sum(m.square().mean() for m in maps.values()) + tokens.square().mean()
-
-    assert_same_step(model, loss_of)
-
-
-def test_a_step_with_checkpointed_gradients_is_the_same_under_autocast_and_with_frozen_norms():
-    torch.manual_seed(0)
-    model = mobile_former.mobile_former_52m(num_classes=4, drop_path=0.2)
-    for module in list(model.modules())[::3]:
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eval()
-
-    def loss_of(model):
-        with torch.autocast("cpu", torch.bfloat16):
-            return model(images(4, 3, 64, 64)).float().square().mean()
-
-    assert_same_step(model, loss_of)
-
-
-def test_checkpointed_gradients_leave_little_to_keep_and_nothing_else_changed():
-    model = mobile_former.mobile_former_508m(num_classes=10)
-    x = images(4, 3, 224, 224)
-    whole = kept_for_backward(model.to("meta"), x.to("meta"))
-    mobile_former.checkpoint_gradients(model)
-    assert kept_for_backward(model, x.to("meta")) < 0.12 * whole
-    model = mobile_former.mobile_former_26m(num_classes=10).eval()
-    with torch.no_grad():
-        expected = model(x)
-        mobile_former.checkpoint_gradients(model)
-        assert torch.equal(model(x), expected)
-        assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected)
-        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
-    with pytest.raises(mobile_former.InputError, match="Linear has none of the blocks"):
-        mobile_former.checkpoint_gradients(torch.nn.Linear(3, 3))
+def test_the_published_layout_is_built_once_without_weights():
+    published = MobileFormer.published("mobile_former_26m", num_classes=5)
+    assert published is MobileFormer.published("mobile_former_26m", num_classes=5)
+    assert published is not MobileFormer.published("mobile_former_26m")
+    expected = mobile_former.mobile_former_26m(num_classes=5).state_dict()
+    assert {name: t.shape for name, t in published.state_dict().items()} == {n: t.shape for n, t in expected.items()}
+    assert all(tensor.is_meta for tensor in published.state_dict().values())
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("options", "message"),
     [
-        (lambda: mobile_former.create_model("mobile_former_295m"), "mobile_former_294m"),
-        (lambda: mobile_former.create_model("mobile_former_26m", num_classes=0), "at least 1"),
-        (lambda: mobile_former.create_model("mobile_former_26m", dropout=1.0), "below 1"),
-        (lambda: mobile_former.create_model("mobile_former_26m", drop_path=-0.1), "below 1"),
-        (lambda: mobile_former.create_model("mobile_former_26m", in_chans=0), "at least 1"),
-        (lambda: mobile_former.mobile_former_26m()(torch.zeros(1, 3, 31, 64)), "31x64"),
-        (lambda: mobile_former.mobile_former_26m()(torch.zeros(1, 1, 64, 64)), r"\(1, 1, 64, 64\)"),
-        (lambda: mobile_former.mobile_former_26m()(torch.zeros(3, 64, 64)), r"\(3, 64, 64\)"),
+        ({"images": torch.zeros(1, 3, 31, 64)}, "31x64"),
+        ({"images": torch.zeros(1, 1, 64, 64)}, r"\(1, 1, 64, 64\)"),
+        ({"images": torch.zeros(3, 64, 64)}, r"\(3, 64, 64\)"),
+        ({"images": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}, r"torch\.uint8.*floating-point"),
         (
-            lambda: mobile_former.mobile_former_26m().forward_features(
-                torch.zeros(2, 3, 64, 64), torch.zeros(2, 64, 32, dtype=torch.bool)
-            ),
+            {"images": torch.zeros(2, 3, 64, 64), "padding_mask": torch.zeros(2, 64, 32, dtype=torch.bool)},
             r"\(2, 64, 64\)",
         ),
+        ({"images": torch.zeros(2, 3, 64, 64), "padding_mask": torch.zeros(2, 64, 64)}, r"torch\.float32.*bool"),
     ],
 )
-def test_bad_arguments_are_named(call, message):
+def test_bad_images_are_named(options, message):
     with pytest.raises(mobile_former.InputError, match=message):
-        call()
+        mobile_former.mobile_former_26m().forward_features(**options)
 
 
 def test_images_of_other_channels_work():
     assert mobile_former.mobile_former_26m(in_chans=1).eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 1000)
 
 
-def test_the_backbone_needs_neither_lightning_nor_a_data_library():
-    code = (
-        "import sys, mobile_former; mobile_former.mobile_former_26m();"
-        "heavy = {'pytorch_lightning', 'albumentations', 'cv2', 'torchmetrics', 'sklearn', 'torchvision'};"
-        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_compiles_with_inductor_and_gives_the_same():
+def test_compiles_with_inductor_to_the_same_outputs():
     torch._dynamo.reset()
     model = mobile_former.mobile_former_26m(spatial_dynamic_relu=True).eval()
     x = images(2, 3, 64, 64)

@@ -22,14 +22,14 @@ def load(stem, tmp_path):
 
 
 def intermediate(model, images):
-    """Maps and tokens of the stem and every block, in the reference's names: blocks count from 1."""
+    """Return the maps and tokens of the stem and every block under the reference's names, which count blocks from 1."""
     found = {}
 
     def keep(number):
         def hook(module, inputs, output):
             if isinstance(output, tuple):
                 found[f"block{number}"], found[f"tokens{number}"] = output
-            else:  # a lite block leaves the tokens alone
+            else:  # a lite block does not update the tokens
                 found[f"block{number}"] = output
                 found[f"tokens{number}"] = model.backbone.tokens.expand(len(images), -1, -1)
 
@@ -37,7 +37,7 @@ def intermediate(model, images):
 
     for number, block in enumerate(model.backbone.blocks, start=1):
         block.register_forward_hook(keep(number))
-    # The stem's activation stands between modules: what the first block receives is what the stem gives.
+    # The stem's activation is no module, so its output is recorded as the input of the first block.
     model.backbone.blocks[0].register_forward_pre_hook(lambda module, inputs: found.update(stem=inputs[0]))
     model.classifier.to_former.register_forward_hook(lambda module, inputs, output: found.update(final=output[0]))
     with torch.no_grad():
@@ -45,19 +45,19 @@ def intermediate(model, images):
     return {name: tensor.detach().numpy() for name, tensor in found.items()}
 
 
-def require_close(actual, expected, what):
-    assert np.abs(actual - expected).max() <= 1e-9 * np.abs(expected).max(), what
+def require_close(actual, expected, name):
+    assert np.abs(actual - expected).max() <= 1e-9 * np.abs(expected).max(), name
 
 
 def require_part(ours, expected, name):
-    """A map or tokens, of which the file holds samples, mean and spread."""
+    """Compare a map or tokens with the file, which contains samples, the mean and the standard deviation."""
     sample = ours.ravel()[np.linspace(0, ours.size - 1, 64).astype(int)]
     require_close(sample, expected[f"{name}/sample"], name)
     require_close(np.array([ours.mean(), ours.std()]), expected[f"{name}/stats"], name)
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_the_inference_form_gives_the_published_maps_tokens_and_logits(stem, tmp_path):
+def test_the_inference_form_returns_the_published_map_tokens_and_logits(stem, tmp_path):
     model, images, expected = load(stem, tmp_path)
     model = mobile_former.deploy(model.double())
     with torch.inference_mode():
@@ -81,7 +81,7 @@ def test_every_map_the_tokens_and_the_logits_agree_in_float64(stem, tmp_path):
         require_part(actual[name], expected, name)
 
 
-# What rounding does to these ill-conditioned weights in a right implementation, with a margin of three.
+# The rounding error of a correct implementation on these ill-conditioned weights, with a margin of three.
 @pytest.mark.parametrize(("stem", "bound"), list(zip(STEMS, [6e-5, 3e-4, 6e-2, 3e-3], strict=True)))
 def test_float32_differs_by_rounding_only(stem, bound, tmp_path):
     model, images, expected = load(stem, tmp_path)

@@ -1,7 +1,6 @@
-"""The models under timm's names: with timm where it can be imported, and with a stand-in of its registry."""
+"""The models under timm's names: with timm, if it can be imported, and with a stand-in of its registry."""
 
 import importlib
-import logging
 import os
 import subprocess
 import sys
@@ -12,18 +11,18 @@ import torch
 
 import mobile_former
 from mobile_former import InputError
-from mobile_former import timm as timm_models
 from tests.conftest import ROOT
 
-# As much of timm as a model meets: how it is registered, asked for and described.
+# The parts of timm that a model uses: registration, creation, configurations.
 STAND_IN = {
     "timm/__init__.py": "from timm.models import create_model, is_model, list_models\n",
     "timm/models.py": """
         import sys
-        from dataclasses import asdict, dataclass
+        from collections import defaultdict, deque
+        from dataclasses import asdict, dataclass, field
 
         _models = {}
-        configs = {}
+        registered = []
 
 
         @dataclass
@@ -46,14 +45,31 @@ STAND_IN = {
                 return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+        @dataclass
+        class DefaultCfg:
+            tags: deque = field(default_factory=deque)
+            cfgs: dict = field(default_factory=dict)
+
+            @property
+            def default(self):
+                return self.cfgs[self.tags[0]]
+
+
         def generate_default_cfgs(cfgs):
-            return {name: PretrainedCfg(**cfg) for name, cfg in cfgs.items()}
+            out = defaultdict(DefaultCfg)
+            for name, cfg in cfgs.items():
+                model, _, tag = name.partition(".")
+                out[model].tags.append(tag)
+                out[model].cfgs[tag] = PretrainedCfg(**cfg)
+            return out
 
 
         def register_model(function):
             module = sys.modules[function.__module__]
+            module.default_cfgs[function.__name__].default  # every model has a configuration
+            module.__all__ = [*getattr(module, "__all__", ()), function.__name__]
+            registered.append(function.__name__)
             _models[function.__name__] = function
-            configs[function.__name__] = module.default_cfgs[function.__name__]
             return function
 
 
@@ -104,24 +120,34 @@ def stand_in(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["timm", "its stand-in"])
 def timm(request):
-    """timm, into which the models are registered."""
+    """timm with the models registered."""
     patch = pytest.MonkeyPatch()
-    if request.param == "timm":
-        try:
-            module = importlib.import_module("timm")
-        except (ImportError, RuntimeError) as error:  # a torchvision of another torch
-            pytest.skip(f"timm cannot be imported: {error}")
-    else:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
-            patch.delitem(sys.modules, name)
+    if request.param != "timm":
+        forget_timm(patch)
         patch.syspath_prepend(request.getfixturevalue("stand_in"))
+    try:
         module = importlib.import_module("timm")
-        timm_models.register()
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
+        pytest.skip(f"timm cannot be imported: {error}")
+    importlib.import_module("mobile_former.timm")
     yield module
     if request.param != "timm":
-        for name in ("timm", "timm.models"):
+        for name in ("timm", "timm.models", "mobile_former.timm"):
             del sys.modules[name]
+        del mobile_former.timm
     patch.undo()
+
+
+@pytest.fixture
+def timm_models(timm):
+    """The module that registers the models."""
+    return sys.modules["mobile_former.timm"]
+
+
+def forget_timm(patch):
+    """Let the next import of timm or ``mobile_former.timm`` run the module again."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "timm" or name == "mobile_former.timm"]:
+        patch.delitem(sys.modules, name)
 
 
 @pytest.fixture(scope="module")
@@ -133,52 +159,55 @@ def weights(tmp_path_factory):
     return path, model
 
 
-def program(code, *paths):
-    """What a program prints, with modules in some more places."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, *paths)))}
+def test_only_the_import_of_mobile_former_timm_registers_the_models_and_only_once(stand_in):
+    code = """
+        import sys
+
+        before = list(sys.meta_path)
+        import mobile_former
+
+        assert not {"timm", "torchvision", "huggingface_hub", "mobile_former.timm"} & set(sys.modules)
+        import timm
+
+        assert timm.list_models() == []
+        assert sys.meta_path == before
+        import mobile_former.timm
+        import mobile_former.timm
+        from mobile_former.timm import *
+
+        assert sys.meta_path == before
+        assert timm.models.registered == mobile_former.list_models()
+        assert timm.list_models() == sorted(mobile_former.list_models())
+        assert mobile_former_26m is timm.models._models["mobile_former_26m"]
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, stand_in)))}
     command = [sys.executable, "-c", textwrap.dedent(code)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
-def test_the_models_are_registered_where_timm_is_imported_first(stand_in):
-    listed = program("import timm, mobile_former; print(*timm.list_models('mobile_former*'))", stand_in).split()
-    assert listed == sorted(mobile_former.list_models())
+@pytest.mark.parametrize("reason", ["missing", "operator torchvision::nms does not exist\nat line 2"])
+def test_without_timm_the_import_fails_in_one_line_and_can_be_repeated(reason, stand_in, tmp_path, monkeypatch):
+    forget_timm(monkeypatch)
+    if reason == "missing":
+        monkeypatch.setitem(sys.modules, "timm", None)
+    else:
+        (tmp_path / "timm.py").write_text(f"raise RuntimeError({reason!r})\n")
+        monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"^mobile_former\.timm needs timm, .*: pip install timm$") as error:
+        importlib.import_module("mobile_former.timm")
+    assert "\n" not in str(error.value)
+    assert reason == "missing" or "(operator torchvision::nms does not exist)" in str(error.value)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.syspath_prepend(stand_in)
+    importlib.import_module("mobile_former.timm")
+    assert sys.modules["timm.models"].registered == mobile_former.list_models()
+    for name in ("timm", "timm.models", "mobile_former.timm"):
+        del sys.modules[name]
+    del mobile_former.timm
 
 
-def test_the_models_are_registered_where_timm_is_imported_later_even_after_it_failed(stand_in, tmp_path):
-    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
-    code = f"""
-        import importlib
-        import sys
-        import mobile_former
-
-        assert not {{"timm", "torchvision", "huggingface_hub", "mobile_former.timm"}} & set(sys.modules)
-        mobile_former.mobile_former_26m()
-        try:
-            import timm
-        except RuntimeError as error:
-            print(error)
-        sys.path.insert(0, {str(stand_in)!r})
-        import timm
-
-        print(*timm.list_models("mobile_former*"))
-    """
-    error, listed = program(code, tmp_path).splitlines()
-    assert error == "operator torchvision::nms does not exist"
-    assert listed.split() == sorted(mobile_former.list_models())
-
-
-def test_a_registry_of_another_kind_is_told_and_harms_nothing(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "timm", object())
-    monkeypatch.setitem(sys.modules, "timm.models", object())
-    with caplog.at_level(logging.WARNING):
-        timm_models.register()
-    assert "Mobile-Former's models were not registered with timm (AttributeError" in caplog.text
-
-
-def test_timm_s_model_computes_what_this_package_s_does(timm, weights):
+def test_timm_s_model_computes_the_same_as_this_package_s(timm, weights):
     path, expected = weights
     overlay = {"file": str(path)}
     model = timm.create_model(
@@ -203,7 +232,7 @@ def test_timm_s_model_computes_what_this_package_s_does(timm, weights):
         torch.testing.assert_close(without(images), hidden)
 
 
-def test_features_only_gives_the_maps_that_are_wanted(timm, weights):
+def test_features_only_returns_the_requested_maps(timm, weights):
     path, expected = weights
     images = torch.randn(1, 3, 70, 64)
     with torch.inference_mode():
@@ -238,7 +267,7 @@ def test_timm_s_options_reach_the_model(timm):
     assert not model.backbone.blocks[-1].checkpoint_gradients
 
 
-def test_the_description_tells_how_images_are_prepared(timm):
+def test_the_description_contains_the_preprocessing(timm, timm_models):
     model = timm.create_model("mobile_former_52m")
     assert model.default_cfg is model.pretrained_cfg
     config = model.pretrained_cfg
@@ -246,16 +275,15 @@ def test_the_description_tells_how_images_are_prepared(timm):
     assert (config["mean"], config["std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert model.get_submodule(config["classifier"]) is model.get_classifier()
     assert model.get_submodule(config["first_conv"]).in_channels == 3
-    own = timm_models.default_cfgs["mobile_former_52m"]
-    assert (
-        timm.create_model(
-            "mobile_former_52m", pretrained_cfg=own, pretrained_cfg_overlay={"num_classes": 4}
-        ).num_classes
-        == 4
-    )
+    default_cfg = timm_models.default_cfgs["mobile_former_52m"]
+    assert not hasattr(default_cfg, "to_dict")
+    for own in (default_cfg, default_cfg.default, default_cfg.default.to_dict()):
+        model = timm.create_model("mobile_former_52m", pretrained_cfg=own, pretrained_cfg_overlay={"num_classes": 4})
+        assert model.num_classes == 4
+        assert model.pretrained_cfg["mean"] == config["mean"]
 
 
-def test_timm_s_model_is_saved_for_the_hub_and_pools_in_one_way(timm, weights, tmp_path):
+def test_timm_s_model_is_saved_for_the_hub_and_supports_one_pooling(timm, weights, tmp_path):
     _, expected = weights
     model = timm.create_model("mobile_former_26m", num_classes=7)
     model.load_state_dict(expected.state_dict())
@@ -266,7 +294,7 @@ def test_timm_s_model_is_saved_for_the_hub_and_pools_in_one_way(timm, weights, t
         model.reset_classifier(7, "max")
 
 
-def test_weights_that_are_not_to_be_had_are_told(timm, tmp_path):
+def test_weights_that_do_not_exist_are_an_error(timm, tmp_path):
     with pytest.raises(InputError, match=r"no weights of mobile_former_26m to download.*pretrained_cfg_overlay"):
         timm.create_model("mobile_former_26m", pretrained=True)
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -275,7 +303,7 @@ def test_weights_that_are_not_to_be_had_are_told(timm, tmp_path):
         timm.create_model("mobile_former_26m.in1k", pretrained=True)
 
 
-def test_a_published_model_is_fetched_for_timm(timm, weights, tmp_path, monkeypatch):
+def test_a_model_on_the_hub_is_fetched_for_timm(timm, timm_models, weights, tmp_path, monkeypatch):
     _, expected = weights
     usage = mobile_former.Usage(image_size=96, crop_fraction=1.0, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     expected.save_pretrained(tmp_path / "seven", usage)

@@ -1,4 +1,4 @@
-"""What a config must not do: unfold without end, or call what is no transform."""
+"""Checks of a config before it is used: it must be finite, and its transforms must not run other code."""
 
 import itertools
 import math
@@ -12,13 +12,13 @@ from jsonargparse import Namespace
 
 from mobile_former.errors import InputError
 
-_MOST_NODES = 100_000  # values in a config, aliases unfolded
+_MAX_VALUES = 100_000  # values in a config with its aliases expanded
 
 
 def require_transforms(value: object) -> None:
-    """Raise InputError for anything but a transform that a config would call, however deep in ``train_transforms``.
+    """Raise InputError unless every ``class_path`` in ``train_transforms``, at any depth, is a transform.
 
-    What stands in a transform's own arguments the parser takes for any class or function.
+    Arguments of transforms accept any callable. A config from elsewhere could otherwise call any function.
     """
     if isinstance(value, list | tuple):
         for part in value:
@@ -28,42 +28,33 @@ def require_transforms(value: object) -> None:
             if name != "class_path":
                 require_transforms(part)
             elif not _is_transform(part):
-                raise InputError(f"--data.train_transforms: {brief(part)} is no transform of albumentations")
+                raise InputError(f"--data.train_transforms: {brief(part)} is not a transform of albumentations")
 
 
 def _is_transform(class_path: object) -> bool:
     try:
         named = pkgutil.resolve_name(class_path)
-    except Exception:  # of a module that does not exist, or cannot be imported
+    except Exception:  # the module does not exist or cannot be imported
         return False
     return isinstance(named, type) and issubclass(named, Serializable)
 
 
-def require_readable(path: Path) -> None:
-    """Raise InputError for a config that is no text, or whose aliases (``*name``) unfold without end.
-
-    What else is wrong with it the parser tells.
-    """
-    if not path.is_file():
-        return
+def require_finite(path: Path) -> None:
+    """Raise InputError if the aliases (``*name``) of a config expand to too many values. Other faults are ignored."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except UnicodeDecodeError as error:
-        raise InputError(f"--config {path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
-    except RecursionError as error:
-        raise InputError(f"--config {path} nests too deeply") from error
-    except yaml.YAMLError:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return
-    if _unfolded(root, {}) > _MOST_NODES:
-        raise InputError(f"--config {path}: what its aliases (*name) stand for has no end; write it out")
+    if _count_values(root, {}) > _MAX_VALUES:
+        raise InputError(f"--config {path}: its aliases (*name) expand to too many values: write them out")
 
 
-def _unfolded(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """Number of values under a node of YAML, those of an alias counted again; infinite where one holds itself."""
+def _count_values(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """Count the values under a YAML node with aliases expanded; infinite if a node contains itself."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = math.inf  # until it is known: so for whatever of it holds it again
+        known[id(node)] = math.inf  # while it is being counted: a node that contains itself reads this
         parts = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
-        known[id(node)] = 1 + sum(_unfolded(part, known) for part in parts)
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
     return known[id(node)]

@@ -1,4 +1,4 @@
-"""What both tasks' predict commands share: their common options."""
+"""Common options of the ``predict`` commands of both tasks."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -6,39 +6,43 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from mobile_former.errors import InputError
-from mobile_former.training.cli.command import Parser
+from mobile_former.training.cli.parser import Parser
 
 
 def add_predict_options(parser: Parser, task: str, *, output: str, batch_size: int) -> None:
-    """Add the common options to a command's own: a trained model is a checkpoint, or a file of export in its place.
+    """Add the common options. The model is either a checkpoint or an exported file.
 
     Args:
-        parser: the command's.
+        parser: parser of the command.
         task: name of the task.
-        output: what ``--output`` is for.
+        output: help text of ``--output``.
         batch_size: default of ``--batch_size``.
     """
     parser.add_argument("images", type=str, nargs="+", help="images, folders, or quoted globs")
-    parser.add_argument("--ckpt_path", type=str | None, default=None, help="a run's checkpoints/best.ckpt")
     parser.add_argument(
-        "--onnx", type=Path | None, default=None, help=f"a file of {task}.export, in place of --ckpt_path"
+        "--ckpt_path", type=str | None, default=None, help="checkpoint, such as checkpoints/best.ckpt of a run"
+    )
+    parser.add_argument(
+        "--onnx", type=Path | None, default=None, help=f"file written by {task}.export, instead of --ckpt_path"
     )
     parser.add_argument("--output", type=Path | None, default=None, help=output)
-    parser.add_argument("--batch_size", type=int, default=batch_size, help="images in a batch")
+    parser.add_argument("--batch_size", type=int, default=batch_size, help="number of images in a batch")
 
 
 def check_predict_options(options: Namespace, suffixes: Collection[str]) -> None:
-    """Refuse values of the common options that cannot be, or do not go together.
+    """Check the values of the common options.
 
     Args:
-        options: of the command.
-        suffixes: those that ``--output`` may end in.
+        options: options of the command.
+        suffixes: valid suffixes of ``--output``.
 
     Raises:
-        InputError: there are such.
+        InputError: a value is invalid, or two options exclude each other.
     """
     if (options.ckpt_path is None) == (options.onnx is None):
-        raise InputError("give either --ckpt_path, a run's checkpoints/best.ckpt, or --onnx, a file of export")
+        raise InputError(
+            "give either --ckpt_path (checkpoints/best.ckpt of a run) or --onnx (a file written by export)"
+        )
     if options.output and options.output.suffix not in suffixes:
         raise InputError(f"--output {options.output}: give a name that ends in {' or '.join(suffixes)}")
     if options.batch_size < 1:

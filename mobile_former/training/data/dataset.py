@@ -1,4 +1,4 @@
-"""Images of a task, transformed; and what happens to one that cannot be read."""
+"""Data sets of transformed images that handle unreadable files."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,26 +11,25 @@ from torch.utils.data import Dataset
 from mobile_former.errors import InputError
 from mobile_former.training.data.images import ImageError, read_image
 from mobile_former.training.data.sampler import Draw, seed_transforms
-from mobile_former.training.run.figures import spread
 
 
 class ImageSource(Protocol):
-    """Where images come from; each task's own protocol adds what it knows about them."""
+    """A source of images. The protocol of each task adds its labels."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> np.ndarray:
-        """The image, ``(H, W, 3)`` uint8 RGB; raises ImageError where it cannot be read."""
+        """Read an image ``(H, W, 3)``, uint8 RGB; raise ImageError if it cannot be read."""
 
     def name(self, index: int) -> str:
-        """What to call an image in messages."""
+        """Return the name of an image, for messages."""
 
 
 class ListedImages:
-    """Image files as they are given, of which nothing else is known.
+    """Image files without labels.
 
     Args:
-        paths: the files.
+        paths: paths of the files.
     """
 
     def __init__(self, paths: Sequence[Path]):
@@ -40,38 +39,38 @@ class ListedImages:
         return len(self.paths)
 
     def read(self, index: int) -> np.ndarray:
-        """The image, ``(H, W, 3)`` uint8 RGB."""
+        """Read an image ``(H, W, 3)``, uint8 RGB."""
         return read_image(self.paths[index])
 
     def name(self, index: int) -> str:
-        """What to call an image in messages."""
+        """Return the name of an image, for messages."""
         return str(self.paths[index])
 
 
 def indices_to_look_at(source: ImageSource, most: int) -> list[int]:
-    """Which images stand for all of a source where a few have to do: evenly from the first to the last.
+    """Choose images that represent a source: evenly spaced indices from the first to the last.
 
     Args:
-        source: the images. One that reads many for one has ``leading(most)``, see
+        source: images. A source for which scattered reads are slow has ``leading(most)``, see
             :meth:`classification.data.shards.ShardSource.leading`.
-        most: how many, at most.
+        most: maximum number of images.
     """
     count = source.leading(most) if hasattr(source, "leading") else len(source)
-    return spread(count, most)
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
 
 
-# From source, index, image and transforms to a sample, with ``"image"`` ``(3, H, W)`` uint8 in it.
+# Takes source, index, image and transforms; returns a sample with ``"image"`` ``(3, H, W)`` uint8.
 MakeSample = Callable[[ImageSource, int, np.ndarray, A.Compose], dict]
 
 
 class TrainingImages(Dataset):
-    """Augmented images. In place of one that cannot be read comes the next, and its failure is told in the batch.
+    """Augmented images. An image that cannot be read is replaced by the next one, and reported in the batch.
 
     Args:
-        source: the images.
-        transforms: of images, and what belongs to them.
-        make_sample: what a sample is made of.
-        seed: of the run; with it and the :class:`Draw`, a sample is the same whoever loads it.
+        source: source of the images.
+        transforms: transforms of an image and its labels.
+        make_sample: function that builds a sample.
+        seed: seed of the run. A sample depends only on the seed and its :class:`Draw`.
     """
 
     def __init__(self, source: ImageSource, transforms: A.Compose, make_sample: MakeSample, seed: int):
@@ -106,18 +105,18 @@ class TrainingImages(Dataset):
             return self.make_sample(self.source, index, image, self.transforms)
         except InputError as error:
             return {"error": str(error)}
-        except Exception as error:  # a user's own transforms may fail in any way
+        except Exception as error:  # transforms of a user may raise anything
             reason = f"{type(error).__name__}: {error}"
             return {"error": f"--data.train_transforms failed on {self.source.name(index)}: {reason}"}
 
 
 class EvaluationImages(Dataset):
-    """Images in order, without augmentation; one that cannot be read is told as the failure it is.
+    """Images in order, without augmentation. An image that cannot be read is reported in the batch.
 
     Args:
-        source: the images.
-        transforms: of images, and what belongs to them.
-        make_sample: what a sample is made of.
+        source: source of the images.
+        transforms: transforms of an image and its labels.
+        make_sample: function that builds a sample.
     """
 
     def __init__(self, source: ImageSource, transforms: A.Compose, make_sample: MakeSample):
@@ -139,11 +138,11 @@ class EvaluationImages(Dataset):
 
 
 def split_messages(samples: list[dict]) -> tuple[list[dict], dict[str, list[str]]]:
-    """Part samples from what is told about them.
+    """Separate samples from messages.
 
     Returns:
-        The samples that hold an image, and ``failures``, messages about images that could not be read, and ``errors``,
-        messages of input for which the run has to stop.
+        The samples with an image, and a dictionary of messages: ``failures`` of images that could not be read, and
+        ``errors`` that must stop the run.
     """
     messages = {
         "failures": [failure for sample in samples for failure in sample["failures"]],

@@ -1,4 +1,4 @@
-"""Image files of any kind as RGB arrays, and arrays as normalised batches."""
+"""Reading image files as RGB arrays, resizing, and normalising batches."""
 
 import glob
 import io
@@ -19,26 +19,26 @@ from mobile_former.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
-# Pillow also knows formats that run other programs (EPS) or hold no pictures; a photograph is in none of them.
+# Pillow also reads formats that run other programs (EPS) or have no pictures. Photographs do not come in them.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
 class ImageError(InputError):
-    """An image file that cannot be used; the message names it, says what is wrong and how to mend it."""
+    """An image file that cannot be used. The message names the file, the fault and the remedy."""
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads an image file; see `decode_image` for what comes of its colours, depth and orientation.
+    """Read an image file. See :func:`decode_image` for colours, bit depth and orientation.
 
     Args:
-        path: a file in any of the formats of `IMAGE_SUFFIXES`; its content decides which, not its name.
+        path: path of the file. Its content decides its format, not its name.
 
     Returns:
-        (H, W, 3) uint8, RGB, contiguous and writable.
+        ``(H, W, 3)`` uint8 RGB, contiguous and writable.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ImageError: the file cannot be opened, holds no image, or holds only part of one.
+        FileNotFoundError: the file does not exist.
+        ImageError: the file cannot be opened, is not an image, or is incomplete.
     """
     try:
         with open(path, "rb", buffering=0) as file:
@@ -55,52 +55,54 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Decodes the bytes of an image file.
+    """Decode the bytes of an image file.
 
-    Pixels are those that Pillow decodes, bit for bit. Orientations noted in EXIF or XMP are applied. Transparent
-    pixels are laid on white, the page on which a viewer would show them. 16-bit values keep their high byte. Of
-    an animation the first frame is taken. Embedded colour profiles are ignored, as classifiers' training data has
-    always been read.
+    - The pixels equal Pillow's bit for bit.
+    - EXIF and XMP orientations are applied.
+    - Transparent pixels are blended with white.
+    - 16-bit values are reduced to their high byte.
+    - Animations are reduced to their first frame.
+    - Embedded colour profiles are ignored, as is usual for training data.
 
     Args:
-        data: the content of a file in any of the formats of `IMAGE_SUFFIXES`.
-        name: what error messages call the image.
+        data: content of the file.
+        name: name of the image in error messages.
 
     Returns:
-        (H, W, 3) uint8, RGB, contiguous and writable.
+        ``(H, W, 3)`` uint8 RGB, contiguous and writable.
 
     Raises:
-        ImageError: the bytes are no image or only part of one.
+        ImageError: the bytes are not an image, or an incomplete one.
     """
     if not data:
         raise ImageError(f"{name}: an empty file (0 bytes); copy or download it again, or remove it")
-    image = _decode_jpeg(data) if data.startswith(b"\xff\xd8") else None
+    image = decode_jpeg(data) if data.startswith(b"\xff\xd8") else None
     return _decode_with_pillow(data, name) if image is None else image
 
 
 def find_images(folder: str | os.PathLike) -> list[Path]:
-    """Lists the image files in a folder and the folders in it, by their suffixes, in the order of their paths.
+    """List the image files in a folder and its subfolders by their suffixes, sorted by path.
 
-    Links to folders are followed. Hidden files and folders are left out: among them are the ``._name.jpg`` that
-    macOS puts into archives and that hold no images.
+    Links to folders are followed. Hidden files and folders are skipped, including the ``._name.jpg`` files that macOS
+    adds to archives.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        InputError: it is a file.
+        FileNotFoundError: the folder does not exist.
+        InputError: the path is a file.
     """
     if not os.path.isdir(folder):
         if os.path.exists(folder):
-            raise InputError(f"{os.fspath(folder)}: a file; give the folder that holds the images")
+            raise InputError(f"{os.fspath(folder)}: a file; give the folder of the images")
         raise FileNotFoundError(f"{os.fspath(folder)}: no such folder of images (looked from {os.getcwd()})")
     return [Path(path) for path in _walk(os.fspath(folder))]
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
-    """The images that files, folders and globs name, each once, in the order given.
+    """List the images that files, folders and globs name, each once, in the given order.
 
     Raises:
-        FileNotFoundError: a pattern that names nothing.
-        InputError: a folder without images.
+        FileNotFoundError: a pattern matches nothing.
+        InputError: a folder has no images.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -111,20 +113,21 @@ def expand(patterns: Sequence[str]) -> list[Path]:
         for match in matches:
             images = find_images(match) if match.is_dir() else [match]
             if not images and match == path:
-                raise InputError(f"the folder {match} holds no images")
+                raise InputError(f"the folder {match} has no images")
             found |= dict.fromkeys(images)
     return list(found)
 
 
 class ImageFiles(Dataset):
-    """Image files, each made ready for a model, or the message of one that cannot be read.
+    """Image files with transforms applied.
 
-    An item is ``(3, H, W)`` uint8 with the height and width of the file's image, or a message.
+    An item is the transformed image ``(3, H, W)`` uint8 with height and width of the original image. If a file cannot
+    be read, its item is the error message.
 
     Args:
-        paths: the files.
-        transforms: albumentations' of images.
-        targets: what the transforms ask for besides the image.
+        paths: paths of the files.
+        transforms: albumentations transforms.
+        targets: further arguments of the transforms.
     """
 
     def __init__(self, paths: Sequence[Path], transforms: Callable[..., dict], **targets):
@@ -138,25 +141,25 @@ class ImageFiles(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, tuple[int, int]] | str:
         try:
             image = read_image(self.paths[index])
-        except (ImageError, FileNotFoundError) as error:  # a link may lead nowhere
+        except (ImageError, FileNotFoundError) as error:  # FileNotFoundError: a broken link
             return str(error)
         return to_planes(self.transforms(image=image, **self.targets)["image"]), image.shape[:2]
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear resizing that averages over all pixels where it shrinks.
+    """Resize an image with antialiased bilinear interpolation.
 
-    These are the pixels of Pillow's ``resize(..., BILINEAR)``, with which published models were trained and
-    evaluated, to within 1 of 255, in a third of Pillow's time. OpenCV's ``INTER_LINEAR`` looks at four pixels only and
-    so aliases where it shrinks; its ``INTER_AREA`` takes longer and looks blockier where it shrinks by less than two.
+    The pixels equal those of Pillow's ``resize(..., BILINEAR)`` within 1 of 255, in a third of its time. Published
+    models are trained and evaluated with it. OpenCV's ``INTER_LINEAR`` reads only four pixels and aliases when it
+    shrinks an image. Its ``INTER_AREA`` is slower, and blocky for factors below 2.
 
     Args:
-        image: (H, W, 3) uint8.
-        height: of the result, in pixels.
-        width: of the result, in pixels.
+        image: ``(H, W, 3)`` uint8.
+        height: height of the result in pixels.
+        width: width of the result in pixels.
 
     Returns:
-        (height, width, 3) uint8, contiguous; the image itself if it has that size.
+        ``(height, width, 3)`` uint8, contiguous. It is ``image`` itself if the size does not change.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -166,18 +169,18 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def to_planes(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) uint8 as a contiguous (3, H, W) uint8 tensor, ready to be batched.
+    """Convert an image ``(H, W, 3)`` uint8 to a contiguous tensor ``(3, H, W)`` uint8.
 
-    Images stay bytes until they are on the device that normalises them: a quarter of the memory to copy on the way.
+    Images stay bytes until they are normalised on the device, which takes a quarter of the memory of floats.
 
     Raises:
-        InputError: an array of another shape or type.
+        InputError: the array has another shape or type.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(
-            f"an image has become an array of shape {image.shape} and type {image.dtype}, where (H, W, 3) and uint8 "
-            "are needed: leave Normalize, ToFloat and ToTensorV2 out of the transforms (they follow on the device), "
-            "and let greyscale keep 3 channels"
+            f"the transforms return an array of shape {image.shape} and type {image.dtype}, but (H, W, 3) and uint8 "
+            "are needed: leave out Normalize, ToFloat and ToTensorV2 (images are normalised on the device), and keep 3 "
+            "channels for greyscale"
         )
     planes = np.empty((3, *image.shape[:2]), np.uint8)
     cv2.split(image, list(planes))
@@ -187,16 +190,16 @@ def to_planes(image: np.ndarray) -> torch.Tensor:
 def normalise(
     images: torch.Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """Scales bytes to 0..1, subtracts the mean and divides by the standard deviation of each channel.
+    """Scale bytes to 0..1, subtract the mean and divide by the standard deviation of each channel.
 
     Args:
-        images: (..., 3, H, W) uint8.
-        mean: of each channel, on the scale of 0..1.
-        std: of each channel, on the scale of 0..1.
-        dtype: of the result.
+        images: ``(..., 3, H, W)`` uint8.
+        mean: mean of each channel, in 0..1.
+        std: standard deviation of each channel, in 0..1.
+        dtype: type of the result.
 
     Returns:
-        (..., 3, H, W), contiguous where the input is.
+        ``(..., 3, H, W)``, contiguous if ``images`` is.
     """
     mean, std = torch.tensor([list(mean), list(std)], dtype=torch.float64)[..., None, None]
     # (x / 255 - mean) / std in one multiplication and one addition
@@ -204,21 +207,21 @@ def normalise(
     return images.to(dtype).mul_(scale).add_(offset)
 
 
-def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    """The fast way for ordinary JPEGs; None for whatever it does not read without any doubt, which is left to Pillow.
+def decode_jpeg(data: bytes) -> np.ndarray | None:
+    """Decode an ordinary JPEG with simplejpeg. Return None for any other file, for Pillow to decode.
 
-    simplejpeg and Pillow decode with the same library under the same settings, hence to the same pixels; but
-    simplejpeg takes the file in one piece and writes into the array, without Pillow's buffers in between.
+    simplejpeg and Pillow use the same library and settings, so they return the same pixels. simplejpeg is faster: it
+    reads the whole file at once and writes into the array, without intermediate buffers.
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        # simplejpeg takes CMYK as it stands, where Pillow knows of Adobe's inverted values
+        # simplejpeg ignores that Adobe inverts CMYK values, Pillow does not
         if colours not in ("YCbCr", "Gray", "RGB"):
             return None
-        # Pillow guards against files that unfold into more memory than there is
+        # Pillow's guard against decompression bombs
         if Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS:
             return None
-        # strict: a file cut short is an error and not a picture that is grey from there on
+        # strict: a truncated file is an error, not a picture with a grey rest
         image = simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError:
         return None
@@ -234,9 +237,9 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
 
 
 def _may_hold_orientation(data: bytes) -> bool:
-    """Whether a JPEG has an APP1 segment, the one for EXIF and XMP, ahead of its first scan.
+    """Whether a JPEG has an APP1 segment (EXIF or XMP) before its first scan.
 
-    A walk over some ten segments, as reading EXIF with Pillow costs a twentieth of the decoding.
+    It visits about ten segments. Reading EXIF with Pillow would cost a twentieth of the decoding time.
     """
     position = 2
     while True:
@@ -249,12 +252,12 @@ def _may_hold_orientation(data: bytes) -> bool:
 
 
 def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
-    mend = "copy or download it again, or remove it"
-    # Pillow is content once it has all pixels; but a file without its last chunk has lost its end
+    remedy = "copy or download it again, or remove it"
+    # Pillow accepts a file with all pixels, but a file without its last chunk is truncated
     if data.startswith(b"\x89PNG\r\n\x1a\n") and b"IEND\xaeB`\x82" not in data:
-        raise ImageError(f"{name}: a PNG file that is cut short; {mend}")
+        raise ImageError(f"{name}: a PNG file that is cut short; {remedy}")
     try:
-        # Warnings are about metadata and about sizes that large photographs have; neither is a user's concern.
+        # Pillow warns of faulty metadata and of large photographs, which are harmless.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -264,21 +267,21 @@ def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name}: not an image in a format known here ({', '.join(_FORMATS)}), or damaged in its first bytes, "
+            f"{name}: not an image in a supported format ({', '.join(_FORMATS)}), or damaged in its first bytes, "
             f"which are {data[:16]!r}; convert it to JPEG or PNG, or remove it"
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(
-            f"{name}: more than the {2 * Image.MAX_IMAGE_PIXELS} pixels up to which images are read; scale it down"
+            f"{name}: more than {2 * Image.MAX_IMAGE_PIXELS} pixels, the most that are read; scale it down"
         ) from error
     except Exception as error:
-        # On damaged bytes Pillow's readers raise whatever their parsing ran into: OSError, SyntaxError, ValueError,
-        # struct.error, zlib.error, IndexError, ... Nothing but the bytes goes in, so all of these speak of them.
-        raise ImageError(f"{name}: cut short or damaged ({error}); {mend}") from error
+        # Pillow's readers raise many types for damaged bytes: OSError, SyntaxError, ValueError, struct.error,
+        # zlib.error, IndexError, ... The bytes are their only input, so any exception means damaged bytes.
+        raise ImageError(f"{name}: cut short or damaged ({error}); {remedy}") from error
 
 
 def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    """image: loaded. Returns (H, W, 3) uint8, contiguous and writable."""
+    """Convert a loaded image to ``(H, W, 3)`` uint8, contiguous and writable."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         image = Image.fromarray(_high_byte(image))
     if image.mode in ("I", "F", "LAB"):
@@ -291,16 +294,18 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _high_byte(image: Image.Image) -> np.ndarray:
-    """Greyscale of up to 16 bits, (H, W), as 8 bits: what Pillow does to 16-bit colour, where its conversion of
-    16-bit greyscale cuts off everything above 255."""
-    tags = getattr(image, "tag_v2", {})  # of TIFF
+    """Reduce greyscale of up to 16 bits ``(H, W)`` to 8 bits.
+
+    Pillow does the same for 16-bit colour. Its conversion of 16-bit greyscale clips all values above 255.
+    """
+    tags = getattr(image, "tag_v2", {})  # TIFF
     bits = tags.get(258, (16,))[0]  # BitsPerSample: 12-bit cameras
     grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
     return 255 - grey if tags.get(262) == 0 else grey  # PhotometricInterpretation: white is zero, as in X-ray scans
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation: 1 is upright, also where there is none or the EXIF data is broken."""
+    """Return the EXIF orientation; 1 (upright) if it is missing or the EXIF data is damaged."""
     try:
         return image.getexif().get(0x0112, 1)
     except Exception:
@@ -308,7 +313,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Undoes an EXIF orientation. image: (H, W, C), returns (H, W, C) or (W, H, C), contiguous."""
+    """Apply an EXIF orientation to ``(H, W, C)``. The result is contiguous, ``(H, W, C)`` or ``(W, H, C)``."""
     turn = {
         2: lambda x: cv2.flip(x, 1),
         3: lambda x: cv2.rotate(x, cv2.ROTATE_180),
@@ -328,7 +333,7 @@ def _walk(folder: str) -> Iterator[str]:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            # a link to a folder around itself would go round for ever
+            # a link to one of its own parents would recurse without end
             if not (entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve())):
                 yield from _walk(entry.path)
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:

@@ -1,4 +1,4 @@
-"""Which samples an epoch sees, in which order, and from which seed each draws its augmentation."""
+"""Samplers with orders and augmentations that depend only on the seed, the epoch and the sample."""
 
 import random
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """One visit of one sample. Index and epoch together seed everything random about it.
+    """One visit of one sample.
 
-    So a sample's augmentation does not depend on the number of workers, nor on what was loaded before it.
+    Index and epoch seed the augmentation, which is therefore independent of workers and of other samples.
     """
 
     index: int
@@ -21,14 +21,14 @@ class Draw(NamedTuple):
 
 
 class EpochSampler(Sampler[Draw]):
-    """Every sample once an epoch, in an order that depends on seed and epoch alone.
+    """Sampler of every sample once per epoch, in an order that depends only on seed and epoch.
 
-    Lightning tells the epoch by :meth:`set_epoch`. Several processes take turns in one order, which begins again at its
-    end until all have equally many.
+    Lightning sets the epoch by :meth:`set_epoch`. Processes take samples from the same order in turn. The order is
+    repeated from its start until all processes have the same number of samples.
 
     Args:
         size: number of samples.
-        seed: of the orders.
+        seed: seed of the orders.
     """
 
     def __init__(self, size: int, seed: int):
@@ -38,7 +38,7 @@ class EpochSampler(Sampler[Draw]):
         self.rank, self.world_size = rank_and_world_size()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, that the next iteration goes through."""
+        """Set the epoch of the next iteration, from 0."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Draw]:
@@ -52,12 +52,12 @@ class EpochSampler(Sampler[Draw]):
 
 
 class ResumedBatchSampler(Sampler[list[Draw]]):
-    """Batches, less those of one epoch that a run has trained on before it was stopped.
+    """Batch sampler that skips the batches that a resumed run has already trained on.
 
     Args:
-        batches: of each epoch; its ``sampler`` knows the epoch. (Lightning tells it there, under this name.)
-        epoch: the one that the run goes on with.
-        skipped: how many of its batches are done.
+        batches: batch sampler of whole epochs. Lightning sets the epoch on its attribute ``sampler``.
+        epoch: epoch that the run continues.
+        skipped: number of batches of that epoch to skip.
     """
 
     def __init__(self, batches: Sampler[list[Draw]], epoch: int, skipped: int):
@@ -70,12 +70,14 @@ class ResumedBatchSampler(Sampler[list[Draw]]):
         return islice(self.batches, self.skipped if self.sampler.epoch == self.epoch else 0, None)
 
     def __len__(self) -> int:
-        """Of a whole epoch, which is what Lightning counts by."""
+        """Return the number of batches of a whole epoch, which Lightning counts with."""
         return len(self.batches)
 
 
 class EvaluationSampler(Sampler[int]):
-    """Every sample exactly once over all processes, in order; some processes may have one more than others.
+    """Sampler of every sample exactly once over all processes, in order.
+
+    The numbers of samples per process differ by at most one.
 
     Args:
         size: number of samples.
@@ -93,27 +95,27 @@ class EvaluationSampler(Sampler[int]):
 
 
 def seed_transforms(transforms, seed: int, draw: Draw) -> None:
-    """Make an albumentations pipeline's next call depend on seed and draw alone.
+    """Seed the next call of an albumentations pipeline.
 
-    All of its transforms share one stream. (``Compose.set_random_seed`` gives each its own stream from the same seed,
-    so that two flips with probability ½ would always happen together.)
+    All transforms share one random stream. ``Compose.set_random_seed`` would give each transform a stream of its own
+    with the same seed, and two flips with probability ½ would always happen together.
 
     Args:
         transforms: an ``albumentations.Compose``.
-        seed: of the run.
-        draw: the visit.
+        seed: seed of the run.
+        draw: visit of the sample.
     """
     seed = mix_seeds(seed, draw.epoch, draw.index)
     transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
 def mix_seeds(*numbers: int) -> int:
-    """One well-mixed 63-bit seed from several numbers."""
+    """Mix several numbers into one 63-bit seed."""
     return int(np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's number, and how many there are."""
+    """Return the rank of this process and the number of processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

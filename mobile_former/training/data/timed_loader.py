@@ -1,4 +1,4 @@
-"""A loader that knows how long it was waited for, and starts its workers in a quiet moment."""
+"""A data loader that measures the time spent waiting for batches."""
 
 import sys
 import time
@@ -8,16 +8,15 @@ from torch.utils.data import DataLoader
 
 from mobile_former.training.data.sampler import rank_and_world_size
 
-# Python 3.11 may lose a worker that is forked while a thread of gloo's drops the tensors of a broadcast that has just
-# ended: that takes a lock of the interpreter's, which the worker then waits for, for good
-# (https://github.com/python/cpython/issues/112275; later 3.11s have it mended). Such a thread needs microseconds, or a
-# few milliseconds where the cores are busy.
+# In Python 3.11 a forked worker can hang. After a broadcast, a thread of gloo frees its tensors and holds a lock of the
+# interpreter for microseconds, or a few milliseconds on busy cores. A worker forked meanwhile waits for that lock
+# without end (https://github.com/python/cpython/issues/112275, fixed in later releases of 3.11).
 _FORK_MAY_HANG = sys.version_info < (3, 12)
 _QUIET = 0.1  # seconds
 
 
 class TimedLoader(DataLoader):
-    """PyTorch's, with ``waited``: the seconds in which batches were asked for and not yet there."""
+    """PyTorch's data loader with the attribute ``waited``: seconds spent waiting for batches."""
 
     waited = 0.0
 

@@ -1,4 +1,4 @@
-"""Models as ExecuTorch programs for phones: written with XNNPACK's kernels, run by ExecuTorch's own runtime."""
+"""ExecuTorch programs for phones: writing with XNNPACK kernels, and running in ExecuTorch's runtime."""
 
 import json
 import os
@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobile_former.errors import InputError
+from mobile_former.errors import InputError, first_line
 from mobile_former.training.export.onnx_file import FORMAT, filled_batches, quietly, require_metadata
 from mobile_former.training.extras import import_extra
 from mobile_former.whole_file import write_whole
 
-_METADATA = "metadata"  # the method of the program that gives it, as JSON
+_METADATA = "metadata"  # method of the program that returns the metadata as JSON
 
 
 def write_executorch(
@@ -29,54 +29,54 @@ def write_executorch(
     output_names: Sequence[str],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write a module as an ExecuTorch program of fixed sizes; whole or not at all. It takes a minute or two.
+    """Write a module as an ExecuTorch program with fixed sizes. It takes one to two minutes.
 
     Args:
-        module: in evaluation mode; as of :func:`mobile_former.training.export.onnx_file.write_onnx`. The memory of its
-            weights is put in PyTorch's usual order.
-        inputs: examples on the CPU, of the sizes that the program will take.
-        path: the file to write; its folder exists.
-        input_names: one for each input.
-        output_names: one for each output.
-        metadata: what :attr:`ExecutorchModel.metadata` gives back, of plain types (JSON's); ``"task"`` among them.
+        module: module in evaluation mode, see :func:`mobile_former.training.export.onnx_file.write_onnx`. Its weights
+            are converted to contiguous memory format.
+        inputs: example inputs on the CPU, with the sizes of the program.
+        path: path of the file, in an existing folder.
+        input_names: name of each input.
+        output_names: name of each output.
+        metadata: metadata of JSON types, which :attr:`ExecutorchModel.metadata` returns. ``"task"`` is required.
 
     Raises:
-        InputError: the extra ``executorch`` is missing, or ExecuTorch cannot make a program of the module.
-        OSError: the file cannot be written; what lay there before still does.
+        InputError: the extra "executorch" is missing, or ExecuTorch cannot convert the module.
+        OSError: the file cannot be written. An existing file stays as it was.
     """
     with quietly(), _without_stderr(), torch.no_grad():
         exir = _import("executorch.exir")
         xnnpack = _import("executorch.backends.xnnpack.partition.xnnpack_partitioner")
         names = {"mobile_former_format": FORMAT, "inputs": list(input_names), "outputs": list(output_names)}
-        module.to(memory_format=torch.contiguous_format)  # XNNPACK takes no other
-        with _telling(path, "torch.export"):
+        module.to(memory_format=torch.contiguous_format)  # the only one that XNNPACK supports
+        with _reported(path, "torch.export"):
             exported = torch.export.export(module, tuple(inputs))
-        with _telling(path, "the conversion for XNNPACK"):
+        with _reported(path, "the conversion for XNNPACK"):
             edge = exir.to_edge_transform_and_lower(
                 exported,
                 partitioner=[xnnpack.XnnpackPartitioner()],
                 constant_methods={_METADATA: json.dumps({**names, **metadata}, ensure_ascii=False)},
             )
-        with _telling(path, "the writing of the program"):
+        with _reported(path, "the conversion to a program"):
             content = edge.to_executorch().buffer
     write_whole(path, content)
 
 
 class ExecutorchModel:
-    """A program of :func:`write_executorch`, run on the CPU. It is used as ``OnnxModel`` is.
+    """A program of :func:`write_executorch` on the CPU, with the interface of ``OnnxModel``.
 
     Args:
-        path: the file.
-        task: of which it has to be.
+        path: path of the file.
+        task: required task of the file.
 
     Attributes:
-        path: the file.
-        metadata: what it was written with.
-        batch: images that it takes at once.
+        path: path of the file.
+        metadata: metadata of the file, see :func:`write_executorch`.
+        batch: number of images per call.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: no program of this project and task, or a damaged one.
+        FileNotFoundError: the file does not exist.
+        InputError: the file is damaged, or not a program of this project and task.
     """
 
     def __init__(self, path: str | Path, task: str):
@@ -92,13 +92,13 @@ class ExecutorchModel:
                 self.metadata = dict(json.loads(text))
             except Exception as error:
                 raise InputError(
-                    f"{path} is no program of this project's export, or damaged: export it again"
+                    f"{path} is damaged or not a program of this project's export: export it again"
                 ) from error
         require_metadata(self.path, self.metadata, task)
         self.batch: int = self._forward.metadata.input_tensor_meta(0).sizes()[0]
 
     def __call__(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Run the program as often as the batch needs, one image or more; the outputs by name."""
+        """Run the program on at least one image, as often as the batch size requires. Return the outputs by name."""
         parts = [
             [output.numpy().copy() for output in self._forward.execute([torch.from_numpy(given) for given in part])]
             for part in self.batches(*inputs)
@@ -108,7 +108,7 @@ class ExecutorchModel:
         return {name: np.concatenate(values)[:count] for name, *values in zip(names, *parts, strict=True)}
 
     def batches(self, *inputs: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """Inputs in batches that the program takes; the last is filled up with its last image."""
+        """Split inputs into batches for the program. The last batch is filled up with copies of its last image."""
         return filled_batches(inputs, self.batch)
 
 
@@ -117,18 +117,19 @@ def _import(package: str) -> ModuleType:
 
 
 @contextmanager
-def _telling(path: Path, stage: str) -> Iterator[None]:
-    """Tell a failure of torch's or ExecuTorch's own, of whatever type, in a line."""
+def _reported(path: Path, stage: str) -> Iterator[None]:
+    """Report any failure of torch or ExecuTorch as InputError with one line."""
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise InputError(f"cannot write {path}: {stage} failed with {type(error).__name__}: {reason}") from error
+        raise InputError(
+            f"cannot write {path}: {stage} failed with {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 @contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Leave out what native libraries write past Python, on machines whose processors they know little of."""
+    """Suppress messages that native libraries write directly to the standard error."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 2)

@@ -1,4 +1,4 @@
-"""How long a call takes."""
+"""Latency of a function call."""
 
 import statistics
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def milliseconds(call: Callable[[], object], repetitions: int = 20) -> float:
-    """The median time of a call, after three to warm up."""
+    """Return the median time of a call in milliseconds, after three warm-up calls."""
     for _ in range(3):
         call()
     times = []

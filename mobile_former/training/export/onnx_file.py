@@ -1,7 +1,6 @@
-"""Models as ONNX files: written from PyTorch, run by onnxruntime, and their convolutions in int8.
+"""ONNX files: writing from PyTorch, running in onnxruntime, and quantisation to int8.
 
-A file is whole in itself: its metadata tells what a model was trained to tell apart and how it wants its images, so
-that nothing else is needed to use it.
+A file is self-contained: its metadata has the class names and the preprocessing of the images.
 """
 
 import contextlib
@@ -20,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobile_former.errors import InputError
+from mobile_former.errors import InputError, first_line
 from mobile_former.training.extras import import_extra
 from mobile_former.whole_file import write_whole
 
-OPSET = 20  # the first with Gelu, which is five nodes before; what runs on phones is often a few opsets behind
-FORMAT = 1  # of the metadata; goes up where a reader of before would misunderstand
+OPSET = 20  # the first opset with Gelu (five nodes before); runtimes for phones are often a few opsets behind
+FORMAT = 1  # version of the metadata; increased when older readers would misread it
 
 _FORMAT_KEY = "mobile_former_format"
 
@@ -42,26 +41,26 @@ def write_onnx(
     preparation: str | None = None,
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write a module as one self-contained ONNX file; whole or not at all.
+    """Write a module as one self-contained ONNX file.
 
     Args:
-        module: in evaluation mode; its ``forward`` takes the inputs by position and returns a tensor or a tuple of
-            tensors. By convention the first axis of every input and output is the batch.
-        inputs: examples on the CPU. An axis that is dynamic must be 2 or more here, as the exporter takes 1 for a
-            number that always stays 1; the others keep the sizes that they have here.
-        path: the file to write; its folder exists.
-        input_names: one for each input.
-        output_names: one for each output.
-        dynamic_axes: for each input the axes that may have any size, and a name for each size (or its
-            ``torch.export.Dim``); the same name is the same size. None: all sizes are fixed.
-        translations: of operations of the module's own, as ``torch.onnx.export`` takes them.
-        preparation: a model in ONNX's text form to come before the module, whose inputs are those of its outputs, in
-            this order; then the file has its inputs.
-        metadata: what :attr:`OnnxModel.metadata` gives back, of plain types (JSON's); ``"task"`` among them.
+        module: module in evaluation mode. Its ``forward`` takes the inputs by position and returns a tensor or a tuple
+            of tensors. The first axis of every input and output is the batch.
+        inputs: example inputs on the CPU. Dynamic axes must have a size of at least 2 here, because the exporter treats
+            1 as fixed. All other axes are fixed to their sizes here.
+        path: path of the file, in an existing folder.
+        input_names: name of each input.
+        output_names: name of each output.
+        dynamic_axes: for each input, its dynamic axes with a name for each size, or its ``torch.export.Dim``. Equal
+            names mean equal sizes. None: all sizes are fixed.
+        translations: translations of the module's custom operators, as ``torch.onnx.export`` takes them.
+        preparation: model in ONNX's text format to run before the module. Its outputs are the inputs of the module, in
+            order, and its inputs become the inputs of the file.
+        metadata: metadata of JSON types, which :attr:`OnnxModel.metadata` returns. ``"task"`` is required.
 
     Raises:
-        InputError: the packages of the extra ``export`` are missing, or the module holds what cannot be exported.
-        OSError: the file cannot be written; what lay there before still does.
+        InputError: the packages of the extra "export" are missing, or the module cannot be exported.
+        OSError: the file cannot be written. An existing file stays as it was.
     """
     onnx = _import("onnx")
     _import("onnxscript")
@@ -79,8 +78,7 @@ def write_onnx(
                 custom_translation_table=_translations() | dict(translations or {}),
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            cause = error.__cause__ or error
-            reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+            reason = first_line(error.__cause__ or error)
             raise InputError(f"{type(module).__name__} cannot be exported to ONNX: {reason}") from error
     model = program.model_proto
     if preparation is not None:
@@ -88,7 +86,7 @@ def write_onnx(
         first.ir_version = model.ir_version
         outputs = [value.name for value in first.graph.output]
         merged = onnx.compose.merge_models(first, model, list(zip(outputs, input_names, strict=True)))
-        del merged.opset_import[:]  # each of which it has twice, and quantisation asks for one
+        del merged.opset_import[:]  # merging lists each opset twice, and quantisation accepts one
         merged.opset_import.extend(model.opset_import)
         merged.producer_name, merged.producer_version = model.producer_name, model.producer_version
         model = merged
@@ -101,18 +99,18 @@ class OnnxModel:
     """An ONNX file of this project in an onnxruntime session on the CPU.
 
     Args:
-        path: the file.
-        task: ``"classification"`` or ``"detection"``, of which the file has to be.
+        path: path of the file.
+        task: required task of the file: ``"classification"`` or ``"detection"``.
 
     Attributes:
-        path: the file.
-        metadata: what it was written with, see :func:`write_onnx`.
-        inputs: name and shape of each input; a size that is dynamic stands as its name.
+        path: path of the file.
+        metadata: metadata of the file, see :func:`write_onnx`.
+        inputs: name and shape of each input. Dynamic sizes are given as their names.
         outputs: names of the outputs.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: no ONNX file, not one of this project or of this task, damaged, or written by a later version.
+        FileNotFoundError: the file does not exist.
+        InputError: the file is damaged, not an ONNX file of this project and task, or from a later version.
     """
 
     def __init__(self, path: str | Path, task: str):
@@ -121,19 +119,19 @@ class OnnxModel:
         if not self.path.is_file():
             raise FileNotFoundError(f"no ONNX file {path} (looked from {os.getcwd()})")
         options = runtime.SessionOptions()
-        options.log_severity_level = 4  # what matters comes as an exception
-        options.intra_op_num_threads = torch.get_num_threads()  # so that one setting (OMP_NUM_THREADS) rules both
+        options.log_severity_level = 4  # errors are raised as exceptions
+        options.intra_op_num_threads = torch.get_num_threads()  # so that OMP_NUM_THREADS applies to both
         try:
             self._session = runtime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own types, which have no base but Exception
-            raise InputError(f"{path} is no ONNX file, or damaged ({_reason(error)}): export it again") from error
+        except Exception as error:  # onnxruntime's exceptions have no other common base
+            raise InputError(f"{path} is damaged or not an ONNX file ({_reason(error)}): export it again") from error
         self.metadata = _read_metadata(self.path, self._session.get_modelmeta().custom_metadata_map, task)
         self.inputs = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
         self.outputs = [value.name for value in self._session.get_outputs()]
 
     @property
     def batch(self) -> int | None:
-        """Number of images that the graph takes at once; None where it takes any."""
+        """Number of images per call; None if the graph takes any number."""
         size = next(iter(self.inputs.values()))[0]
         return size if isinstance(size, int) else None
 
@@ -141,14 +139,14 @@ class OnnxModel:
         """Run the model.
 
         Args:
-            inputs: in the order of :attr:`inputs`, one image or more: a file of a fixed batch is run as often as is
-                needed.
+            inputs: inputs in the order of :attr:`inputs`, with at least one image. A file with a fixed batch size is
+                run as often as needed.
 
         Returns:
-            The outputs by name, the batch their first axis.
+            The outputs by name. Their first axis is the batch.
 
         Raises:
-            InputError: another number of inputs, or of a shape or type that the file does not take.
+            InputError: the number of inputs, a shape or a type does not fit the file.
         """
         if len(inputs) != len(self.inputs):
             raise InputError(f"{self.path} takes {', '.join(self.inputs)}: {len(inputs)} inputs were given")
@@ -158,25 +156,25 @@ class OnnxModel:
             )
             if not fits:
                 raise InputError(
-                    f"{self.path}: its input {name!r} is ({', '.join(map(str, shape))}), and {given.shape} was given; "
-                    "resize the images, or export with a dynamic size"
+                    f"{self.path}: input {name!r} has shape ({', '.join(map(str, shape))}), but {given.shape} was "
+                    "given: resize the images, or export with a dynamic size"
                 )
         try:
             parts = [
                 self._session.run(None, dict(zip(self.inputs, part, strict=True))) for part in self.batches(*inputs)
             ]
-        except Exception as error:  # as above
+        except Exception as error:  # see above
             raise InputError(f"{self.path} cannot be run on this input: {_reason(error)}") from error
         count = len(inputs[0])
         return {name: np.concatenate(values)[:count] for name, *values in zip(self.outputs, *parts, strict=True)}
 
     def batches(self, *inputs: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """Inputs in batches that the graph takes; the last is filled up with its last image."""
+        """Split inputs into batches for the graph. The last batch is filled up with copies of its last image."""
         return filled_batches(inputs, self.batch or len(inputs[0]))
 
 
 def filled_batches(inputs: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """Split inputs into batches of ``size``; the last is filled up with its last image."""
+    """Split inputs into batches of ``size``. The last batch is filled up with copies of its last image."""
     for start in range(0, len(inputs[0]), size):
         part = [given[start : start + size] for given in inputs]
         missing = size - len(part[0])
@@ -184,25 +182,25 @@ def filled_batches(inputs: Sequence[np.ndarray], size: int) -> Iterator[list[np.
 
 
 def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray]], count: int) -> None:
-    """Write a file whose convolutions and linears compute in int8; the rest stays in float.
+    """Write an int8 version of a file. Convolutions and linears are quantised, all other operations stay in float.
 
     Args:
-        path: a file that :func:`write_onnx` wrote.
-        target: the file to write, of the same inputs, outputs and metadata, but for its ``"precision"``.
-        calibration: inputs of the model, in its order and of its batch, from which the range of each activation is
-            found; they are read one by one.
-        count: how many there are, at least 1.
+        path: file that :func:`write_onnx` wrote.
+        target: path of the int8 file. It has the same inputs, outputs and metadata, except for ``"precision"``.
+        calibration: inputs of the model, with its batch size, to compute the range of each activation from. They are
+            read one at a time.
+        count: number of calibration inputs, at least 1.
 
     Raises:
-        InputError: the packages of the extra ``export`` are missing.
-        OSError: the file cannot be written; what lay there before still does.
+        InputError: the packages of the extra "export" are missing.
+        OSError: the file cannot be written. An existing file stays as it was.
     """
     onnx, quantization = _import("onnx"), _import("onnxruntime.quantization")
     names = [value.name for value in onnx.load(path).graph.input]
     batches = (dict(zip(names, inputs, strict=True)) for inputs in calibration)
 
     class Reader(quantization.CalibrationDataReader):
-        """Gives one input between two calls of ``set_range``: the activations of all would fill the memory."""
+        """Reader of one input per ``set_range``: the activations of all inputs would not fit into memory."""
 
         def __len__(self) -> int:
             return count
@@ -229,9 +227,9 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            # On signed digits entropy and percentiles gave the same accuracy, and need the activations' histograms.
+            # Entropy and percentiles gave the same accuracy on signed digits, and need histograms of the activations.
             calibrate_method=quantization.CalibrationMethod.MinMax,
-            # Products of two activations, of which attention is made, hold no weights to save.
+            # Attention multiplies activations, which have no weights to quantise.
             extra_options={"MatMulConstBOnly": True, "CalibStridedMinMax": 1},
         )
         model = onnx.load(quantised)
@@ -240,12 +238,12 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
 
 
 def count_nodes(path: Path) -> int:
-    """Number of nodes in the graph of an ONNX file."""
+    """Return the number of nodes in the graph of an ONNX file."""
     return len(_import("onnx").load(path).graph.node)
 
 
 def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """The greatest difference of two arrays, relative to the greatest magnitude expected."""
+    """Return the largest difference of two arrays, relative to the largest magnitude of ``expected``."""
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
 
 
@@ -254,12 +252,15 @@ def _import(package: str) -> ModuleType:
 
 
 def _translations() -> dict:
-    """How PyTorch's operations become ONNX's, where the exporter's own way is not the best."""
+    """Return translations of PyTorch operators that run faster than the exporter's own."""
     op = _import("onnxscript").opset20
 
-    def softmax(logits, dim: int, *_):  # without annotations, which the exporter would take for ONNX's types
-        """Along the last axis ONNX's own; along another spelt out, as onnxruntime transposes there and back, which
-        takes seven times as long (at 1x2x6x3136 along the third: 178 against 25 microseconds)."""
+    def softmax(logits, dim: int, *_):  # unannotated: the exporter reads annotations as ONNX types
+        """Translate softmax along an inner axis to primitive operators.
+
+        For an inner axis onnxruntime's Softmax transposes the tensor twice, which takes seven times as long (178 µs
+        instead of 25 µs for 1x2x6x3136 along the third axis).
+        """
         if dim in (-1, len(logits.shape) - 1):
             return op.Softmax(logits, axis=dim)
         axes = op.Constant(value_ints=[dim])
@@ -270,7 +271,7 @@ def _translations() -> dict:
 
 
 def _part_sums(onnx: ModuleType, graph: object) -> None:
-    """Make two nodes of a product and a sum with anything but a vector, which the quantiser takes for a bias."""
+    """Split each Gemm whose third input is not a vector into Gemm and Add: the quantiser expects a bias there."""
     biases = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
     for place, node in reversed(list(enumerate(graph.node))):
         if node.op_type == "Gemm" and len(node.input) == 3 and node.input[2] not in biases:
@@ -280,7 +281,7 @@ def _part_sums(onnx: ModuleType, graph: object) -> None:
 
 
 def _strip(graph: object) -> None:
-    """Remove what the exporter noted for its own debugging: each node's place in the sources of this machine."""
+    """Remove the exporter's debug information, which has source paths of this machine."""
     for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         part.doc_string = ""
         del part.metadata_props[:]
@@ -305,40 +306,37 @@ def _save(onnx: ModuleType, model: object, path: Path) -> None:
 def _read_metadata(path: Path, raw: Mapping[str, str], task: str) -> dict[str, Any]:
     try:
         metadata = {key: json.loads(value) for key, value in raw.items()}
-    except (ValueError, RecursionError):  # no JSON, or such as no program of ours writes
+    except (ValueError, RecursionError):  # not JSON, or nested too deeply
         metadata = {}
     require_metadata(path, metadata, task)
     return metadata
 
 
 def require_metadata(path: Path, metadata: Mapping[str, Any], task: str) -> None:
-    """Check that a file is this project's, and of a task.
+    """Check that a file was exported by this project for a task.
 
     Raises:
-        InputError: it is not.
+        InputError: it was not, or it has another version of the metadata.
     """
     if _FORMAT_KEY not in metadata or "task" not in metadata:
         raise InputError(
-            f"{path} was not written by this project's export: its metadata tells neither classes nor normalisation. "
+            f"{path} was not written by this project's export: its metadata has no classes and no normalisation. "
             f"Give a file of python -m {task}.export"
         )
     if metadata[_FORMAT_KEY] != FORMAT:
-        raise InputError(
-            f"{path} is of format {metadata[_FORMAT_KEY]}, and this version reads {FORMAT}: export it again"
-        )
+        raise InputError(f"{path} has format {metadata[_FORMAT_KEY]}, but this version reads {FORMAT}: export it again")
     if metadata["task"] != task:
         raise InputError(f"{path} is a file of {metadata['task']}.export: use it with {metadata['task']}.predict")
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error of onnxruntime, without its codes."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rpartition(" : ")[2][:200]
+    """Return the first line of an onnxruntime error without its codes."""
+    return first_line(error, longest=2000).rpartition(" : ")[2][:200]
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Leave out what the libraries say of their own progress, and of packages that are not needed."""
+    """Suppress progress messages and warnings of the exporting libraries."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""What both tasks' export commands share: options, images to check a file on, int8, and rows of the table."""
+"""Parts of the export command: options, images to check a file on, int8, and rows of the table."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,8 +12,9 @@ from jsonargparse import Namespace
 from rich.table import Table
 
 from mobile_former.errors import InputError
-from mobile_former.training.cli.command import Parser, require_writable
+from mobile_former.training.cli.command import require_writable
 from mobile_former.training.cli.evaluation import folder_of
+from mobile_former.training.cli.parser import Parser
 from mobile_former.training.data.dataset import ImageSource, ListedImages, indices_to_look_at
 from mobile_former.training.data.images import expand
 from mobile_former.training.data.module import ImageData
@@ -21,66 +22,72 @@ from mobile_former.training.export.onnx_file import count_nodes, quantise
 
 
 def add_export_options(parser: Parser, *, output: str, data: str, check_images: int) -> None:
-    """Add the common options to a command's own.
+    """Add the options that both tasks share.
 
     Args:
-        parser: the command's.
-        output: what ``--output`` is for, but for its default.
-        data: what ``--data.root`` names, but for its default.
+        parser: parser of the command.
+        output: help text of ``--output``, without its default.
+        data: help text of ``--data.root``, without its default.
         check_images: default of ``--check_images``.
     """
-    parser.add_argument("--ckpt_path", required=True, help="a run's checkpoints/best.ckpt")
+    parser.add_argument("--ckpt_path", required=True, help="checkpoint, such as checkpoints/best.ckpt of a run")
     parser.add_argument(
         "--output",
         type=Path | None,
         default=None,
-        help=f"{output}; default: model.onnx (int8: model_int8.onnx) in the run's folder",
+        help=f"{output}; default: model.onnx (int8: model_int8.onnx) in the run folder",
     )
-    parser.add_argument("--batch_size", type=int, default=1, help="images that the model takes at once")
-    parser.add_argument("--dynamic_batch", type=bool, default=False, help="let it take any number at once")
-    parser.add_argument("--int8", type=bool, default=False, help="compute convolutions and linears in 8-bit integers")
+    parser.add_argument("--batch_size", type=int, default=1, help="number of images per call")
+    parser.add_argument("--dynamic_batch", type=bool, default=False, help="accept any number of images per call")
+    parser.add_argument("--int8", type=bool, default=False, help="quantise convolutions and linears to 8-bit integers")
     parser.add_argument(
         "--calibration_images",
         type=str,
         nargs="+",
         default=None,
-        help="images, folders or globs to find int8's ranges by; default: training images",
+        help="images, folders or globs to compute the ranges of int8 from; default: training images",
     )
     parser.add_argument(
-        "--data.root", type=str | None, default=None, help=f"{data} to check on; default: that of training"
+        "--data.root", type=str | None, default=None, help=f"{data} to check the file on; default: the data of training"
     )
     parser.add_argument(
-        "--images", type=str, nargs="+", default=None, help="images, folders or globs to check on in its place"
+        "--images",
+        type=str,
+        nargs="+",
+        default=None,
+        help="images, folders or globs to check the file on instead of --data.root",
     )
-    parser.add_argument("--check_images", type=int, default=check_images, help="how many images to check on, at most")
+    parser.add_argument(
+        "--check_images", type=int, default=check_images, help="maximum number of images to check the file on"
+    )
 
 
 def check_export_options(options: Namespace) -> None:
-    """Refuse values of the common options that cannot be, or do not go together.
+    """Check the options that both tasks share.
 
     Raises:
-        InputError: there are such.
+        InputError: a value is out of range, or options contradict each other.
     """
     for name in ("batch_size", "check_images"):
         if options[name] < 1:
             raise InputError(f"--{name} is {options[name]}: give at least 1")
     if options.dynamic_batch and options.batch_size > 1:
-        raise InputError("--batch_size fixes what --dynamic_batch leaves open: give one of the two")
+        raise InputError("--batch_size fixes the batch size that --dynamic_batch leaves open: give one of them")
     if options.calibration_images and not options.int8:
-        raise InputError("--calibration_images goes with --int8 true: leave it out, or ask for int8")
+        raise InputError("--calibration_images needs --int8 true: add that, or leave it out")
 
 
 def output_path(options: Namespace) -> Path:
-    """The file to write: that of ``--output``, or one in the run's folder."""
+    """Return the path of ``--output``, or the default path in the run folder."""
     return options.output or folder_of(options.ckpt_path) / ("model_int8.onnx" if options.int8 else "model.onnx")
 
 
 @contextmanager
 def folder_beside(output: Path) -> Iterator[Path]:
-    """A temporary folder on the file system of a file to write, in which that is made and tried before.
+    """Create a temporary folder next to an output file, so that the file can be checked there and then renamed.
 
     Raises:
-        InputError: the file cannot be written there.
+        InputError: nothing can be written there.
     """
     require_writable(output)
     try:
@@ -93,12 +100,12 @@ def folder_beside(output: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class CheckImages:
-    """Images to try a file on.
+    """Images to check a file on.
 
     Attributes:
-        source: where they come from.
-        labelled: whether it knows what is in them.
-        title: what to call them.
+        source: source of the images.
+        labelled: whether the source has labels.
+        title: name of the images in the table.
     """
 
     source: ImageSource
@@ -109,17 +116,19 @@ class CheckImages:
 def images_to_check(
     options: Namespace, data: Callable[[], ImageData], embedded: Callable[[], ImageSource], kind: str
 ) -> CheckImages:
-    """The images given, or those of validation; embedded ones where the latter are not there and were not asked for.
+    """Choose the images of ``--images``, else the validation images, else embedded images.
+
+    Embedded images are used only if the validation images are missing and ``--data.root`` is not given.
 
     Args:
-        options: of the command.
-        data: makes the checkpoint's data, or that of ``--data.root``.
-        embedded: makes the images to take where there are no others.
-        kind: what these are called.
+        options: options of the command.
+        data: builds the data module of the checkpoint, or of ``--data.root``.
+        embedded: builds the embedded images.
+        kind: plural name of the embedded images.
 
     Raises:
-        InputError: the images asked for cannot be used.
-        FileNotFoundError: they are not there.
+        InputError: the given images cannot be used.
+        FileNotFoundError: the given images do not exist.
     """
     if options.images:
         return CheckImages(ListedImages(expand(options.images)), False, "the images given")
@@ -129,20 +138,20 @@ def images_to_check(
     except (InputError, OSError):
         if options.data.root is not None:
             raise
-        title = f"embedded {kind} (not its own images: --data.root or --images says where)"
+        title = f"embedded {kind} (its own images are missing: give --data.root or --images)"
         return CheckImages(embedded(), False, title)
     return CheckImages(made.val_set.source, True, f"val of {made.dataset_name}")
 
 
 def images_to_calibrate(options: Namespace, training: Callable[[], ImageSource]) -> ImageSource:
-    """The images to find int8's ranges by: those given, or those of training.
+    """Choose the calibration images of int8: those of ``--calibration_images``, else the training images.
 
     Args:
-        options: of the command.
-        training: reads where those of training lie.
+        options: options of the command.
+        training: reads the list of training images.
 
     Raises:
-        InputError: there are none.
+        InputError: there are no images.
     """
     if options.calibration_images:
         return ListedImages(expand(options.calibration_images))
@@ -150,7 +159,7 @@ def images_to_calibrate(options: Namespace, training: Callable[[], ImageSource])
         return training()
     except (InputError, OSError) as error:
         raise InputError(
-            f"--int8 needs images like those of training, and these are not there ({error}): give some by "
+            f"--int8 needs images like those of training, which are missing ({error}): give some with "
             "--calibration_images"
         ) from error
 
@@ -158,16 +167,16 @@ def images_to_calibrate(options: Namespace, training: Callable[[], ImageSource])
 def write_int8(
     path: Path, source: ImageSource, most: int, prepare: Callable[[np.ndarray], Iterable[list[np.ndarray]]]
 ) -> Path:
-    """Write the int8 form of an ONNX file beside it.
+    """Write the int8 version of an ONNX file to the same folder.
 
     Args:
-        path: the file.
-        source: images to find the ranges by.
-        most: how many of them, at most.
-        prepare: makes inputs of the graph from an image ``(H, W, 3)``; where it takes several at once, each fills one.
+        path: path of the file.
+        source: calibration images.
+        most: maximum number of calibration images.
+        prepare: returns the batches of graph inputs for an image ``(H, W, 3)``.
 
     Returns:
-        Where it lies.
+        The path of the int8 file.
     """
     indices = indices_to_look_at(source, most)
     inputs = (batch for index in indices for batch in prepare(source.read(index)))
@@ -177,13 +186,13 @@ def write_int8(
 
 
 def add_size_rows(table: Table, paths: Sequence[Path]) -> None:
-    """Tell the files' sizes, and of ONNX their numbers of nodes, in columns after PyTorch's."""
+    """Add rows of file size and, for ONNX, number of nodes. The column of PyTorch stays empty."""
     table.add_row("MB", "", *(f"{path.stat().st_size / 1e6:.2f}" for path in paths))
     if all(path.suffix == ".onnx" for path in paths):
         table.add_row("nodes", "", *(str(count_nodes(path)) for path in paths))
 
 
 def add_time_row(table: Table, times: Sequence[float]) -> None:
-    """Tell the milliseconds of an image, PyTorch's first."""
+    """Add a row of milliseconds per image, with PyTorch first."""
     threads = torch.get_num_threads()
     table.add_row(f"ms an image ({threads} thread{'s' * (threads > 1)})", *(f"{time:.1f}" for time in times))

@@ -1,1 +1,1 @@
-"""A training run: its folder, checkpoints, callbacks and report."""
+"""A training run: folder, checkpoints, callbacks and report."""

@@ -1,4 +1,4 @@
-"""A trained module with all that it needs to be used: classes, image size, normalisation."""
+"""Loading of a trained module, with its classes, image size and normalisation."""
 
 import inspect
 import math
@@ -12,33 +12,33 @@ from mobile_former.errors import InputError
 from mobile_former.model import MIN_SIZE
 from mobile_former.weights.files import read_file
 
-_MOST_PIXELS = 16_384  # of a side of the model's image, beyond which memory is a question
+_MOST_PIXELS = 16_384  # of a side of the model's image; larger images would exhaust the memory
 
 Module = TypeVar("Module", bound=LightningModule)
 
 
 def load_checkpoint(path: str | Path, module_class: type[Module], task: str) -> tuple[Module, dict]:
-    """Read a checkpoint that a task's ``fit`` wrote.
+    """Load a checkpoint that ``fit`` has written.
 
     Args:
-        path: the ``.ckpt`` file.
-        module_class: the task's LightningModule.
-        task: its name.
+        path: path of the ``.ckpt`` file.
+        module_class: LightningModule of the task.
+        task: name of the task.
 
     Returns:
-        The module in evaluation mode, on the CPU, and the options of the data module that it was trained on (``root``,
+        The module in evaluation mode, on the CPU, and the options of the data module of its training (``root``,
         ``mean``, ``std``, …).
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: no checkpoint of this task.
+        FileNotFoundError: the file does not exist.
+        InputError: the file is damaged or not a checkpoint of the task.
     """
     content = read_file(Path(path))
     needed = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters")
     if not isinstance(content, dict) or any(key not in content for key in needed):
         raise InputError(
-            f"{path} is no checkpoint of {task}.fit: a weights file alone does not tell classes and image size. Give a "
-            "run's checkpoints/best.ckpt"
+            f"{path} is not a checkpoint of {task}.fit: a weights file has neither class names nor image size. Give "
+            "checkpoints/best.ckpt of a run"
         )
     try:
         options = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
@@ -49,22 +49,22 @@ def load_checkpoint(path: str | Path, module_class: type[Module], task: str) -> 
         require_data_options(content["datamodule_hyper_parameters"])
     except InputError:
         raise
-    except Exception as error:  # options and weights from a file may be anything
+    except Exception as error:  # the options and weights in a file can be anything
         reason = (str(error).splitlines() or [""])[-1].strip()[:200]
         raise InputError(
-            f"{path} is damaged, or of another version ({type(error).__name__}: {reason}): give another checkpoint"
+            f"{path} is damaged or of another version ({type(error).__name__}: {reason}): give another checkpoint"
         ) from error
     return module.eval(), content["datamodule_hyper_parameters"]
 
 
 def require_data_options(options: dict) -> None:
-    """Check what comes from a file.
+    """Check the options that prepare images, which come from a file.
 
     Args:
-        options: those of a data module by which images are prepared.
+        options: options of a data module.
 
     Raises:
-        ValueError: or TypeError, or KeyError: images cannot be prepared by them.
+        ValueError, TypeError, KeyError: an option is missing, of another type or out of range.
     """
     for name in ("mean", "std"):
         if len(options[name]) != 3 or not all(map(math.isfinite, options[name])) or min(options["std"]) <= 0:

@@ -1,4 +1,4 @@
-"""Checkpoints that are written whole or not at all."""
+"""Checkpoints that are written completely or not at all."""
 
 import io
 import os
@@ -13,43 +13,46 @@ from mobile_former.whole_file import write_whole
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint by :func:`write_whole`, and keeps the last but one.
+    """Writes checkpoints with :func:`write_whole`, and keeps the previous ``last.ckpt`` as ``previous.ckpt``.
 
-    (Lightning's own goes through the system's temporary folder: a copy, where that is on another file system.)
+    Lightning's own plugin writes to the system's temporary folder first. From another file system, the move from there
+    is a copy, which can stop half-way.
     """
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
         """Write a checkpoint.
 
         Args:
-            checkpoint: what Lightning wants to keep.
-            path: a local file.
-            storage_options: Lightning's, of no use here.
+            checkpoint: content of the checkpoint.
+            path: path of a local file.
+            storage_options: not used; part of Lightning's interface.
 
         Raises:
-            OSError: it cannot be written; what lay there before still does.
+            OSError: the file cannot be written. An existing checkpoint stays as it was.
         """
         path = Path(path)
-        content = io.BytesIO()  # so that errors are those of the disk, not of torch's writer
+        content = io.BytesIO()  # serialised in memory, so that an error while writing is the disk's, not torch's
         torch.save(checkpoint, content)
 
-        def keep_previous() -> None:
+        def keep_previous(unfinished: Path) -> None:
             if path.name == LAST and path.is_file():
                 _keep(path, path.with_name(PREVIOUS))
 
         try:
             write_whole(path, content.getbuffer(), kind="the checkpoint ", before_replace=keep_previous)
         except OSError as error:
-            before = "The checkpoint that was there is as it was" if path.is_file() else "There was none before"
-            raise OSError(f"{error}. {before}; make room, then go on with --ckpt_path last") from error
+            advice = "There is no earlier checkpoint; free disk space and start again"
+            if path.is_file():
+                advice = "The earlier checkpoint is unchanged; free disk space, then resume with --ckpt_path last"
+            raise OSError(f"{error}. {advice}") from error
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Give a file a second name, by which it stays when the first is taken by another."""
+    """Give a file a second name, which stays when the first name is given to a new file."""
     unfinished = previous.with_name(previous.name + ".part")
     unfinished.unlink(missing_ok=True)
     try:
         os.link(path, unfinished)
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no hard links
         shutil.copyfile(path, unfinished)
     os.replace(unfinished, previous)

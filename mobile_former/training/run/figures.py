@@ -1,21 +1,15 @@
-"""Pictures of a run: sheets of images and curves."""
+"""Pictures of a run: image sheets, curves and confusion matrices."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure  # without pyplot, which would look for a screen
+from matplotlib.figure import Figure  # not pyplot, which looks for a display
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's palette, told apart by colour-blind readers as well; brown and grey make up ten.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish, and brown and grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#8C564B", "#999999")
 RIGHT, WRONG = "#009E73", "#D55E00"
-
-
-def spread(count: int, most: int) -> list[int]:
-    """Which of ``count`` images a sheet shows: ``most`` of them or fewer, from the first to the last, evenly."""
-    shown = min(most, count)
-    return [round(step * (count - 1) / max(1, shown - 1)) for step in range(shown)]
 
 
 def image_sheet(
@@ -27,15 +21,15 @@ def image_sheet(
     colours: Sequence[str] | None = None,
     columns: int = 6,
 ) -> None:
-    """Write a grid of captioned images.
+    """Write a grid of images with captions.
 
     Args:
-        images: each ``(H, W, 3)`` uint8 RGB, of any size.
-        captions: one for each; a line break begins a second line.
-        path: the picture, its ending telling the format.
-        title: above the grid.
-        colours: of the captions; default: black.
-        columns: images in a row, at most.
+        images: images ``(H, W, 3)`` uint8 RGB of any size.
+        captions: caption of each image, of one or more lines.
+        path: path of the picture; its suffix determines the format.
+        title: title of the grid.
+        colours: colour of each caption. Default: black.
+        columns: maximum number of images in a row.
     """
     columns = max(1, min(columns, len(images)))
     rows = -(-len(images) // columns)
@@ -57,9 +51,9 @@ def draw_curves(rows: Sequence[dict[str, float]], panels: dict[str, Sequence[str
     """Write the curves of a run.
 
     Args:
-        rows: logged figures with their ``epoch`` and ``step``, as :meth:`RunFolder.history` gives them.
-        panels: for each panel's vertical axis, the figures to draw in it.
-        path: the picture.
+        rows: logged figures with their ``epoch`` and ``step``, as returned by :meth:`RunFolder.history`.
+        panels: names of the figures in each panel, by the label of the panel's vertical axis.
+        path: path of the picture.
     """
     rows = [row for row in rows if "step" in row and "epoch" in row]
     last = max(rows, key=lambda row: row["step"], default={"step": 0, "epoch": 0})
@@ -69,7 +63,7 @@ def draw_curves(rows: Sequence[dict[str, float]], panels: dict[str, Sequence[str
         for name, colour in zip(names, COLOURS, strict=False):
             points = [((row["step"] + 1) / steps_per_epoch, row[name]) for row in rows if name in row]
             if points:
-                # Few points would be invisible as a line alone.
+                # A line of few points would be hard to see without markers.
                 axis.plot(*zip(*points, strict=True), color=colour, label=name, marker="." if len(points) < 60 else "")
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -81,12 +75,12 @@ def draw_curves(rows: Sequence[dict[str, float]], panels: dict[str, Sequence[str
 
 
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
-    """Write a confusion matrix, each row in shares of its class.
+    """Write a confusion matrix, coloured by the fraction of each true class.
 
     Args:
-        matrix: ``(K, K)`` counts, true classes in rows.
-        class_names: of the K classes.
-        path: the picture.
+        matrix: counts ``(K, K)``; rows are true classes, columns are predicted classes.
+        class_names: names of the K classes.
+        path: path of the picture.
     """
     count = len(class_names)
     side = float(np.clip(1.6 + 0.42 * count, 3.6, 16))
@@ -97,7 +91,7 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
     figure.colorbar(picture, ax=axis, label="share of the true class", shrink=0.8)
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
-    if count <= 40:  # beyond, names and numbers would overlap
+    if count <= 40:  # names and numbers of more classes would overlap
         names = [_shorten(name, 18) for name in class_names]
         slanted = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
         axis.set_xticks(range(count), names, parse_math=False, **slanted)
@@ -116,6 +110,6 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
 
 
 def _shorten(text: str, width: int = 28) -> str:
-    """Cut each line in the middle, where file names differ least."""
+    """Cut each line in the middle, where file names differ the least."""
     half = (width - 1) // 2
     return "\n".join(line if len(line) <= width else f"{line[:half]}…{line[-half:]}" for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""A run's folder: where it lies, and what it holds."""
+"""Folder of a run: its place, its files, and the Lightning plugins that write them."""
 
 import csv
 import json
@@ -11,15 +11,16 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from mobile_former.errors import InputError
+from mobile_former.whole_file import write_whole
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
 class RunFolder:
-    """``<runs>/<task>/<name>/``.
+    """Folder ``<runs>/<task>/<name>/`` of a run.
 
     Args:
-        path: the folder.
+        path: path of the folder.
     """
 
     def __init__(self, path: Path):
@@ -27,55 +28,57 @@ class RunFolder:
 
     @classmethod
     def create(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Make a new folder; where the name is taken, ``name-2``, ``name-3``, …, so that no run is overwritten.
+        """Create a new folder. If the name is taken, it becomes ``name-2``, ``name-3``, …: no run is overwritten.
 
         Raises:
-            InputError: a name that is no single folder's, or a place where none can be made.
+            InputError: the name is not a single folder's, or the folder cannot be created.
         """
-        _require_plain(name)
+        _require_folder_name(name)
         number = 1
         while True:
             path = runs / task / (name if number == 1 else f"{name}-{number}")
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.mkdir()  # fails where it exists, so two runs started at once never share a folder
+                path.mkdir()  # fails if it exists, so that runs that start at the same time never share a folder
                 return cls(path)
             except FileExistsError:
                 if not path.is_dir():
-                    raise InputError(f"cannot make the run's folder {path}: something else has that name") from None
+                    raise InputError(f"cannot create the run folder {path}: a file has that name") from None
                 number += 1
             except OSError as error:
                 raise InputError(
-                    f"cannot make the run's folder {path}: {error.strerror}; choose --runs_folder"
+                    f"cannot create the run folder {path}: {error.strerror}; choose another --runs_folder"
                 ) from error
 
     @classmethod
     def restart(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Make a folder anew where a run of that name was stopped before its first checkpoint; else as :meth:`create`.
+        """Create a new folder. If a run with this name stopped before its first checkpoint, replace its folder.
 
         Raises:
             InputError: as of :meth:`create`.
         """
-        _require_plain(name)
+        _require_folder_name(name)
         folder = cls(runs / task / name)
-        begun = folder.is_finished or any(folder.checkpoints.glob("*.ckpt"))
-        if folder.path.is_dir() and not begun and folder._is_a_runs_own:
+        if folder.path.is_dir() and folder._holds_no_results:
             shutil.rmtree(folder.path)
         return cls.create(runs, task, name)
 
     @classmethod
     def resume(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """The existing folder of an interrupted run.
+        """Return the folder of an interrupted run.
 
         Raises:
-            FileNotFoundError: it holds no checkpoint to go on from.
+            InputError: the name is not a single folder's.
+            FileNotFoundError: the run has no checkpoint to resume from.
         """
-        _require_plain(name)
+        _require_folder_name(name)
         folder = cls(runs / task / name)
         if not folder.has_checkpoint:
             others = sorted(path.parts[-3] for path in (runs / task).glob("*/checkpoints/last.ckpt"))
-            known = f"runs with one: {', '.join(others)}" if others else f"no run in {runs / task} has one"
-            raise FileNotFoundError(f"nothing to go on from: no {folder.last}. Choose the run by --name ({known})")
+            known = f"runs with a checkpoint: {', '.join(others)}" if others else f"no run in {runs / task} has one"
+            raise FileNotFoundError(
+                f"no checkpoint to resume from: {folder.last}. Choose the run with --name ({known})"
+            )
         return folder
 
     @property
@@ -85,61 +88,66 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the best score."""
+        """Checkpoint with the best score."""
         return self.checkpoints / BEST
 
     @property
     def last(self) -> Path:
-        """The checkpoint that a run goes on from."""
+        """Last checkpoint; the run resumes from it."""
         return self.checkpoints / LAST
 
     @property
     def previous(self) -> Path:
-        """The one before, should the last be damaged."""
+        """Checkpoint before the last, used if the last is damaged."""
         return self.checkpoints / PREVIOUS
 
     @property
-    def is_finished(self) -> bool:
-        """Whether the run has left its final figures."""
-        return self.metrics_json.is_file()
-
-    @property
-    def metrics_json(self) -> Path:
-        """The final figures."""
-        return self.path / "metrics.json"
-
-    @property
-    def _is_a_runs_own(self) -> bool:
-        """Whether a run made the folder, and no one else."""
-        return (self.path / "config.yaml").is_file() or not any(self.path.iterdir())
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return self.last.is_file() or self.previous.is_file()
 
     @property
     def metrics_csv(self) -> Path:
-        """All logged figures, a row a logging."""
+        """All logged figures, one row for each time they were logged."""
         return self.path / "metrics.csv"
 
     @property
-    def has_checkpoint(self) -> bool:
-        """Whether there is something to go on from."""
-        return self.last.is_file() or self.previous.is_file()
+    def metrics_json(self) -> Path:
+        """Final figures."""
+        return self.path / "metrics.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has written its final figures."""
+        return self.metrics_json.is_file()
+
+    @property
+    def _holds_no_results(self) -> bool:
+        """Whether the folder is empty, or of a run that stopped before its first checkpoint."""
+        by_a_run = (self.path / "config.yaml").is_file() or not any(self.path.iterdir())
+        return by_a_run and not self.is_finished and not any(self.checkpoints.glob("*.ckpt"))
 
     def history(self) -> list[dict[str, float]]:
-        """The rows of ``metrics.csv``, each with the figures that it holds."""
+        """Return the rows of ``metrics.csv``, without their empty cells."""
         if not self.metrics_csv.is_file():
             return []
         with self.metrics_csv.open(newline="") as file:
             return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
+    def write_config(self, config: str, *, resumed: bool) -> None:
+        """Write the options of the run, as YAML. Those of a resumed run do not replace those of its start."""
+        write_whole(self.path / ("config.resumed.yaml" if resumed else "config.yaml"), config.encode())
+
     def write_metrics(self, metrics: dict) -> None:
         """Write the final figures, which also mark the run as finished."""
-        self.metrics_json.write_text(json.dumps(metrics, indent=2) + "\n")
+        write_whole(self.metrics_json, (json.dumps(metrics, indent=2) + "\n").encode())
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoint callback, which goes on comparing scores where the run's folder was moved meanwhile."""
+    """Lightning's checkpoint callback; a resumed run keeps the best score even if its folder was moved meanwhile."""
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take up a checkpoint's state, its paths led to this run's folder."""
+        """Restore the state from a checkpoint, with the paths changed to this folder."""
 
         def here(path: str) -> str:
             return str(Path(self.dirpath) / Path(path).name) if path else path
@@ -150,16 +158,16 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's CSV logger, writing ``metrics.csv`` into a run's folder and going on with the file that is there.
+    """Lightning's CSV logger that writes ``metrics.csv`` to a run folder and keeps the rows of a resumed run.
 
     Args:
-        folder: the run's folder.
-        resumed_step: optimiser steps that the resumed checkpoint has taken; rows from there on tell of steps that the
-            run takes again, and are dropped. None for a new run.
+        folder: folder of the run.
+        resumed_step: optimiser step that the run resumes from. Later rows are dropped: these steps are repeated. None
+            for a new run.
     """
 
     def __init__(self, folder: RunFolder, resumed_step: int | None = None):
-        # Written at once: rows that wait in memory would be lost with the process.
+        # Each row is written at once: rows in memory would be lost with the process.
         super().__init__(
             save_dir=str(folder.path.parent), name=folder.path.name, version="", flush_logs_every_n_steps=1
         )
@@ -167,10 +175,10 @@ class ContinuedCSVLogger(CSVLogger):
 
     @property
     def experiment(self) -> ExperimentWriter:
-        """The writer, which starts with the rows kept."""
+        """Writer that begins with the kept rows."""
         if self._experiment is None:
             with warnings.catch_warnings():
-                # It announces that it deletes the file of before, which is put back below.
+                # The writer warns that it deletes the old file, whose rows are written again below.
                 warnings.filterwarnings("ignore", message="Experiment logs directory")
                 writer = super().experiment
             if self._kept:
@@ -179,6 +187,6 @@ class ContinuedCSVLogger(CSVLogger):
         return super().experiment
 
 
-def _require_plain(name: str) -> None:
+def _require_folder_name(name: str) -> None:
     if not name or Path(name).name != name or name in {".", ".."}:
         raise InputError(f"--name {name!r} must be the name of one folder, without slashes")

@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from: after every epoch, every so many steps, and when it is told to stop."""
+"""Checkpoint to resume from: written after every epoch, every N steps, and when a signal stops the run."""
 
 import signal
 import sys
@@ -9,90 +9,90 @@ from pytorch_lightning import LightningModule, Trainer
 
 from mobile_former.training.run.folder import LAST, RunCheckpoint, RunFolder
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)  # how a scheduler and a user end a process
-_TWICE = 2.0  # seconds; launchers hand on what the terminal has sent already
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)  # from a scheduler, and from Ctrl-C
+_DUPLICATE = 2.0  # seconds; launchers forward a signal that the terminal has already sent to all processes
 
 
 class LastCheckpoint(RunCheckpoint):
-    """Keeps ``last.ckpt``, and ends a run that is told to stop without losing a step.
+    """Writes ``last.ckpt``, and stops the run on a signal without losing a step.
 
-    On SIGTERM or Ctrl-C the step that has begun is finished, a checkpoint written, and the process ends with the status
-    that is usual for the signal (143, 130). A validation that has begun is finished first. Of several processes it is
-    enough that one is told.
+    On SIGTERM or Ctrl-C the current step, or the current validation, is finished and a checkpoint is written. Then the
+    process exits with the usual status of the signal (143 or 130). If there are several processes, a signal to one of
+    them stops all.
 
     Args:
-        folder: the run's.
-        every_n_steps: optimiser steps between checkpoints within an epoch; None writes at its end alone.
+        folder: folder of the run.
+        every_n_steps: number of optimiser steps between checkpoints within an epoch. None: only at the end of epochs.
     """
 
     def __init__(self, folder: RunFolder, every_n_steps: int | None = None):
         super().__init__(
             dirpath=folder.checkpoints,
             filename=LAST.removesuffix(".ckpt"),
-            # Also of epochs that are not validated, where --trainer.check_val_every_n_epoch is above 1
-            save_on_train_epoch_end=True,
+            save_on_train_epoch_end=True,  # also after epochs without validation (--trainer.check_val_every_n_epoch)
             enable_version_counter=False,
         )
         self.folder = folder
         self.every_n_steps = every_n_steps
-        self._told: int | None = None  # the signal
-        self._handlers: dict[int, object] = {}  # those of before
+        self._signal: int | None = None  # the received signal
+        self._previous_handlers: dict[int, object] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to signals, in place of Lightning, which would drop the epoch."""
+        """Handle signals instead of Lightning, which would lose the steps of the epoch."""
         super().on_train_start(trainer, pl_module)
-        if threading.current_thread() is threading.main_thread():  # no other may
-            self._handlers = {number: signal.signal(number, self._hear) for number in _SIGNALS}
-        if trainer.received_sigterm:  # before this; Lightning would stop the first step without a checkpoint
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
+            self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        if trainer.received_sigterm:  # before this hook; Lightning would stop in the first step without a checkpoint
             trainer._signal_connector.received_sigterm = False
-            self._hear(signal.SIGTERM, None)
+            self._on_signal(signal.SIGTERM, None)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Write a checkpoint where one is due; end the run where it is told to."""
-        # A checkpoint holds no gradients that wait for others; after an epoch's last step, its validation comes first.
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        # A resumed run would take a validation that is due for one that is done.
+        """Write a checkpoint if one is due, and stop the run if a signal was received."""
+        # A checkpoint does not hold accumulated gradients.
+        accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        # A run that resumes here would skip a validation that is due now.
         validates = trainer.val_check_batch is not None and (batch_idx + 1) % trainer.val_check_batch == 0
-        if not stepped or validates or batch_idx + 1 >= trainer.num_training_batches:
+        ends_epoch = batch_idx + 1 >= trainer.num_training_batches  # its checkpoint is written after its validation
+        if accumulates or validates or ends_epoch:
             return
-        told = self._any_told(trainer)
-        if told or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+        stops = self._any_process_signalled(trainer)
+        if stops or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             trainer.save_checkpoint(self.folder.last)
-        if told:
+        if stops:
             self._stop()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the run where it was told to after the last checkpoint."""
-        if trainer.current_epoch > 0 and self._any_told(trainer):
+        """Stop the run if a signal was received in the last step or the validation of the previous epoch."""
+        if trainer.current_epoch > 0 and self._any_process_signalled(trainer):
             self._stop()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave signals to whoever had them."""
+        """Restore the previous signal handlers."""
         super().on_train_end(trainer, pl_module)
-        self._let_go()
+        self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave signals to whoever had them."""
+        """Restore the previous signal handlers."""
         super().on_exception(trainer, pl_module, exception)
-        self._let_go()
+        self._restore_handlers()
 
-    def _hear(self, number: int, frame: object) -> None:
+    def _on_signal(self, number: int, frame: object) -> None:
         now = time.monotonic()
-        if self._told is not None:
-            if now - self._told_at > _TWICE:  # told again: at once
+        if self._signal is not None:
+            if now - self._signal_time > _DUPLICATE:  # the user has repeated it: stop at once
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
                 signal.raise_signal(number)
             return
-        self._told, self._told_at = number, now
-        print("stopping after this step; the same signal once more stops at once", file=sys.stderr, flush=True)
+        self._signal, self._signal_time = number, now
+        print("stopping after this step; repeat the signal to stop at once", file=sys.stderr, flush=True)
 
-    def _any_told(self, trainer: Trainer) -> bool:
-        return trainer.strategy.reduce_boolean_decision(self._told is not None, all=False)
+    def _any_process_signalled(self, trainer: Trainer) -> bool:
+        return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
 
     def _stop(self) -> None:
-        sys.exit(128 + (self._told or signal.SIGTERM))
+        sys.exit(128 + (self._signal or signal.SIGTERM))
 
-    def _let_go(self) -> None:
-        for number, handler in self._handlers.items():
+    def _restore_handlers(self) -> None:
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        self._handlers = {}
+        self._previous_handlers = {}

@@ -1,7 +1,6 @@
-"""What a run shows while it trains."""
+"""Callbacks that show the progress of training and stop it if the loss diverges."""
 
 import logging
-import sys
 import time
 from collections import deque
 
@@ -13,35 +12,35 @@ from mobile_former.errors import InputError
 
 _logger = logging.getLogger(__name__)
 
-_LARGEST_WAIT = 0.25  # share of an epoch's time
-_LEAST_STEPS = 20  # of an epoch that is long enough to judge by: the first batch always has to be waited for
+_LARGEST_WAIT = 0.25  # fraction of the time of an epoch
+_LEAST_STEPS = 20  # of an epoch that is judged; in a shorter one, the wait for the first batch weighs too much
 
 
 class Throughput(Callback):
-    """Logs how fast training goes, and what of a step waits for data; warns where that holds the run back.
+    """Logs the speed of training and the time spent waiting for data; warns if data loading is the bottleneck.
 
-    ``images/s`` is training images over wall time, loading included, in the last steps; ``data_wait``, the seconds a
-    step that they waited for their batches; ``gpu_memory_gb``, the most that was allocated so far. The loader tells in
-    ``waited`` how many seconds it has been waited for.
+    ``images/s`` is the number of training images per second of wall time, including loading, over the last 20 steps.
+    ``data_wait`` is the mean time in seconds that these steps waited for their batches, measured by
+    :class:`TimedLoader`. ``gpu_memory_gb`` is the peak of allocated memory so far.
     """
 
     def __init__(self):
-        # At the end of each step: time, images, seconds waited since training began
+        # At the end of each step: time, number of images, seconds waited since training began
         self._recent: deque[tuple[float, int, float]] = deque(maxlen=21)
         self._warned = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; Lightning tells of no epoch's start where a run goes on within one."""
+        """Start the clock. A run that resumes within an epoch does not call ``on_train_epoch_start``."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock afresh, so that validation is not counted."""
+        """Restart the clock, so that validation is not counted."""
         self._recent.clear()
         self._recent.append((time.perf_counter(), 0, self._waited(trainer)))
         self._start, self._steps = self._recent[0], 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Count one step."""
+        """Measure and log a step."""
         self._recent.append((time.perf_counter(), len(batch["image"]), self._waited(trainer)))
         self._steps += 1
         seconds = self._recent[-1][0] - self._recent[0][0]
@@ -53,15 +52,15 @@ class Throughput(Callback):
             pl_module.log("gpu_memory_gb", torch.cuda.max_memory_allocated(pl_module.device) / 2**30, batch_size=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn, once, where the epoch has waited for data for more than a quarter of its time."""
+        """Warn, once, if the epoch spent more than a quarter of its time waiting for data."""
         if self._warned or self._steps < _LEAST_STEPS:
             return
         seconds, waited = (self._recent[-1][number] - self._start[number] for number in (0, 2))
         if waited > _LARGEST_WAIT * seconds and trainer.is_global_zero:
             self._warned = True
             _logger.warning(
-                "loading data holds training back: %.0f %% of the epoch's %.0f s were spent waiting for batches. Give "
-                "more loading processes (--data.num_workers, now %d), milder augmentation or smaller files",
+                "data loading limits the speed: %.0f %% of the epoch's %.0f s were spent waiting for batches. Use more "
+                "loading processes (--data.num_workers, now %d), cheaper augmentation or smaller image files",
                 100 * waited / seconds,
                 seconds,
                 trainer.datamodule.num_workers,
@@ -73,17 +72,17 @@ class Throughput(Callback):
 
 
 class GradientNorm(Callback):
-    """Logs ``grad_norm``, of all gradients together before they are clipped, as often as the loggers write."""
+    """Logs ``grad_norm``, the norm of all gradients before clipping, as often as the loggers write."""
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer) -> None:
-        """Measure."""
+        """Compute and log the norm."""
         if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
             pl_module.log("grad_norm", torch.nn.utils.get_total_norm(gradients), batch_size=1)
 
 
 class StopOnNonFiniteLoss(Callback):
-    """Stops a run whose loss is no number, before the optimiser or a checkpoint takes it up."""
+    """Stops a run whose loss is NaN or infinite, before the optimiser step and before a checkpoint is written."""
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss) -> None:
         """Check the training loss."""
@@ -93,60 +92,60 @@ class StopOnNonFiniteLoss(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the validation loss, before the checkpoint of this epoch is written."""
         loss = trainer.callback_metrics.get("val/loss")
-        # While it validates, trainer.training is False in a fit as well.
+        # trainer.training is False here, even within a fit.
         if trainer.state.fn == "fit" and not trainer.sanity_checking and loss is not None and not loss.isfinite():
             self._stop(trainer, "validation", loss.item())
 
     @staticmethod
     def _stop(trainer: Trainer, stage: str, loss: float) -> None:
-        # A checkpoint callback without a monitored score calls what it wrote last the best.
+        # best_model_path of a checkpoint callback without a score is the checkpoint that it wrote last.
         kept = [callback.best_model_path for callback in trainer.checkpoint_callbacks if callback.best_model_path]
-        told = f"the last good checkpoint is {kept[-1]}" if kept else "no epoch was finished"
+        checkpoint = f"the last good checkpoint is {kept[-1]}" if kept else "no epoch was finished"
         raise InputError(
-            f"the {stage} loss is {loss} at step {trainer.global_step} (epoch {trainer.current_epoch}); {told}. "
-            "Lower --model.learning_rate, lengthen --model.warmup_epochs or set --trainer.gradient_clip_val"
+            f"the {stage} loss is {loss} at step {trainer.global_step} (epoch {trainer.current_epoch}); {checkpoint}. "
+            "Lower --model.learning_rate, increase --model.warmup_epochs or set --trainer.gradient_clip_val"
         )
 
 
 class TrainingBar(RichProgressBar):
-    """Lightning's rich bar, less the version number, which a named run has no use for."""
+    """Lightning's rich progress bar without the version number: runs have names instead."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict:
-        """The figures beside the bar."""
+        """Return the figures next to the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
 
 
 class EpochLines(Callback):
-    """A line an epoch, for logs and pipes, where a moving bar cannot be shown."""
+    """Prints one line after each epoch; for log files and pipes, which cannot show a progress bar."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start clock and mean; Lightning tells of no epoch's start where a run goes on within one."""
+        """Start clock and mean. A run that resumes within an epoch does not call ``on_train_epoch_start``."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's clock and mean."""
+        """Restart clock and mean."""
         self._start = time.perf_counter()
         self._loss, self._steps, self._validated = 0.0, 0, False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Know that the scores are this epoch's: a run may end within an epoch, or validate every other one."""
+        """Note that this epoch has scores: the last epoch can end early, or validation can be less frequent."""
         self._validated = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Add a step's loss to the mean."""
-        # Lightning has divided the loss for the sum of gradients over several batches.
+        """Add the loss of a step to the mean."""
+        # Lightning has divided the loss by the number of accumulated batches.
         self._loss += outputs["loss"].detach() * trainer.accumulate_grad_batches
         self._steps += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line."""
-        metrics = trainer.callback_metrics  # gathered over the processes, so that all of them have to ask
+        metrics = trainer.callback_metrics  # gathered from all processes, so every process must read it
         if not trainer.is_global_zero:
             return
         figures = {"loss": float(self._loss) / max(1, self._steps)}
-        # Those that the curves show; a detector's twelve numbers would be too many for a line.
+        # Only figures of the curves: all twelve scores of a detector would be too many for a line.
         shown = [name for names in pl_module.curves.values() for name in names if name in metrics]
         terms = {name.removeprefix("train/"): metrics[name] for name in shown if name.startswith("train/loss_")}
         scores = {name: metrics[name] for name in shown if name.startswith("val/") and self._validated}
@@ -158,5 +157,5 @@ class EpochLines(Callback):
             f"{speed:.0f} images/s",
             f"{time.perf_counter() - self._start:.1f} s",
             sep="  ",
+            flush=True,  # a pipe is buffered otherwise
         )
-        sys.stdout.flush()  # a pipe's reader should not wait for the end

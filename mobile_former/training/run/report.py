@@ -1,4 +1,4 @@
-"""What a run says at its start and leaves at its end."""
+"""Report of a run: a header at its start, scores and pictures at its end."""
 
 import time
 
@@ -8,49 +8,50 @@ from rich.markup import escape
 from rich.table import Table
 
 from mobile_former.errors import InputError
-from mobile_former.training.cli.command import console
+from mobile_former.training.console import console
 from mobile_former.training.optimisation import total_batch
 from mobile_former.training.run.figures import draw_curves
 from mobile_former.training.run.folder import RunFolder
 
 
 def figure(value: float) -> str:
-    """A score as text; pycocotools gives -1 where there is nothing to find."""
+    """Return a score as text. pycocotools returns -1 for a class or a size without objects."""
     return "none to find" if value < 0 else f"{value:.4f}"
 
 
 def describe_batch(trainer: Trainer) -> str:
-    """How many images make up a step of the optimiser, in a line."""
+    """Describe in one line how many images make up an optimiser step."""
     factors = {
         "images a process": trainer.datamodule.hparams.batch_size,
         "processes": trainer.world_size,
         "batches accumulated": trainer.accumulate_grad_batches,
     }
-    told = [f"{count} {name}" for name, count in factors.items() if count > 1]
-    return f"{total_batch(trainer)} images a step" + (f": {' x '.join(told)}" if len(told) > 1 else "")
+    terms = [f"{count} {name}" for name, count in factors.items() if count > 1]
+    return f"{total_batch(trainer)} images a step" + (f": {' x '.join(terms)}" if len(terms) > 1 else "")
 
 
 class RunReport(Callback):
-    """Pictures what the model will see, counts the seconds, and at the end scores the best checkpoint.
+    """Prints a header, draws training images, measures the training time, and scores the best checkpoint at the end.
 
-    The module has ``curves`` (figures of ``metrics.csv`` by panel), ``describe()`` (a line) and
-    ``draw_results(folder, datamodule)``; the datamodule ``describe()`` and ``draw_augmented(path)``.
+    The module has ``label``, ``curves`` (figures of ``metrics.csv`` by panel), ``describe()`` (one line) and
+    ``draw_results(folder, datamodule)``. The data module has ``dataset_name``, ``describe()`` and
+    ``draw_augmented(path)``.
 
     Args:
-        folder: the run's folder.
+        folder: folder of the run.
     """
 
     def __init__(self, folder: RunFolder):
         self.folder = folder
-        self._seconds = 0.0  # of this run, before it was last resumed
+        self._seconds = 0.0  # of training, without the part since the clock was started
         self._start = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let all processes know the folder that the first one has chosen."""
+        """Send the path of the folder from the first process, which has created it, to the others."""
         self.folder.path = trainer.strategy.broadcast(self.folder.path)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what is trained on what, and draw the augmented images."""
+        """Print the header and draw augmented images."""
         if not trainer.is_global_zero:
             return
         print(f"model  {pl_module.describe()}")
@@ -58,7 +59,7 @@ class RunReport(Callback):
         print(f"batch  {describe_batch(trainer)}")
         augmented = self.folder.path / "augmented.png"
         trainer.datamodule.draw_augmented(augmented)
-        print(f"run    {self.folder.path}/ (what the model sees: {augmented.name})", flush=True)
+        print(f"run    {self.folder.path}/ (training images: {augmented.name})", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -69,29 +70,29 @@ class RunReport(Callback):
         self._seconds, self._start = self._elapsed(), None
 
     def state_dict(self) -> dict:
-        """The seconds so far, so that a resumed run counts on."""
+        """Return the seconds so far, so that a resumed run adds to them."""
         return {"seconds": self._elapsed()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Count on from a checkpoint's seconds."""
+        """Restore the seconds of a checkpoint."""
         self._seconds = state_dict["seconds"]
 
     def finish(self, trainer: Trainer, module: LightningModule, datamodule: LightningDataModule) -> None:
-        """Score the best checkpoint; write figures and pictures; print the summary."""
-        # Validating a checkpoint puts back the callbacks' state of its time, so what is known now is kept.
+        """Score the best checkpoint, write figures and pictures, and print the summary."""
+        # Read before the checkpoint is validated, which restores the callbacks' state of that checkpoint.
         finished_epochs, seconds = trainer.current_epoch, self._seconds
-        speed = float(trainer.callback_metrics.get("images/s", 0))  # none where a finished run had nothing left to do
+        speed = float(trainer.callback_metrics.get("images/s", 0))  # none if a finished run is resumed
         metrics = {"model": module.label, "data": datamodule.dataset_name}
         validated = trainer.limit_val_batches != 0
         checkpoint = self.folder.best if self.folder.best.is_file() else self.folder.last
         if not checkpoint.is_file():
             raise InputError("nothing was trained: give --trainer.max_epochs (or max_steps) of 1 or more")
         if validated:
-            trainer.loggers = []  # this is no point of the curves
+            trainer.loggers = []  # these scores are not part of the curves
             figures = trainer.validate(module, datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
             metrics |= {name: round(value, 6) for name, value in figures.items()}
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        module.load_state_dict(content["state_dict"])  # with averaged weights, Trainer.validate puts back the others
+        module.load_state_dict(content["state_dict"])  # Trainer.validate restores the weights before averaging
         metrics |= {
             "total_batch": total_batch(trainer),
             "epochs": finished_epochs,
@@ -119,7 +120,7 @@ class RunReport(Callback):
             if not isinstance(value, str):
                 table.add_row(name, figure(value) if "/" in name and name != "images/s" else str(value))
         console().print(table)
-        # Below the table, where a narrow terminal does not cut them.
+        # Below the table, because a narrow terminal would cut paths in it.
         print(f"checkpoint  {metrics['best_checkpoint']}")
         pictures = ", ".join(sorted(path.name for path in self.folder.path.glob("*.png")))
         print(f"pictures    {self.folder.path}/: {pictures}")

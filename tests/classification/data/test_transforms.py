@@ -20,7 +20,7 @@ MEAN_COLOUR = (124, 116, 104)  # ImageNet's, in 0..255
 
 
 def photograph(height, width, seed=0, low=40, high=220):
-    """Smooth shapes and fine noise, without pure black or white."""
+    """Draw smooth shapes with fine noise, without pure black or white."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(low, high, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR).astype(int)
@@ -31,11 +31,11 @@ def difference(actual, expected):
     return np.abs(np.asarray(actual).astype(int) - np.asarray(expected).astype(int))
 
 
-# RandAugment, against timm's rand-m9-mstd0.5 as its paper and its table of operations have it
+# RandAugment, compared with the operations of timm's rand-m9-mstd0.5
 
 
 def operations(magnitude_std=0.0):
-    """The operations by the names that RandAugment's authors gave them."""
+    """Return the operations by the names of RandAugment's authors."""
     names = [
         "AutoContrast",
         "Equalize",
@@ -78,17 +78,18 @@ def test_a_colour_operation_at_magnitude_9_gives_pillows_pixels(name, size):
     for seed, (low, high) in enumerate([(40, 220), (0, 255), (90, 130)]):
         image = photograph(*size, seed, low, high)
         expected = EXACT[name](Image.fromarray(image))
-        inside = (slice(1, -1), slice(1, -1))  # at the border Pillow leaves Sharpness out
+        inside = (slice(1, -1), slice(1, -1))  # Pillow does not sharpen the border
         error = difference(applied(operations()[name], image), expected)[inside]
         largest = error.max()
-        assert largest <= (2 if name in {"Color", "Sharpness"} else 1)  # Pillow cuts off what these round, twice
-        idle = {"Solarize": high < 230, "AutoContrast": high - low > 250}  # nothing that bright; already wide
-        if not idle.get(name):
-            assert difference(image, expected)[inside].max() > 10, "the operation should show"
+        assert largest <= (2 if name in {"Color", "Sharpness"} else 1)  # Pillow truncates twice instead of rounding
+        # Solarize inverts only brighter pixels; AutoContrast has no effect on the full range.
+        no_effect = {"Solarize": high < 230, "AutoContrast": high - low > 250}
+        if not no_effect.get(name):
+            assert difference(image, expected)[inside].max() > 10, "the operation should have an effect"
 
 
 @pytest.mark.parametrize("size", [(64, 48), (224, 224)])
-def test_equalize_puts_each_value_where_its_rank_in_the_channel_lies(size):
+def test_equalize_maps_each_value_to_its_rank_in_the_channel(size):
     image = photograph(*size, low=90, high=160)
     equal = applied(operations()["Equalize"], image)
     for channel in range(3):
@@ -103,7 +104,7 @@ def test_equalize_puts_each_value_where_its_rank_in_the_channel_lies(size):
 
 
 def marked(side=201):
-    """Three bright dots on grey, at the centre, right of it and below it, and the offset of these two."""
+    """Draw three bright dots on grey, at the centre, right of it and below it; return the offset of the latter too."""
     image = np.full((side, side, 3), 100, np.uint8)
     offset = side // 5
     for row, column in ((0, 0), (0, offset), (offset, 0)):
@@ -112,7 +113,7 @@ def marked(side=201):
 
 
 def dots(image):
-    """(x, y) of each bright dot, to a fraction of a pixel, in the order top-left to bottom-right of their original."""
+    """Return the subpixel position (x, y) of each bright dot."""
     weights = np.clip(image.max(2).astype(float) - 130, 0, None)
     count, labels = cv2.connectedComponents((weights > 0).astype(np.uint8))
     rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
@@ -124,7 +125,7 @@ def dots(image):
 
 
 def linear_map(operation):
-    """The 2×2 matrix by which one drawing of an operation moves offsets from the centre, (x, y) to (x, y)."""
+    """Return the 2×2 matrix that maps offsets (x, y) from the centre under one random draw of an operation."""
     image, offset = marked()
     moved = applied(operation, image)
     found = dots(moved)
@@ -146,7 +147,7 @@ def draws(name, measure, count=120):
 
 
 def check_distribution(values, limit):
-    """Magnitude 9 of 10 with standard deviation 0.5, in either direction equally often."""
+    """Check that the magnitude is 9 of 10 with standard deviation 0.5, with both signs equally often."""
     sizes = np.abs(values) / limit * 10
     assert sizes.max() <= 10.05
     assert abs(sizes.mean() - 9) < 0.2
@@ -154,7 +155,7 @@ def check_distribution(values, limit):
     assert abs((values > 0).mean() - 0.5) < 0.18  # four standard deviations
 
 
-def test_rotation_turns_by_magnitude_of_30_degrees():
+def test_rotation_angles_scale_with_the_magnitude_up_to_30_degrees():
     def angle(operation):
         matrix = linear_map(operation)
         np.testing.assert_allclose(matrix @ matrix.T, np.eye(2), atol=0.03)
@@ -164,7 +165,7 @@ def test_rotation_turns_by_magnitude_of_30_degrees():
 
 
 @pytest.mark.parametrize(("name", "row"), [("ShearX", 0), ("ShearY", 1)])
-def test_shear_slants_by_magnitude_of_a_slope_of_three_tenths(name, row):
+def test_shear_slopes_scale_with_the_magnitude_up_to_0_3(name, row):
     def slope(operation):
         matrix = linear_map(operation)
         expected = np.eye(2)
@@ -176,21 +177,21 @@ def test_shear_slants_by_magnitude_of_a_slope_of_three_tenths(name, row):
 
 
 @pytest.mark.parametrize(("name", "axis"), [("TranslateX", 0), ("TranslateY", 1)])
-def test_translation_shifts_by_magnitude_of_45_hundredths_of_the_side(name, axis):
+def test_translations_scale_with_the_magnitude_up_to_0_45_of_the_side(name, axis):
     image = np.full((240, 400, 3), 100, np.uint8)
     image[120, 200] = 255
 
-    def share(operation):
+    def fraction(operation):
         (dot,) = dots(applied(operation, image))
         shift = dot - (200, 120)
         assert abs(shift[1 - axis]) < 0.1
         return shift[axis] / (400, 240)[axis]
 
-    check_distribution(draws(name, share), 0.45)
+    check_distribution(draws(name, fraction), 0.45)
 
 
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"])
-def test_what_comes_in_from_beyond_the_border_is_imagenets_mean_colour(name):
+def test_the_area_beyond_the_border_has_the_mean_colour_of_imagenet(name):
     moved = applied(operations()[name], np.full((60, 60, 3), 255, np.uint8))
     colours, counts = np.unique(moved.reshape(-1, 3), axis=0, return_counts=True)
     assert MEAN_COLOUR in {tuple(colour.tolist()) for colour in colours[np.argsort(counts)[-2:]]}
@@ -204,8 +205,8 @@ def test_what_comes_in_from_beyond_the_border_is_imagenets_mean_colour(name):
         ("Brightness", lambda sizes: (sizes - 0.1) / 0.18),
     ],
 )
-def test_enhancements_draw_their_factor_around_magnitude_9(name, level):
-    """The factor is recovered from what it does to the pixels of an image of few values."""
+def test_the_factors_of_enhancements_follow_magnitude_9(name, level):
+    """The factor is computed from the pixels of a simple image."""
     image = np.full((10, 10, 3), 60, np.uint8)
     image[:5] = (80, 60, 60)
 
@@ -223,7 +224,7 @@ def test_enhancements_draw_their_factor_around_magnitude_9(name, level):
 
 
 class Recorder:
-    """Notes in place of each operation that it was applied, in which order, and leaves the image alone."""
+    """Replace each operation by one that records its number and does not change the image."""
 
     def __init__(self, augment):
         self.applied = []
@@ -243,7 +244,7 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def drawn():
-    """The operations that two thousand images go through."""
+    """Numbers of the operations that two thousand images go through."""
     augment = rand_augment_ops(2, 9, 0.5)
     recorder = Recorder(augment)
     return [recorder.run(augment, index) for index in range(2000)]
@@ -261,7 +262,7 @@ def test_every_operation_is_drawn_equally_often_and_may_be_drawn_twice(drawn):
     assert any(len(chosen) == 2 and chosen[0] == chosen[1] for chosen in drawn)
 
 
-def test_operations_are_applied_in_the_order_drawn_either_one_first(drawn):
+def test_operations_are_applied_in_random_order(drawn):
     pairs = [chosen for chosen in drawn if len(chosen) == 2 and chosen[0] != chosen[1]]
     assert abs(np.mean([first < second for first, second in pairs]) - 0.5) < 0.1
 
@@ -271,7 +272,7 @@ def test_operations_are_applied_in_the_order_drawn_either_one_first(drawn):
 
 @pytest.mark.parametrize("shape", [(40, 300), (300, 40), (64, 64), (20, 20), (700, 500)])
 @pytest.mark.parametrize(("rand_augment", "random_erasing"), [(False, 0.0), (True, 1.0)])
-def test_training_images_have_the_size_asked_for_whatever_the_photograph(shape, rand_augment, random_erasing):
+def test_training_images_have_the_given_size_for_any_photograph(shape, rand_augment, random_erasing):
     transform = train_transform(48, rand_augment=rand_augment, random_erasing=random_erasing)
     image = photograph(*shape)
     for index in range(8):
@@ -282,31 +283,31 @@ def test_training_images_have_the_size_asked_for_whatever_the_photograph(shape, 
 
 
 def coordinates(height, width):
-    """An image whose first channel tells the column and whose second tells the row, in 0..255."""
+    """Draw an image whose first channel is the column and whose second channel is the row, in 0..255."""
     rows, columns = np.mgrid[:height, :width]
     return np.stack([columns * 255 / (width - 1), rows * 255 / (height - 1), 0 * rows], 2).astype(np.uint8)
 
 
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 0.6)])
-def test_a_crop_takes_a_share_of_the_area_within_crop_scale(scale):
+def test_the_area_of_a_crop_is_within_crop_scale(scale):
     transform = train_transform(64, crop_scale=scale, flip=0.0)
     image = coordinates(400, 500)
-    shares = []
+    areas = []
     for index in range(300):
         seed_transforms(transform, 0, Draw(index, 0))
         crop = transform(image=image)["image"].astype(float)
-        # Between the centres of the outer pixels lie 63 of 64 parts.
-        shares.append(np.ptp(crop[32, :, 0]) * np.ptp(crop[:, 32, 1]) / 255**2 * (64 / 63) ** 2)
-    shares = np.array(shares)
-    assert shares.min() > scale[0] * 0.9
-    assert shares.max() < scale[1] * 1.1
-    # Uniform over the range, but for the largest, which do not fit in under every aspect ratio.
-    assert np.quantile(shares, 0.1) < scale[0] + 0.2 * (scale[1] - scale[0])
-    assert np.quantile(shares, 0.9) > scale[0] + 0.7 * (scale[1] - scale[0])
+        # The centres of the outer pixels are 63/64 of the side apart.
+        areas.append(np.ptp(crop[32, :, 0]) * np.ptp(crop[:, 32, 1]) / 255**2 * (64 / 63) ** 2)
+    areas = np.array(areas)
+    assert areas.min() > scale[0] * 0.9
+    assert areas.max() < scale[1] * 1.1
+    # Uniform over the range, except for the largest areas, which do not fit with every aspect ratio.
+    assert np.quantile(areas, 0.1) < scale[0] + 0.2 * (scale[1] - scale[0])
+    assert np.quantile(areas, 0.9) > scale[0] + 0.7 * (scale[1] - scale[0])
 
 
 @pytest.mark.parametrize(("flip", "expected"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
-def test_images_are_mirrored_with_the_probability_given_and_never_stand_on_their_head(flip, expected):
+def test_images_are_mirrored_with_the_given_probability_and_never_upside_down(flip, expected):
     transform = train_transform(32, flip=flip)
     image = coordinates(40, 40)
     mirrored = []
@@ -319,7 +320,7 @@ def test_images_are_mirrored_with_the_probability_given_and_never_stand_on_their
 
 
 def test_a_large_reduction_averages_over_all_pixels():
-    """A fine chequerboard is grey from afar; a look at four pixels only would find black, white and moiré."""
+    """A reduced chequerboard is grey. Four pixels per output pixel would give black, white and moiré."""
     board = (np.indices((640, 640)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
     crop = RandomResizedCrop((64, 64), scale=(0.5, 1.0), p=1)
     naive = A.RandomResizedCrop((64, 64), scale=(0.5, 1.0), p=1)
@@ -333,7 +334,7 @@ def test_a_large_reduction_averages_over_all_pixels():
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.2, 1.0])
-def test_erasing_replaces_one_rectangle_with_noise_with_the_probability_given(probability):
+def test_erasing_replaces_a_rectangle_with_noise_with_the_given_probability(probability):
     transform = train_transform(48, crop_scale=(1.0, 1.0), flip=0.0, random_erasing=probability)
     image = np.full((48, 48, 3), 77, np.uint8)
     erased = []
@@ -344,15 +345,15 @@ def test_erasing_replaces_one_rectangle_with_noise_with_the_probability_given(pr
         erased.append(changed.any())
         if erased[-1]:
             rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
-            share = len(rows) * len(columns) / 48**2
-            assert 0.015 < share < 0.36
-            assert changed.sum() > 0.95 * len(rows) * len(columns)  # noise may hit the old value
+            area = len(rows) * len(columns) / 48**2
+            assert 0.015 < area < 0.36
+            assert changed.sum() > 0.95 * len(rows) * len(columns)  # noise may equal the old value
             assert result[changed].std() > 40  # pixel by pixel, not one colour
     error = 4 * math.sqrt(probability * (1 - probability) / 400)
     assert abs(np.mean(erased) - probability) <= error
 
 
-# Evaluation, against torchvision's Resize and CenterCrop on Pillow images
+# Evaluation, compared with torchvision's Resize and CenterCrop of Pillow images
 
 
 def published_evaluation(image, size, fraction):
@@ -365,7 +366,7 @@ def published_evaluation(image, size, fraction):
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-# Among these are shapes whose longer side exceeds the crop by an even number, and by both kinds of odd ones.
+# The longer side of some shapes exceeds the crop by an even number, of others by 1 or 3 modulo 4.
 SHAPES = [(100, 100), (75, 100), (100, 75), (60, 91), (60, 92), (60, 93), (61, 90), (300, 500), (33, 200), (700, 450)]
 
 
@@ -385,10 +386,10 @@ def test_evaluation_is_the_same_every_time():
     np.testing.assert_array_equal(transform(image=image)["image"], transform(image=image)["image"])
 
 
-# A user's own
+# Custom transforms
 
 
-def test_own_transforms_are_applied_and_resized_to_the_models_size():
+def test_custom_transforms_are_applied_and_resized_to_the_size_of_the_model():
     image = photograph(60, 80)
     result = custom_transform([A.HorizontalFlip(p=1), A.CenterCrop(30, 30)], 64)(image=image)["image"]
     assert result.shape == (64, 64, 3)
@@ -396,14 +397,14 @@ def test_own_transforms_are_applied_and_resized_to_the_models_size():
     assert difference(result, crop.resize((64, 64), Image.Resampling.BILINEAR)).mean() < 1
 
 
-def test_own_transforms_that_give_the_right_size_are_left_as_they_are():
+def test_images_of_the_right_size_are_not_resized():
     image = photograph(60, 80)
     result = custom_transform([A.CenterCrop(32, 32)], 32)(image=image)["image"]
     np.testing.assert_array_equal(result, image[14:46, 24:56])
 
 
 @pytest.mark.parametrize("shape", [(1, 60_000, 3), (60_000, 2, 3)])
-def test_of_a_strip_the_middle_is_resized_alone(shape):
+def test_only_the_middle_of_a_strip_is_resized(shape):
     strip = np.zeros(shape, np.uint8)
     middle = max(shape) // 2
     strip[:, middle - 8 : middle + 8] = 255

@@ -3,29 +3,29 @@ import math
 import pytest
 import torch
 
-from detection.boxes.reference_boxes import correct, focus, grid_boxes
+from detection.boxes.reference_boxes import attention_bias, correct, grid_boxes
 
 
-def test_focus_is_the_logarithm_of_a_gaussian_around_the_box():
+def test_the_attention_bias_is_the_logarithm_of_a_gaussian_around_the_box():
     boxes = torch.tensor([[[0.5, 0.25, 0.4, 0.2]]])
-    looking = focus(boxes, (2, 4), 16, torch.tensor([[64.0, 32.0]]))[0, 0].reshape(2, 4)
+    bias = attention_bias(boxes, (2, 4), 16, torch.tensor([[64.0, 32.0]]))[0, 0].reshape(2, 4)
     for row in range(2):
         for column in range(4):
             x, y = (column + 0.5) / 4, (row + 0.5) / 2
             across = (x - 0.5) / (0.4 / 2 + 0.25 / 4)
             down = (y - 0.25) / (0.2 / 2 + 0.5 / 4)
-            assert looking[row, column].item() == pytest.approx(-(across**2 + down**2) / 2, abs=1e-6)
+            assert bias[row, column].item() == pytest.approx(-(across**2 + down**2) / 2, abs=1e-6)
 
 
-def test_focus_knows_the_extent_of_an_image_in_a_padded_batch():
+def test_the_attention_bias_of_an_image_does_not_depend_on_its_padding():
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2]]])
-    alone = focus(boxes, (4, 4), 8, torch.tensor([[32.0, 32.0]]))[0, 0].reshape(4, 4)
-    padded = focus(boxes, (6, 8), 8, torch.tensor([[32.0, 32.0]]))[0, 0].reshape(6, 8)
-    torch.testing.assert_close(padded[:4, :4], alone)
+    single = attention_bias(boxes, (4, 4), 8, torch.tensor([[32.0, 32.0]]))[0, 0].reshape(4, 4)
+    padded = attention_bias(boxes, (6, 8), 8, torch.tensor([[32.0, 32.0]]))[0, 0].reshape(6, 8)
+    torch.testing.assert_close(padded[:4, :4], single)
 
 
 @pytest.mark.parametrize("count", [1, 7, 50, 100])
-def test_the_grid_has_as_many_boxes_as_asked_for_all_over_the_image(count):
+def test_the_grid_has_the_given_number_of_boxes_spread_over_the_image(count):
     boxes = grid_boxes(count)
     assert boxes.shape == (count, 4)
     assert boxes[:, :2].mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.1)
@@ -33,13 +33,13 @@ def test_the_grid_has_as_many_boxes_as_asked_for_all_over_the_image(count):
     assert 0 < boxes.min() <= boxes.max() <= 1
 
 
-def test_a_correction_moves_the_logits_of_a_box():
+def test_a_correction_is_added_to_the_logits_of_a_box():
     boxes = torch.tensor([[[0.2, 0.5, 0.1, 0.9]]])
     moved = correct(boxes, torch.tensor([[[0.3, -0.2, 0.0, 1.0]]]))[0, 0].tolist()
     for before, by, after in zip([0.2, 0.5, 0.1, 0.9], [0.3, -0.2, 0.0, 1.0], moved, strict=True):
         assert math.log(after / (1 - after)) == pytest.approx(math.log(before / (1 - before)) + by, abs=1e-5)
 
 
-def test_boxes_at_the_border_can_be_corrected():
+def test_corrected_boxes_at_the_border_are_finite():
     boxes = torch.tensor([[[0.0, 1.0, 1.0, 0.0]]])
     assert correct(boxes, torch.zeros(1, 1, 4)).isfinite().all()

@@ -7,10 +7,10 @@ import torch
 from lightning_fabric.utilities.data import _set_sampler_epoch
 from torch.utils.data import DataLoader
 
-from detection.boxes.boxes import cxcywh_to_xyxy
+from detection.boxes.geometry import cxcywh_to_xyxy
 from detection.data.batch import ShapeBatchSampler, collate, make_sample, pad
 from detection.data.coco_dataset import CocoDataset, find_split
-from detection.scenes import Scenes, write_coco
+from detection.data.scenes import Scenes, write_coco
 from detection.transforms import custom_transform, eval_transform, train_transform
 from mobile_former.errors import InputError
 from mobile_former.training.data import sampler as sampler_module

@@ -144,8 +144,8 @@ def test_boxes_that_leave_their_image_or_have_no_area_are_clipped_or_dropped_wit
     assert data.labels(2).tolist() == [0, 0, 1]
     (warning,) = warnings(caplog)
     assert "instances_train.json" in warning
-    assert "clipped, as they leave their image (2)" in warning
-    assert "left out of training, as they have no area in their image (3)" in warning
+    assert "clipped to their image (2)" in warning
+    assert "left out of training, because they have no area in their image (3)" in warning
     assert "annotation 20 of image 13" in warning
 
 
@@ -179,7 +179,7 @@ def test_the_size_of_an_image_is_that_after_its_exif_rotation(folder, content):
     exif_image(folder / "images" / "b.jpg", 40, 60, orientation=6)
     assert load(folder, content).read(0).shape == (40, 60, 3)
     exif_image(folder / "images" / "b.jpg", 60, 40, orientation=6)
-    with pytest.raises(InputError, match=r"b\.jpg is 40x60 pixels once upright, but .* 60x40: .*without EXIF"):
+    with pytest.raises(InputError, match=r"b\.jpg is 40x60 pixels after EXIF rotation, but .* 60x40: .*without EXIF"):
         load(folder, content).read(0)
 
 
@@ -280,7 +280,7 @@ def test_missing_files_and_folders_are_named(folder, content):
         CocoDataset(folder / "annotations" / "instances_train.json", folder / "pictures")
     for name in ("a.png", "empty.png"):
         (folder / "images" / name).unlink()
-    with pytest.raises(FileNotFoundError, match=r"a\.png for image 12 of .* \(nor for 1 more images\)"):
+    with pytest.raises(FileNotFoundError, match=r"a\.png for image 12 of .* \(1 more are missing\)"):
         load(folder, content)
 
 

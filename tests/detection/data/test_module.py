@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer, seed_everything
 from torch import nn
 
-from detection.boxes.boxes import cxcywh_to_xyxy
+from detection.boxes.geometry import cxcywh_to_xyxy
 from detection.data.module import DetectionData
 from detection.transforms import ResizeShortSide
 from mobile_former.errors import InputError

@@ -1,4 +1,4 @@
-"""Ablations of detectors: what is taken out is gone, and everything else works."""
+"""Ablations of detectors: a removed part is gone, and all other parts work."""
 
 import pytest
 import torch
@@ -32,18 +32,18 @@ def padded_batch():
 
 
 @pytest.mark.parametrize(("name", "options", "names"), CASES)
-def test_gradients_reach_everything_that_is_trained_and_the_inference_form_gives_the_same(name, options, names):
+def test_every_trained_parameter_gets_a_gradient_and_the_inference_form_predicts_the_same(name, options, names):
     detector = ablated(name, names, options)
     detector.loss(detector(*padded_batch()), TARGETS)["total"].backward()
     assert not [name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None]
     detector.eval()
     fast = mobile_former.deploy(detector)
     with torch.no_grad():
-        found, expected = fast(*padded_batch()), detector(*padded_batch())
-    torch.testing.assert_close(found["logits"], expected["logits"], rtol=1e-3, atol=1e-4)
+        outputs, expected = fast(*padded_batch()), detector(*padded_batch())
+    torch.testing.assert_close(outputs["logits"], expected["logits"], rtol=1e-3, atol=1e-4)
 
 
-def test_a_shared_dynamic_relu_reads_the_first_token_alone():
+def test_a_shared_dynamic_relu_is_not_spatially_aware_and_has_the_same_parameters():
     detector = ablated("e2e_mf_26m", "shared_dynamic_relu", {}).eval()
     assert not any(getattr(block, "spatial_dynamic_relu", False) for block in detector.backbone.blocks)
     published = detection.create_detector("e2e_mf_26m", 3)
@@ -51,19 +51,19 @@ def test_a_shared_dynamic_relu_reads_the_first_token_alone():
 
 
 @pytest.mark.parametrize("options", [{}, LEARNS_FAST], ids=["published", "all options"])
-def test_positions_stay_where_they_start(options):
-    seen = []
+def test_positions_keep_their_initial_values(options):
+    positions = []
     detector = ablated("e2e_mf_26m", "no_position_adaption", options).eval()
     for block in detector.blocks:
-        block.register_forward_pre_hook(lambda block, inputs: seen.append(inputs[2].clone()))
+        block.register_forward_pre_hook(lambda block, inputs: positions.append(inputs[2].clone()))
     detector(padded_batch()[0])
-    assert len(seen) == 6
-    assert all(torch.equal(position, seen[0]) for position in seen)
+    assert len(positions) == 6
+    assert all(torch.equal(position, positions[0]) for position in positions)
     assert not any("adapt" in name for name in detector.state_dict())
 
 
 @pytest.mark.parametrize(("names", "strides"), [("scales=32", [32] * 6), ("scales=32+16", [32] * 2 + [16] * 4)])
-def test_blocks_work_on_the_scales_that_are_left(names, strides):
+def test_blocks_work_on_the_kept_scales(names, strides):
     detector = ablated("e2e_mf_26m", names, LEARNS_FAST)
     assert detector.strides == strides
     sizes = []
@@ -78,28 +78,28 @@ def test_blocks_work_on_the_scales_that_are_left(names, strides):
     ("name", "names", "message"),
     [
         ("e2e_mf_26m", "scales=16", r"give 32 or 32\+16 or 32\+16\+8, from the coarsest to the finest"),
-        ("e2e_mf_26m", "scales=32+16+8", "finds nothing to take out"),
-        ("retinanet_mf_26m", "scales=32", "'scales=32' finds nothing to take out of RetinaNet"),
-        ("retinanet_mf_26m", "no_position_adaption", "finds nothing to take out of RetinaNet"),
+        ("e2e_mf_26m", "scales=32+16+8", "removes nothing from"),
+        ("retinanet_mf_26m", "scales=32", "'scales=32' removes nothing from RetinaNet"),
+        ("retinanet_mf_26m", "no_position_adaption", "removes nothing from RetinaNet"),
         ("e2e_mf_26m", "no_positions", "did you mean 'no_position_adaption'"),
     ],
 )
-def test_what_cannot_be_taken_out_is_told(name, names, message):
+def test_an_ablation_that_does_not_apply_is_an_error(name, names, message):
     with pytest.raises(InputError, match=message):
         ablated(name, names, {})
 
 
-def test_a_classifiers_weights_do_not_go_into_an_ablated_backbone(tmp_path):
+def test_a_classifiers_weights_are_refused_by_an_ablated_backbone(tmp_path):
     torch.save(mobile_former.mobile_former_26m().state_dict(), tmp_path / "published.pth")
     shared = ablated("e2e_mf_26m", "shared_dynamic_relu", {})
-    detection.load_detector_weights(shared, tmp_path / "published.pth")  # of which nothing is gone
+    detection.load_detector_weights(shared, tmp_path / "published.pth")  # no parameter is removed
     with pytest.raises(InputError, match="holds the published mobile_former_26m, not an ablated one"):
         detection.load_detector_weights(ablated("e2e_mf_26m", "no_ffn", {}), tmp_path / "published.pth")
 
 
-def test_an_ablated_run_is_named_so_and_baselines_refuse_ablations():
+def test_the_label_of_a_run_names_its_ablations_and_baselines_refuse_ablations():
     module = DetectionModule(["a", "b"], name="e2e_mf_26m", ablation="scales=32+16,relu")
     assert module.label == "e2e_mf_26m-scales=32+16-relu"
     assert "ablation" in module.architecture
-    with pytest.raises(InputError, match=r"--model\.ablation knows Mobile-Former, not transformers/resnet18"):
+    with pytest.raises(InputError, match=r"--model\.ablation is for Mobile-Former, not for transformers/resnet18"):
         DetectionModule(["a", "b"], name="retinanet_mf_26m", backbone="transformers/resnet18", ablation="relu")

@@ -1,4 +1,4 @@
-"""Detectors in their inference form give what they gave, padded images and all that losses read included."""
+"""Detectors in their inference form: the outputs of the trained detector, also for padded images and losses."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ DENSE = {"focal": True, "refine_boxes": True, "dense_head": True, "choose_querie
 
 
 def difference(actual, expected):
-    """The greatest difference between two nests of tensors, as a share of the largest value of each tensor."""
+    """Return the largest difference between two nested structures of tensors, relative to the largest value of each."""
     if isinstance(expected, dict):
         assert actual.keys() == expected.keys()
         return max(difference(actual[name], expected[name]) for name in expected)
@@ -19,8 +19,8 @@ def difference(actual, expected):
     if not isinstance(expected, torch.Tensor) or not expected.is_floating_point():
         assert torch.equal(torch.as_tensor(actual), torch.as_tensor(expected))
         return 0
-    told = expected.abs() < 1e30  # beyond lies what stands for minus infinity
-    return ((actual - expected).abs()[told].max() / expected.abs()[told].max()).item()
+    finite = expected.abs() < 1e30  # larger values represent minus infinity
+    return ((actual - expected).abs()[finite].max() / expected.abs()[finite].max()).item()
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_outputs_and_detections_are_the_same(name, options):
             module.weight.data.mul_(2)
             module.bias.data.normal_(0, 0.1)
     if name.startswith("retinanet"):
-        detector.classify.bias.data.zero_()  # so that there are detections
+        detector.classify.bias.data.zero_()  # otherwise there are no detections
     deployed = mobile_former.deploy(detector)
     images = torch.randn(2, 3, 96, 128, dtype=torch.float64)
     mask = torch.zeros(2, 96, 128, dtype=torch.bool)

@@ -1,4 +1,3 @@
-import math
 import pickle
 
 import pytest
@@ -8,11 +7,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import detection
 import mobile_former
-from detection.models.position_encoding import sine_encoding
 from mobile_former import InputError
 from tests.conftest import assert_same_step, kept_for_backward
 
-# The published detector, each option that can stand alone, and all together.
+# The published detector, each option that needs no other, and all together.
 OPTIONS = [
     {},
     {"focal": True},
@@ -25,7 +23,7 @@ OPTIONS = [
 def detector(name="e2e_mf_26m", num_classes=5, **options):
     torch.manual_seed(0)
     model = detection.create_detector(name, num_classes, **options).eval()
-    for parameter in model.parameters():  # far from the near-zero initialisation, where little depends on anything
+    for parameter in model.parameters():  # larger than the initialisation, so that outputs depend on inputs
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     return model
@@ -35,8 +33,8 @@ def images(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-# Parameters in millions and multiply-adds in thousand millions on one 800×1056 image: published for 508m as 36 % and
-# 52 % less than DETR-R50's 41.4 M and 79.6 G, for the others as the expansions chosen give them.
+# Parameters in millions and multiply-adds in billions on one 800×1056 image. Published for 508m: 36 % and 52 % less
+# than DETR-R50's 41.4 M and 79.6 G. The numbers of the other detectors follow from the chosen expansions.
 @pytest.mark.parametrize(
     ("name", "params", "madds"),
     [
@@ -56,7 +54,7 @@ def test_cost_is_within_the_published_budget(name, params, madds):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_outputs_have_the_promised_shapes_also_at_odd_sizes(options):
+def test_outputs_have_the_documented_shapes_also_at_odd_sizes(options):
     outputs = detector(**options)(images(2, 3, 65, 97))
     assert outputs["logits"].shape == (2, 50, 5 if options.get("focal") else 6)
     assert outputs["boxes"].shape == (2, 50, 4)
@@ -66,7 +64,7 @@ def test_outputs_have_the_promised_shapes_also_at_odd_sizes(options):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_what_an_image_gets_does_not_depend_on_its_padding(options):
+def test_the_outputs_of_an_image_do_not_depend_on_its_padding(options):
     model = detector(**options).double()
     image = images(1, 3, 75, 90).double()
     batch = images(2, 3, 96, 128, seed=1).double() * 100
@@ -74,24 +72,21 @@ def test_what_an_image_gets_does_not_depend_on_its_padding(options):
     mask = torch.zeros(2, 96, 128, dtype=torch.bool)
     mask[0, 75:] = True
     mask[0, :, 90:] = True
-    alone_mask = torch.zeros(1, 96, 96, dtype=torch.bool)
-    alone_mask[0, 75:] = True
-    alone_mask[0, :, 90:] = True
-    alone_batch = torch.zeros(1, 3, 96, 96).double()
-    alone_batch[0, :, :75, :90] = image[0]
+    single_image = torch.zeros(1, 3, 96, 96).double()
+    single_image[0, :, :75, :90] = image[0]
     with torch.no_grad():
-        alone = model(alone_batch, alone_mask)
+        single = model(single_image, mask[:1, :, :96])
         padded = model(batch, mask)
         refilled = model(batch.masked_fill(mask[:, None], -7.0), mask)
     torch.testing.assert_close(padded["boxes"][0], refilled["boxes"][0])
-    torch.testing.assert_close(padded["logits"][0], alone["logits"][0])
-    assert ((padded["boxes"][0] - alone["boxes"][0]).abs() * 90).max() < 1  # within a pixel
+    torch.testing.assert_close(padded["logits"][0], single["logits"][0])
+    assert ((padded["boxes"][0] - single["boxes"][0]).abs() * 90).max() < 1  # within a pixel
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("objects", [2, 0])
-def test_every_parameter_that_wants_a_gradient_gets_one_with_and_without_objects(options, objects):
-    # Otherwise processes in parallel would wait for it for ever.
+def test_every_trained_parameter_gets_a_gradient_with_and_without_objects(options, objects):
+    # Distributed training would wait forever for a missing gradient.
     model = detector(**options).train()
     target = {"labels": torch.arange(objects), "boxes": torch.rand(objects, 4) * 0.5 + 0.2}
     empty = {"labels": torch.empty(0).long(), "boxes": torch.empty(0, 4)}
@@ -100,23 +95,23 @@ def test_every_parameter_that_wants_a_gradient_gets_one_with_and_without_objects
         name for name, parameter in model.named_parameters() if parameter.requires_grad != (parameter.grad is not None)
     ]
     frozen = {name.rsplit(".", 1)[0].split(".")[2] for name, p in model.named_parameters() if not p.requires_grad}
-    # Nothing follows the last block's map, nor the position it would hand on.
+    # The map and the positions after the last block are unused.
     assert frozen == {"mobile", "to_mobile", "adapt"}
 
 
-def test_nine_blocks_predict_nine_times_in_the_published_detectors():
+def test_published_detectors_predict_after_each_of_nine_blocks():
     outputs = detector("e2e_mf_151m")(images(1, 3, 64, 64))
     assert outputs["logits"].shape == (1, 100, 6)
     assert len(outputs["auxiliary"]) == 8
 
 
 @pytest.mark.parametrize("options", [{"choose_queries": True}, {"choose_queries": True, "dense_head": True}])
-def test_choosing_queries_without_what_it_needs_is_an_error(options):
+def test_choosing_queries_without_the_options_it_needs_is_an_error(options):
     with pytest.raises(InputError, match="needs refine_boxes and dense_head"):
         detector(**options)
 
 
-def test_the_dense_head_costs_nothing_after_training_unless_queries_are_chosen_from_it():
+def test_the_dense_head_runs_only_in_training_unless_queries_are_chosen_from_it():
     x = images(1, 3, 64, 64)
     model = detector(dense_head=True)
     assert "dense" not in model(x)
@@ -134,7 +129,7 @@ def test_queries_start_at_the_best_positions_of_the_dense_head():
     torch.testing.assert_close(queries.boxes[0], outputs["dense"]["boxes"][0, best].clamp(0, 1))
 
 
-def test_untrained_corrections_leave_reference_boxes_where_they_are():
+def test_untrained_corrections_keep_reference_boxes_unchanged():
     torch.manual_seed(0)
     model = detection.create_detector("e2e_mf_26m", 5, refine_boxes=True).eval()
     outputs = model(images(1, 3, 64, 64))
@@ -143,7 +138,7 @@ def test_untrained_corrections_leave_reference_boxes_where_they_are():
 
 
 @pytest.mark.parametrize("focal", [False, True])
-def test_detections_come_best_first_in_pixels_of_the_frame(focal):
+def test_detections_are_sorted_by_score_and_in_pixels_of_the_image(focal):
     model = detector(focal=focal)
     outputs = model(images(2, 3, 64, 64))
     detections = model.postprocess(outputs, [(100, 200), (50, 50)])
@@ -162,34 +157,19 @@ def test_detections_come_best_first_in_pixels_of_the_frame(focal):
     assert detections[0]["boxes"][0].tolist() == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_sine_encoding_spans_the_image_without_its_padding_and_gives_each_head_rows_and_columns():
-    padding = torch.zeros(1, 1, 4, 6, dtype=torch.bool)
-    padding[..., 4:] = True
-    encoding = sine_encoding(torch.zeros(1, 16, 4, 6), padding)
-    for row in range(4):
-        for column in range(4):
-            expected = []
-            for head in range(2):
-                for place, extent in ((row, 4), (column, 4)):
-                    angles = [2 * math.pi * (place + 0.5) / extent / 10000 ** (k / 4) for k in (head, head + 2)]
-                    expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-            assert encoding[0, :, row, column].tolist() == pytest.approx(expected, abs=1e-5)
-    torch.testing.assert_close(sine_encoding(torch.zeros(3, 16, 4, 4)), encoding[..., :4])
-
-
 # Gradient checkpointing
 
 
 @pytest.fixture
 def one_process():
-    """A group of this process alone."""
+    """A process group of one process."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
 
 
 def loss_of(model, through=None):
-    """The loss of two images, padded differently, called by way of ``through``."""
+    """The loss of two images with different padding, predicted by ``through`` or by the model itself."""
     mask = torch.zeros(2, 64, 96, dtype=torch.bool)
     mask[0, 40:] = mask[1, :, 70:] = True
     target = {"labels": torch.tensor([1, 3]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.3], [0.3, 0.6, 0.2, 0.5]])}
@@ -202,7 +182,7 @@ def test_a_step_with_checkpointed_gradients_is_the_same(options):
 
 
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]])
-def test_processes_in_parallel_step_the_same_with_checkpointed_gradients(options, one_process):
+def test_distributed_training_takes_the_same_step_with_checkpointed_gradients(options, one_process):
     parallel = []
 
     def loss_in_parallel(model):
@@ -211,29 +191,25 @@ def test_processes_in_parallel_step_the_same_with_checkpointed_gradients(options
 
     assert_same_step(detector(**options).double().train(), loss_in_parallel)
     for wrapper in parallel:
-        loss_of(wrapper.module, wrapper).backward()  # would fail, had a gradient not been told to the others
+        loss_of(wrapper.module, wrapper).backward()  # fails if a gradient was not reduced
 
 
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]])
-def test_checkpointed_gradients_leave_little_of_a_large_image_to_keep(options):
-    model = detection.create_detector("e2e_mf_508m", 80, **options).to("meta")  # nothing is computed there
+def test_checkpointed_gradients_keep_few_activations_of_a_large_image(options):
+    model = detection.create_detector("e2e_mf_508m", 80, **options).to("meta")  # computes shapes only
     inputs = torch.empty(2, 3, 800, 1344, device="meta"), torch.zeros(2, 800, 1344, dtype=torch.bool, device="meta")
-    taken = {}
+    block_inputs = {}
     for block in [*model.backbone.blocks, *model.blocks]:
-        block.register_forward_pre_hook(taken.__setitem__)
+        block.register_forward_pre_hook(block_inputs.__setitem__)
     whole = kept_for_backward(model, *inputs)
-    largest = max(kept_for_backward(block, *given) for block, given in list(taken.items()))
+    largest = max(kept_for_backward(block, *given) for block, given in list(block_inputs.items()))
     mobile_former.checkpoint_gradients(model)
     kept = kept_for_backward(model, *inputs)
     assert kept < 0.1 * whole
-    assert kept + largest < 0.4 * whole  # in the backward pass blocks are computed anew one at a time
+    assert kept + largest < 0.4 * whole  # the backward pass recomputes one block at a time
 
 
-def test_pickles_and_names_the_nearest_detector():
+def test_a_pickled_detector_predicts_the_same():
     model = detector()
     x = images(1, 3, 64, 64)
     torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x)["boxes"], model(x)["boxes"])
-    with pytest.raises(InputError, match="e2e_mf_294m"):
-        detection.create_detector("e2e_mf_295m", 3)
-    with pytest.raises(InputError, match="at least 1"):
-        detection.create_detector("e2e_mf_294m", 0)

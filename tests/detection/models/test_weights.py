@@ -20,7 +20,7 @@ def detector_of(name="e2e_mf_26m", num_classes=3, seed=1, **options):
 
 
 def checkpoint_of(module, path):
-    """What ``fit`` writes of a module."""
+    """Write the checkpoint that ``fit`` writes of a module."""
     trainer = Trainer(accelerator="cpu", logger=False, enable_model_summary=False, enable_progress_bar=False)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(path)
@@ -43,7 +43,7 @@ def detector():
 
 
 @pytest.mark.parametrize("kind", [".ckpt", ".safetensors", "authors"])
-def test_of_a_classifier_the_backbone_is_taken_and_nothing_else(kind, classifier, tmp_path, caplog):
+def test_only_the_backbone_of_a_classifier_is_loaded(kind, classifier, tmp_path, caplog):
     path = tmp_path / f"weights{kind}"
     expected = classifier.state_dict()
     if kind == ".safetensors":
@@ -58,14 +58,14 @@ def test_of_a_classifier_the_backbone_is_taken_and_nothing_else(kind, classifier
         model = mobile_former.mobile_former_26m()
         mobile_former.load_weights(model, path)
         expected = model.state_dict()
-    fresh, started = detector_of().state_dict(), detector_of(pretrained=path).state_dict()
-    for name, value in started.items():
+    fresh, loaded = detector_of().state_dict(), detector_of(pretrained=path).state_dict()
+    for name, value in loaded.items():
         assert torch.equal(value, expected[name] if name.startswith("backbone.") else fresh[name]), name
-    assert any(not torch.equal(started[name], fresh[name]) for name in started)
+    assert any(not torch.equal(loaded[name], fresh[name]) for name in loaded)
     assert not warnings(caplog)
 
 
-def test_another_backbone_is_refused_and_both_are_named(classifier, tmp_path):
+def test_the_error_about_another_backbone_names_both_and_the_file(classifier, tmp_path):
     path = tmp_path / "weights.safetensors"
     mobile_former.save_weights(classifier, path)
     with pytest.raises(InputError, match=r"mobile_former_26m.*mobile_former_52m") as error:
@@ -73,9 +73,9 @@ def test_another_backbone_is_refused_and_both_are_named(classifier, tmp_path):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("options", [OPTIONS, dict.fromkeys(OPTIONS, False)], ids=["helped", "published"])
+@pytest.mark.parametrize("options", [OPTIONS, dict.fromkeys(OPTIONS, False)], ids=["all options", "published"])
 @pytest.mark.parametrize("kind", [".ckpt", ".pth"])
-def test_of_a_detector_everything_is_taken(kind, options, tmp_path, caplog):
+def test_all_weights_of_a_detector_are_loaded(kind, options, tmp_path, caplog):
     path = tmp_path / f"weights{kind}"
     torch.manual_seed(0)
     module = DetectionModule(list("abc"), "e2e_mf_26m", **options)
@@ -83,31 +83,31 @@ def test_of_a_detector_everything_is_taken(kind, options, tmp_path, caplog):
         checkpoint_of(module, path)
     else:
         torch.save(module.model.state_dict(), path)
-    started = detector_of(pretrained=path, **options).state_dict()
+    loaded = detector_of(pretrained=path, **options).state_dict()
     for name, value in module.model.state_dict().items():
-        assert torch.equal(started[name], value), name
+        assert torch.equal(loaded[name], value), name
     assert not warnings(caplog)
 
 
-@pytest.mark.parametrize("options", [OPTIONS, dict.fromkeys(OPTIONS, False)], ids=["helped", "published"])
+@pytest.mark.parametrize("options", [OPTIONS, dict.fromkeys(OPTIONS, False)], ids=["all options", "published"])
 @pytest.mark.parametrize("num_classes", [1, 4])
-def test_of_a_detector_of_other_classes_all_but_what_predicts_them_is_taken(num_classes, options, tmp_path, caplog):
-    source = detector_of(seed=0, **options)
+def test_all_but_the_class_layers_of_a_detector_of_other_classes_are_loaded(num_classes, options, tmp_path, caplog):
+    source = detector_of(seed=0, **options).state_dict()
     path = tmp_path / "weights.pth"
-    torch.save(source.state_dict(), path)
+    torch.save(source, path)
     fresh = detector_of(num_classes=num_classes, **options).state_dict()
-    started = detector_of(num_classes=num_classes, pretrained=path, **options).state_dict()
-    left = {name for name in fresh if fresh[name].shape != source.state_dict()[name].shape}
-    assert left
-    assert len(left) < 10
-    for name, value in started.items():
-        assert torch.equal(value, fresh[name] if name in left else source.state_dict()[name]), name
+    loaded = detector_of(num_classes=num_classes, pretrained=path, **options).state_dict()
+    class_layers = {name for name in fresh if fresh[name].shape != source[name].shape}
+    assert class_layers
+    assert len(class_layers) < 10
+    for name, value in loaded.items():
+        assert torch.equal(value, fresh[name] if name in class_layers else source[name]), name
     (warning,) = warnings(caplog)
     assert str(path) in warning
-    assert "tells other classes" in warning
+    assert "another number of classes" in warning
 
 
-def test_a_detector_of_another_name_or_options_is_refused_with_an_example(detector, tmp_path):
+def test_the_error_about_a_detector_of_another_name_or_options_gives_an_example(detector, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(detector.state_dict(), path)
     with pytest.raises(InputError, match=r"does not fit this detector.*mobile_former_52m"):
@@ -119,7 +119,7 @@ def test_a_detector_of_another_name_or_options_is_refused_with_an_example(detect
         detector_of(pretrained=path)
 
 
-def test_files_that_hold_no_weights_are_told(tmp_path):
+def test_a_missing_file_and_a_file_of_another_model_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         detector_of(pretrained=tmp_path / "nowhere.pth")
     torch.save({"backbone.tokens": torch.zeros(2)}, tmp_path / "part.pth")

@@ -1,4 +1,4 @@
-"""``experiments.app``: the page, its answers, and what it does with bad files."""
+"""``experiments.app``: the page, its answers, and its errors for bad files."""
 
 import asyncio
 import os
@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from experiments.app.__main__ import main
-from experiments.app.page import answer, build_page, serve
+from experiments.app.answer import answer
+from experiments.app.page import build_page, serve
 from experiments.attention.look import load_predictor
 from mobile_former import InputError
 from tests.conftest import ROOT
@@ -34,7 +35,7 @@ def predictors(checkpoints):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """An image that can be read, and some that cannot."""
+    """One readable image and several that cannot be read."""
     folder = tmp_path_factory.mktemp("files")
     image = Image.fromarray(noise(60, 90))
     image.save(folder / "good.jpg")
@@ -57,7 +58,7 @@ def test_an_answer_shows_the_image_its_classes_and_the_attention(predictors, fil
 
 
 @pytest.mark.parametrize("name", ["detector", "retinanet"])
-def test_an_answers_table_tells_boxes_in_the_images_own_pixels(predictors, name, tmp_path):
+def test_an_answers_table_has_boxes_in_pixels_of_the_image(predictors, name, tmp_path):
     Image.fromarray(noise(1200, 2048)).save(tmp_path / "large.png")
     given = answer(predictors[name], tmp_path / "large.png")
     assert given.image.shape == (600, 1024, 3)
@@ -76,23 +77,23 @@ def test_an_answers_table_tells_boxes_in_the_images_own_pixels(predictors, name,
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
-        ("text.jpg", "text.jpg: not an image in a format known here"),
+        ("text.jpg", "text.jpg: not an image in a supported format"),
         ("empty.png", "empty.png: an empty file"),
         ("cut.jpg", "cut.jpg: cut short or damaged"),
-        ("huge.png", "huge.png: more than the 178956970 pixels up to which images are read"),
+        ("huge.png", "huge.png: more than 178956970 pixels, the most that are read"),
         ("missing.png", "missing.png: no such image file"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_told_by_its_name_alone(predictors, files, name, told):
+def test_the_error_of_an_unreadable_file_names_the_file_without_its_folder(predictors, files, name, message):
     given = answer(predictors["classifier"], files / name)
-    assert given.problem.startswith(told)
+    assert given.problem.startswith(message)
     assert str(files) not in given.problem
-    assert given.seen is None
+    assert given.prediction is None
 
 
-def test_a_turned_photograph_stands_upright(predictors, tmp_path):
+def test_a_rotated_photograph_is_turned_upright(predictors, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(noise(60, 90)).save(tmp_path / "turned.jpg", exif=exif)
@@ -109,14 +110,14 @@ def test_images_of_any_mode_are_answered(predictors, tmp_path):
         assert answer(predictors["classifier"], path).size == (90, 60), path
 
 
-def test_nothing_else_imports_gradio():
+def test_only_the_page_imports_gradio():
     named = [
         path
         for package in ("mobile_former", "classification", "detection", "experiments")
         for path in (ROOT / package).rglob("*.py")
         if "gradio" in path.read_text()
     ]
-    assert named == [ROOT / "experiments" / "app.py"]
+    assert named == [ROOT / "experiments" / "app" / "page.py"]
 
 
 def test_without_gradio_the_error_says_how_to_install_it(predictors, monkeypatch):
@@ -125,13 +126,13 @@ def test_without_gradio_the_error_says_how_to_install_it(predictors, monkeypatch
         build_page(predictors["classifier"])
 
 
-def test_a_port_that_is_none_is_an_error(checkpoints, monkeypatch):
+def test_an_invalid_port_is_an_error(checkpoints, monkeypatch):
     monkeypatch.setattr("sys.argv", ["app", "--ckpt", str(checkpoints["classifier"]), "--port", "70000"])
     with pytest.raises(InputError, match="--port is 70000"):
         main()
 
 
-def test_the_command_listens_on_loopback_unless_told_otherwise(checkpoints, predictors, monkeypatch):
+def test_the_command_listens_on_loopback_by_default(checkpoints, predictors, monkeypatch):
     served = []
 
     class StoppedError(Exception):
@@ -153,7 +154,7 @@ def test_the_command_listens_on_loopback_unless_told_otherwise(checkpoints, pred
     assert served == [("127.0.0.1", None), ("0.0.0.0", 8000)]
 
 
-def test_the_server_fetches_no_address_for_anybody(predictors):
+def test_the_server_fetches_no_addresses(predictors):
     gradio = pytest.importorskip("gradio")
     page = build_page(predictors["classifier"])
     (file,) = (block for block in page.blocks.values() if isinstance(block, gradio.File))
@@ -175,7 +176,7 @@ def test_the_page_listens_on_loopback_and_calls_nothing_else(predictors):
     port = int(re.search(r":(\d+)/", address)[1])
     try:
         assert accepts("127.0.0.1", port)
-        if sys.platform == "linux":  # where all of 127.0.0.0/8 is this machine
+        if sys.platform == "linux":  # all of 127.0.0.0/8 is this machine
             assert not accepts("127.0.0.2", port)
         with urllib.request.urlopen(address) as response:
             text = response.read().decode()
@@ -194,7 +195,7 @@ def test_the_page_listens_on_loopback_and_calls_nothing_else(predictors):
 
 @pytest.fixture(scope="module")
 def served(checkpoints, tmp_path_factory):
-    """Addresses of the command's page, started as a user would, for a classifier and a detector."""
+    """Start the command as a user would, for a classifier and a detector; give the addresses of the pages."""
     pytest.importorskip("gradio")
     uploads = tmp_path_factory.mktemp("tmp")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(uploads)}
@@ -209,41 +210,41 @@ def served(checkpoints, tmp_path_factory):
     for process in running.values():
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 130
-    assert not list(uploads.glob("mobile-former-app-*"))  # what was uploaded is gone
+    assert not list(uploads.glob("mobile-former-app-*"))  # uploaded files are deleted
 
 
 @pytest.fixture
 def tab(request):
-    """A browser's page; requests to elsewhere fail the test."""
+    """A browser's page; requests to other servers fail the test."""
     if BROWSER is None:
         pytest.skip("there is no chromium")
     playwright = pytest.importorskip("playwright.sync_api")
-    asked = []
+    requested = []
     with playwright.sync_playwright() as driver:
         flags = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
         browser = driver.chromium.launch(executable_path=BROWSER, args=flags)
         tab = browser.new_page()
         tab.set_default_timeout(120_000)
-        tab.on("request", lambda each: asked.append(each.url))
+        tab.on("request", lambda each: requested.append(each.url))
         yield tab
         browser.close()
-    assert asked
-    assert not [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
+    assert requested
+    assert not [url for url in requested if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
 
 
 def drop(tab, path):
-    """Give the page a file, and wait for its answer or for its message."""
+    """Give the page a file and wait for its answer or error; return the message."""
     clear = tab.locator("#file button[aria-label='Clear']")
     if clear.count():
         clear.click()
-        tab.locator("#told .times, #told .problem").wait_for(state="detached")
+        tab.locator("#message .times, #message .problem").wait_for(state="detached")
     tab.locator("#file input[type=file]").set_input_files(path)
-    tab.locator("#told .times, #told .problem:not(:has-text('There is no image'))").wait_for()
-    return tab.locator("#told").inner_text()
+    tab.locator("#message .times, #message .problem:not(:has-text('There is no image'))").wait_for()
+    return tab.locator("#message").inner_text()
 
 
 def loaded(tab, place):
-    """Width in pixels of a picture that the page shows."""
+    """Return the width in pixels of a picture on the page."""
     tab.locator(f"{place} img").wait_for()
     tab.wait_for_function(f"() => document.querySelector('{place} img').naturalWidth > 0")
     return tab.evaluate(f"() => document.querySelector('{place} img').naturalWidth")
@@ -253,12 +254,12 @@ def loaded(tab, place):
 def test_an_uploaded_image_is_classified_and_its_attention_drawn_block_by_block(served, tab, files):
     tab.goto(served["classifier"])
     tab.locator("#block label", has_text="backbone3").click()
-    assert "There is no image" in tab.locator("#told .problem").inner_text()
+    assert "There is no image" in tab.locator("#message .problem").inner_text()
     tab.locator("#block label", has_text="backbone2").click()
-    told = drop(tab, files / "good.jpg")
-    assert re.search(r"90x60 pixels\. The model: \d+ ms; all in all, .*: \d+ ms", told)
-    said = tab.locator("#said").inner_text()
-    assert all(name in said for name in ("猫", "a$b_{c}$", "собака"))
+    message = drop(tab, files / "good.jpg")
+    assert re.search(r"90x60 pixels\. Model: \d+ ms\. In total, .*: \d+ ms", message)
+    result = tab.locator("#result").inner_text()
+    assert all(name in result for name in ("猫", "a$b_{c}$", "собака"))
     assert loaded(tab, "#picture") == 640
     loaded(tab, "#attention")
     first = tab.locator("#attention img").get_attribute("src")
@@ -267,10 +268,10 @@ def test_an_uploaded_image_is_classified_and_its_attention_drawn_block_by_block(
 
 
 @pytest.mark.slow
-def test_bad_files_are_told_on_the_page_and_the_next_good_one_is_answered(served, tab, files):
+def test_bad_files_are_reported_on_the_page_and_the_next_good_one_is_answered(served, tab, files):
     tab.goto(served["classifier"])
-    assert "text.jpg: not an image in a format known here" in drop(tab, files / "text.jpg")
-    assert "<b>" in tab.locator("#told").inner_text()  # as text, not as markup
+    assert "text.jpg: not an image in a supported format" in drop(tab, files / "text.jpg")
+    assert "<b>" in tab.locator("#message").inner_text()  # as text, not as markup
     assert "empty.png: an empty file" in drop(tab, files / "empty.png")
     assert "cut.jpg: cut short or damaged" in drop(tab, files / "cut.jpg")
     assert "huge.png: more than the 178956970 pixels" in drop(tab, files / "huge.png")
@@ -288,14 +289,14 @@ def test_a_photograph_of_twelve_megapixels_is_answered(served, tab, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_detectors_boxes_stand_in_a_table_and_follow_the_least_score(served, tab, files):
+def test_a_detectors_boxes_are_listed_in_a_table_and_follow_the_score_threshold(served, tab, files):
     tab.goto(served["detector"])
     assert "90x60 pixels" in drop(tab, files / "good.jpg")
     assert loaded(tab, "#picture") == 640
-    assert not re.search("猫|собака|a\\$b", tab.locator("#said").inner_text())
+    assert not re.search("猫|собака|a\\$b", tab.locator("#result").inner_text())
     tab.locator("#score input[type=number]").fill("0")
     tab.locator("#score input[type=number]").press("Enter")
-    tab.wait_for_function("() => /猫|собака|a\\$b/.test(document.querySelector('#said').innerText)")
+    tab.wait_for_function("() => /猫|собака|a\\$b/.test(document.querySelector('#result').innerText)")
     first = tab.locator("#attention img").get_attribute("src")
     tab.locator("#block label", has_text="boxes").click()
     tab.wait_for_function("src => document.querySelector('#attention img').getAttribute('src') !== src", arg=first)

@@ -1,4 +1,4 @@
-"""``experiments.attention``: what is shown is what the models' forward passes used."""
+"""``experiments.attention`` shows the attention that the models' forward passes used."""
 
 import re
 
@@ -12,10 +12,17 @@ import detection
 import mobile_former
 from detection.data.batch import pad
 from detection.models.ablation import ablate as ablate_detector
+from experiments.attention import (
+    best_queries,
+    box_steps,
+    bridge_attention,
+    draw_boxes,
+    draw_bridge,
+    load_predictor,
+    look,
+    recording,
+)
 from experiments.attention.__main__ import main
-from experiments.attention.figures import best_queries, draw_boxes, draw_bridge
-from experiments.attention.look import load_predictor, look
-from experiments.attention.recording import box_steps, bridge_attention, recording
 from mobile_former import InputError
 from mobile_former.ablation import ablate
 from mobile_former.bridge import FormerToMobile, MobileToFormer
@@ -24,7 +31,7 @@ from tests.experiments.conftest import DATA, OPTIONS
 
 
 def randomised(model):
-    """Weights by which attention is far from even."""
+    """Give the bridges random weights, so that attention is far from uniform."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, MobileToFormer | FormerToMobile):
@@ -55,7 +62,7 @@ def by_name(blocks):
     return {block.name: block for block in blocks}
 
 
-def test_every_bridge_is_there_in_its_order_with_the_shapes_of_its_maps():
+def test_every_bridge_is_recorded_in_order_with_the_shapes_of_its_maps():
     model = mobile_former.mobile_former_26m(num_classes=4).eval()
     blocks = bridge_attention(model, images(2, 3, 65, 96))
     assert [block.name for block in blocks] == [*(f"backbone{number}" for number in range(2, 10)), "classifier"]
@@ -68,18 +75,18 @@ def test_every_bridge_is_there_in_its_order_with_the_shapes_of_its_maps():
     assert [block.input_stride for block in blocks] == [4, 4, 8, 8, 16, 16, 16, 32, 32]
 
 
-def test_a_detectors_head_follows_its_backbone(detector):
+def test_the_blocks_of_a_detectors_head_follow_those_of_its_backbone(detector):
     blocks = bridge_attention(detector, images(1, 3, 64, 96))
     assert [block.name for block in blocks[8:]] == [f"detector{number}" for number in range(1, 7)]
     assert by_name(blocks)["detector1"].to_former.shape == (1, 2, 50, 2, 3)
-    assert blocks[-1].to_mobile is None  # which nothing reads
+    assert blocks[-1].to_mobile is None  # its map is unused
     retinanet = detection.create_detector("retinanet_mf_26m", 3)
     assert [block.name for block in bridge_attention(retinanet, images(1, 3, 64, 64))] == [
         f"backbone{number}" for number in range(2, 10)
     ]
 
 
-def test_attention_sums_to_one_and_leaves_padding_out(detector):
+def test_attention_sums_to_one_and_is_zero_on_padding(detector):
     model = randomised(mobile_former.mobile_former_52m(num_classes=4))
     for each in (model, detector):
         for block in bridge_attention(each, images(2, 3, 64, 128), half_padded(64, 128)):
@@ -92,7 +99,7 @@ def test_attention_sums_to_one_and_leaves_padding_out(detector):
             assert block.to_former[0, ..., filled:].any(), block.name
 
 
-def test_the_padding_of_an_image_changes_nothing_of_its_attention():
+def test_padding_does_not_change_an_images_attention():
     model = randomised(mobile_former.mobile_former_26m(num_classes=4))
     batch = images(2, 3, 64, 128)
     padded = bridge_attention(model, batch, half_padded(64, 128))
@@ -102,12 +109,12 @@ def test_the_padding_of_an_image_changes_nothing_of_its_attention():
         torch.testing.assert_close(block.to_former[1:, ..., :width], expected.to_former, atol=1e-4, rtol=1e-3)
 
 
-def test_values_gathered_by_the_attention_are_what_each_bridge_gave(detector):
-    """Padding masks, positions and the focus of the queries' boxes among them."""
-    taken = {}
+def test_each_bridges_output_follows_from_the_recorded_attention(detector):
+    """Including padding masks, positions and the focus on the queries' boxes."""
+    calls = {}
 
     def keep(module, inputs, named, output):
-        taken[module] = (inputs, named, output)
+        calls[module] = (inputs, named, output)
 
     bridges = [module for module in detector.modules() if isinstance(module, MobileToFormer | FormerToMobile)]
     hooks = [module.register_forward_hook(keep, with_kwargs=True) for module in bridges]
@@ -119,7 +126,7 @@ def test_values_gathered_by_the_attention_are_what_each_bridge_gave(detector):
     focused = 0
     for name, attention in blocks.items():
         module = named[name].to_former
-        (x, tokens, *_), options, (updated, _) = taken[module]
+        (x, tokens, *_), options, (updated, _) = calls[module]
         focused += options.get("focus") is not None
         gathered = attention.to_former.flatten(3) @ x.flatten(2).unflatten(1, (2, -1)).transpose(2, 3)
         gathered = gathered.transpose(1, 2).flatten(2)
@@ -128,48 +135,46 @@ def test_values_gathered_by_the_attention_are_what_each_bridge_gave(detector):
         assert torch.equal(module.norm(tokens + module.output(gathered)), updated), name
         if attention.to_mobile is not None:
             module = named[name].to_mobile
-            (x, tokens, *_), _, updated = taken[module]
+            (x, tokens, *_), _, updated = calls[module]
             value = module.value(tokens).unflatten(2, (2, -1)).transpose(1, 2)
             gathered = value.transpose(2, 3) @ attention.to_mobile.flatten(3)
             assert torch.equal(x + gathered.reshape(x.shape), updated), name
     assert focused == 6
 
 
-def test_the_first_blocks_attention_is_that_of_numpy_position_by_position():
+def test_the_first_blocks_attention_equals_numpys_at_every_position():
     model = randomised(mobile_former.mobile_former_26m(num_classes=4)).double()
     batch, mask = images(2, 3, 32, 64).double(), half_padded(32, 64)
     block = bridge_attention(model, batch, mask)[0]
-    taken = {}
+    values = {}
     backbone = model.backbone
-    hook = backbone.blocks[1].register_forward_hook(lambda _, inputs, output: taken.update(x=inputs[0], out=output))
-    middle = backbone.blocks[1].to_mobile.register_forward_pre_hook(lambda _, inputs: taken.update(y=inputs[0]))
+    hook = backbone.blocks[1].register_forward_hook(lambda _, inputs, output: values.update(x=inputs[0], out=output))
+    middle = backbone.blocks[1].to_mobile.register_forward_pre_hook(lambda _, inputs: values.update(y=inputs[0]))
     with torch.no_grad():
         backbone(batch, mask)
     hook.remove()
     middle.remove()
-    x, y, tokens = (taken[name].detach().numpy() for name in ("x", "y")), None, None
-    x, y = x
+    x, y, tokens = (value.detach().numpy() for value in (values["x"], values["y"], values["out"][1]))
     start = backbone.tokens.detach().numpy()
-    tokens = taken["out"][1].detach().numpy()
     query = backbone.blocks[1].to_former.query
-    asked = start @ query.weight.detach().numpy().T + query.bias.detach().numpy()  # (3, C)
+    queries = start @ query.weight.detach().numpy().T + query.bias.detach().numpy()  # (3, C)
     key = backbone.blocks[1].to_mobile.key
-    offered = tokens @ key.weight.detach().numpy().T + key.bias.detach().numpy()  # (2, 3, C)
+    keys = tokens @ key.weight.detach().numpy().T + key.bias.detach().numpy()  # (2, 3, C)
     half = x.shape[1] // 2
     for image, head, token in np.ndindex(2, 2, 3):
         channels = slice(head * half, (head + 1) * half)
         logits = np.full(x.shape[2:], -np.inf)
         for row, column in np.ndindex(x.shape[2:]):
             if not mask[image, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].all():
-                logits[row, column] = asked[token, channels] @ x[image, channels, row, column] / np.sqrt(half)
+                logits[row, column] = queries[token, channels] @ x[image, channels, row, column] / np.sqrt(half)
         weights = np.exp(logits - logits.max())
         np.testing.assert_allclose(block.to_former[image, head, token], weights / weights.sum(), atol=1e-10)
-        listened = np.einsum("tc,chw->thw", offered[image][:, channels], y[image, channels]) / np.sqrt(half)
-        listened = np.exp(listened - listened.max(0))
-        np.testing.assert_allclose(block.to_mobile[image, head], listened / listened.sum(0), atol=1e-10)
+        weights = np.einsum("tc,chw->thw", keys[image][:, channels], y[image, channels]) / np.sqrt(half)
+        weights = np.exp(weights - weights.max(0))
+        np.testing.assert_allclose(block.to_mobile[image, head], weights / weights.sum(0), atol=1e-10)
 
 
-def test_recording_changes_no_output_and_leaves_nothing_behind():
+def test_recording_changes_no_output_and_leaves_no_hooks():
     model = mobile_former.mobile_former_26m(num_classes=4).eval()
     batch = images(1, 3, 64, 64)
     expected = model(batch)
@@ -177,12 +182,12 @@ def test_recording_changes_no_output_and_leaves_nothing_behind():
         assert torch.equal(model(batch), expected)
         assert len(record.blocks) == 9
         model(batch)
-        assert len(record.blocks) == 9  # of the last pass
+        assert len(record.blocks) == 9  # of the last pass only
     assert record.outputs.shape == (1, 4)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_a_training_model_is_seen_in_evaluation_and_stays_in_training():
+def test_a_model_in_training_mode_is_run_in_evaluation_mode_and_stays_in_training_mode():
     model = mobile_former.mobile_former_26m(num_classes=4)
     model.backbone.stem.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -192,7 +197,7 @@ def test_a_training_model_is_seen_in_evaluation_and_stays_in_training():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_models_without_a_visible_bridge_say_what_to_give():
+def test_the_error_for_a_model_without_a_recordable_bridge_names_the_remedy():
     model = mobile_former.mobile_former_26m(num_classes=4)
     for deployed in (model, detection.create_detector("e2e_mf_26m", 3)):
         with pytest.raises(InputError, match=r"inference form.*give the trained model"):
@@ -208,7 +213,7 @@ def test_a_compiled_model_is_refused():
         bridge_attention(model, images(1, 3, 64, 64))
 
 
-def test_what_an_ablation_has_taken_out_is_not_looked_for():
+def test_a_bridge_that_an_ablation_removed_is_not_recorded():
     model = mobile_former.mobile_former_26m(num_classes=2)
     ablate(model, "no_bridge")
     with pytest.raises(InputError, match="MobileFormer has no bridge"):
@@ -220,7 +225,7 @@ def test_what_an_ablation_has_taken_out_is_not_looked_for():
     assert names == [f"detector{number}" for number in range(1, 7)]
 
 
-def test_more_tokens_than_colours_are_drawn_up_to_these():
+def test_no_more_tokens_are_drawn_than_there_are_colours():
     model = mobile_former.mobile_former_26m(num_classes=2)
     ablate(model, "tokens=12")
     blocks = bridge_attention(model, torch.rand(1, 3, 64, 64))
@@ -253,7 +258,7 @@ def test_the_last_steps_boxes_are_the_detections(detector):
     (found,) = detector.postprocess(outputs, [(64, 80)])
     assert len(steps) == 6
     queries = best_queries(steps, ["a", "b", "c"], score_threshold=1.0)
-    assert len(queries) == 1  # the best one, though it is below
+    assert len(queries) == 1  # the best one, although its score is below the threshold
     (query,) = queries
     torch.testing.assert_close(steps[-1]["boxes"][0, query] * torch.tensor([80, 64, 80, 64]), found["boxes"][0])
     assert steps[-1]["scores"][0, query] == found["scores"][0]
@@ -273,14 +278,14 @@ def test_figures_of_any_shape_are_drawn(detector, size):
     some = [record.blocks[0], record.blocks[-2], record.blocks[-1]]
     figure = draw_bridge(image, some, queries=queries, title="猫 $x_{ " * 30, head=2)
     figure.canvas.draw()
-    # for each of two sections its tokens and a scale, two maps and a scale where places listen, and the image
+    # Each section: a panel per token and a scale, two panels and a scale of Former→Mobile. And the image.
     assert len(figure.axes) == (3 + 1 + 3) + (6 + 1 + 3) + (6 + 1) + 1
     figure = draw_boxes(image, steps, ["猫", "$x_", "c"], score_threshold=0, title="boxes")
     figure.canvas.draw()
     assert len(figure.axes) == 6 + 2
 
 
-def test_a_wrong_head_and_no_blocks_are_errors(detector):
+def test_an_unknown_head_and_an_empty_list_of_blocks_are_errors(detector):
     image = np.zeros((64, 64, 3), np.uint8)
     blocks = bridge_attention(detector, images(1, 3, 64, 64))
     with pytest.raises(InputError, match="heads 1 to 2"):
@@ -290,28 +295,28 @@ def test_a_wrong_head_and_no_blocks_are_errors(detector):
 
 
 @pytest.mark.parametrize("name", ["classifier", "detector", "retinanet"])
-def test_a_look_is_what_predict_tells(checkpoints, name, tmp_path):
+def test_a_look_has_the_predictions_of_the_predict_command(checkpoints, name, tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "image.png"), image[..., ::-1])
     predictor = load_predictor(checkpoints[name])
-    seen = look(predictor, image)
+    result = look(predictor, image)
     if name == "classifier":
         (expected,) = classification.predict.predict(predictor, [tmp_path / "image.png"])
-        assert [each["class"] for each in seen.answer] == [each["class"] for each in expected["top_k"]]
-        assert seen.image.shape == (64, 64, 3)
+        assert [each["class"] for each in result.answer] == [each["class"] for each in expected["top_k"]]
+        assert result.image.shape == (64, 64, 3)
     else:
         (expected,) = detection.predict.predict(predictor, [tmp_path / "image.png"], score_threshold=0)
-        assert seen.answer == expected["detections"]
-        score = seen.answer[3]["score"]
-        assert seen.above(score) == [each for each in seen.answer if each["score"] >= score]
-        assert seen.told(0).endswith(f"and {len(seen.answer) - 3} more")
-        assert seen.told(1.0) == "nothing found"
-        assert seen.image.shape == (64, 85, 3)
-    assert len(seen.steps) == (6 if name == "detector" else 0)
-    assert seen.seconds > 0
+        assert result.answer == expected["detections"]
+        score = result.answer[3]["score"]
+        assert result.above(score) == [each for each in result.answer if each["score"] >= score]
+        assert result.told(0).endswith(f"and {len(result.answer) - 3} more")
+        assert result.told(1.0) == "nothing found"
+        assert result.image.shape == (64, 85, 3)
+    assert len(result.steps) == (6 if name == "detector" else 0)
+    assert result.seconds > 0
 
 
-def test_the_command_writes_and_names_the_pictures_and_goes_on_after_a_bad_file(checkpoints, tmp_path):
+def test_the_command_writes_the_pictures_prints_their_names_and_continues_after_a_bad_file(checkpoints, tmp_path):
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     image = np.random.default_rng(0).integers(0, 255, (70, 100, 3), dtype=np.uint8)
@@ -332,16 +337,16 @@ def test_the_command_writes_and_names_the_pictures_and_goes_on_after_a_bad_file(
         assert f"written: runs/attention/{name}" in result.stdout
 
 
-def test_the_commands_mistakes_are_told(checkpoints, tmp_path, monkeypatch):
+def test_wrong_options_of_the_command_are_errors(checkpoints, tmp_path, monkeypatch):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
     monkeypatch.chdir(tmp_path)
-    for arguments, told in (
-        (("--blocks", "backbone1"), "the model has no 'backbone1', but backbone2, backbone3"),
+    for arguments, message in (
+        (("--blocks", "backbone1"), "the model has no block 'backbone1': choose from backbone2, backbone3"),
         (("--head", "3"), "head is 3: the bridge has heads 1 to 2"),
         (("--score_threshold", "30"), "--score_threshold is 30"),
     ):
         monkeypatch.setattr(
             "sys.argv", ["attention", "a.png", "--ckpt_path", str(checkpoints["classifier"]), *arguments]
         )
-        with pytest.raises(InputError, match=re.escape(told)):
+        with pytest.raises(InputError, match=re.escape(message)):
             main()

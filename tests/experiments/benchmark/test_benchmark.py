@@ -43,7 +43,7 @@ def run(monkeypatch):
 
 
 class FakeClock:
-    """A clock that goes on when a fake candidate runs."""
+    """A clock that advances when a fake candidate runs."""
 
     def __init__(self):
         self.seconds = 0.0
@@ -63,29 +63,29 @@ class FakeClock:
         return self.seconds
 
 
-def test_candidates_take_turns_in_an_order_drawn_anew_each_round():
+def test_each_round_runs_every_candidate_in_a_new_random_order():
     clock = FakeClock()
     fakes = {label: clock.candidate(label, number) for number, label in enumerate("abcd", start=1)}
-    seen = []
-    seconds = interleave(fakes, rounds=20, warmup=2, clock=clock, after_round=lambda: seen.append(len(clock.order)))
+    counts = []
+    seconds = interleave(fakes, rounds=20, warmup=2, clock=clock, after_round=lambda: counts.append(len(clock.order)))
     rounds = ["".join(clock.order[start : start + 4]) for start in range(0, len(clock.order), 4)]
     assert len(rounds) == 22
     assert all(sorted(each) == list("abcd") for each in rounds)
     assert len(set(rounds)) > 10
-    assert seen == [4 * (number + 1) for number in range(22)]
+    assert counts == [4 * (number + 1) for number in range(22)]
     assert seconds == {label: [float(number)] * 20 for number, label in enumerate("abcd", start=1)}
     again = FakeClock()
     interleave({label: again.candidate(label, 1) for label in "abcd"}, rounds=20, warmup=2, clock=again)
     assert again.order == clock.order
 
 
-def test_warm_up_does_not_count_and_of_repeated_runs_the_median_does():
+def test_warm_up_is_left_out_and_the_median_of_repeated_runs_counts():
     clock = FakeClock()
-    fake = clock.candidate("a", 100, 100, 100, 7, 1, 2, 5)  # a round of warm-up, then two
+    fake = clock.candidate("a", 100, 100, 100, 7, 1, 2, 5)  # one round of warm-up, then two timed rounds
     assert interleave({"a": fake}, rounds=2, warmup=1, repeat=3, clock=clock) == {"a": [2, 5]}
 
 
-def test_collecting_garbage_is_on_again_after_a_candidate_failed():
+def test_garbage_collection_is_enabled_after_a_candidate_has_failed():
     def fail():
         raise RuntimeError("out of order")
 
@@ -94,20 +94,20 @@ def test_collecting_garbage_is_on_again_after_a_candidate_failed():
     assert gc.isenabled()
 
 
-def test_ratios_are_those_of_the_same_round():
+def test_ratios_pair_the_times_of_the_same_round():
     assert paired([2.0, 30.0, 400.0], [1.0, 10.0, 100.0]) == [2.0, 3.0, 4.0]
     assert quartiles([3.0, 1.0, 2.0, 5.0, 4.0]) == [2.0, 3.0, 4.0]
     assert quartiles([7.0]) == [7.0, 7.0, 7.0]
 
 
-def test_latencies_ratios_table_and_picture_of_models_and_a_peer(run, tmp_path, peer, capsys):
+def test_latency_writes_ratios_a_table_and_a_picture_of_models_and_a_peer(run, tmp_path, peer, capsys):
     arguments = ["--models", "mobile_former_26m", "e2e_mf_26m", "--forms", "deployed", "eager", "--image_size", "32"]
     arguments += ["--batch_sizes", "1", "2", "--rounds", "3", "--warmup", "1", "--peers", str(peer.parent)]
     run(*arguments, "--earlier", ROOT, "--output", tmp_path / "timed")
-    told = json.loads((tmp_path / "timed" / "benchmark.json").read_text())
-    assert torch.__version__.startswith(told["machine"]["versions"]["torch"].partition("+")[0])
-    assert [(setting["threads"], setting["batch_size"]) for setting in told["settings"]] == [(1, 1), (1, 2)]
-    for setting in told["settings"]:
+    result = json.loads((tmp_path / "timed" / "benchmark.json").read_text())
+    assert torch.__version__.startswith(result["machine"]["versions"]["torch"].partition("+")[0])
+    assert [(setting["threads"], setting["batch_size"]) for setting in result["settings"]] == [(1, 1), (1, 2)]
+    for setting in result["settings"]:
         rows = {row["label"]: row for row in setting["rows"]}
         forms = [f"{name}:{form}" for name in ("mobile_former_26m", "e2e_mf_26m") for form in ("eager", "deployed")]
         assert list(rows) == [*forms[:2], "earlier/mobile_former_26m:eager", *forms[2:], "small.onnx"]
@@ -130,19 +130,19 @@ def test_latencies_ratios_table_and_picture_of_models_and_a_peer(run, tmp_path, 
         assert rows["small.onnx"]["speedup"] is None
     table = (tmp_path / "timed" / "benchmark.md").read_text()
     assert table in capsys.readouterr().out
-    first = told["settings"][0]["rows"][0]
+    first = result["settings"][0]["rows"][0]
     assert f"| mobile_former_26m | {ours / 1e6:.1f} M | {first['ms']:.2f} ({first['ratio']:.2f}) |" in table
-    assert told["machine"]["cpu"] in table
+    assert result["machine"]["cpu"] in table
     assert cv2.imread(str(tmp_path / "timed" / "benchmark.png")).shape[1] > 1000
 
 
-def test_training_tells_throughput_and_trace_on_a_cpu(run, tmp_path, capsys):
+def test_training_writes_throughput_and_a_trace_on_a_cpu(run, tmp_path, capsys):
     arguments = ["--training", "true", "--models", "mobile_former_26m", "--image_size", "32", "--batch_sizes", "2"]
     arguments += ["--peers", "transformers/mobilenet_v2_0.35", "--rounds", "2", "--warmup", "0", "--threads", "1"]
     arguments += ["--earlier", ROOT, "--device", "cpu", "--output", tmp_path, "--trace", tmp_path / "trace.json"]
     run(*arguments)
-    told = json.loads((tmp_path / "training.json").read_text())
-    (setting,) = told["settings"]
+    result = json.loads((tmp_path / "training.json").read_text())
+    (setting,) = result["settings"]
     names = ("mobile_former_26m", "earlier/mobile_former_26m", "transformers/mobilenet_v2_0.35")
     labels = [f"{name}:eager:{layout}" for name in names for layout in ("contiguous", "channels_last")]
     assert [row["label"] for row in setting["rows"]] == labels
@@ -167,7 +167,7 @@ def trace_events(path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_compiled_and_exported_models_are_timed_beside_eager_ones(run, tmp_path):
+def test_compiled_and_exported_models_are_timed_with_eager_ones(run, tmp_path):
     arguments = ["--models", "mobile_former_26m", "--forms", *benchmark.FORMS, "--image_size", 32, "--rounds", 2]
     run(*arguments, "--output", tmp_path)
     (setting,) = json.loads((tmp_path / "benchmark.json").read_text())["settings"]
@@ -180,12 +180,12 @@ def test_multiply_adds_of_an_exported_model_are_those_of_the_model(tmp_path):
     model = mobile_former.mobile_former_26m().eval()
     torch.onnx.export(model, (torch.zeros(1, 3, 64, 64),), tmp_path / "model.onnx", dynamo=True, verbose=False)
     expected = mobile_former.cost(model, (64, 64)).madds
-    # For a single image the exporter computes what depends on the learned tokens alone.
+    # For a single image the exporter precomputes the operations that depend only on the learned tokens.
     assert 0.99 * expected < OnnxGraph(tmp_path / "model.onnx").madds((64, 64)) <= expected
 
 
 @pytest.mark.parametrize("forms", [["deployed", "onnx"], ["eager", "deployed", "compiled", "onnx"]])
-def test_other_libraries_models_are_timed_eager_and_compiled_where_that_is_asked_for(forms, tmp_path):
+def test_models_of_other_libraries_are_timed_eager_and_compiled_if_forms_has_it(forms, tmp_path):
     name = "transformers/mobilenet_v2_0.35"
     found = model_candidates(name, forms, (32, 32), torch.device("cpu"), tmp_path)
     assert [candidate.label for candidate in found] == [f"{name}:eager", f"{name}:compiled"][
@@ -194,7 +194,7 @@ def test_other_libraries_models_are_timed_eager_and_compiled_where_that_is_asked
     assert all(candidate.is_peer for candidate in found)
 
 
-def test_a_peer_runs_on_batches_that_its_file_does_not_have(peer):
+def test_a_peer_runs_on_another_batch_size_than_its_files(peer):
     graph = OnnxGraph(peer)
     images = torch.randn(3, 3, 32, 32)
     (together,) = graph.prepare(1, images)()
@@ -203,20 +203,20 @@ def test_a_peer_runs_on_batches_that_its_file_does_not_have(peer):
     assert together.shape == (3, 10)
 
 
-def test_an_earlier_version_is_built_beside_this_one(tmp_path):
+def test_an_earlier_version_is_built_and_leaves_no_trace_in_the_interpreter(tmp_path):
     package = tmp_path / "mobile_former"
     package.mkdir()
-    text = "from torch import nn\nfrom mobile_former.part import WIDTH\n"
+    text = "import sys\nfrom torch import nn\nfrom mobile_former.part import WIDTH\nsys.meta_path.insert(0, object())\n"
     (package / "__init__.py").write_text(text + "def create_model(name):\n    return nn.Linear(WIDTH, 1)\n")
     (package / "part.py").write_text("WIDTH = 5\n")
-    before = dict(sys.modules), list(sys.path)
+    before = dict(sys.modules), list(sys.path), list(sys.meta_path)
     assert create_earlier(tmp_path, "any").in_features == 5
-    assert (dict(sys.modules), list(sys.path)) == before
+    assert (dict(sys.modules), list(sys.path), list(sys.meta_path)) == before
     with pytest.raises(InputError, match="git worktree add"):
         create_earlier(tmp_path / "elsewhere", "any")
 
 
-def test_the_cpu_is_named_as_linux_names_it(tmp_path):
+def test_the_cpu_has_the_name_that_linux_reports(tmp_path):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Fast CPU @ 2 GHz\n\nprocessor\t: 1\n")
     assert cpu_name(tmp_path / "cpuinfo") == "Fast CPU @ 2 GHz"
     assert cpu_name(tmp_path / "none")
@@ -226,39 +226,39 @@ def test_the_cpu_is_named_as_linux_names_it(tmp_path):
     assert machine["versions"]["torch"]
 
 
-def test_peers_are_names_files_and_folders_each_once(peer):
+def test_peers_given_by_name_file_and_folder_are_listed_once(peer):
     assert find_peers(["timm/resnet18", str(peer), str(peer.parent)]) == ["timm/resnet18", peer]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "mobile_former_27m"], "no model 'mobile_former_27m': did you mean"),
-        (["--baseline", "mobile_former_26m:onnx"], "not among what is timed.*'mobile_former_26m:eager'"),
-        (["--peers", "{tmp}/text.onnx"], "text.onnx is no ONNX file"),
-        (["--peers", "{tmp}/missing.onnx"], "no file .*missing.onnx"),
-        (["--peers", "{tmp}/empty"], "empty: there is no .onnx file in it"),
+        (["--models", "mobile_former_27m"], "no model is named 'mobile_former_27m': did you mean"),
+        (["--baseline", "mobile_former_26m:onnx"], "mobile_former_26m:onnx is not timed.*'mobile_former_26m:eager'"),
+        (["--peers", "{tmp}/text.onnx"], "text.onnx is not an ONNX file"),
+        (["--peers", "{tmp}/missing.onnx"], "the file .*missing.onnx does not exist"),
+        (["--peers", "{tmp}/empty"], "empty: the folder has no .onnx file"),
         (["--peers", "{tmp}/peers", "{tmp}/twin"], "several files are named small.onnx"),
-        (["--peers", "{tmp}/peers", "--image_size", "64"], "takes images of 32x32 pixels, not of 64x64"),
+        (["--peers", "{tmp}/peers", "--image_size", "64"], "takes images of 32x32 pixels, not 64x64"),
         (["--peers", "transformers/mobilenet_v3"], "mobilenet_v2_1.0"),
         (["--forms", "fast"], "--forms fast: choose from 'eager'"),
         (["--rounds", "0"], "--rounds is 0: give at least 1"),
         (["--warmup", "-1"], "--warmup is -1"),
         (["--image_size", "32", "32", "32"], "one side, or height and width"),
         (["--device", "quantum"], "give cpu or cuda"),
-        (["--earlier", "{tmp}/empty"], "holds no earlier version"),
+        (["--earlier", "{tmp}/empty"], "empty has no earlier version"),
         (["--layouts", "channels_last"], "option of training"),
         (["--training", "true", "--forms", "onnx"], "--forms onnx: choose from 'eager', 'compiled'"),
-        (["--training", "true", "--models", "e2e_mf_26m"], "no classifier is 'e2e_mf_26m'"),
+        (["--training", "true", "--models", "e2e_mf_26m"], "no classifier is named 'e2e_mf_26m'"),
         (["--training", "true", "--peers", "{tmp}/peers"], "an ONNX file cannot be trained"),
         (["--training", "true", "--threads", "1", "2"], "one number of threads"),
         (["--training", "true", "--trace", "trace.txt"], "ends in .json or .json.gz"),
         (["--training", "true", "--baseline", "mobile_former_26m"], "mobile_former_26m:eager:contiguous"),
     ],
 )
-def test_what_cannot_be_timed_is_said_before_anything_is(run, peer, tmp_path, monkeypatch, arguments, message):
+def test_wrong_options_are_errors_before_anything_is_timed(run, peer, tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr(benchmark, "time_rounds", lambda *_: pytest.fail("timed"))
-    (tmp_path / "text.onnx").write_text("this is no graph")
+    (tmp_path / "text.onnx").write_text("this is not a graph")
     (tmp_path / "empty").mkdir()
     write_onnx_peer(tmp_path / "twin" / "small.onnx", side=32)
     smallest = ["--models", "mobile_former_26m", "--forms", "eager", "--image_size", "32", "--output", tmp_path / "out"]
@@ -267,7 +267,7 @@ def test_what_cannot_be_timed_is_said_before_anything_is(run, peer, tmp_path, mo
 
 
 def made_up(rows, **options):
-    """A result as the benchmark writes it."""
+    """Return a result in the benchmark's format."""
     machine = {"cpu": "Some CPU", "cores": 2, "system": "Linux", "load": None, "gpu": "Some GPU", "versions": {}}
     defaults = {"image_size": [224, 224], "rounds": 3, "repeat": 1, "training": False, "precision": "bf16"}
     setting = {"threads": 2, "batch_size": 4, "baseline": rows[0]["label"], "rows": rows, "trace": None}
@@ -280,7 +280,7 @@ def made_up_row(model, form, ms, **more):
     return row | spread | more
 
 
-def test_pictures_take_several_settings_detectors_and_a_gpus_memory(tmp_path):
+def test_pictures_show_several_settings_detectors_and_the_memory_of_a_gpu(tmp_path):
     models = ("mobile_former_26m", "mobile_former_294m", "e2e_mf_26m", "retinanet_mf_26m", "detr_r50", "timm/a$b$")
     rows = [made_up_row(model, form, 3.0) for model in models for form in benchmark.FORMS]
     draw_latency(made_up(rows), tmp_path / "latency.png")

@@ -1,4 +1,4 @@
-"""``python -m experiments.compare``: models by one recipe, over seeds."""
+"""``python -m experiments.compare``: models trained with one recipe over several seeds."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import cv2
 import pytest
 import yaml
 
-from detection.scenes import write_coco
+from detection.data.scenes import write_coco
 from experiments.compare.plan import plan_runs, read_plan
 from mobile_former import InputError
 from mobile_former.training.run.folder import RunFolder
@@ -36,7 +36,7 @@ def colours(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(colours, tmp_path_factory):
-    """A comparison one of whose models cannot be built, run twice."""
+    """Run a comparison twice; one of its models cannot be built."""
     pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("compared")
     models = {
@@ -48,7 +48,7 @@ def compared(colours, tmp_path_factory):
     command = ("experiments.compare", "--config", "colours.yaml", "--data.root", str(colours))
     first = run_module(*command, cwd=folder)
     times = {path: path.stat().st_mtime_ns for path in folder.glob("runs/compare/colours/**/best.ckpt")}
-    # As if the machine had gone off in the second of the two epochs.
+    # As if the machine had crashed in the second of the two epochs.
     stopped = folder / "runs/compare/colours/classification/mobile-former-26m-seed1"
     (stopped / "metrics.json").unlink()
     again = run_module(*command, cwd=folder)
@@ -56,7 +56,7 @@ def compared(colours, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_failed_run_is_told_and_loses_no_other(compared):
+def test_a_failed_run_is_reported_and_does_not_stop_the_others(compared):
     output, first, _, _ = compared
     assert first.returncode == 1
     for seed in (0, 1):
@@ -70,7 +70,7 @@ def test_a_failed_run_is_told_and_loses_no_other(compared):
 
 
 @pytest.mark.slow
-def test_the_figures_are_those_of_the_runs(compared):
+def test_the_reported_numbers_are_those_of_the_runs(compared):
     output, _, again, _ = compared
     for row in json.loads((output / "comparison.json").read_text()):
         name = {"Mobile-Former-26M": "mobile-former-26m", "MobileNetV2 (0.35)": "mobilenetv2-0.35"}[row["label"]]
@@ -92,9 +92,9 @@ def test_the_figures_are_those_of_the_runs(compared):
 
 
 @pytest.mark.slow
-def test_what_is_finished_is_not_trained_again_and_what_was_stopped_goes_on(compared):
+def test_finished_runs_are_kept_and_interrupted_runs_resume(compared):
     output, _, again, times = compared
-    assert again.stdout.count("finished before") == 3
+    assert again.stdout.count("already finished") == 3
     assert {path: path.stat().st_mtime_ns for path in times} == times
     log = (output / "logs" / "mobile-former-26m-seed1.log").read_text()
     assert log.count("$ ") == 2
@@ -143,14 +143,13 @@ def test_detectors_are_compared_on_the_test_images_too(tmp_path):
         ({"models": {}}, "lacks models"),
         ({"models": {"a": {"model.name": "x"}}, "task": "segmentation"}, "task is 'segmentation'"),
         ({"models": {"a": {"model.name": "x"}}, "seed": 1}, "'seed' is not known: did you mean 'seeds'"),
-        ({"models": ["mobile_former_26m"]}, "models must give each label its options"),
+        ({"models": ["mobile_former_26m"]}, "models must map each label to its options"),
         ({"models": {"a": {"model.name": "x"}}, "seeds": ["one"]}, "seeds must be a list of whole numbers"),
         ({"models": {"a b": {"model.name": "x"}, "a-b": {"model.name": "y"}}}, "give the same folder"),
         ({"models": {"a": {"model.name": "x"}}, "split": "train"}, "split is 'train'"),
     ],
 )
-def test_a_config_that_is_no_comparison_is_told_in_a_line(content, message, tmp_path):
-
+def test_an_invalid_config_is_reported_in_one_line(content, message, tmp_path):
     with pytest.raises(InputError, match=message):
         read_plan(write_plan(tmp_path / "plan.yaml", **content))
 
@@ -159,7 +158,6 @@ COMPARISONS = [path for path in (ROOT / "experiments" / "configs").glob("*.yaml"
 
 
 @pytest.mark.parametrize("path", sorted(COMPARISONS), ids=lambda path: path.stem)
-def test_the_comparisons_of_the_repository_can_be_read(path):
-
+def test_the_repositorys_comparisons_can_be_read(path):
     plan = read_plan(path)
     assert len(plan_runs(plan, path.parent, [])) == len(plan.models) * len(plan.seeds)

@@ -14,8 +14,8 @@ from mobile_former.errors import InputError
 from tests.conftest import run_module
 
 
-def told(tmp_path, read, make=lambda random: damage.File("a.bin", random.randbytes(8)), files=3, seconds=20.0):
-    """What is told of one reader of a few files."""
+def find_defects(tmp_path, read, make=lambda random: damage.File("a.bin", random.randbytes(8)), files=3, seconds=20.0):
+    """Run the fuzzer with one reader on a few files."""
     return fuzz({"files": Kind(make, {"reader": read})}, files, 0, tmp_path / "out", seconds)
 
 
@@ -39,11 +39,11 @@ def takes_memory(path):
     bytearray(int((GIGABYTES + 0.5) * 2**30))
 
 
-def says_nothing(path):
+def fails_without_a_message(path):
     raise InputError("")
 
 
-def says_too_much(path):
+def fails_with_a_long_message(path):
     raise InputError("x" * 100_000)
 
 
@@ -61,12 +61,12 @@ def payload(random):
     [
         (lacks_a_key, "raised KeyError: \"'weights'\" at test_fuzz.py"),
         (kills_its_process, "ended the process with status -11"),
-        (says_nothing, "without a message"),
-        (says_too_much, "a message of 100000 characters"),
+        (fails_without_a_message, "without a message"),
+        (fails_with_a_long_message, "a message of 100000 characters"),
     ],
 )
-def test_a_reader_that_does_what_it_must_not_is_told_of_every_file_and_the_files_are_kept(tmp_path, read, what):
-    defects = told(tmp_path, read)
+def test_a_defect_is_reported_for_every_file_and_the_files_are_kept(tmp_path, read, what):
+    defects = find_defects(tmp_path, read)
     assert len(defects) == 3
     for number, defect in enumerate(defects):
         assert what in defect.what
@@ -79,41 +79,41 @@ def test_a_reader_that_does_what_it_must_not_is_told_of_every_file_and_the_files
 
 def test_a_reader_that_hangs_is_stopped_and_the_next_file_is_read(tmp_path):
     start = time.monotonic()
-    assert [defect.what for defect in told(tmp_path, hangs, seconds=0.5)] == ["took more than 0.5 s"] * 3
+    assert [defect.what for defect in find_defects(tmp_path, hangs, seconds=0.5)] == ["took more than 0.5 s"] * 3
     assert time.monotonic() - start < 20
 
 
-def test_a_reader_that_takes_much_memory_is_told(tmp_path):
-    (defect,) = told(tmp_path, takes_memory, files=1)
+def test_a_reader_that_takes_too_much_memory_is_a_defect(tmp_path):
+    (defect,) = find_defects(tmp_path, takes_memory, files=1)
     assert "GB of memory" in defect.what
 
 
-def test_a_reader_that_runs_code_from_a_file_is_told(tmp_path):
-    assert [defect.what for defect in told(tmp_path, unpickles, payload)] == ["ran code from the file"] * 3
+def test_a_reader_that_runs_code_from_a_file_is_a_defect(tmp_path):
+    assert [defect.what for defect in find_defects(tmp_path, unpickles, payload)] == ["ran code from the file"] * 3
 
 
-def test_a_reader_that_sets_the_environment_from_a_file_is_told(tmp_path):
+def test_a_reader_that_sets_the_environment_from_a_file_is_a_defect(tmp_path):
     def sets(path):
         os.environ[damage.CANARY] = "1"
 
-    assert [defect.what for defect in told(tmp_path, sets)] == ["ran code from the file"] * 3
+    assert [defect.what for defect in find_defects(tmp_path, sets)] == ["ran code from the file"] * 3
 
 
-def test_errors_that_the_commands_print_and_results_are_no_defects(tmp_path):
+def test_results_and_errors_that_the_commands_print_are_not_defects(tmp_path):
     def reads(path):
         number = path.read_bytes()[0] % 4
         if number == 0:
             raise InputError(f"{path} is odd")
         if number == 1:
             raise FileNotFoundError(f"no {path}")
-        return "told" if number == 2 else None
+        return "an error message" if number == 2 else None
 
-    assert told(tmp_path, reads, files=20) == []
+    assert find_defects(tmp_path, reads, files=20) == []
     assert (tmp_path / "out" / "failures.txt").read_text() == ""
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_files_depend_on_the_seed_alone_and_are_of_many_kinds(kind):
+def test_files_depend_only_on_the_seed_and_differ_from_each_other(kind):
     make = KINDS[kind].make
     files, again = ([make(Random(f"0 {kind} {number}")) for number in range(40)] for _ in range(2))
     # In its older layout torch.save orders tensors by their addresses.
@@ -122,7 +122,7 @@ def test_files_depend_on_the_seed_alone_and_are_of_many_kinds(kind):
     assert len({file.data for file in files}) > 30
 
 
-def test_a_hundred_files_bring_out_no_defect(tmp_path):
+def test_a_hundred_files_cause_no_defect(tmp_path):
     result = run_module("experiments.fuzz", "--files", "100", "--seed", "1", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout == "100 files (images, configs, coco, weights; seed 1): no defect\n"
@@ -130,7 +130,7 @@ def test_a_hundred_files_bring_out_no_defect(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_thousand_files_bring_out_no_defect(tmp_path):
-    # Of another seed than the ten thousand that experiments/README.md tells of.
+def test_two_thousand_files_cause_no_defect(tmp_path):
+    # Another seed than the 10 000 files in experiments/README.md.
     result = run_module("experiments.fuzz", "--files", "2000", "--seed", "1", cwd=tmp_path, timeout=1800)
     assert result.returncode == 0, result.stdout + result.stderr

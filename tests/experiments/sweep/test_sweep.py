@@ -1,4 +1,4 @@
-"""``python -m experiments.sweep``: options searched by many trials, by several workers, each trial once."""
+"""``python -m experiments.sweep``: trials of a search space, run by several workers, each trial once."""
 
 import csv
 import json
@@ -20,12 +20,13 @@ import yaml
 
 from experiments import runs
 from experiments.sweep import __main__ as sweep
-from experiments.sweep import trial_queue
-from experiments.sweep import worker as sweep_worker
+from experiments.sweep import processes, trial_queue
 from experiments.sweep.__main__ import main
+from experiments.sweep.file_lock import FolderInUseError, locked
 from experiments.sweep.plan import Plan, Range, read_plan
+from experiments.sweep.processes import process_identity
 from experiments.sweep.settings import Setting, baseline, differences
-from experiments.sweep.trial_queue import DONE, FAILED, RUNNING, TrialQueue, open_storage, process_identity
+from experiments.sweep.trial_queue import DONE, FAILED, RUNNING, TrialQueue, open_storage
 from mobile_former import InputError
 from mobile_former.training.run.folder import RunFolder
 from tests.conftest import ROOT, run_module
@@ -46,7 +47,7 @@ def write_config(path, **content):
 
 @pytest.fixture
 def sweeping(tmp_path, monkeypatch, capsys):
-    """Sweeps of this process, whose trainings are stand-ins; gives exit status, output and errors."""
+    """Run sweeps in this process with stand-in trainings; a run returns exit status, output and errors."""
     monkeypatch.setattr(runs.Training, "command", runs.Training.command)
     monkeypatch.setattr(sweep, "require_options", sweep.require_options)
     stand_in_for_fit()
@@ -60,14 +61,14 @@ def sweeping(tmp_path, monkeypatch, capsys):
             main()
         except SystemExit as end:
             status = end.code
-        told = capsys.readouterr()
-        return status, told.out, told.err
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
 
     return run
 
 
 def listed(folder):
-    """What was trained, by the trainings' own list."""
+    """Return the list that the stand-in trainings wrote."""
     return (folder / "list").read_text().splitlines()
 
 
@@ -75,7 +76,7 @@ def records(output):
     return list(csv.DictReader((output / "trials.csv").open(newline="")))
 
 
-def test_a_sweep_runs_its_trials_once_and_leaves_tables_the_best_command_and_pictures(sweeping, tmp_path):
+def test_a_sweep_runs_each_trial_once_and_writes_tables_the_best_command_and_figures(sweeping, tmp_path):
     space = {"model.learning_rate": RATE, "model.dropout": [0.0, 0.2], "data.crop_scale": [[0.5, 1.0], [0.7, 1.0]]}
     config = write_config(tmp_path / "rates.yaml", space=space, trials=6, options={"model.name": "mobile_former_26m"})
     status, out, _ = sweeping("--config", str(config), "--workers", "3", "--data.num_workers", "0")
@@ -104,10 +105,10 @@ def test_a_sweep_runs_its_trials_once_and_leaves_tables_the_best_command_and_pic
 
     again, out, _ = sweeping("--config", str(config), "--data.num_workers", "0")
     assert again == 0
-    assert Counter(line.split()[0] for line in listed(tmp_path) if " from " in line) == starts  # nothing was left to do
+    assert Counter(line.split()[0] for line in listed(tmp_path) if " from " in line) == starts  # no trial was left
 
 
-def test_trials_of_a_bad_course_are_pruned(sweeping, tmp_path, monkeypatch):
+def test_bad_trials_are_pruned(sweeping, tmp_path, monkeypatch):
     rates = [1e-3, 1.1e-3, 1.2e-3, 0.9e-3, 0.8e-3, 1e-1]
     config = write_config(
         tmp_path / "pruned.yaml", space={"model.learning_rate": rates}, sampler="grid", trials="absent",
@@ -121,7 +122,7 @@ def test_trials_of_a_bad_course_are_pruned(sweeping, tmp_path, monkeypatch):
     assert "trial-5 finished" not in listed(tmp_path)
 
 
-def test_a_failed_trial_loses_no_other_and_is_tried_once_more_by_the_next_call(sweeping, tmp_path):
+def test_a_failed_trial_does_not_stop_the_others_and_is_tried_again_by_the_next_call(sweeping, tmp_path):
     config = write_config(
         tmp_path / "rates.yaml", space={"model.learning_rate": [1e-3, -1.0, 1e-2]}, sampler="grid", trials="absent"
     )
@@ -136,20 +137,20 @@ def test_a_failed_trial_loses_no_other_and_is_tried_once_more_by_the_next_call(s
 
 
 @pytest.mark.parametrize(
-    ("last_attempt", "told"),
+    ("last_attempt", "message"),
     [
         (b"ValueError: new\nafterwards\n", "ValueError: new"),
         (b"epoch 1\n\xff killed\n", "\N{REPLACEMENT CHARACTER} killed"),
-        (b"", "it ended without a word"),
+        (b"", "it ended without any output"),
     ],
 )
-def test_a_failure_is_told_by_the_last_attempts_output_alone(last_attempt, told, tmp_path):
+def test_a_failure_is_reported_from_the_last_attempts_output_only(last_attempt, message, tmp_path):
     log = tmp_path / "trial-0.log"
     log.write_bytes(b"$ python -m fit\nerror: old\n$ python -m fit\n" + last_attempt)
-    assert runs.last_error(log) == told
+    assert runs.last_error(log) == message
 
 
-def test_seeds_are_drawn_together(sweeping, tmp_path):
+def test_seeds_of_a_setting_are_grouped(sweeping, tmp_path):
     space = {"model.learning_rate": [1e-3, 1e-2], "seed_everything": [0, 1, 2]}
     config = write_config(tmp_path / "seeds.yaml", space=space, sampler="grid", trials="absent", score="last")
     assert [point["seed_everything"] for point in read_plan(config).points()] == [0, 0, 1, 1, 2, 2]
@@ -165,7 +166,7 @@ def test_seeds_are_drawn_together(sweeping, tmp_path):
     assert [setting["params"] for setting in settings] == [{"model.learning_rate": rate} for rate in (1e-3, 1e-2)]
     assert settings[0]["standard_deviation"] == pytest.approx(0.01)
     assert cv2.imread(str(tmp_path / "runs/sweep/seeds/ablation.png")).std() > 5
-    assert "no importances.png" not in out
+    assert "importances.png is not drawn" not in out
 
 
 def test_differences_from_the_baseline_are_paired_by_seed():
@@ -175,10 +176,10 @@ def test_differences_from_the_baseline_are_paired_by_seed():
     plan = Plan(
         "classification", "", {"model.ablation": ["relu", None, "tokens=1"], "seed_everything": [0, 1, 2, 7, 8]}
     )
-    assert differences(plan, [relu, none, tokens]) == [None] * 3  # of a grid alone
+    assert differences(plan, [relu, none, tokens]) == [None] * 3  # of a grid only
     found, itself, single = differences(replace(plan, sampler="grid"), [relu, none, tokens])
     assert itself is None
-    # Differences 0.2, 0 and 0.1: standard deviation 0.1, and 97.5 % of Student's t of two degrees lies below 4.30265.
+    # Differences 0.2, 0 and 0.1: standard deviation 0.1. The 97.5 % quantile of Student's t (2 degrees) is 4.30265.
     assert found.values == pytest.approx({2: 0.2, 1: 0.0, 0: 0.1})
     assert found.mean == pytest.approx(0.1)
     assert found.interval == pytest.approx((0.1 - 0.248414, 0.1 + 0.248414), abs=1e-6)
@@ -188,7 +189,7 @@ def test_differences_from_the_baseline_are_paired_by_seed():
     assert differences(replace(plan, sampler="grid"), [replace(relu, seeds=[3, 4, 5, 6]), none]) == [None, None]
 
 
-def test_a_baseline_is_null_where_it_is_a_choice_and_else_what_comes_first():
+def test_the_baseline_is_null_if_it_is_a_choice_and_otherwise_the_first_value():
     space = {"model.ablation": ["relu", None], "model.dropout": [0.2, 0.0], "data.batch_size": Range(8, 32, step=8)}
     assert baseline(Plan("classification", "", space | {"seed_everything": [0, 1]})) == {
         "model.ablation": None, "model.dropout": 0.2, "data.batch_size": 8,
@@ -210,7 +211,7 @@ def test_sweeps_that_share_a_folder_of_runs_train_a_run_once(sweeping, tmp_path)
     assert [row["value"] for row in records(tmp_path / "runs/sweep/two")] == ["1.0", "0.75"]
 
 
-def test_a_run_that_is_there_from_another_sweep_is_not_taken_for_this_ones(sweeping, tmp_path):
+def test_a_run_of_another_sweep_is_not_taken_for_this_ones(sweeping, tmp_path):
     config = write_config(tmp_path / "rates.yaml", trials=1)
     assert sweeping("--config", str(config))[0] == 0
     (tmp_path / "runs/sweep/rates/study.db").unlink()
@@ -220,7 +221,7 @@ def test_a_run_that_is_there_from_another_sweep_is_not_taken_for_this_ones(sweep
     assert re.search(r"trial-0 was trained with .*delete it, or give another --output", err)
 
 
-def test_another_config_under_the_same_study_is_refused_but_for_more_trials(sweeping, tmp_path):
+def test_another_config_in_the_same_study_is_refused_except_for_more_trials(sweeping, tmp_path):
     config = write_config(tmp_path / "rates.yaml", trials=2)
     assert sweeping("--config", str(config))[0] == 0
     write_config(config, trials=2, space={"model.learning_rate": RATE | {"high": 1.0}})
@@ -242,9 +243,9 @@ def test_a_report_of_another_config_is_refused(sweeping, tmp_path):
         sweeping("--config", str(config), "--workers", "0")
 
 
-def test_a_report_of_no_sweep_is_refused_and_leaves_no_file(sweeping, tmp_path):
+def test_a_report_of_a_missing_sweep_is_refused_and_writes_no_file(sweeping, tmp_path):
     config = write_config(tmp_path / "rates.yaml")
-    with pytest.raises(InputError, match=r"no runs/sweep/rates/study\.db"):
+    with pytest.raises(InputError, match=r"runs/sweep/rates/study\.db does not exist"):
         sweeping("--config", str(config), "--workers", "0")
     assert not (tmp_path / "runs").exists()
     url = f"sqlite:///{tmp_path}/shared.db"
@@ -254,7 +255,7 @@ def test_a_report_of_no_sweep_is_refused_and_leaves_no_file(sweeping, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_was_killed_before_its_trials_were_written_down_goes_on(sweeping, tmp_path):
+def test_a_sweep_that_was_killed_before_its_trials_were_recorded_continues(sweeping, tmp_path):
     config = write_config(tmp_path / "rates.yaml", trials=2)
     url = f"sqlite:///{tmp_path}/runs/sweep/rates/study.db"
     storage = open_storage(url)
@@ -264,7 +265,7 @@ def test_what_was_killed_before_its_trials_were_written_down_goes_on(sweeping, t
     assert len(records(tmp_path / "runs/sweep/rates")) == 2
 
 
-def test_options_that_fit_does_not_know_are_told_before_any_training(tmp_path, monkeypatch, capsys):
+def test_options_unknown_to_fit_are_reported_before_any_training(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config = write_config(tmp_path / "rates.yaml", space={"model.learning_rat": RATE})
     monkeypatch.setattr(sys, "argv", ["sweep", "--config", str(config)])
@@ -276,7 +277,7 @@ def test_options_that_fit_does_not_know_are_told_before_any_training(tmp_path, m
 
 def test_options_that_the_sweep_sets_are_refused(sweeping, tmp_path):
     config = write_config(tmp_path / "rates.yaml")
-    with pytest.raises(InputError, match=r"--model\.learning_rate is what the sweep itself gives"):
+    with pytest.raises(InputError, match=r"--model\.learning_rate is set by the sweep"):
         sweeping("--config", str(config), "--model.learning_rate", "1")
 
 
@@ -288,27 +289,27 @@ def test_options_that_the_sweep_sets_are_refused(sweeping, tmp_path):
         ({"task": "segmentation"}, "task is 'segmentation'"),
         ({"sampler": "tpa"}, "sampler is 'tpa': did you mean 'tpe'"),
         ({"direction": "up"}, "direction is 'up'"),
-        ({"trials": 0}, "trials is 0: give a whole number from 1"),
+        ({"trials": 0}, "trials is 0: give a whole number of at least 1"),
         ({"space": {"a": {"low": 1}}}, "space, a lacks high"),
         ({"space": {"a": {"low": 1, "hihg": 2}}}, "'hihg' is not known: did you mean 'high'"),
-        ({"space": {"a": {"low": 2, "high": 1}}}, "low must be lower"),
+        ({"space": {"a": {"low": 2, "high": 1}}}, "low 2 must be less than high 1"),
         ({"space": {"a": {"low": 0, "high": 1, "log": True}}}, "log needs a low above 0"),
         ({"space": {"a": {"low": "x", "high": 1}}}, "low is 'x': give a number"),
-        ({"space": {"a": []}}, "at least one value, and each once"),
+        ({"space": {"a": []}}, "at least one value, and no value twice"),
         ({"space": {"a": 3}}, "give a list of values"),
-        ({"space": {"a": [1]}, "options": {"a": 2}}, "a is in the space and in the options"),
+        ({"space": {"a": [1]}, "options": {"a": 2}}, "a is in both space and options"),
         ({"sampler": "grid", "trials": "absent"}, "a grid needs a step"),
-        ({"sampler": "grid", "space": {"a": [1]}}, "a grid has as many as it has points"),
+        ({"sampler": "grid", "space": {"a": [1]}}, "a grid has one trial for each of its points"),
         ({"pruner": {"warmup": 1}}, "pruner: 'warmup' is not known: did you mean 'warmup_epochs'"),
         ({"pruner": 3}, "pruner is 3"),
     ],
 )
-def test_a_config_that_is_no_sweep_is_told_in_a_line(content, message, tmp_path):
+def test_an_invalid_config_is_reported_in_one_line(content, message, tmp_path):
     with pytest.raises(InputError, match=message):
         read_plan(write_config(tmp_path / "plan.yaml", **content))
 
 
-def test_numbers_that_yaml_takes_for_words_are_numbers(tmp_path):
+def test_numbers_that_yaml_reads_as_strings_are_numbers(tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_text(
         "task: detection\nconfig: scenes.yaml\nspace: {model.learning_rate: {low: 1e-4, high: 1e-2, log: true}}"
@@ -319,7 +320,7 @@ def test_numbers_that_yaml_takes_for_words_are_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS), ids=lambda path: path.stem)
-def test_the_sweeps_of_the_repository_can_be_read(path):
+def test_the_repositorys_sweeps_can_be_read(path):
     plan = read_plan(path)
     if path.stem.startswith("sweep_"):
         assert len(plan.points()) == 20
@@ -351,7 +352,7 @@ def test_a_trial_is_claimed_by_one_of_many_workers(tmp_path):
     assert sorted(claimed) == list(range(40))
 
 
-def test_trials_are_written_down_once_by_workers_that_start_together(tmp_path):
+def test_trials_are_recorded_once_by_workers_that_start_together(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     threads = [threading.Thread(target=lambda: TrialQueue(url, "s").prepare({"a": 1}, [{}] * 5)) for _ in range(6)]
     for thread in threads:
@@ -368,17 +369,16 @@ def claimed_by(queue, monkeypatch, host, process):
         return queue.claim()
 
 
-def test_a_dead_workers_trial_is_taken_up_at_once_on_its_machine(tmp_path, monkeypatch):
+def test_a_dead_workers_trial_is_claimed_at_once_on_its_machine(tmp_path, monkeypatch):
     queue = TrialQueue(f"sqlite:///{tmp_path}/study.db", "s")
     queue.prepare({}, [{}])
     here, own = trial_queue.host(), process_identity(os.getpid())
     held = claimed_by(queue, monkeypatch, here, own)
-    assert queue.claim() is None  # it lives
+    assert queue.claim() is None  # the worker is alive
     queue.release(held, "waiting")
     number, _, started = own.partition(" ")
-    claimed_by(
-        queue, monkeypatch, here, f"{number} {started}0"
-    )  # the same number, of a process started at another time
+    # The same process id, but another start time.
+    claimed_by(queue, monkeypatch, here, f"{number} {started}0")
     again = queue.claim()
     assert again is not None
     assert not queue.beat(held)
@@ -386,32 +386,32 @@ def test_a_dead_workers_trial_is_taken_up_at_once_on_its_machine(tmp_path, monke
 
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps")
-def test_without_proc_a_process_is_told_by_ps_in_any_language_and_time_zone(monkeypatch):
+def test_without_proc_ps_identifies_a_process_in_any_language_and_time_zone(monkeypatch):
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        told = trial_queue._told_by_ps(sleeper.pid)
-        assert re.fullmatch(rf"{sleeper.pid} \w+ +\w+ +\d+ [\d:]+ \d{{4}}", told)
+        identity = processes.identity_from_ps(sleeper.pid)
+        assert re.fullmatch(rf"{sleeper.pid} \w+ +\w+ +\d+ [\d:]+ \d{{4}}", identity)
         monkeypatch.setenv("TZ", "Asia/Tokyo")
         monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
-        assert trial_queue._told_by_ps(sleeper.pid) == told
+        assert processes.identity_from_ps(sleeper.pid) == identity
         sleeper.kill()
         deadline = time.monotonic() + 10
-        while trial_queue._told_by_ps(sleeper.pid):  # until it has ended, though nobody has waited for it
+        while processes.identity_from_ps(sleeper.pid):  # until it has ended, though its parent has not waited for it
             assert time.monotonic() < deadline
     finally:
         sleeper.kill()
         sleeper.wait()
-    assert trial_queue._told_by_ps(sleeper.pid) == ""
+    assert processes.identity_from_ps(sleeper.pid) == ""
 
 
-def test_a_sweep_on_windows_is_told_where_sweeps_run(tmp_path, monkeypatch):
+def test_a_sweep_on_windows_is_refused_with_the_supported_systems(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sweep", "--config", str(write_config(tmp_path / "rates.yaml"))])
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(InputError, match="run on Linux and macOS"):
         main()
 
 
-def test_a_silent_workers_trial_is_taken_up_on_another_machine(tmp_path, monkeypatch):
+def test_a_silent_workers_trial_is_claimed_on_another_machine(tmp_path, monkeypatch):
     url = f"sqlite:///{tmp_path}/study.db"
     queue = TrialQueue(url, "s")
     queue.prepare({}, [{}])
@@ -421,18 +421,18 @@ def test_a_silent_workers_trial_is_taken_up_on_another_machine(tmp_path, monkeyp
     assert other.claim() is None
     assert other.undecided() == [0]
     queue.beat(theirs)
-    assert other.undecided() == []  # a sign of life
+    assert other.undecided() == []  # a heartbeat
     time.sleep(1.7)
     assert other.claim() is not None
     assert not queue.beat(theirs)
 
 
-def test_a_training_that_outlives_its_worker_is_ended_before_another_begins(tmp_path, monkeypatch):
+def test_a_training_that_outlives_its_worker_is_killed_before_another_starts(tmp_path, monkeypatch):
     queue = TrialQueue(f"sqlite:///{tmp_path}/study.db", "s")
     queue.prepare({}, [{}])
     orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     claim = claimed_by(queue, monkeypatch, trial_queue.host(), "1 then")
-    queue.tell_training(claim, orphan.pid)
+    queue.record_training(claim, orphan.pid)
     assert queue.claim() is not None
     assert orphan.wait(5) == -signal.SIGKILL
 
@@ -441,14 +441,14 @@ def test_a_run_stays_locked_while_its_training_outlives_its_worker(tmp_path, mon
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     monkeypatch.setattr(runs.Training, "command", property(lambda training: command))
     training = runs.Training("classification", RunFolder(tmp_path / "run"), [], tmp_path / "run.log")
-    lock = sweep_worker.locked(tmp_path / "run.lock")
-    process = sweep_worker._start(training, 1, lock)
+    lock = locked(tmp_path / "run.lock")
+    process = processes.start_training(training, 1, lock)
     lock.close()
-    with pytest.raises(sweep_worker.FolderInUseError):
-        sweep_worker.locked(tmp_path / "run.lock")
+    with pytest.raises(FolderInUseError):
+        locked(tmp_path / "run.lock")
     process.kill()
     process.wait()
-    sweep_worker.locked(tmp_path / "run.lock").close()
+    locked(tmp_path / "run.lock").close()
 
 
 def test_a_training_that_ends_just_before_it_is_killed_is_no_error(monkeypatch):
@@ -462,28 +462,28 @@ def test_a_training_that_ends_just_before_it_is_killed_is_no_error(monkeypatch):
 
     monkeypatch.setattr(sleeper, "send_signal", lambda number: kill(sleeper.pid, number))
     monkeypatch.setattr(os, "kill", too_late)
-    trial_queue.end_process(identity)
-    assert not trial_queue.lives(identity)
+    processes.end_process(identity)
+    assert not processes.lives(identity)
 
 
 def test_a_urls_password_is_never_printed():
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as error:
         open_storage("postgresql+psycopg2://me:geheim@127.0.0.1:1/none")
-    assert "geheim" not in str(told.value)
-    assert "127.0.0.1" in str(told.value)
+    assert "geheim" not in str(error.value)
+    assert "127.0.0.1" in str(error.value)
 
 
-def test_a_missing_driver_is_named_with_what_installs_it():
+def test_a_missing_driver_is_named_with_its_package():
     with pytest.raises(InputError, match=r"needs pg8000: pip install pg8000"):
         open_storage("postgresql+pg8000://me:geheim@host/none")
-    with pytest.raises(InputError, match="is no URL of a database"):
+    with pytest.raises(InputError, match="is not a database URL"):
         open_storage("study.db")
-    with pytest.raises(InputError, match="is lost with its process"):
+    with pytest.raises(InputError, match="is lost when the process ends"):
         open_storage("sqlite://")
 
 
 @pytest.mark.slow
-def test_two_workers_killed_again_and_again_finish_20_trials_and_do_none_twice(tmp_path):
+def test_two_workers_that_are_killed_repeatedly_finish_20_trials_and_none_twice(tmp_path):
     config = write_config(tmp_path / "rates.yaml", trials=20, pruner=False)
     url = f"sqlite:///{tmp_path}/study.db"
     environment = os.environ | {
@@ -513,8 +513,8 @@ def test_two_workers_killed_again_and_again_finish_20_trials_and_do_none_twice(t
                 victim.communicate()
                 kills += 1
                 workers[workers.index(victim)] = start()
-    told = [worker.communicate() for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], told
+    printed = [worker.communicate() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], printed
     assert kills == 4
     assert states() == dict.fromkeys(range(20), DONE)
     study = optuna.load_study(study_name="rates", storage=open_storage(url))
@@ -523,14 +523,14 @@ def test_two_workers_killed_again_and_again_finish_20_trials_and_do_none_twice(t
     lines = listed(tmp_path)
     assert Counter(line for line in lines if line.endswith("finished")) == {f"trial-{n} finished": 1 for n in range(20)}
     again = Counter(line.split()[0] for line in lines if " from " in line)
-    assert sum(again.values()) <= 20 + kills  # only what a killed worker held was begun again
+    assert sum(again.values()) <= 20 + kills  # only the trials of killed workers were started again
     assert len({row["trial"] for row in records(tmp_path / "runs/sweep/rates")}) == 20
     assert FAILED not in states().values()
     assert RUNNING not in states().values()
 
 
 @pytest.mark.slow
-def test_real_trainings_are_stopped_by_sigterm_and_go_on(tmp_path):
+def test_real_trainings_are_stopped_by_sigterm_and_resume(tmp_path):
     options = {
         "data.image_size": 32, "data.num_workers": 0, "trainer.limit_train_batches": 2,
         "trainer.limit_val_batches": 1, "trainer.max_epochs": 3,

@@ -1,4 +1,4 @@
-"""The inference form: the same numbers as the trained model, from fewer operations."""
+"""The inference form of classifiers and backbones: the outputs of the trained model from fewer operations."""
 
 import copy
 import pickle
@@ -8,11 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mobile_former
-from mobile_former.deployment.folding import whole
 
 
 def trained(name, **options):
-    """A model whose norms, biases and gates are none of those that it starts with."""
+    """Return a model whose norms, biases and gates differ from their initial values."""
     torch.manual_seed(0)
     model = mobile_former.create_model(name, **options).double()
     for module in model.modules():
@@ -22,14 +21,14 @@ def trained(name, **options):
         if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d | torch.nn.LayerNorm):
             module.weight.data.uniform_(0.5, 2)
             module.bias.data.normal_(0, 0.1)
-        if isinstance(module, torch.nn.Linear):  # so that slopes and gates reach their limits
+        if isinstance(module, torch.nn.Linear):  # large enough for slopes and gates to reach their limits
             module.weight.data.mul_(8)
             module.bias.data.normal_(0, 0.1)
     return model.eval()
 
 
 def error(actual, expected):
-    """The greatest difference, as a share of the largest value."""
+    """Return the largest difference relative to the largest value."""
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
@@ -49,7 +48,7 @@ def test_logits_maps_and_tokens_are_the_same_at_odd_sizes_and_with_padding(name,
     assert error(tokens, expected_tokens) < 1e-12
 
 
-def test_the_trained_model_stays_as_it_was_and_shares_nothing():
+def test_the_trained_model_is_unchanged_and_shares_no_tensors():
     model = trained("mobile_former_26m").train()
     before = copy.deepcopy(model.state_dict())
     deployed = mobile_former.deploy(model)
@@ -60,7 +59,7 @@ def test_the_trained_model_stays_as_it_was_and_shares_nothing():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_images_stay_as_they_were():
+def test_images_are_unchanged():
     images = torch.rand(1, 3, 64, 64)
     before = images.clone()
     with torch.inference_mode():
@@ -69,7 +68,7 @@ def test_images_stay_as_they_were():
 
 
 class Pair(torch.nn.Module):
-    """One model under two names."""
+    """A module with one model under two names."""
 
     def __init__(self, model):
         super().__init__()
@@ -80,7 +79,7 @@ class Pair(torch.nn.Module):
 
 
 class Halved(mobile_former.MobileFormer):
-    """A user's own, which computes otherwise."""
+    """A user's subclass with another forward pass."""
 
     def forward(self, images):
         return super().forward(images) / 2
@@ -100,7 +99,7 @@ def test_compiled_shared_and_derived_models_give_their_own_outputs():
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_it_follows_autocast_and_the_switch_of_onednn(enabled):
+def test_it_follows_autocast_and_the_onednn_flag(enabled):
     model = mobile_former.create_model("mobile_former_26m").eval()
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
@@ -113,7 +112,7 @@ def test_it_follows_autocast_and_the_switch_of_onednn(enabled):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_weights_put_in_order_serve_images_of_any_size_and_number(threads):
+def test_packed_weights_serve_images_of_any_size_and_number(threads):
     model = trained("mobile_former_52m").float()
     deployed = mobile_former.deploy(model)
     before = torch.get_num_threads()
@@ -127,7 +126,7 @@ def test_weights_put_in_order_serve_images_of_any_size_and_number(threads):
         torch.set_num_threads(before)
 
 
-def test_copies_casts_and_changed_weights_are_followed_after_the_first_call():
+def test_copies_conversions_and_changed_weights_are_followed_after_the_first_call():
     model = trained("mobile_former_26m").float()
     deployed = mobile_former.deploy(model)
     images = torch.randn(1, 3, 64, 64)
@@ -148,7 +147,7 @@ def test_copies_casts_and_changed_weights_are_followed_after_the_first_call():
         assert not torch.equal(halved(images), expected)
 
 
-def test_without_no_grad_it_computes_as_fast_a_way():
+def test_without_no_grad_it_runs_the_same_number_of_operations():
     deployed = mobile_former.deploy(mobile_former.create_model("mobile_former_26m").eval())
     images = torch.randn(1, 3, 64, 64)
     logits = deployed(images)
@@ -175,7 +174,7 @@ def test_gradients_of_the_image_are_the_same():
 
 
 class Count(TorchDispatchMode):
-    """Counts operations that compute or copy; views are free."""
+    """Counts the operations that are not views."""
 
     def __init__(self):
         super().__init__()
@@ -187,13 +186,13 @@ class Count(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", ["mobile_former_26m", "mobile_former_294m"])
-def test_a_third_of_the_operations_or_more_is_gone(name):
+def test_at_least_a_third_of_the_operations_is_saved(name):
     model = mobile_former.create_model(name).eval()
     counts = []
     for form in (model, mobile_former.deploy(model)):
         images = torch.randn(1, 3, 64, 64)
         with torch.no_grad():
-            form(images)  # weights are put in order at the first call
+            form(images)  # the first call packs the weights
             with Count() as count:
                 form(images)
         counts.append(count.operations)
@@ -210,14 +209,14 @@ def test_it_compiles_and_exports_with_open_sizes():
     with torch.no_grad():
         for form in (compiled, exported.module()):
             assert error(form(images), model(images)) < 1e-12
-    # Such as kernels for phones take them: of images, with weights that are constants.
+    # Kernels for phones need two-dimensional convolutions with constant weights.
     convolutions = [node for node in exported.graph.nodes if "conv" in str(node.target)]
     assert len(convolutions) > 20
     assert all(node.target is torch.ops.aten.conv2d.default for node in convolutions)
     assert all(node.args[1].op == "placeholder" for node in convolutions)
 
 
-def test_bad_images_are_refused_as_by_the_trained_model():
+def test_bad_images_raise_the_errors_of_the_trained_model():
     deployed = mobile_former.deploy(mobile_former.create_model("mobile_former_26m"))
     with pytest.raises(mobile_former.InputError, match="at least 32"):
         deployed(torch.rand(1, 3, 16, 64))
@@ -225,12 +224,12 @@ def test_bad_images_are_refused_as_by_the_trained_model():
         deployed(torch.rand(0, 3, 64, 64))
 
 
-def test_what_is_no_module_is_refused_with_what_to_do():
+def test_an_argument_that_is_not_a_module_raises_an_error_with_a_remedy():
     with pytest.raises(mobile_former.InputError, match="was given 'mobile_former_26m': build it first"):
         mobile_former.deploy("mobile_former_26m")
 
 
-def test_weights_may_be_put_in_channels_last():
+def test_weights_can_be_converted_to_channels_last():
     model = mobile_former.create_model("mobile_former_26m").eval()
     deployed = mobile_former.deploy(model).to(memory_format=torch.channels_last)
     images = torch.rand(2, 3, 64, 64)
@@ -238,14 +237,14 @@ def test_weights_may_be_put_in_channels_last():
         torch.testing.assert_close(deployed(images), model(images), rtol=0, atol=1e-5)
 
 
-def test_it_pickles_and_moves_to_another_type():
+def test_it_can_be_converted_to_another_type_after_a_call():
     deployed = mobile_former.deploy(mobile_former.create_model("mobile_former_26m").eval())
     images = torch.rand(1, 3, 64, 64)
     expected = deployed(images)
     torch.testing.assert_close(copy.deepcopy(deployed).double()(images.double()).float(), expected, rtol=0, atol=1e-5)
 
 
-def test_weights_of_linears_lie_by_input_in_copies_and_in_other_types_too():
+def test_weights_of_linears_are_by_input_in_memory_also_in_copies_and_other_types():
     deployed = mobile_former.deploy(mobile_former.create_model("mobile_former_26m").eval())
     for form in (deployed, copy.deepcopy(deployed).double(), pickle.loads(pickle.dumps(deployed))):
         linears = [module for module in form.modules() if isinstance(module, torch.nn.Linear)]
@@ -255,7 +254,7 @@ def test_weights_of_linears_lie_by_input_in_copies_and_in_other_types_too():
         assert all(weight.is_contiguous() for weight in products)
 
 
-def test_parts_and_parameters_that_others_put_in_place_are_those_used():
+def test_replaced_parts_and_parameters_are_used():
     deployed = mobile_former.deploy(mobile_former.create_model("mobile_former_26m", num_classes=5).eval())
     images = torch.rand(1, 3, 64, 64)
     expected = deployed(images)
@@ -275,13 +274,7 @@ def test_parts_and_parameters_that_others_put_in_place_are_those_used():
 
 def test_hooks_on_the_whole_model_run():
     deployed = mobile_former.deploy(mobile_former.create_model("mobile_former_26m"))
-    seen = []
-    deployed.register_forward_hook(lambda *_: seen.append(True))
+    calls = []
+    deployed.register_forward_hook(lambda *_: calls.append(True))
     deployed(torch.rand(1, 3, 64, 64))
-    assert seen
-
-
-def test_a_grouped_convolution_made_whole_gives_the_same():
-    conv = torch.nn.Conv2d(8, 12, 1, groups=4, bias=False).requires_grad_(False)
-    x = torch.randn(2, 8, 5, 3)
-    torch.testing.assert_close(torch.einsum("oc,bchw->bohw", whole(conv.weight, conv.groups), x), conv(x))
+    assert calls

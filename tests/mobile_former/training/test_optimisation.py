@@ -1,4 +1,5 @@
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import mobile_former
-from mobile_former.training.optimisation import adamw, parameter_groups, rate_factor, total_batch, warmup_cosine
+from mobile_former.errors import InputError
+from mobile_former.training.optimisation import (
+    Optimisation,
+    adamw,
+    parameter_groups,
+    rate_factor,
+    total_batch,
+    warmup_cosine,
+    warmup_milestones,
+)
 
 
 def names_of(groups, model):
@@ -16,7 +26,7 @@ def names_of(groups, model):
     return [[names[id(parameter)] for parameter in group["params"]] for group in groups]
 
 
-def test_biases_and_norms_do_not_decay_and_all_else_does():
+def test_all_parameters_except_biases_and_norms_decay():
     model = mobile_former.mobile_former_26m(num_classes=4)
     groups = parameter_groups(model, 0.2)
     assert [group["weight_decay"] for group in groups] == [0.2, 0.0]
@@ -34,27 +44,27 @@ def test_biases_and_norms_do_not_decay_and_all_else_does():
 
 
 @pytest.mark.parametrize("name", ["mobile_former_26m", "mobile_former_508m"])
-def test_every_parameter_is_in_one_group_once(name):
+def test_every_parameter_is_in_exactly_one_group(name):
     model = mobile_former.create_model(name, num_classes=4)
     given = [id(parameter) for group in parameter_groups(model, 0.1) for parameter in group["params"]]
     assert sorted(given) == sorted(id(parameter) for parameter in model.parameters())
 
 
-def test_a_parameter_that_two_modules_share_is_given_once():
+def test_a_parameter_that_two_modules_share_is_in_a_group_once():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
     given = [id(parameter) for group in parameter_groups(model, 0.1) for parameter in group["params"]]
     assert sorted(given) == sorted({id(parameter) for parameter in model.parameters()})
 
 
-def test_frozen_parameters_are_left_out():
+def test_frozen_parameters_are_in_no_group():
     model = mobile_former.mobile_former_26m(num_classes=4)
     model.backbone.requires_grad_(False)
     decay, no_decay = names_of(parameter_groups(model, 0.1), model)
     assert set(decay + no_decay) == {name for name, _ in model.named_parameters() if name.startswith("classifier.")}
 
 
-def test_a_step_without_gradient_shrinks_what_decays_and_leaves_the_rest():
+def test_a_step_without_gradient_changes_only_parameters_that_decay():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     nn.init.ones_(model[0].bias)
     before = {name: parameter.clone() for name, parameter in model.state_dict().items()}
@@ -68,21 +78,21 @@ def test_a_step_without_gradient_shrinks_what_decays_and_leaves_the_rest():
 
 
 def schedule(warmup, total):
-    """Factors of all steps of a run, by an angle that turns at constant speed after a ramp of equal increments."""
+    """Return the factors of all steps of a run: a ramp of equal increments, then the squared cosine of an angle."""
     ramp = [sum([1 / warmup] * (step + 1)) for step in range(warmup)]
     rest = total - warmup
     return ramp + [math.cos(math.pi / 2 * step / rest) ** 2 for step in range(rest)] + [0.0] * 3
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 7), (1, 10), (5, 50), (9, 10), (10, 10)])
-def test_the_factor_rises_in_a_line_and_falls_along_half_a_cosine_to_zero(warmup, total):
+def test_the_factor_rises_linearly_and_falls_along_half_a_cosine_to_zero(warmup, total):
     actual = [warmup_cosine(step, warmup, total) for step in range(total + 3)]
     assert actual == pytest.approx(schedule(warmup, total), abs=1e-12)
     assert max(actual) == pytest.approx(1)
 
 
 class Recorder(LightningModule):
-    """A linear layer that notes the learning rate of each optimiser step."""
+    """A linear layer that records the learning rate of each optimiser step."""
 
     def __init__(self, warmup_epochs):
         super().__init__()
@@ -113,13 +123,13 @@ class Recorder(LightningModule):
         (0, 1, 0, 24),
         (1, 1, 6, 24),
         (1.5, 1, 9, 24),
-        (0.25, 1, 2, 24),  # one and a half, rounded
+        (0.25, 1, 2, 24),  # 1.5, rounded
         (1, 2, 3, 12),
-        (0.5, 4, 1, 8),  # six batches are two steps, the second of half a load
+        (0.5, 4, 1, 8),  # six batches are two steps, the second of only two batches
         (9, 1, 24, 24),  # longer than the run
     ],
 )
-def test_lightning_steps_the_schedule_once_an_optimiser_step(
+def test_lightning_advances_the_schedule_once_per_optimiser_step(
     tmp_path, warmup_epochs, accumulate, warmup_steps, total_steps
 ):
     module = Recorder(warmup_epochs)
@@ -141,9 +151,37 @@ def test_lightning_steps_the_schedule_once_an_optimiser_step(
 
 
 @pytest.mark.parametrize(("meant_for", "factor"), [(None, 1.0), (48, 1.0), (12, 4.0), (192, 0.25)])
-def test_learning_rates_are_scaled_to_the_batch_of_all_processes_and_accumulations(meant_for, factor):
+def test_learning_rates_are_scaled_to_the_total_batch_size(meant_for, factor):
     trainer = SimpleNamespace(
         datamodule=SimpleNamespace(hparams=SimpleNamespace(batch_size=8)), world_size=3, accumulate_grad_batches=2
     )
     assert total_batch(trainer) == 48
     assert rate_factor(trainer, meant_for) == factor
+
+
+def test_the_factor_falls_to_a_tenth_at_each_milestone():
+    factors = [warmup_milestones(step, 2, [3, 5]) for step in range(7)]
+    assert factors == pytest.approx([0.5, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("learning_rate", 0.0),
+        ("backbone_learning_rate", 0.0),
+        ("learning_rate_batch", 0),
+        ("weight_decay", -0.1),
+        ("warmup_epochs", -1.0),
+        ("milestones", [3, 2]),
+        ("milestones", [0]),
+        ("ema_decay", 1.0),
+    ],
+)
+def test_the_error_for_a_value_out_of_range_names_the_option(option, value):
+    with pytest.raises(InputError, match=rf"--model\.{option} is {re.escape(str(value))}: give "):
+        Optimisation(**({"learning_rate": 0.1} | {option: value}))
+
+
+def test_weights_are_averaged_only_with_a_decay():
+    assert Optimisation(0.1).callbacks() == []
+    assert len(Optimisation(0.1, ema_decay=0.9).callbacks()) == 1

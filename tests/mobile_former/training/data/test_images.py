@@ -16,11 +16,11 @@ from PIL import Image, ImageCms, ImageOps
 from sklearn.datasets import load_sample_images
 
 from mobile_former.errors import InputError
-from mobile_former.training.data import images
 from mobile_former.training.data.images import (
     IMAGE_SUFFIXES,
     ImageError,
     decode_image,
+    decode_jpeg,
     find_images,
     normalise,
     read_image,
@@ -38,7 +38,7 @@ def photograph() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def files(photograph) -> dict[str, bytes]:
-    """The photograph in every format, small."""
+    """A small photograph in every format."""
     palette = photograph.quantize(64)
     return {
         "baseline.jpg": encoded(photograph, "JPEG", quality=90),
@@ -72,7 +72,7 @@ def pillow(data: bytes) -> np.ndarray:
 
 
 def opencv(suffix: str, image: np.ndarray, *options: int) -> bytes:
-    """image: RGB, RGBA or greyscale, of any depth."""
+    """Encode an RGB, RGBA or greyscale image of any depth with OpenCV."""
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR if image.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
     return cv2.imencode(suffix, image, options)[1].tobytes()
@@ -89,10 +89,10 @@ def is_image(array: np.ndarray) -> bool:
     )
 
 
-# What is read
+# Formats and colours
 
 
-def test_every_format_reads_to_the_pixels_that_pillow_reads(files, tmp_path):
+def test_the_pixels_of_every_format_equal_pillows(files, tmp_path):
     for name, data in files.items():
         path = tmp_path / name
         path.write_bytes(data)
@@ -104,14 +104,14 @@ def test_every_format_reads_to_the_pixels_that_pillow_reads(files, tmp_path):
 
 @pytest.mark.parametrize("sampling", ["411", "420", "422", "440", "444"])
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (33, 17), (500, 375)])
-def test_jpeg_pixels_equal_pillows_bit_for_bit_in_every_subsampling_and_odd_sizes(photograph, sampling, size):
+def test_jpeg_pixels_equal_pillows_for_every_subsampling_and_for_odd_sizes(photograph, sampling, size):
     image = np.asarray(photograph.resize(size))
     sampling = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{sampling}")
     for progressive in (0, 1):
         data = opencv(
             ".jpg", image, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling, cv2.IMWRITE_JPEG_PROGRESSIVE, progressive
         )
-        assert images._decode_jpeg(data) is not None, "should take the fast way"
+        assert decode_jpeg(data) is not None, "should be decoded by simplejpeg"
         np.testing.assert_array_equal(decode_image(data, "x.jpg"), pillow(data))
 
 
@@ -120,13 +120,13 @@ def test_an_adobe_rgb_jpeg_keeps_its_channels(photograph):
     np.testing.assert_array_equal(decode_image(data, "x.jpg"), pillow(data))
 
 
-def test_cmyk_jpegs_inverted_as_adobe_does_or_not_look_like_the_photograph(photograph):
+def test_cmyk_jpegs_are_read_with_and_without_the_inversion_of_adobe(photograph):
     inverted = encoded(photograph.convert("CMYK"), "JPEG", quality=95)
     assert b"Adobe" in inverted
     np.testing.assert_array_equal(decode_image(inverted, "x.jpg"), pillow(inverted))
     difference = np.abs(decode_image(inverted, "x.jpg").astype(int) - np.asarray(photograph))
     assert difference.mean() < 10
-    start = inverted.index(b"\xff\xee")  # the APP14 segment, by which Adobe marks them
+    start = inverted.index(b"\xff\xee")  # APP14 segment, the mark of Adobe
     plain = inverted[:start] + inverted[start + 16 :]
     np.testing.assert_array_equal(decode_image(plain, "x.jpg"), pillow(plain))
 
@@ -146,10 +146,10 @@ def test_16_bit_rgb_keeps_its_high_byte():
     rgb = np.stack([grey, grey[::-1], grey.T], axis=2)
     for suffix in (".png", ".tiff", ".ppm"):
         difference = decode_image(opencv(suffix, rgb), suffix).astype(int) - (rgb >> 8)
-        assert np.abs(difference).max() <= (suffix == ".ppm"), suffix  # Pillow rounds this one
+        assert np.abs(difference).max() <= (suffix == ".ppm"), suffix  # Pillow rounds PPM
 
 
-def test_12_bit_and_white_is_zero_tiffs_come_out_bright_where_they_are_bright():
+def test_12_bit_and_white_is_zero_tiffs_keep_their_brightness():
     tags = {258: 12, 262: 1}
     np.testing.assert_array_equal(
         decode_image(tiff(np.array([[0, 2048, 4095]]), tags), "x.tif")[0, :, 0], [0, 128, 255]
@@ -160,7 +160,7 @@ def test_12_bit_and_white_is_zero_tiffs_come_out_bright_where_they_are_bright():
 
 
 def tiff(values: np.ndarray, tags: dict[int, int]) -> bytes:
-    """A greyscale TIFF of 12 or 16 bits, of one strip."""
+    """Return a greyscale TIFF of 12 or 16 bits in one strip."""
     (height, width), bits = values.shape, tags[258]
     rows = []
     for row in values:
@@ -178,7 +178,7 @@ def tiff(values: np.ndarray, tags: dict[int, int]) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory + b"\0\0\0\0"
 
 
-def test_transparent_pixels_are_laid_on_white():
+def test_transparent_pixels_are_blended_with_white():
     rgba = np.zeros((2, 3, 4), np.uint8)
     rgba[..., 0] = 200
     rgba[:, 1, 3], rgba[:, 2, 3] = 128, 255
@@ -188,7 +188,7 @@ def test_transparent_pixels_are_laid_on_white():
         np.testing.assert_allclose(image[0], [[255, 255, 255], [227, 127, 127], [200, 0, 0]], atol=1)
 
 
-def test_a_transparent_colour_of_a_palette_greyscale_or_rgb_png_is_white():
+def test_a_transparent_colour_becomes_white():
     stripes = Image.fromarray(np.array([[7, 90]], np.uint8))
     grey = encoded(stripes, "PNG", transparency=7)
     rgb = encoded(stripes.convert("RGB"), "PNG", transparency=(7, 7, 7))
@@ -201,7 +201,7 @@ def test_a_transparent_colour_of_a_palette_greyscale_or_rgb_png_is_white():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_each_exif_orientation_is_undone_as_pillow_does(photograph, orientation):
+def test_every_exif_orientation_is_applied_as_by_pillow(photograph, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
@@ -211,7 +211,7 @@ def test_each_exif_orientation_is_undone_as_pillow_does(photograph, orientation)
         np.testing.assert_array_equal(image, ImageOps.exif_transpose(Image.open(io.BytesIO(data))), err_msg=kind)
 
 
-def test_the_orientation_is_found_beside_a_colour_profile_and_where_pillow_finds_it_in_xmp(photograph):
+def test_the_orientation_is_read_next_to_a_colour_profile_and_from_xmp(photograph):
     exif = Image.Exif()
     exif[0x0112] = 6
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -224,7 +224,7 @@ def test_the_orientation_is_found_beside_a_colour_profile_and_where_pillow_finds
     np.testing.assert_array_equal(decode_image(data, "x.jpg"), expected)
 
 
-def test_broken_exif_or_an_unknown_orientation_leaves_the_image_as_it_is(photograph, files):
+def test_damaged_exif_and_unknown_orientations_are_ignored(photograph, files):
     for exif in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01" * 40):
         data = encoded(photograph, "JPEG", quality=90, exif=exif)
         np.testing.assert_array_equal(decode_image(data, "x.jpg"), pillow(files["baseline.jpg"]))
@@ -234,13 +234,13 @@ def test_broken_exif_or_an_unknown_orientation_leaves_the_image_as_it_is(photogr
     np.testing.assert_array_equal(decode_image(data, "x.jpg"), pillow(files["baseline.jpg"]))
 
 
-def test_the_content_decides_and_not_the_suffix(files, tmp_path):
+def test_the_content_decides_the_format_not_the_suffix(files, tmp_path):
     path = tmp_path / "really a png.jpg"
     path.write_bytes(files["rgb.png"])
     np.testing.assert_array_equal(read_image(path), pillow(files["rgb.png"]))
 
 
-def test_paths_may_hold_spaces_and_any_letters_and_be_strings(files, tmp_path):
+def test_paths_may_be_strings_with_spaces_and_any_letters(files, tmp_path):
     path = tmp_path / "Ordner mit Bildern" / "Ä 猫 🐈.jpg"
     path.parent.mkdir()
     path.write_bytes(files["baseline.jpg"])
@@ -254,34 +254,36 @@ def test_the_first_frame_of_an_animation_is_read(photograph):
         np.testing.assert_array_equal(decode_image(data, kind), photograph, err_msg=kind)
 
 
-def test_a_jpeg_with_rubbish_after_its_end_or_between_segments_is_read(files):
+def test_a_jpeg_with_extra_bytes_after_its_end_or_between_segments_is_read(files):
     data = files["restarts.jpg"]
     for rubbish in (b"\0" * 50, b"<html>", data[: len(data) // 2]):
         np.testing.assert_array_equal(decode_image(data + rubbish, "x.jpg"), pillow(data))
     marker = data.index(b"\xff\xd3")
     extraneous = data[:marker] + b"\x12\x34\x56" + data[marker:]
-    assert images._decode_jpeg(extraneous) is None, "should be a case for Pillow"
+    assert decode_jpeg(extraneous) is None, "should be left to Pillow"
     np.testing.assert_array_equal(decode_image(extraneous, "x.jpg"), pillow(extraneous))
 
 
-def test_a_large_photograph_is_read_without_warnings_and_a_decompression_bomb_is_refused(monkeypatch, files):
+def test_a_large_photograph_is_read_without_warnings_and_a_decompression_bomb_is_an_error(monkeypatch, files):
     pixels = 120 * 91
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in ("baseline.jpg", "rgb.png"):
-            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels - 1)  # Pillow warns from here and refuses from twice
+            monkeypatch.setattr(
+                Image, "MAX_IMAGE_PIXELS", pixels - 1
+            )  # Pillow warns above it, and fails above twice it
             assert is_image(decode_image(files[name], name))
             monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels // 2 - 1)
-            with pytest.raises(ImageError, match=rf"{name}: more than the {pixels - 2} pixels .* scale it down"):
+            with pytest.raises(ImageError, match=rf"{name}: more than {pixels - 2} pixels.* scale it down"):
                 decode_image(files[name], name)
 
 
-# What is refused
+# Errors
 
 
-def test_an_image_cut_short_anywhere_is_refused(files):
+def test_an_image_cut_short_anywhere_is_an_error(files):
     for name, data in files.items():
-        # in a GIF and in a JPEG of four colours, two last bytes hold no pixels and may be missing
+        # The last two bytes of a GIF and of a CMYK JPEG hold no pixels and may be missing.
         last = len(data) - (2 if name in ("palette.gif", "cmyk.jpg") else 0)
         for end in (*range(1, last, len(data) // 60), *range(last - 24, last)):
             with pytest.raises(ImageError, match=name):
@@ -290,14 +292,14 @@ def test_an_image_cut_short_anywhere_is_refused(files):
             np.testing.assert_array_equal(decode_image(data[:end], name), decode_image(data, name))
 
 
-def test_a_jpeg_of_imagenets_size_cut_anywhere_is_refused(photograph):
+def test_a_jpeg_of_the_size_of_imagenet_cut_short_anywhere_is_an_error(photograph):
     data = encoded(photograph.resize((500, 375)), "JPEG", quality=97)
     for end in (*range(1000, len(data), len(data) // 40), *range(len(data) - 40, len(data))):
         with pytest.raises(ImageError, match="cut short"):
             decode_image(data[:end], "x.jpg")
 
 
-def test_a_cut_jpeg_that_carries_a_thumbnail_is_refused(photograph):
+def test_a_jpeg_cut_short_with_a_thumbnail_is_an_error(photograph):
     exif = Image.Exif()
     exif[0x0112] = 1
     thumbnail = encoded(photograph.resize((40, 30)), "JPEG")
@@ -307,7 +309,7 @@ def test_a_cut_jpeg_that_carries_a_thumbnail_is_refused(photograph):
             decode_image(data[:end], "x.jpg")
 
 
-def test_an_error_names_the_file_what_is_wrong_and_how_to_mend_it(files, tmp_path):
+def test_an_error_names_the_file_the_fault_and_the_remedy(files, tmp_path):
     cases = {
         "empty.jpg": (b"", "empty file.*download it again"),
         "page.jpg": (b"<!DOCTYPE html><html>", "not an image.*<!DOCTYPE html>.*convert it to JPEG or PNG"),
@@ -326,7 +328,7 @@ def test_an_error_names_the_file_what_is_wrong_and_how_to_mend_it(files, tmp_pat
         assert isinstance(error.value, InputError)
 
 
-def test_a_folder_is_refused_and_a_missing_file_is_a_file_not_found_error(tmp_path, files):
+def test_a_folder_is_an_image_error_and_a_missing_file_a_file_not_found_error(tmp_path, files):
     with pytest.raises(ImageError, match="a folder"):
         read_image(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg: no such image file"):
@@ -339,11 +341,11 @@ def test_a_folder_is_refused_and_a_missing_file_is_a_file_not_found_error(tmp_pa
         read_image(tmp_path / "a.jpg" / "b.jpg")
 
 
-def test_a_file_without_read_permission_is_refused(tmp_path, files, monkeypatch):
+def test_a_file_without_read_permission_is_an_error(tmp_path, files, monkeypatch):
     path = tmp_path / "locked.jpg"
     path.write_bytes(files["baseline.jpg"])
     path.chmod(0)
-    if os.access(path, os.R_OK):  # root reads everything
+    if os.access(path, os.R_OK):  # root may read every file
 
         def refuse(*_, **__):
             raise PermissionError(13, "Permission denied")
@@ -353,7 +355,7 @@ def test_a_file_without_read_permission_is_refused(tmp_path, files, monkeypatch)
         read_image(path)
 
 
-def test_damaged_files_give_an_image_or_an_image_error_and_nothing_else(files):
+def test_damaged_files_give_an_image_or_an_image_error(files):
     generator = random.Random(0)
     names = list(files)
     messages = []
@@ -361,7 +363,7 @@ def test_damaged_files_give_an_image_or_an_image_error_and_nothing_else(files):
         name = names[attempt % len(names)]
         data = bytearray(files[name])
         for _ in range(generator.choice((1, 2, 8, 40))):
-            # half of them in the header, where they do most
+            # half of them in the header, where damage has the largest effect
             at = generator.randrange(min(len(data), generator.choice((120, len(data)))))
             match generator.randrange(3):
                 case 0:
@@ -378,7 +380,7 @@ def test_damaged_files_give_an_image_or_an_image_error_and_nothing_else(files):
     assert all(message.startswith(name) for name, message in messages)
 
 
-def test_a_header_that_claims_a_huge_image_is_refused_before_memory_is_taken():
+def test_a_header_of_a_huge_image_is_an_error_before_memory_is_allocated():
     ihdr = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
     png += struct.pack(">I", 0) + b"IEND\xaeB`\x82"
@@ -389,7 +391,7 @@ def test_a_header_that_claims_a_huge_image_is_refused_before_memory_is_taken():
 # Finding images
 
 
-def test_images_are_found_in_every_folder_by_suffix_and_in_the_order_of_their_paths(tmp_path):
+def test_images_are_found_by_suffix_in_all_subfolders_and_sorted_by_path(tmp_path):
     names = ["b/2.JPG", "b/10.png", "a.jpg", "a/z/deep.webp", "a-b/x.jpeg", "ä ö/猫.TIFF", "b.gif"]
     others = ["notes.txt", "a/labels.csv", "jpg", ".hidden.jpg", "a/._z.jpg", ".cache/x.jpg", "a/jpg.tar"]
     for name in names + others:
@@ -402,7 +404,7 @@ def test_images_are_found_in_every_folder_by_suffix_and_in_the_order_of_their_pa
     assert find_images(str(tmp_path)) == found
 
 
-def test_linked_folders_are_searched_once_and_rings_of_links_end(tmp_path):
+def test_linked_folders_are_searched_once_and_cycles_of_links_end(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "1.jpg").touch()
     root = tmp_path / "root"
@@ -430,7 +432,7 @@ def test_searching_a_missing_folder_or_a_file_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("size", "target"),
     [
-        ((375, 500), (224, 224)),  # height and width, as everywhere
+        ((375, 500), (224, 224)),  # height and width
         ((375, 500), (256, 341)),
         ((90, 60), (224, 224)),
         ((1500, 2000), (224, 300)),
@@ -439,7 +441,7 @@ def test_searching_a_missing_folder_or_a_file_is_an_error(tmp_path):
         ((50, 50), (1, 1)),
     ],
 )
-def test_resizing_gives_the_pixels_of_pillows_antialiased_bilinear_within_1(photograph, size, target):
+def test_resized_pixels_equal_pillows_antialiased_bilinear_within_1(photograph, size, target):
     noise = np.random.default_rng(0).integers(-40, 40, (*size, 3))
     image = (np.asarray(photograph.resize(size[::-1])) + noise).clip(0, 255).astype(np.uint8)
     expected = Image.fromarray(image).resize(target[::-1], Image.Resampling.BILINEAR)
@@ -450,7 +452,7 @@ def test_resizing_gives_the_pixels_of_pillows_antialiased_bilinear_within_1(phot
     assert difference.mean() < 0.05
 
 
-def test_resizing_takes_crops_and_mirrored_views_and_leaves_an_image_of_that_size_alone(photograph):
+def test_resizing_accepts_views_and_returns_an_image_of_the_same_size_unchanged(photograph):
     image = np.array(photograph)
     for view in (image[5:80, 10:90], image[:, ::-1], image[::2]):
         np.testing.assert_array_equal(resize(view, 64, 48), resize(view.copy(), 64, 48))
@@ -458,7 +460,7 @@ def test_resizing_takes_crops_and_mirrored_views_and_leaves_an_image_of_that_siz
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 1), (1, 5), (37, 53), (224, 224)])
-def test_the_tensor_equals_albumentations_normalize_and_to_tensor_within_1e_6(size):
+def test_normalised_tensors_equal_albumentations_within_1e_6(size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     expected = A.Compose([A.Normalize(MEAN, STD), ToTensorV2()])(image=image)["image"]
     tensor = normalise(to_planes(image), MEAN, STD)
@@ -470,7 +472,7 @@ def test_the_tensor_equals_albumentations_normalize_and_to_tensor_within_1e_6(si
     torch.testing.assert_close(batch[1].float(), expected, rtol=0, atol=1e-6)
 
 
-def test_planes_of_a_view_are_those_of_its_copy_and_share_no_memory():
+def test_planes_of_a_view_are_correct_and_share_no_memory():
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     for view in (image[3:20, 5:30], image[:, ::-1], image[::2], image.transpose(1, 0, 2), image[..., ::-1]):
         np.testing.assert_array_equal(to_planes(view).numpy(), view.transpose(2, 0, 1))
@@ -482,6 +484,6 @@ def test_planes_of_a_view_are_those_of_its_copy_and_share_no_memory():
 @pytest.mark.parametrize(
     "image", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)]
 )
-def test_an_array_that_is_no_rgb_image_is_refused_with_its_shape_and_type(image):
-    with pytest.raises(InputError, match=r"\(4, 4.*leave Normalize"):
+def test_the_error_for_an_array_that_is_not_an_rgb_image_has_its_shape_and_type(image):
+    with pytest.raises(InputError, match=r"\(4, 4.*leave out Normalize"):
         to_planes(image)

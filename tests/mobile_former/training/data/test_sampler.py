@@ -24,7 +24,7 @@ def orders(size, seed, epochs):
     return found
 
 
-def test_every_sample_comes_once_an_epoch_with_the_number_of_the_epoch():
+def test_every_sample_is_drawn_once_per_epoch_with_the_number_of_the_epoch():
     sampler = EpochSampler(100, seed=3)
     for epoch in (0, 1, 7):
         sampler.set_epoch(epoch)
@@ -33,7 +33,7 @@ def test_every_sample_comes_once_an_epoch_with_the_number_of_the_epoch():
     assert len(sampler) == 100
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_the_order_depends_only_on_seed_and_epoch():
     straight = orders(50, 0, range(4))
     torch.manual_seed(9), np.random.seed(9), random.seed(9)
     assert orders(50, 0, [3, 1]) == [straight[3], straight[1]]
@@ -42,11 +42,11 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 def test_the_order_differs_between_epochs_and_between_seeds():
     seen = {tuple(order) for seed in (0, 1, 2**63, -1) for order in orders(50, seed, range(5))}
     assert len(seen) == 20
-    # Seed 1 at epoch 0 is not seed 0 at epoch 1, as it would be with a sum.
+    # Seed 1 at epoch 0 differs from seed 0 at epoch 1. With the sum of both as seed it would not.
     assert orders(50, 1, [0]) != orders(50, 0, [1])
 
 
-def test_every_place_in_the_order_is_taken_by_every_sample_equally_often():
+def test_every_sample_is_equally_frequent_at_every_position():
     counts = np.zeros((5, 5))
     for order in orders(5, 0, range(2000)):
         counts[range(5), order] += 1
@@ -60,7 +60,7 @@ def as_one_of_several(monkeypatch, rank, world_size):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world_size)
 
 
-def test_several_processes_share_each_epoch_evenly_and_each_sees_a_new_order_in_the_next(monkeypatch):
+def test_processes_share_each_epoch_evenly_and_in_a_new_order(monkeypatch):
     shares = {epoch: [] for epoch in range(2)}
     for rank in range(3):
         as_one_of_several(monkeypatch, rank, 3)
@@ -74,7 +74,7 @@ def test_several_processes_share_each_epoch_evenly_and_each_sees_a_new_order_in_
     assert [draw.index for draw in shares[0][0]] != [draw.index for draw in shares[1][0]]
 
 
-def test_several_processes_evaluate_each_sample_exactly_once(monkeypatch):
+def test_processes_evaluate_each_sample_exactly_once(monkeypatch):
     assert list(EvaluationSampler(5)) == [0, 1, 2, 3, 4]
     for size in (2, 9, 10):
         drawn = []
@@ -96,7 +96,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
 
 
 class Pictures(Dataset):
-    """One image under a random pipeline, as seeded by the draw."""
+    """One image with random transforms that are seeded by the draw."""
 
     def __init__(self, seed):
         self.transforms = A.Compose(PIPELINE)
@@ -110,7 +110,7 @@ class Pictures(Dataset):
         return self.transforms(image=IMAGE)["image"]
 
 
-def test_a_draw_gives_the_same_pixels_whatever_was_drawn_before():
+def test_the_pixels_of_a_draw_do_not_depend_on_earlier_draws():
     alone = {draw: Pictures(5)[draw] for draw in (Draw(3, 0), Draw(3, 1), Draw(4, 0))}
     pictures = Pictures(5)
     for before in ([], [Draw(1, 0)], [Draw(3, 0), Draw(7, 9)]):
@@ -128,7 +128,7 @@ def test_index_epoch_and_seed_each_change_the_pixels():
 
 
 @pytest.mark.parametrize("epoch", [0, 4])
-def test_workers_load_the_very_batches_that_one_process_loads(epoch):
+def test_workers_load_the_same_batches_as_the_main_process(epoch):
     batches = []
     for workers in (0, 2):
         sampler = EpochSampler(12, 1)
@@ -139,7 +139,7 @@ def test_workers_load_the_very_batches_that_one_process_loads(epoch):
         assert torch.equal(alone, shared)
 
 
-def test_two_flips_of_one_pipeline_happen_independently_of_each_other():
+def test_two_flips_of_a_pipeline_are_independent():
     transforms = A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)])
     corners = np.arange(4, dtype=np.uint8).reshape(2, 2, 1).repeat(3, 2)
     counts = np.zeros((2, 2))
@@ -152,7 +152,7 @@ def test_two_flips_of_one_pipeline_happen_independently_of_each_other():
 
 
 @pytest.mark.parametrize("skipped", [0, 1, 3])
-def test_a_resumed_run_gets_the_batches_that_are_left_and_then_whole_epochs(skipped):
+def test_a_resumed_run_gets_the_remaining_batches_and_then_whole_epochs(skipped):
     def epochs(batches):
         found = []
         for epoch in (2, 3):
@@ -166,6 +166,6 @@ def test_a_resumed_run_gets_the_batches_that_are_left_and_then_whole_epochs(skip
     undisturbed = epochs(batches_of())
     resumed = ResumedBatchSampler(batches_of(), epoch=2, skipped=skipped)
     assert epochs(resumed) == [undisturbed[0][skipped:], undisturbed[1]]
-    assert len(resumed) == 3  # Lightning counts by whole epochs
+    assert len(resumed) == 3  # a whole epoch, as Lightning expects
     resumed.sampler.set_epoch(2)
-    assert list(resumed) == list(resumed)  # however often it is begun
+    assert list(resumed) == list(resumed)  # every iteration is the same

@@ -1,5 +1,3 @@
-"""The loader that starts its workers in a quiet moment."""
-
 import sys
 import time
 
@@ -10,7 +8,7 @@ from mobile_former.training.data.timed_loader import TimedLoader
 
 
 def pauses(monkeypatch, processes, **options):
-    """How often a loader of two epochs waits before it starts workers."""
+    """Return how often a loader pauses before it starts workers, in two epochs."""
     seconds = []
     monkeypatch.setattr(time, "sleep", seconds.append)
     monkeypatch.setattr(timed_loader, "rank_and_world_size", lambda: (0, processes))

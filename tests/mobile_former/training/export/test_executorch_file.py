@@ -1,4 +1,4 @@
-"""ExecuTorch programs, by a stand-in for ExecuTorch, which few machines have."""
+"""Tests with a stand-in for ExecuTorch, which few machines have."""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -12,7 +12,7 @@ from mobile_former.training.export.executorch_file import write_executorch
 
 @pytest.fixture
 def stages(monkeypatch):
-    """A stand-in whose stages can be replaced; its program's bytes are ``b"program"``."""
+    """A stand-in for ExecuTorch with replaceable stages. Its program is ``b"program"``."""
     stages = SimpleNamespace()
     stages.to_executorch = lambda: SimpleNamespace(buffer=b"program")
     stages.lower = lambda exported, **options: SimpleNamespace(to_executorch=lambda: stages.to_executorch())
@@ -41,7 +41,7 @@ def fail(*_, **__):
 
 
 class Unexportable(torch.nn.Module):
-    """Nothing that torch.export follows."""
+    """A module with data-dependent control flow, which torch.export does not support."""
 
     def forward(self, x):
         return x if x.sum() > 0 else -x
@@ -53,19 +53,19 @@ def test_the_program_is_written(stages, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stage", "told"),
-    [("lower", "the conversion for XNNPACK"), ("to_executorch", "the writing of the program")],
+    ("stage", "name"),
+    [("lower", "the conversion for XNNPACK"), ("to_executorch", "the conversion to a program")],
 )
-def test_a_failure_of_executorch_is_told_with_file_stage_and_its_own_words(stages, tmp_path, stage, told):
+def test_the_error_for_a_failure_of_executorch_names_file_stage_and_reason(stages, tmp_path, stage, name):
     setattr(stages, stage, fail)
     with pytest.raises(InputError) as error:
         write(tmp_path / "x.pte")
     assert str(error.value) == (
-        f"cannot write {tmp_path / 'x.pte'}: {told} failed with RuntimeError: no kernel for aten::x"
+        f"cannot write {tmp_path / 'x.pte'}: {name} failed with RuntimeError: no kernel for aten::x"
     )
     assert not list(tmp_path.iterdir())
 
 
-def test_a_module_that_cannot_be_exported_is_told(stages, tmp_path):
+def test_a_module_that_cannot_be_exported_is_an_error(stages, tmp_path):
     with pytest.raises(InputError, match=r"cannot write .*x\.pte: torch\.export failed with \w+: "):
         write(tmp_path / "x.pte", Unexportable())

@@ -17,7 +17,7 @@ METADATA = {"task": "classification", "class_names": ["Käse", "x"], "mean": [0.
 
 
 class Attention(nn.Module):
-    """A convolution, and a softmax along each kind of axis."""
+    """A convolution, and a softmax along every axis."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ def write(path, *, dynamic=False, **options):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A file of fixed sizes, a batch of 2, and its module."""
+    """A file with fixed sizes and a batch of 2, and its module."""
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     return path, write(path)
 
@@ -60,7 +60,7 @@ def assert_same(model, module, batch):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_a_file_of_a_fixed_batch_gives_what_the_module_gives_for_any_number_of_images(written, count):
+def test_a_file_with_a_fixed_batch_equals_the_module_for_any_number_of_images(written, count):
     path, module = written
     model = OnnxModel(path, "classification")
     assert model.batch == 2
@@ -68,7 +68,7 @@ def test_a_file_of_a_fixed_batch_gives_what_the_module_gives_for_any_number_of_i
     assert_same(model, module, images(count, 3, 8, 10))
 
 
-def test_a_dynamic_file_takes_other_batches_and_sizes(tmp_path):
+def test_a_dynamic_file_accepts_other_batches_and_sizes(tmp_path):
     module = write(tmp_path / "x.onnx", dynamic=True)
     model = OnnxModel(tmp_path / "x.onnx", "classification")
     assert model.batch is None
@@ -77,18 +77,18 @@ def test_a_dynamic_file_takes_other_batches_and_sizes(tmp_path):
         assert_same(model, module, images(*shape))
 
 
-def test_the_metadata_comes_back_as_it_was_given(written):
+def test_the_metadata_is_read_back(written):
     assert OnnxModel(written[0], "classification").metadata.items() >= METADATA.items()
 
 
-def test_only_a_softmax_along_the_last_axis_stays_one(written):
+def test_only_a_softmax_along_the_last_axis_is_kept(written):
     operations = [node.op_type for node in onnx.load(written[0]).graph.node]
     assert operations.count("Softmax") == 1
     assert operations.count("Exp") == 2
     assert count_nodes(written[0]) == len(operations)
 
 
-def test_a_file_is_checked_self_contained_and_tells_nothing_of_the_machine_that_wrote_it(written, capfd):
+def test_a_file_is_valid_self_contained_and_without_paths_of_this_machine(written, capfd):
     path, _ = written
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
     onnx.checker.check_model(path, full_check=True)
@@ -96,13 +96,13 @@ def test_a_file_is_checked_self_contained_and_tells_nothing_of_the_machine_that_
     assert b"stack_trace" not in path.read_bytes()
 
 
-def test_the_exporter_says_nothing(tmp_path, capfd, recwarn):
+def test_the_exporter_prints_and_warns_nothing(tmp_path, capfd, recwarn):
     write(tmp_path / "x.onnx")
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
 
 
-def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def full(handle):
         raise OSError(28, "No space left on device")
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"x.onnx": b"before"}
 
 
-def test_a_module_that_cannot_be_exported_is_told(tmp_path):
+def test_a_module_that_cannot_be_exported_is_an_error(tmp_path):
     class Odd(nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
@@ -125,10 +125,10 @@ def test_a_module_that_cannot_be_exported_is_told(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# Files that cannot be used
+# Errors
 
 
-def test_a_damaged_file_is_told_with_its_name(written, tmp_path):
+def test_the_error_for_a_damaged_file_names_it(written, tmp_path):
     content = written[0].read_bytes()
     for damaged in (b"", b"not ONNX at all", content[:-200], content[:100]):
         (tmp_path / "x.onnx").write_bytes(damaged)
@@ -144,11 +144,11 @@ def test_a_damaged_file_is_told_with_its_name(written, tmp_path):
         ({}, "not written by this project's export"),
         ({"mobile_former_format": "1"}, "not written by this project's export"),
         ({"mobile_former_format": "one", "task": "x"}, "not written by this project's export"),
-        ({"mobile_former_format": "2", "task": '"classification"'}, "of format 2, and this version reads 1"),
+        ({"mobile_former_format": "2", "task": '"classification"'}, "has format 2, but this version reads 1"),
         ({"mobile_former_format": "1", "task": '"detection"'}, r"a file of detection\.export"),
     ],
 )
-def test_a_file_of_others_is_told(written, tmp_path, metadata, message):
+def test_a_file_of_another_project_task_or_version_is_an_error(written, tmp_path, metadata, message):
     model = onnx.load(written[0])
     del model.metadata_props[:]
     for key, value in metadata.items():
@@ -158,9 +158,9 @@ def test_a_file_of_others_is_told(written, tmp_path, metadata, message):
         OnnxModel(tmp_path / "x.onnx", "classification")
 
 
-def test_an_input_that_the_file_does_not_take_is_told(written):
+def test_an_input_that_does_not_fit_the_file_is_an_error(written):
     model = OnnxModel(written[0], "classification")
-    with pytest.raises(InputError, match=re.escape("(2, 3, 8, 10), and (1, 3, 9, 10) was given")):
+    with pytest.raises(InputError, match=re.escape("(2, 3, 8, 10), but (1, 3, 9, 10) was given")):
         model(np.zeros((1, 3, 9, 10), np.float32))
     with pytest.raises(InputError, match="cannot be run"):
         model(np.zeros((1, 3, 8, 10), np.uint8))
@@ -178,7 +178,7 @@ def test_without_onnx_the_error_names_the_extra(written, monkeypatch):
 
 
 class Sums(nn.Module):
-    """Convolutions, and linears that are added to a constant, to an activation and to a bias."""
+    """Convolutions, and linears with an added constant, activation and bias."""
 
     def __init__(self):
         super().__init__()
@@ -195,7 +195,7 @@ class Sums(nn.Module):
 
 
 @pytest.mark.parametrize("batch", [1, None])
-def test_int8_is_smaller_and_near(tmp_path, capfd, batch):
+def test_an_int8_file_is_smaller_and_close_to_the_module(tmp_path, capfd, batch):
     module = Sums().eval()
     plain, small = tmp_path / "plain.onnx", tmp_path / "small.onnx"
     write_onnx(
@@ -218,8 +218,8 @@ def test_int8_is_smaller_and_near(tmp_path, capfd, batch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stem", STEMS)
-def test_onnx_is_as_near_to_the_reference_as_float32_allows(stem, tmp_path):
-    """Within ten times the error of the trainable model in float32."""
+def test_onnx_equals_the_reference_up_to_the_error_of_float32(stem, tmp_path):
+    """The error is at most ten times that of the trainable model in float32."""
     model, image, expected = load(stem, tmp_path)
     write_onnx(
         mobile_former.deploy(model), [image], tmp_path / "x.onnx", input_names=["images"], output_names=["logits"],

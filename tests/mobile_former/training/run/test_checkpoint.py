@@ -9,7 +9,7 @@ from mobile_former.training.run.checkpoint import load_checkpoint
 
 @pytest.fixture(scope="module")
 def content():
-    """What a checkpoint holds."""
+    """Content of a checkpoint."""
     module = ClassificationModule(["cat", "dog"], name="mobile_former_26m")
     return {
         "state_dict": module.state_dict(),
@@ -23,7 +23,7 @@ def load(path, content):
     return load_checkpoint(path, ClassificationModule, "classification")
 
 
-def test_a_module_and_the_options_of_its_data_are_read(content, tmp_path):
+def test_the_module_and_the_options_of_its_data_are_loaded(content, tmp_path):
     module, options = load(tmp_path / "x.ckpt", content)
     assert not module.training
     assert module.hparams.class_names == ["cat", "dog"]
@@ -47,24 +47,24 @@ def test_a_module_and_the_options_of_its_data_are_read(content, tmp_path):
         ("state_dict", "model.more", torch.zeros(7)),
     ],
 )
-def test_a_damaged_checkpoint_is_told_with_its_name(content, tmp_path, where, name, value):
+def test_the_error_for_a_damaged_checkpoint_names_it(content, tmp_path, where, name, value):
     damaged = content | {where: content[where] | {name: value}}
-    with pytest.raises(InputError, match=r"x\.ckpt is damaged, or of another version"):
+    with pytest.raises(InputError, match=r"x\.ckpt is damaged or of another version"):
         load(tmp_path / "x.ckpt", damaged)
 
 
 @pytest.mark.parametrize("where", ["state_dict", "hyper_parameters", "datamodule_hyper_parameters"])
 @pytest.mark.parametrize("value", [None, [], "x"])
-def test_a_checkpoint_of_odd_parts_is_told_with_its_name(content, tmp_path, where, value):
+def test_the_error_for_a_checkpoint_with_parts_of_another_type_names_it(content, tmp_path, where, value):
     with pytest.raises(InputError, match=r"x\.ckpt is damaged"):
         load(tmp_path / "x.ckpt", content | {where: value})
 
 
-def test_flipped_bits_in_a_checkpoint_are_told(content, tmp_path):
+def test_flipped_bits_in_a_checkpoint_are_an_error(content, tmp_path):
     path = tmp_path / "x.ckpt"
     torch.save(content, path)
     written = bytearray(path.read_bytes())
     written[len(written) // 2] ^= 0x40
     path.write_bytes(written)
-    with pytest.raises(InputError, match=r"x\.ckpt is cut short or damaged \(the checksum of .* is another\)"):
+    with pytest.raises(InputError, match=r"x\.ckpt is cut short or damaged \(the checksum of .* does not match\)"):
         load_checkpoint(path, ClassificationModule, "classification")

@@ -19,7 +19,7 @@ def finish_an_epoch(folder):
     folder.last.write_bytes(b"weights")
 
 
-def test_a_new_run_gets_the_name_and_the_next_ones_a_number_behind_it(tmp_path):
+def test_the_first_run_gets_the_name_and_later_runs_a_number(tmp_path):
     made = [RunFolder.create(tmp_path / "runs", "classification", "first") for _ in range(3)]
     parent = tmp_path / "runs" / "classification"
     assert [folder.path for folder in made] == [parent / "first", parent / "first-2", parent / "first-3"]
@@ -27,14 +27,14 @@ def test_a_new_run_gets_the_name_and_the_next_ones_a_number_behind_it(tmp_path):
     assert RunFolder.create(tmp_path / "runs", "detection", "first").path == tmp_path / "runs" / "detection" / "first"
 
 
-def test_a_new_run_leaves_what_lies_in_the_folder_of_its_name(tmp_path):
+def test_a_new_run_does_not_touch_the_folder_of_an_earlier_one(tmp_path):
     first = RunFolder.create(tmp_path, "classification", "mine")
     first.write_metrics({"val/top1": 0.5})
     assert RunFolder.create(tmp_path, "classification", "mine").path != first.path
     assert json.loads((first.path / "metrics.json").read_text()) == {"val/top1": 0.5}
 
 
-def test_runs_that_start_at_once_never_share_a_folder(tmp_path):
+def test_runs_that_start_at_the_same_time_never_share_a_folder(tmp_path):
     start = threading.Barrier(8)
 
     def run(_):
@@ -46,7 +46,7 @@ def test_runs_that_start_at_once_never_share_a_folder(tmp_path):
     assert sorted(taken) == sorted(["race", *(f"race-{number}" for number in range(2, 81))])
 
 
-def test_an_interrupted_run_is_found_again(tmp_path):
+def test_an_interrupted_run_is_resumed_in_its_folder(tmp_path):
     folder = RunFolder.create(tmp_path, "classification", "mine")
     finish_an_epoch(folder)
     resumed = RunFolder.resume(tmp_path, "classification", "mine")
@@ -54,47 +54,47 @@ def test_an_interrupted_run_is_found_again(tmp_path):
     assert resumed.last == tmp_path / "classification" / "mine" / "checkpoints" / "last.ckpt"
 
 
-def test_a_run_that_never_came_to_a_checkpoint_is_begun_again_in_its_place(tmp_path):
+def test_restart_replaces_the_folder_of_a_run_without_a_checkpoint(tmp_path):
     path = tmp_path / "task" / "x"
     path.mkdir(parents=True)
     (path / "config.yaml").write_text("")
-    (path / "metrics.csv").write_text("of before")
+    (path / "metrics.csv").write_text("old")
     assert RunFolder.restart(tmp_path, "task", "x").path == path
     assert not any(path.iterdir())
 
 
 @pytest.mark.parametrize("kept", ["checkpoints/best.ckpt", "checkpoints/previous.ckpt", "metrics.json", "photo.jpg"])
-def test_beginning_again_deletes_nothing_that_is_worth_something(tmp_path, kept):
+def test_restart_keeps_checkpoints_results_and_files_of_others(tmp_path, kept):
     path = tmp_path / "task" / "x" / kept
     path.parent.mkdir(parents=True)
-    path.write_text("dear")
+    path.write_text("kept")
     assert RunFolder.restart(tmp_path, "task", "x").path.name == "x-2"
-    assert path.read_text() == "dear"
+    assert path.read_text() == "kept"
 
 
 @pytest.mark.parametrize("name", ["..", ".", "/elsewhere", "a/b"])
-def test_beginning_again_stays_in_the_runs_folder(tmp_path, name):
+def test_restart_deletes_nothing_outside_of_the_run_folder(tmp_path, name):
     (tmp_path / "task" / "other").mkdir(parents=True)
     with pytest.raises(InputError, match="must be the name of one folder"):
         RunFolder.restart(tmp_path, "task", name)
     assert (tmp_path / "task" / "other").is_dir()
 
 
-def test_resuming_what_is_not_there_names_the_runs_that_are(tmp_path):
+def test_resuming_without_a_checkpoint_names_the_runs_that_have_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"mine/checkpoints/last\.ckpt.*--name \(no run in .*classification"):
         RunFolder.resume(tmp_path, "classification", "mine")
     for name in ("zebra", "apple"):
         finish_an_epoch(RunFolder.create(tmp_path, "classification", name))
-    RunFolder.create(tmp_path, "classification", "broken-off")
+    RunFolder.create(tmp_path, "classification", "stopped")
     finish_an_epoch(RunFolder.create(tmp_path, "detection", "boxes"))
-    for name in ("mine", "broken-off"):
-        with pytest.raises(FileNotFoundError, match=r"runs with one: apple, zebra\)"):
+    for name in ("mine", "stopped"):
+        with pytest.raises(FileNotFoundError, match=r"runs with a checkpoint: apple, zebra\)"):
             RunFolder.resume(tmp_path, "classification", name)
     assert not (tmp_path / "classification" / "mine").exists()
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp/x", "../x", "x/"])
-def test_a_name_that_is_no_single_folders_is_refused(tmp_path, name):
+def test_a_name_that_is_not_a_single_folders_is_an_error(tmp_path, name):
     for make in (RunFolder.create, RunFolder.resume):
         with pytest.raises(InputError, match="--name"):
             make(tmp_path / "runs", "classification", name)
@@ -102,36 +102,36 @@ def test_a_name_that_is_no_single_folders_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["mobile_former_26m-digits", "Versuch 3 (ä, 猫)", "a.b", "-x", "..."])
-def test_any_other_name_is_taken_as_it_stands(tmp_path, name):
+def test_any_other_name_is_used_unchanged(tmp_path, name):
     assert RunFolder.create(tmp_path, "classification", name).path.name == name
 
 
 @pytest.mark.parametrize("blocked", ["runs", "runs/classification", "runs/classification/mine"])
-def test_a_file_in_the_way_is_named_and_left_alone(tmp_path, blocked):
+def test_a_file_with_the_name_of_the_folder_is_an_error_and_stays(tmp_path, blocked):
     path = tmp_path / blocked
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("mine")
-    with pytest.raises(InputError, match="cannot make the run's folder"):
+    with pytest.raises(InputError, match="cannot create the run folder"):
         RunFolder.create(tmp_path / "runs", "classification", "mine")
     assert path.read_text() == "mine"
 
 
-def test_a_name_too_long_for_the_disk_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match="cannot make the run's folder"):
+def test_a_name_too_long_for_the_file_system_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="cannot create the run folder"):
         RunFolder.create(tmp_path, "classification", "x" * 300)
 
 
 class Logging(LightningModule):
-    """A linear layer that logs each step and each epoch, and breaks off where it is told to."""
+    """A linear layer that logs each step and each epoch, and fails at a given step."""
 
-    def __init__(self, break_at=None):
+    def __init__(self, fails_at=None):
         super().__init__()
         self.layer = nn.Linear(2, 1)
-        self.break_at = break_at
+        self.fails_at = fails_at
 
     def training_step(self, batch, batch_idx):
-        if self.global_step == self.break_at:
-            raise RuntimeError("broken off")
+        if self.global_step == self.fails_at:
+            raise RuntimeError("stopped")
         self.log("loss", torch.tensor(float(self.global_step)))
         return self.layer(batch).square().mean()
 
@@ -142,7 +142,7 @@ class Logging(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def fit(folder, *, break_at=None, resume=False, epochs=4):
+def fit(folder, *, fails_at=None, resume=False, epochs=4):
     step = torch.load(folder.last, weights_only=True)["global_step"] if resume else None
     trainer = Trainer(
         max_epochs=epochs,
@@ -155,15 +155,15 @@ def fit(folder, *, break_at=None, resume=False, epochs=4):
         num_sanity_val_steps=0,
     )
     data = DataLoader(torch.zeros(3, 2))
-    trainer.fit(Logging(break_at), data, data, ckpt_path=folder.last if resume else None, weights_only=True)
+    trainer.fit(Logging(fails_at), data, data, ckpt_path=folder.last if resume else None, weights_only=True)
 
 
-def test_a_resumed_run_goes_on_in_the_same_metrics_file_as_if_never_broken_off(tmp_path):
+def test_a_resumed_run_writes_the_same_metrics_file_as_an_uninterrupted_one(tmp_path):
     straight = RunFolder.create(tmp_path, "classification", "straight")
     fit(straight)
-    folder = RunFolder.create(tmp_path, "classification", "broken")
-    with pytest.raises(RuntimeError, match="broken off"):
-        fit(folder, break_at=8)  # two of the third epoch's three steps are done, and will be taken again
+    folder = RunFolder.create(tmp_path, "classification", "resumed")
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(folder, fails_at=8)  # after two of the three steps of the third epoch, which are repeated
     assert [row["loss"] for row in folder.history() if "loss" in row] == list(range(8))
     fit(folder, resume=True)
     assert folder.history() == straight.history()
@@ -172,16 +172,16 @@ def test_a_resumed_run_goes_on_in_the_same_metrics_file_as_if_never_broken_off(t
     assert len(list(folder.path.rglob("*.csv"))) == 1
 
 
-def test_a_run_resumed_twice_keeps_the_rows_of_all_three_parts(tmp_path):
+def test_a_run_that_is_resumed_twice_keeps_all_rows(tmp_path):
     folder = RunFolder.create(tmp_path, "classification", "often")
-    for break_at, resume in ((4, False), (7, True)):
-        with pytest.raises(RuntimeError, match="broken off"):
-            fit(folder, break_at=break_at, resume=resume)
+    for fails_at, resume in ((4, False), (7, True)):
+        with pytest.raises(RuntimeError, match="stopped"):
+            fit(folder, fails_at=fails_at, resume=resume)
     fit(folder, resume=True)
     assert [row["loss"] for row in folder.history() if "loss" in row] == list(range(12))
 
 
-def test_the_history_holds_numbers_and_leaves_empty_cells_out(tmp_path):
+def test_the_history_has_numbers_without_empty_cells(tmp_path):
     folder = RunFolder.create(tmp_path, "classification", "mine")
     assert folder.history() == []
     with folder.metrics_csv.open("w", newline="") as file:

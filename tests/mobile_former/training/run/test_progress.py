@@ -14,7 +14,7 @@ from mobile_former.training.run.progress import EpochLines, GradientNorm, StopOn
 
 
 class Images(Dataset):
-    """Eight samples; each takes a while to load."""
+    """Eight samples, each of which takes a given time to load."""
 
     def __init__(self, seconds=0.0):
         self.seconds = seconds
@@ -28,7 +28,7 @@ class Images(Dataset):
 
 
 class Tiny(LightningModule):
-    """A linear layer whose loss is multiplied by a given value at a given optimiser step."""
+    """A linear layer whose loss is multiplied by given factors at given optimiser steps."""
 
     def __init__(self, training=None, validation=None):
         super().__init__()
@@ -70,7 +70,7 @@ def fit(folder, module, *callbacks, data=None, **options):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_training_loss_that_is_no_number_stops_the_run_before_the_weights_take_it_up(tmp_path, value):
+def test_a_non_finite_training_loss_stops_the_run_before_the_weights_change(tmp_path, value):
     module = Tiny(training={6: value})
     with pytest.raises(InputError, match=rf"training loss is {value} at step 6 \(epoch 1\).*last\.ckpt.*learning_rate"):
         fit(tmp_path, module, StopOnNonFiniteLoss())
@@ -81,20 +81,20 @@ def test_a_training_loss_that_is_no_number_stops_the_run_before_the_weights_take
     assert any(not torch.equal(value, module.before_steps[5][name]) for name, value in module.state_dict().items())
 
 
-def test_the_checkpoint_that_the_message_names_is_there_and_holds_the_last_finished_epoch(tmp_path):
+def test_the_checkpoint_in_the_message_is_that_of_the_last_finished_epoch(tmp_path):
     with pytest.raises(InputError) as error:
         fit(tmp_path, Tiny(training={9: math.nan}), StopOnNonFiniteLoss())
     assert f"last good checkpoint is {tmp_path / 'last.ckpt'}" in str(error.value)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 8
 
 
-def test_a_loss_that_breaks_in_the_first_epoch_names_no_checkpoint(tmp_path):
+def test_a_non_finite_loss_in_the_first_epoch_names_no_checkpoint(tmp_path):
     with pytest.raises(InputError, match=r"at step 0 \(epoch 0\); no epoch was finished"):
         fit(tmp_path, Tiny(training={0: math.nan}), StopOnNonFiniteLoss())
     assert not list(tmp_path.iterdir())
 
 
-def test_the_loss_of_every_accumulated_batch_is_looked_at(tmp_path):
+def test_the_loss_of_every_accumulated_batch_is_checked(tmp_path):
     class SecondHalf(Tiny):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) * (math.nan if batch_idx == 1 else 1)
@@ -107,7 +107,7 @@ def test_the_loss_of_every_accumulated_batch_is_looked_at(tmp_path):
 
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_validation_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint_before(tmp_path, value, order):
+def test_a_non_finite_validation_loss_stops_the_run_and_keeps_the_previous_checkpoint(tmp_path, value, order):
     module = Tiny(validation={8: value})
     callbacks = [StopOnNonFiniteLoss(), ModelCheckpoint(tmp_path / "best", monitor="val/loss")][::order]
     with pytest.raises(InputError, match=rf"validation loss is {value} at step 8 \(epoch 1\).*last\.ckpt"):
@@ -118,13 +118,13 @@ def test_a_validation_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpo
         assert torch.equal(value, module.before_steps[4][name])
 
 
-def test_losses_that_are_numbers_do_not_stop_a_run(tmp_path):
+def test_finite_losses_do_not_stop_a_run(tmp_path):
     trainer = fit(tmp_path, Tiny(training={3: 1e30}), StopOnNonFiniteLoss())
     assert trainer.global_step == 12
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 12
 
 
-def test_the_loss_of_the_sanity_check_and_of_an_evaluation_alone_stops_nothing(tmp_path):
+def test_a_non_finite_loss_outside_of_training_does_not_stop_the_run(tmp_path):
     module = Tiny(validation={0: math.nan})
     assert fit(tmp_path, module, StopOnNonFiniteLoss(), num_sanity_val_steps=2).global_step == 12
     trainer = trainer_in(tmp_path, [StopOnNonFiniteLoss()])
@@ -132,26 +132,26 @@ def test_the_loss_of_the_sanity_check_and_of_an_evaluation_alone_stops_nothing(t
 
 
 class Speeds(Callback):
-    """Keeps what was logged as images/s after each step."""
+    """Keeps the logged images/s of each step."""
 
     def __init__(self):
-        self.seen = []
+        self.values = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.seen.append(float(trainer.callback_metrics["images/s"]))
+        self.values.append(float(trainer.callback_metrics["images/s"]))
 
 
-def test_throughput_counts_the_images_and_the_time_they_take_to_load(tmp_path):
+def test_throughput_includes_the_time_of_loading(tmp_path):
     speeds = Speeds()
     start = time.perf_counter()
     fit(tmp_path, Tiny(), Throughput(), speeds, data=Images(0.01), limit_val_batches=0, max_epochs=2)
     seconds = time.perf_counter() - start
-    assert len(speeds.seen) == 8
-    # An image takes 10 ms at least: less than 100 of them a second. Sixteen took no longer than all of the fit.
-    assert all(16 / seconds * 0.5 < speed < 100 for speed in speeds.seen)
+    assert len(speeds.values) == 8
+    # Loading takes at least 10 ms per image: below 100 images/s. The whole fit of 16 images is a lower bound.
+    assert all(16 / seconds * 0.5 < speed < 100 for speed in speeds.values)
 
 
-def test_throughput_leaves_the_time_of_validation_out(tmp_path):
+def test_throughput_excludes_the_time_of_validation(tmp_path):
     class SlowValidation(Tiny):
         def validation_step(self, batch, batch_idx):
             time.sleep(0.1)
@@ -159,18 +159,18 @@ def test_throughput_leaves_the_time_of_validation_out(tmp_path):
 
     speeds = Speeds()
     fit(tmp_path, SlowValidation(), Throughput(), speeds, max_epochs=2)
-    # Two images a step; a step that bore the validation of before would give less than 2 / 0.4 s in the second epoch.
-    assert speeds.seen[4] > 20
+    # With the 0.4 s of validation, the first step of the second epoch would have less than 2 images / 0.4 s.
+    assert speeds.values[4] > 20
 
 
-def test_throughput_goes_into_the_log_as_images_per_second(tmp_path):
+def test_throughput_is_logged_as_images_per_second(tmp_path):
     trainer = fit(tmp_path, Tiny(), Throughput(), max_epochs=1)
     assert "images/s" in trainer.progress_bar_metrics
     assert trainer.logged_metrics["images/s"] > 0
 
 
 class SlowTraining(Tiny):
-    """A step takes 20 ms, so that 10 ms of loading are a third of it."""
+    """A step of at least 20 ms: 10 ms of loading are a third of the time."""
 
     def training_step(self, batch, batch_idx):
         time.sleep(0.02)
@@ -199,25 +199,24 @@ def fit_timed(folder, module, seconds):
     return trainer
 
 
-def test_the_seconds_that_a_step_waits_for_data_are_logged(tmp_path):
+def test_the_time_that_a_step_waits_for_data_is_logged(tmp_path):
     trainer = fit_timed(tmp_path, SlowTraining(), 0.005)
-    # Two images of at least 5 ms a step; all 50 steps waited no longer than the loader says.
+    # A step loads two images of at least 5 ms each. The upper bound is the total of all steps.
     assert 0.01 <= trainer.logged_metrics["data_wait"] <= trainer.train_dataloader.waited
 
 
-def test_a_run_that_loading_holds_back_is_told_so_once(tmp_path, caplog):
+def test_a_run_limited_by_data_loading_is_warned_once(tmp_path, caplog):
     fit_timed(tmp_path, SlowTraining(), 0.01)
-    told = [message for message in caplog.messages if "loading data holds training back" in message]
-    assert len(told) == 1
-    assert "--data.num_workers, now 0" in told[0]
+    (warning,) = [message for message in caplog.messages if "data loading limits the speed" in message]
+    assert "--data.num_workers, now 0" in warning
 
 
-def test_a_run_whose_data_is_there_in_time_is_not_warned(tmp_path, caplog):
+def test_a_run_with_fast_data_loading_is_not_warned(tmp_path, caplog):
     fit_timed(tmp_path, SlowTraining(), 0.0)
-    assert "holds training back" not in caplog.text
+    assert "limits the speed" not in caplog.text
 
 
-def test_the_norm_of_all_gradients_is_logged_before_they_are_clipped(tmp_path):
+def test_the_norm_of_all_gradients_is_logged_before_clipping(tmp_path):
     class Kept(Tiny):
         def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
             self.norm = math.sqrt(sum(float(p.grad.square().sum()) for p in self.parameters()))
@@ -230,7 +229,7 @@ def test_the_norm_of_all_gradients_is_logged_before_they_are_clipped(tmp_path):
     assert module.norm > 1e-3
 
 
-def test_a_line_an_epoch_tells_mean_training_loss_validation_loss_and_speed(tmp_path, capsys):
+def test_the_line_of_an_epoch_has_mean_training_loss_validation_loss_and_speed(tmp_path, capsys):
     class Known(Tiny):
         curves = {"loss": ("train/loss", "val/loss")}  # noqa: RUF012
 
@@ -244,19 +243,19 @@ def test_a_line_an_epoch_tells_mean_training_loss_validation_loss_and_speed(tmp_
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
     for line in lines:
-        assert "loss 1.5000" in line  # of the batches 0, 1, 2, 3
+        assert "loss 1.5000" in line  # mean of 0, 1, 2 and 3
         assert "val/loss 0.5000" in line
         assert "images/s" in line
 
 
-def test_a_line_holds_no_scores_of_an_epoch_before(tmp_path, capsys):
+def test_the_line_of_an_epoch_has_no_scores_of_an_earlier_one(tmp_path, capsys):
     class Scored(Tiny):
         curves = {"loss": ("val/loss",)}  # noqa: RUF012
 
         def validation_step(self, batch, batch_idx):
             self.log("val/loss", torch.tensor(0.5))
 
-    fit(tmp_path, Scored(), Throughput(), EpochLines(), max_epochs=2, max_steps=6)  # four make an epoch
+    fit(tmp_path, Scored(), Throughput(), EpochLines(), max_epochs=2, max_steps=6)  # an epoch has four steps
     first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert "val/loss" in first
     assert "val/loss" not in second

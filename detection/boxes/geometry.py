@@ -1,0 +1,59 @@
+"""Box formats and overlaps."""
+
+import torch
+from torch import Tensor
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """Convert boxes ``(..., 4)`` from centre, width and height to corners."""
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """Convert boxes ``(..., 4)`` from corners to centre, width and height."""
+    first, second = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(first + second) / 2, second - first], dim=-1)
+
+
+def generalised_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Return the generalised intersection over union of boxes (Rezatofighi et al., CVPR 2019).
+
+    Args:
+        first: boxes ``(..., 4)``, xyxy.
+        second: boxes ``(..., 4)``, xyxy, broadcast against ``first``.
+
+    Returns:
+        ``(...)``, in −1..1. It is 1 for equal boxes, also for equal boxes of area 0.
+    """
+    intersection, union = _intersection_and_union(first, second)
+    outer = torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
+    enclosing = outer.prod(-1)
+    tiny = torch.finfo(first.dtype).tiny
+    iou = torch.where(union > 0, intersection / union.clamp(min=tiny), (enclosing == 0).to(first.dtype))
+    gap = torch.where(enclosing > 0, (enclosing - union) / enclosing.clamp(min=tiny), 0)
+    return iou - gap
+
+
+def iou(first: Tensor, second: Tensor) -> Tensor:
+    """Return the intersection over union of boxes.
+
+    Args:
+        first: boxes ``(..., 4)``, xyxy.
+        second: boxes ``(..., 4)``, xyxy, broadcast against ``first``.
+
+    Returns:
+        ``(...)``, in 0..1; 0 for boxes of area 0.
+    """
+    intersection, union = _intersection_and_union(first, second)
+    return intersection / union.clamp(min=torch.finfo(first.dtype).tiny)
+
+
+def _intersection_and_union(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    inner = (torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])).clamp(0)
+    intersection = inner.prod(-1)
+    return intersection, _area(first) + _area(second) - intersection
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(0).prod(-1)

@@ -1,0 +1,25 @@
+"""The divisor of losses, shared by all processes of a distributed run."""
+
+import torch
+from torch import Tensor
+
+
+def normaliser(count: Tensor, *, training: bool) -> Tensor:
+    """Return the divisor of a loss: a count, at least 1, averaged over processes in training.
+
+    Gradients are averaged over processes. With the averaged divisor they equal the gradients of one process that holds
+    the whole batch. In training, every process must call this function. Evaluation uses the local count: processes may
+    have different numbers of batches, and a reduction would wait forever.
+
+    Args:
+        count: number of objects, or the sum of weights that replaces it, of any shape.
+        training: whether the loss is used in training.
+
+    Returns:
+        Tensor of the shape of ``count``.
+    """
+    if training and torch.distributed.is_available() and torch.distributed.is_initialized():
+        count = count.clone()
+        torch.distributed.all_reduce(count)
+        count = count / torch.distributed.get_world_size()
+    return count.clamp(min=1)

@@ -1,0 +1,160 @@
+"""Forward passes of the inference form in exported graphs.
+
+In all exported graphs, the attention of the bridge is computed per head: other runtimes are faster with two small
+matrix products than with the one large product of eager PyTorch. Functions with ``onnx_only`` choose layouts that are
+fast in ONNX Runtime; the maps at the beginning of an ONNX graph may be channel-padded, see
+:mod:`mobile_former.deployment.onnx_layout`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mobile_former.bridge import mask_logits, split_channels
+from mobile_former.deployment.backbone import (
+    DeployedToFormer,
+    DeployedToMobile,
+    RowLinear,
+    Start,
+    TokenReads,
+    gather,
+)
+from mobile_former.deployment.mobile import DeployedLite, Depthwise, Pointwise
+from mobile_former.deployment.modules import exported_forward
+from mobile_former.deployment.onnx_layout import pad_with_copies, pad_with_zeros
+from mobile_former.layers.padding import zero_padding
+
+
+@exported_forward(Start)
+def start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the stem's output, and the tuple of tokens with query and gate by head."""
+    return self.stem(images), self.batched(self.reads_by_head, images.shape[0])
+
+
+@exported_forward(Start, onnx_only=True)
+def padded_start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the stem's output, which may be channel-padded, and the tuple of tokens.
+
+    Query and gate are by head, except if the first bridge reads a padded map.
+    """
+    if not self.pads_stem:
+        return start(self, images)
+    weight, bias = pad_with_copies(self.stem.weight), pad_with_copies(self.stem.bias)
+    x = F.relu6(F.conv2d(images, weight, bias, self.stem.stride, self.stem.padding))
+    return x, self.batched(self.reads if self.pads_bridge else self.reads_by_head, images.shape[0])
+
+
+exported_forward(TokenReads)(TokenReads.by_head)  # as the two directions of the bridge below need them
+
+
+@exported_forward(DeployedToFormer)
+def to_former(
+    self: DeployedToFormer, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Update the tokens from the map, with ``query`` and ``gate`` ``(B, heads, M, C / heads)``."""
+    positions = split_channels(x)
+    logits = query @ positions  # (B, heads, M, H·W)
+    visible = logits if padding is None else mask_logits(logits, padding.flatten(2)[:, None])
+    gathered = (visible.softmax(3) @ positions.transpose(2, 3)) * F.hardsigmoid(gate)
+    gathered = gathered.transpose(1, 2).reshape(-1, x.shape[1])  # (B·M, C)
+    return self.norm(torch.addmm(tokens, gathered, self.weight)), logits.flatten(1, 2)
+
+
+@exported_forward(DeployedToFormer, onnx_only=True)
+def padded_to_former(
+    self: DeployedToFormer, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Update the tokens from the map, which is channel-padded if the query is not by head."""
+    if query.ndim == 4:
+        return to_former(self, x, tokens, query, gate, padding)
+    query, gate = (pad_with_zeros(reads, 2, x.shape[1]) for reads in (query, gate))
+    weight = pad_with_zeros(self.weight, 0, x.shape[1])
+    gathered, logits = gather(x, query, gate, padding)
+    return self.norm(torch.addmm(tokens, gathered, weight)), logits
+
+
+@exported_forward(DeployedToMobile)
+def to_mobile(self: DeployedToMobile, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Update the map from ``key`` and ``value`` ``(B, heads, M, C / heads)``."""
+    weights = (key @ split_channels(x)).softmax(2)
+    return x + (value.transpose(2, 3) @ weights).reshape(x.shape)
+
+
+@exported_forward(RowLinear, onnx_only=True)
+def row_linear(self: RowLinear, x: Tensor) -> Tensor:
+    """Run the linear layer as a convolution of one position.
+
+    The classifier's weights do not fit into a processor's caches. ONNX Runtime reads the weight of a convolution in
+    four streams, and that of a matrix product in two, which takes a quarter longer.
+    """
+    return F.conv2d(x[..., None, None], self.weight[..., None, None], self.bias).flatten(1)
+
+
+@exported_forward(DeployedLite, onnx_only=True)
+def lite(self: DeployedLite, x: Tensor, padding: Tensor | None = None) -> Tensor:
+    """Run a Lite block. With a residual, the output of a channel-padded map is channel-padded too."""
+    # The projection is a sum over the parts of the hidden map, because concatenating them would convert their layout.
+    # The sum begins with the residual: ONNX Runtime fuses each addition into the convolution of its second operand.
+    width = x.shape[1]
+    parts = _depthwise_parts(self.depthwise, zero_padding(x, padding))
+    out, weight, bias = None, self.project.weight, self.project.bias
+    if self.residual:
+        out, weight, bias = x, pad_with_copies(weight, width), pad_with_copies(bias, width)
+    for part, columns in zip(parts, _split(self.depthwise, weight, width, dim=1), strict=True):
+        product = F.conv2d(part, columns, bias)
+        out, bias = product if out is None else out + product, None
+    return out
+
+
+@exported_forward(Pointwise, onnx_only=True)
+def pointwise(self: Pointwise, x: Tensor) -> Tensor:
+    """Run a pointwise convolution with the groups and shuffles of training, or one-dimensional on a fine map.
+
+    Groups take less time than the zeros between them, except on the finest maps, whose few channels make the shuffles
+    expensive. A two-dimensional convolution would convert the layout of the map, which takes longer on fine maps than
+    the convolution gains.
+    """
+    if self.trained_groups > 1:
+        out = F.conv2d(self.in_shuffle(x), self.group_weight, self.group_bias, groups=self.trained_groups)
+        out = self.out_shuffle(out)
+    elif self.flat:
+        out = F.conv1d(x.flatten(2), self.weight[..., 0], self.bias).unflatten(2, x.shape[2:])
+    else:
+        out = F.conv2d(x, self.weight, self.bias)
+    return F.relu6(out) if self.relu6 else out
+
+
+@exported_forward(Depthwise, onnx_only=True)
+def depthwise(self: Depthwise, x: Tensor) -> Tensor:
+    """Run a depthwise convolution. The output is not channel-padded."""
+    if self.repeats == 1:
+        return self.forward(x)
+    joined = torch.cat(_depthwise_parts(self, x), dim=1)
+    size = _part_size(self, x.shape[1])
+    if size < x.shape[1]:  # every part ends with zeros
+        joined = joined.unflatten(1, (-1, x.shape[1]))[:, :, :size].flatten(1, 2)
+    return joined[:, : len(self.bias)]
+
+
+def _depthwise_parts(layer: Depthwise, x: Tensor) -> list[Tensor]:
+    """Run a depthwise convolution in parts with one output for each channel of ``x``, channel-padded or not.
+
+    Returns:
+        Parts ``(B, C, ⌈H/stride⌉, ⌈W/stride⌉)``, which together have all outputs in order; the rest of each is zero.
+    """
+    width, parts = x.shape[1], []
+    for weight, bias in zip(_split(layer, layer.weight, width), _split(layer, layer.bias, width), strict=True):
+        part = F.conv2d(x, weight, bias, layer.stride, layer.padding, groups=width)
+        parts.append(F.relu6(part) if layer.relu6 else part)
+    return parts
+
+
+def _split(layer: Depthwise, tensor: Tensor, width: int, dim: int = 0) -> list[Tensor]:
+    """Split the axis of the layer's outputs into those of each part, and append zeros up to ``width``."""
+    return [pad_with_zeros(part, dim, width) for part in tensor.split(_part_size(layer, width), dim)]
+
+
+def _part_size(layer: Depthwise, width: int) -> int:
+    """Return the number of outputs of a part: the largest multiple of the input channels up to ``width``."""
+    channels = len(layer.bias) // layer.repeats
+    return width // channels * channels

@@ -1,0 +1,82 @@
+"""Command-line parser that suggests the nearest valid option."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from pytorch_lightning.cli import LightningArgumentParser
+
+from mobile_former.errors import InputError, nearest
+
+LONGEST_MESSAGE = 2_000  # characters; jsonargparse quotes values in full
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's argument parser without abbreviated options, with short errors that suggest the nearest option."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the error and a suggestion, and exit with status 2. The long list of options is not printed."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        if len(message) > LONGEST_MESSAGE:
+            message = f"{message[:LONGEST_MESSAGE]} …"
+        print(f"error: {message}{self._suggestion(message)}", file=sys.stderr)
+        print(f"all options: {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+    def _suggestion(self, message: str) -> str:
+        """Return a line that suggests an option if the message is about an unknown one, otherwise nothing."""
+        name = _unknown_option(message)
+        if name is None:
+            return ""
+        options = [option for action in self._actions for option in action.option_strings if option[:2] == "--"]
+        group, _, leaf = name.removeprefix("--").rpartition(".")
+        # The option may lack its group or have a wrong one: --max_epochs is --trainer.max_epochs.
+        same_leaf = [option for option in options if option.rpartition(".")[2].removeprefix("--") == leaf]
+        if same_leaf:
+            return "\n" + nearest(name, same_leaf)
+        # The last part may be misspelt: --model.learning_rte is --model.learning_rate.
+        in_group = [option.rpartition(".")[2] for option in options if option.rpartition(".")[0] == f"--{group}"]
+        if in_group:
+            return "\n" + re.sub(r"'(\w+)'", rf"'--{group}.\1'", nearest(leaf, in_group))
+        return "\n" + nearest(name, options)
+
+
+def parse_folder_and_limit(prog: str, description: str, *, contents: str, limited: str) -> argparse.Namespace:
+    """Parse the command line of a command that writes embedded data.
+
+    Args:
+        prog: name of the command.
+        description: description of the command for ``--help``.
+        contents: files that the command writes to the folder, for ``--help``.
+        limited: items that ``--limit`` counts, for ``--help``.
+
+    Returns:
+        ``folder``, and ``limit``, which is None if there is no limit.
+
+    Raises:
+        InputError: the limit is below 1.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("folder", type=Path, help=f"folder for {contents}")
+    parser.add_argument("--limit", type=int, default=None, help=f"maximum number of {limited} in each split")
+    arguments = parser.parse_args()
+    if arguments.limit is not None and arguments.limit < 1:
+        raise InputError(f"--limit is {arguments.limit}: give at least 1")
+    return arguments
+
+
+def _unknown_option(message: str) -> str | None:
+    """Return the unknown option that an error of jsonargparse is about, in the form ``--group.name``, or None."""
+    if found := re.search(r"[Uu]nrecognized arguments: (--[\w.-]+)", message):
+        return found[1]
+    if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
+        return f"--{found[1]}.{found[2]}"
+    if found := re.search(r"Option '([\w.]+)' is not accepted", message):
+        return f"--{found[1]}"
+    return None

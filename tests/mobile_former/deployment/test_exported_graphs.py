@@ -1,0 +1,102 @@
+"""ONNX graphs of the inference form: the outputs of the trained model, in layouts that are fast in ONNX Runtime."""
+
+import functools
+
+import onnx
+import pytest
+import torch
+
+import mobile_former
+from mobile_former.training.export.onnx_file import OnnxModel, write_onnx
+from tests.mobile_former.deployment.test_deploy import error, trained
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Return a function that exports a model once, and returns the model in float64 and the path of its ONNX file."""
+
+    @functools.cache
+    def export(name, is_open=False, spatial=False):
+        model = trained(name, spatial_dynamic_relu=spatial)
+        path = tmp_path_factory.mktemp("file") / f"{name}.onnx"
+        write_onnx(
+            mobile_former.deploy(model).float(), [torch.zeros(2 if is_open else 1, 3, 64, 96)], path,
+            input_names=["images"], output_names=["logits"], metadata={"task": "classification"},
+            dynamic_axes=[{0: "batch", 2: "height", 3: "width"}] if is_open else None,
+        )  # fmt: skip
+        return model, path
+
+    return export
+
+
+def graph_error(model, path, images):
+    """Return the largest difference between the logits of the file and of the model, relative to the largest logit."""
+    with torch.no_grad():
+        expected = model(images.double())
+    return error(torch.from_numpy(OnnxModel(path, "classification")(images.numpy())["logits"]), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mobile_former.list_models())
+def test_a_graph_of_open_sizes_gives_the_outputs_of_the_model(exported, name):
+    model, path = exported(name, is_open=True)
+    for shape in ((1, 3, 224, 224), (3, 3, 71, 45)):
+        assert graph_error(model, path, torch.randn(shape)) < 2e-5
+
+
+@pytest.mark.parametrize(("name", "spatial"), [("mobile_former_26m", False), ("mobile_former_96m", True)])
+def test_a_graph_of_fixed_sizes_gives_the_outputs_of_the_model(exported, name, spatial):
+    model, path = exported(name, spatial=spatial)
+    assert graph_error(model, path, torch.randn(1, 3, 64, 96)) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["mobile_former_26m", "mobile_former_96m"])
+def test_the_exported_program_equals_the_model_to_the_last_digits(monkeypatch, name):
+    """Run the program by PyTorch in float64: ONNX Runtime has few kernels for that type."""
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    model, images = trained(name), torch.randn(2, 3, 71, 45, dtype=torch.float64)
+    program = torch.export.export(mobile_former.deploy(model), (images,))
+    convolutions = [node for node in program.graph.nodes if node.target is torch.ops.aten.conv2d.default]
+    groups = {node.args[6] for node in convolutions if len(node.args) > 6}
+    assert (4 in groups) == (name == "mobile_former_26m")
+    with torch.no_grad():
+        assert error(program.module()(images), model(images)) < 1e-12
+
+
+@pytest.mark.slow
+def test_without_its_last_linear_a_graph_gives_features(tmp_path):
+    deployed = mobile_former.deploy(trained("mobile_former_26m")).float()
+    deployed.classifier.logits = torch.nn.Identity()
+    images, path = torch.randn(1, 3, 64, 64), tmp_path / "features.onnx"
+    write_onnx(
+        deployed, [images], path, input_names=["images"], output_names=["features"],
+        metadata={"task": "classification"},
+    )  # fmt: skip
+    features = torch.from_numpy(OnnxModel(path, "classification")(images.numpy())["features"])
+    assert error(features, deployed(images)) < 2e-5
+
+
+def test_coarse_maps_of_26m_have_grouped_convolutions_and_the_finest_have_none(exported):
+    _, path = exported("mobile_former_26m")
+    shapes = output_shapes(path)
+    groups = {name: group for name, group in groups_of_convolutions(path).items() if group == 4}
+    assert {64 // shapes[name][2] for name in groups} == {8, 16, 32}
+
+
+@pytest.mark.parametrize(("name", "spatial"), [("mobile_former_26m", False), ("mobile_former_96m", True)])
+def test_maps_with_few_channels_are_padded_to_a_block(exported, name, spatial):
+    _, path = exported(name, spatial=spatial)
+    stem = next(iter(groups_of_convolutions(path)))
+    assert output_shapes(path)[stem][1] == 16
+
+
+def groups_of_convolutions(path):
+    """Return the number of groups of each convolution in order, by the name of its output."""
+    convolutions = [node for node in onnx.load(path).graph.node if node.op_type == "Conv"]
+    return {node.output[0]: next(a.i for a in node.attribute if a.name == "group") for node in convolutions}
+
+
+def output_shapes(path):
+    """Return the shape of each intermediate tensor of a graph, by name."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    return {value.name: [side.dim_value for side in value.type.tensor_type.shape.dim] for value in graph.value_info}

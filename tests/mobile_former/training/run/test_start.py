@@ -1,0 +1,83 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mobile_former.errors import InputError
+from mobile_former.training.run.start import start_run
+
+MODULE = SimpleNamespace(architecture=("name",), hparams={"class_names": ["a", "b"], "name": "small"})
+
+
+def write_checkpoint(path, step, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"hyper_parameters": MODULE.hparams | options, "global_step": step}, path)
+
+
+def start(runs, ckpt_path=None):
+    return start_run(runs, "task", "x", ckpt_path, MODULE)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Checkpoint folder of a run that was stopped after step 6."""
+    folder = tmp_path / "task" / "x" / "checkpoints"
+    write_checkpoint(folder / "previous.ckpt", 3)
+    write_checkpoint(folder / "last.ckpt", 6)
+    return folder
+
+
+def damage(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("ckpt_path", [None, "auto"])
+def test_a_new_run_has_a_folder_and_no_checkpoint(tmp_path, ckpt_path):
+    folder, checkpoint, step = start(tmp_path, ckpt_path)
+    assert folder.path == tmp_path / "task" / "x"
+    assert folder.path.is_dir()
+    assert (checkpoint, step) == (None, None)
+
+
+@pytest.mark.parametrize("ckpt_path", ["last", "auto"])
+def test_a_run_resumes_in_its_folder_from_its_last_checkpoint(tmp_path, checkpoints, ckpt_path, capsys):
+    folder, checkpoint, step = start(tmp_path, ckpt_path)
+    assert folder.path == checkpoints.parent
+    assert (checkpoint, step) == (checkpoints / "last.ckpt", 6)
+    assert capsys.readouterr().out == f"from   {checkpoint}, step 6\n"
+
+
+def test_a_run_from_a_file_gets_a_new_folder(tmp_path, checkpoints):
+    folder, checkpoint, step = start(tmp_path, str(checkpoints / "last.ckpt"))
+    assert folder.path == tmp_path / "task" / "x-2"
+    assert (checkpoint, step) == (checkpoints / "last.ckpt", None)
+
+
+def test_a_damaged_last_checkpoint_is_replaced_by_the_previous_one(tmp_path, checkpoints, caplog):
+    damage(checkpoints / "last.ckpt")
+    assert start(tmp_path, "last")[1:] == (checkpoints / "previous.ckpt", 3)
+    assert "last.ckpt is cut short or damaged" in caplog.text
+    assert "previous.ckpt, at step 3" in caplog.text
+    (checkpoints / "last.ckpt").unlink()
+    assert start(tmp_path, "last")[1:] == (checkpoints / "previous.ckpt", 3)
+
+
+def test_the_error_for_damaged_checkpoints_names_all_of_them(tmp_path, checkpoints):
+    for path in checkpoints.iterdir():
+        damage(path)
+    with pytest.raises(InputError, match=r"every checkpoint of the run is damaged: .*last\.ckpt.*previous\.ckpt"):
+        start(tmp_path, "last")
+
+
+@pytest.mark.parametrize(("option", "value"), [("name", "large"), ("class_names", ["a", "c"])])
+def test_a_checkpoint_of_another_model_or_other_classes_is_an_error(tmp_path, option, value):
+    write_checkpoint(tmp_path / "other.ckpt", 1, **{option: value})
+    with pytest.raises(InputError, match=rf"other\.ckpt was trained with {option} .*--model\.pretrained"):
+        start(tmp_path, str(tmp_path / "other.ckpt"))
+    assert not (tmp_path / "task").exists()
+
+
+def test_a_file_that_is_not_a_checkpoint_is_an_error(tmp_path):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"weights\.pth is not a checkpoint of task\.fit"):
+        start(tmp_path, str(tmp_path / "weights.pth"))
