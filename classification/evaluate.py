@@ -93,7 +93,7 @@ def _per_class(module: ClassificationModule) -> list[tuple[str, int, float | Non
 
 
 def _class_table(module: ClassificationModule, most: int = 30) -> Table:
-    """Build the table of the ``most`` classes with the lowest accuracy, lowest first. Leave out classes without images."""
+    """Build the table of the ``most`` classes with the lowest accuracy, lowest first. Skip classes without images."""
     rows = sorted((row for row in _per_class(module) if row[1]), key=lambda row: row[2])
     title = "accuracy by class" + (f" (the lowest {most} of {len(rows)})" if len(rows) > most else "")
     table = Table("class", "images", "accuracy", title=title, title_justify="left")

@@ -9,15 +9,15 @@ from torch import Tensor
 def mixup(
     images: Tensor, labels: Tensor, num_classes: int, alpha: float, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Blend each image of a batch with another one, and their labels with the same weight.
+    """Blend each image of a batch with another image, and blend the two labels with the same weight.
 
-    The partner of image ``i`` is image ``B - 1 - i``: batches are already shuffled.
+    The partner of image ``i`` is image ``B - 1 - i``. No random choice is needed, because batches are already shuffled.
 
     Args:
         images: images ``(B, 3, H, W)``.
         labels: labels ``(B,)``, from 0 to ``num_classes - 1``.
         num_classes: number of classes.
-        alpha: parameter of the Beta distribution that the weight of each image is drawn from, above 0.
+        alpha: parameter of the Beta distribution of the weights, above 0. Each image has its own weight.
         generator: random generator for the weights.
 
     Returns:

@@ -30,23 +30,23 @@ class ClassificationModule(LightningModule):
         class_names: names of the classes in the order of their labels.
         name: name of a published model; with the optional extra "baselines" also timm/NAME, transformers/resnet18 to
             resnet101, or transformers/mobilenet_v2_1.0 (or another multiplier).
-        pretrained: path of a weights file to start from: the authors', this project's, or safetensors; for a model of
-            another library, a file in that library's layout.
+        pretrained: path of a weights file to start from: a file of the authors, of this project, or safetensors. For a
+            model of another library: a file in that library's layout.
         ablation: parts of Mobile-Former to leave out, separated by commas, see :func:`mobile_former.ablation.ablate`.
         dropout: dropout rate before the last linear layer.
         drop_path: stochastic depth rate of the last block.
         learning_rate: peak learning rate. It is reached after the warm-up and then falls along a cosine to 0.
-        learning_rate_batch: total batch size that the learning rate is meant for. The rate is scaled in proportion to
-            the total batch size of the run, over all processes. Default: no scaling.
+        learning_rate_batch: total batch size that the learning rate is meant for. If the run has another total batch
+            size over all processes, the learning rate is scaled in proportion. Default: no scaling.
         weight_decay: weight decay of all parameters except biases and norms.
         warmup_epochs: epochs in which the learning rate rises.
         label_smoothing: fraction of the target that is spread over all classes, from 0 to below 1.
         mixup_alpha: parameter of mixup's Beta distribution. 0: no mixup.
-        ema_decay: decay of an exponential moving average of the weights, which is evaluated and saved instead of the
-            weights themselves. 0: no average.
+        ema_decay: decay of an exponential moving average of the weights. The average is evaluated and saved instead of
+            the weights themselves. 0: no average.
         freeze_backbone: train only the classifier.
-        checkpoint_gradients: keep fewer activations while training and recompute them for the gradients, which takes
-            less memory and more time. Only for Mobile-Former.
+        checkpoint_gradients: keep fewer activations while training, and recompute the others for the gradients. This
+            takes less memory and more time. Only for Mobile-Former.
 
     Raises:
         InputError: the model is unknown, a value is out of range, an option does not apply to the model, or a weights
@@ -140,11 +140,11 @@ class ClassificationModule(LightningModule):
         self._log_scores(self.test_metrics, self.test_loss)
 
     def configure_optimizers(self) -> dict:
-        """Build AdamW and its schedule: a warm-up and a cosine, by step."""
+        """Build AdamW and its learning rate schedule: a warm-up followed by a cosine, updated at each step."""
         return self.optimisation.configure(self.model, self.trainer)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the callback that averages the weights, if ``ema_decay`` is above 0."""
+        """Return the callback that averages the weights if ``ema_decay`` is above 0, otherwise no callback."""
         return self.optimisation.callbacks()
 
     def train(self, mode: bool = True) -> "ClassificationModule":

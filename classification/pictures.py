@@ -1,4 +1,4 @@
-"""Pictures of a classifier's predictions."""
+"""Pictures of the predictions of a classifier."""
 
 from pathlib import Path
 
@@ -18,7 +18,8 @@ def draw_predictions(model: nn.Module, data: ClassificationData, path: Path, mos
         model: model that maps images ``(B, 3, H, W)`` to logits.
         data: data module that is set up for validation.
         path: path of the picture.
-        most: maximum number of images. They are spaced evenly over the validation set, or over its first shards.
+        most: maximum number of images. They are spaced evenly over the validation set. If this set consists of tar
+            shards, they come from the first shards only, because reading all shards takes too long.
     """
     dataset = data.val_set
     samples = [dataset[index] for index in indices_to_look_at(dataset.source, most)]

@@ -30,7 +30,7 @@ SHEET_MOST = 60  # images; more would be too small to look at
 
 
 def main() -> None:
-    """Run the command."""
+    """Parse the command line, classify the images, and print and write the results."""
     parser = Parser(prog="python -m classification.predict", description="Classify images.")
     add_predict_options(parser, "classification", output="a .csv or .json file to write", batch_size=32)
     parser.add_argument("--sheet", type=Path | None, default=None, help="write a .png of the images with their classes")
@@ -78,7 +78,7 @@ class CheckpointClassifier:
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: options of its data module, from the same checkpoint.
+        data_options: options of the data module, from the checkpoint of ``module``.
     """
 
     def __init__(self, module: ClassificationModule, data_options: dict):

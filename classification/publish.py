@@ -12,7 +12,7 @@ from mobile_former.weights.usage import Usage
 
 
 def main() -> None:
-    """Run the command."""
+    """Parse the command line, and write or push the model."""
     parser = Parser(
         prog="python -m classification.publish",
         description="Write a checkpoint as a model for the Hugging Face Hub: config, safetensors and model card.",

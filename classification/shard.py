@@ -45,13 +45,13 @@ class Job(NamedTuple):
 class Outcome(NamedTuple):
     """Result of a job."""
 
-    shard: Shard | None  # None: all images are unreadable, or some are and must not be skipped
+    shard: Shard | None  # None: no image is readable, or an unreadable image must not be skipped
     written: bool  # False: the file already existed, or there is no shard
     unreadable: list[str]  # messages about unreadable images
 
 
 def main() -> None:
-    """Run the command."""
+    """Parse the command line, and write the shards and their index."""
     parser = Parser(prog="python -m classification.shard", description="Write an image folder as WebDataset shards.")
     parser.add_argument("folder", type=Path, help="folder with train/<class>/*, val/<class>/*, optional test/<class>/*")
     parser.add_argument("output", type=Path, help="folder to write: train/000000.tar, …, and shards.json")
@@ -92,14 +92,15 @@ def plan_shards(
 ) -> list[Job]:
     """Distribute the images of a split over shards, in random order.
 
-    Images of evaluation are shuffled too, which does not change scores: any shard is then representative.
+    Validation and test images are shuffled too. This does not change the scores, and each shard then represents the
+    split.
 
     Args:
         images: images of the split.
         folder: folder of the split's shards.
         seed: seed of the order.
-        size: maximum size of a shard in bytes. Each shard has at least one image.
-        samples: number of images per shard, instead of ``size``.
+        size: maximum size of a shard in bytes. A shard with a single image may be larger.
+        samples: number of images per shard. If given, it replaces ``size``.
         skip_unreadable: leave out images that cannot be read.
     """
     shards: list[list[Planned]] = []
@@ -122,8 +123,8 @@ def write_shards(output: Path, class_names: list[str], jobs: dict[str, list[Job]
     Args:
         output: folder of the index.
         class_names: names of the classes in the order of the labels.
-        jobs: shards of each split.
-        workers: number of processes.
+        jobs: shards to write, by split.
+        workers: number of writing processes.
 
     Raises:
         InputError: a written shard cannot be read back, or a split has no readable image.
@@ -160,7 +161,9 @@ def write_shards(output: Path, class_names: list[str], jobs: dict[str, list[Job]
 
 
 def write_shard(job: Job) -> Outcome:
-    """Write one shard and read it back before it gets its name. A file with the right content is not written again.
+    """Write one shard, unless a file with the right content already exists.
+
+    A written shard is read back and checked before it gets its final name.
 
     Raises:
         InputError: the written shard cannot be read back.
@@ -195,7 +198,7 @@ def write_shard(job: Job) -> Outcome:
 
 
 def _run(jobs: list[Job], workers: int) -> list[Outcome]:
-    """Run the jobs in parallel and return their outcomes in order."""
+    """Run the jobs in parallel and return their outcomes in the order of the jobs."""
     with ProcessPoolExecutor(workers) as pool:
         # Submitted before the progress bar starts: its thread would not survive a fork.
         futures = {pool.submit(write_shard, job): len(job.planned) for job in jobs}
@@ -216,7 +219,7 @@ def _run(jobs: list[Job], workers: int) -> list[Outcome]:
 
 
 def _undecodable(contents: dict[Planned, bytes]) -> Iterator[str]:
-    """Remove the images that cannot be decoded, and yield a message about each."""
+    """Remove from ``contents`` the images that cannot be decoded, and yield a message about each of these images."""
     for planned, content in list(contents.items()):
         try:
             decode_image(content, str(planned.path))
@@ -226,7 +229,7 @@ def _undecodable(contents: dict[Planned, bytes]) -> Iterator[str]:
 
 
 def _pack(contents: dict[Planned, bytes]) -> bytes:
-    """Return the content of a shard, which is always the same for the same images."""
+    """Return the content of a shard. The same images always give the same bytes."""
     from webdataset.writer import TarWriter  # here, because the import takes a second
 
     packed = io.BytesIO()

@@ -1,4 +1,4 @@
-"""``python -m classification.test``: score a checkpoint."""
+"""``python -m classification.test``: score a checkpoint on the test images, in total and per class."""
 
 from functools import partial
 

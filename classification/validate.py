@@ -1,4 +1,4 @@
-"""``python -m classification.validate``: score a checkpoint."""
+"""``python -m classification.validate``: score a checkpoint on the validation images."""
 
 from functools import partial
 

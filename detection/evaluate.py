@@ -71,8 +71,8 @@ def labelled_data(data_options: dict, given: Mapping) -> DetectionData:
 
     Args:
         data_options: data module options that are stored in the checkpoint.
-        given: new values of some options, such as ``root``, ``annotations`` or ``batch_size``. A value of None keeps the
-            stored option. If ``root`` or ``annotations`` is given, no stored path is kept.
+        given: new values of some options, such as ``root``, ``annotations`` or ``batch_size``. None keeps the stored
+            value. If ``root`` or ``annotations`` is given, no stored path is kept.
 
     Raises:
         InputError: an option is out of range.

@@ -52,8 +52,8 @@ class DetectionModule(LightningModule):
             inference.
         learning_rate: peak learning rate.
         backbone_learning_rate: peak learning rate of the backbone. Default: learning_rate.
-        learning_rate_batch: total batch size that the learning rates are meant for. They are scaled in proportion to
-            the total batch size of the run. Default: no scaling.
+        learning_rate_batch: total batch size that the learning rates are meant for. The learning rates are scaled in
+            proportion to the total batch size of the run. Default: no scaling.
         weight_decay: weight decay of all parameters except biases and norms.
         warmup_epochs: epochs in which the learning rates rise.
         milestones: epochs at which the learning rates fall to a tenth. Default: cosine decay to 0.
@@ -61,7 +61,7 @@ class DetectionModule(LightningModule):
             the weights. 0: no average.
         freeze_batch_norm: keep the BatchNorms of the backbone fixed, as is usual with small batches and a pretrained
             backbone.
-        checkpoint_gradients: recompute blocks in the backward pass, which takes less memory and more time. Only for
+        checkpoint_gradients: recompute blocks in the backward pass. This takes less memory and more time. Only for
             Mobile-Former backbones.
         category_ids: COCO category ids in the order of the labels, for detection results.
 
@@ -173,7 +173,7 @@ class DetectionModule(LightningModule):
         return losses["total"]
 
     def setup(self, stage: str) -> None:
-        """Index the ground truth of the data that is scored."""
+        """Prepare the COCO metric with the ground truth of the data that is scored."""
         data = self.trainer.datamodule
         source = (data.test_set if stage == "test" else data.val_set).source
         self.average_precision = CocoAP(source.ground_truth(), source.category_ids)
@@ -183,7 +183,7 @@ class DetectionModule(LightningModule):
         self.average_precision.reset()
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """Add the loss and the detections of a batch to the scores."""
+        """Add the loss and the detections of a batch to the metrics."""
         self._evaluate(batch, self.val_loss)
 
     def on_validation_epoch_end(self) -> None:
@@ -195,7 +195,7 @@ class DetectionModule(LightningModule):
         self.average_precision.reset()
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
-        """Add the loss and the detections of a batch to the scores."""
+        """Add the loss and the detections of a batch to the metrics."""
         self._evaluate(batch, self.test_loss)
 
     def on_test_epoch_end(self) -> None:

@@ -34,7 +34,7 @@ def draw_detections(
         boxes: boxes, xyxy in pixels.
         labels: labels of the boxes.
         captions: captions of the boxes.
-        path: path of the picture. Its suffix decides the format.
+        path: path of the picture. The suffix decides the format.
     """
     # JPEG: without colour subsampling, which blurs thin lines and letters
     with_detections(image, boxes, labels, captions).save(path, quality=92, subsampling=0)
@@ -207,7 +207,7 @@ def _free_place(
 ) -> tuple[int, int, int, int]:
     """Choose the place of a caption next to its frame, xyxy, within the picture.
 
-    Choose the candidate that covers the fewest pixels of other captions. Among equal candidates, prefer one that covers
+    Take the candidate that covers the fewest pixels of other captions. Among equal candidates, prefer one that covers
     at most a quarter of the frame.
 
     Args:

@@ -1,4 +1,4 @@
-"""Transforms of images and boxes: the published recipe, the recipe of the embedded scenes, and evaluation."""
+"""Transforms of images and boxes: DETR's training recipe, the recipe of the embedded scenes, and evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,20 +63,20 @@ class TransformOptions:
                 raise InputError(f"--data.{name} is {getattr(self, name)}: give a probability from 0 to 1")
 
     def training(self, custom: Sequence[Serializable] | None = None) -> A.Compose:
-        """Build the pipeline of training: the ``custom`` transforms if given, else the published recipe."""
+        """Build the training pipeline: the ``custom`` transforms if given, else :func:`train_transform`."""
         if custom is not None:
             return custom_transform(custom)
         return train_transform(self.short_sides, self.longest, flip=self.flip, crop=self.crop)
 
     def evaluation(self) -> A.Compose:
-        """Build the pipeline of evaluation."""
+        """Build the evaluation pipeline, see :func:`eval_transform`."""
         return eval_transform(self.short_side, self.longest)
 
 
 def train_transform(
     short_sides: Sequence[int] = SHORT_SIDES, longest: int = LONGEST, *, flip: float = 0.5, crop: float = 0.5
 ) -> A.Compose:
-    """DETR's recipe: flip, random crop, resize.
+    """Build DETR's training pipeline: flip, random crop, resize.
 
     Args:
         short_sides: lengths in pixels from which the shorter side is drawn.
@@ -86,18 +86,20 @@ def train_transform(
 
     Returns:
         A pipeline that takes and returns ``image`` ``(H, W, 3)`` uint8 RGB, ``bboxes`` ``(n, 4)`` xyxy in pixels and
-        ``labels`` ``(n,)``. A box that a crop cuts keeps its visible part, however small, as in DETR.
+        ``labels`` ``(n,)``. A crop cuts boxes to their visible parts, however small, as in DETR.
     """
     cropping = A.Sequential([ResizeShortSide(_CROP_SHORT_SIDES, _CROP_LONGEST), RandomSizeCrop(*_CROP_SIDES)], p=crop)
     return _compose([A.HorizontalFlip(p=flip), cropping, ResizeShortSide(short_sides, longest)])
 
 
 def scenes_transform() -> A.Compose:
-    """The recipe of the embedded scenes: slight scaling, shift and colour changes, and no flip, which digits forbid.
+    """Build the training pipeline of the embedded scenes: slight scaling, shift and colour changes.
+
+    There is no flip, because digits must not be mirrored.
 
     Returns:
-        A pipeline like that of :func:`train_transform` that keeps the size of the image. A box that loses more than
-        half of its area is dropped: the rest of a digit does not show where its box would be.
+        A pipeline with the inputs and outputs of :func:`train_transform`. It keeps the size of the image. A box that
+        loses more than half of its area is dropped, because the rest of a digit does not show how far its box reached.
     """
     move = A.Affine(
         scale=(0.8, 1.2),
@@ -112,7 +114,7 @@ def scenes_transform() -> A.Compose:
 
 
 def custom_transform(transforms: Sequence[Serializable]) -> A.Compose:
-    """Build a pipeline from albumentations transforms of a user. Boxes are clipped to the image."""
+    """Build a pipeline from a user's albumentations transforms. Boxes are clipped to the image."""
     # albumentations warns if no transform handles boxes, as with colour transforms only; NoOp does.
     return _compose([*transforms, A.NoOp()])
 
@@ -120,7 +122,7 @@ def custom_transform(transforms: Sequence[Serializable]) -> A.Compose:
 def eval_transform(
     short_side: int = SHORT_SIDE, longest: int = LONGEST, frame: tuple[int, int] | None = None
 ) -> A.Compose:
-    """Resize an image to a length of its shorter side, within a limit of its longer side.
+    """Build the evaluation pipeline: resize the shorter side to ``short_side``, the longer side at most to ``longest``.
 
     Args:
         short_side: length of the shorter side in pixels.
@@ -128,17 +130,17 @@ def eval_transform(
         frame: height and width that the result must fit into. Default: no limit.
 
     Returns:
-        A pipeline like that of :func:`train_transform`.
+        A pipeline with the inputs and outputs of :func:`train_transform`.
     """
     return _compose([ResizeShortSide((short_side,), longest, frame)])
 
 
 class ResizeShortSide(A.DualTransform):
-    """Resize to a random length of the shorter side, antialiased, keeping the aspect ratio.
+    """Resize images to a random length of the shorter side, antialiased. The aspect ratio is kept.
 
     Args:
         sizes: lengths of the shorter side in pixels to draw from.
-        longest: maximum length of the longer side in pixels. It takes precedence. Default: no limit.
+        longest: maximum length of the longer side in pixels. It takes precedence over ``sizes``. Default: no limit.
         frame: height and width that the result must fit into. Default: no limit.
         p: probability of applying the transform.
     """
@@ -172,7 +174,7 @@ class RandomSizeCrop(A.DualTransform):
     """Crop a random rectangle whose height and width are drawn independently.
 
     Args:
-        shortest: minimum length of a side in pixels. Shorter sides of an image are kept whole.
+        shortest: minimum length of a side in pixels. An image side that is shorter is not cropped.
         longest: maximum length of a side in pixels.
         p: probability of applying the transform.
     """
@@ -197,7 +199,10 @@ class RandomSizeCrop(A.DualTransform):
         return img[top:bottom, left:right]
 
     def apply_to_bboxes(self, bboxes: np.ndarray, crop: tuple[int, int, int, int], **params) -> np.ndarray:
-        """Shift boxes ``(n, 4+)`` in normalised coordinates. albumentations clips them and drops those outside."""
+        """Convert boxes ``(n, 4+)`` from normalised coordinates of the image to those of the crop.
+
+        albumentations then clips the boxes and drops those outside the crop.
+        """
         left, top, right, bottom = crop
         height, width = params["shape"][:2]
         bboxes = bboxes.copy()
@@ -209,13 +214,14 @@ class RandomSizeCrop(A.DualTransform):
 def resized(
     height: int, width: int, short_side: int, longest: int | None, frame: tuple[int, int] | None = None
 ) -> tuple[int, int]:
-    """Return height and width of a resized image, with its aspect ratio kept.
+    """Compute the height and width of an image after resizing that keeps the aspect ratio.
 
     Args:
         height: height of the image.
         width: width of the image.
         short_side: length of the shorter side of the result.
-        longest: maximum length of the longer side, which takes precedence. None: no limit.
+        longest: maximum length of the longer side of the result. It takes precedence over ``short_side``. None: no
+            limit.
         frame: height and width that the result must fit into. None: no limit.
     """
     shorter, longer = min(height, width), max(height, width)
@@ -234,7 +240,7 @@ def resized(
 
 
 def _compose(transforms: Sequence, min_visibility: float = 0.0) -> A.Compose:
-    """Build a pipeline of images with boxes.
+    """Build a pipeline for images with boxes.
 
     Boxes are clipped to the image. Boxes outside the image, and boxes that end up less than a pixel wide or high, are
     dropped.

@@ -1,4 +1,4 @@
-"""MkDocs hooks: pages outside docs/, and lists of modules on the API pages."""
+"""MkDocs hooks. They add pages from outside docs/, and list the modules of a package on its API page."""
 
 import pkgutil
 import re
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages, pictures and notebooks of experiments, at the same paths as in the repository."""
+    """Add the license and the pages, pictures and notebooks of experiments, at the same paths as in the repository."""
     patterns = ("LICENSE", "experiments/*.md", "experiments/pictures/*", "experiments/notebooks/*.ipynb")
     for path in (path for pattern in patterns for path in ROOT.glob(pattern)):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
@@ -19,7 +19,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Replace a line ``::: package.*`` by all public modules of the package, without its subpackages."""
+    """Replace each line ``::: package.*`` by one line per public module of the package. Skip its subpackages."""
 
     def list_modules(line: re.Match) -> str:
         modules = pkgutil.iter_modules([str(ROOT / line[1].replace(".", "/"))])

@@ -1,4 +1,4 @@
-"""Griffe extension: Sphinx roles in docstrings, such as ``:func:`name```, become links to the API pages."""
+"""Griffe extension: turn Sphinx roles in docstrings, such as ``:func:`name```, into links to the API pages."""
 
 import re
 
@@ -8,7 +8,7 @@ _ROLE = re.compile(r":(?:func|class|meth|attr|data|mod):`([\w.]+)`")
 
 
 class Roles(griffe.Extension):
-    """Rewrites the docstrings of a package after all its modules are loaded."""
+    """Extension that rewrites the docstrings of a package after all modules of the package are loaded."""
 
     def on_package(self, *, pkg: griffe.Module, **_: object) -> None:
         """Rewrite all docstrings of a package."""
@@ -23,7 +23,7 @@ class Roles(griffe.Extension):
 
 
 def _reference(member: griffe.Object, name: str) -> str:
-    """Return a cross-reference to a name, resolved in the scope of the docstring."""
+    """Return a link to ``name``. The name is resolved in the scope of ``member``, which has the docstring."""
     try:
         target = member.resolve(name) if name.partition(".")[0] != member.package.name else name
     except griffe.NameResolutionError:

@@ -1,11 +1,14 @@
-"""``make demo``: train both tasks on embedded data, validate, predict held-out images, list the results."""
+"""``make demo``: train, validate and use a classifier and a detector on built-in data, without downloads.
+
+The demo predicts images of the validation split, and lists the results.
+"""
 
 import subprocess
 import sys
 from pathlib import Path
 
 FOLDER = Path("runs") / "demo"
-IMAGES = 12  # held-out images to predict
+IMAGES = 12  # validation images to predict
 
 
 def main() -> None:
@@ -32,7 +35,7 @@ def main() -> None:
 
 
 def new_run(task: str) -> Path:
-    """Return the folder of a new run."""
+    """Return the folder of a new run: the first of ``demo``, ``demo-2``, … that does not exist."""
     number = 1
     while (folder := Path("runs") / task / ("demo" if number == 1 else f"demo-{number}")).exists():
         number += 1
@@ -40,7 +43,7 @@ def new_run(task: str) -> Path:
 
 
 def best(folder: Path) -> Path:
-    """Return the best checkpoint of a run."""
+    """Return the path of the best checkpoint of a run."""
     return folder / "checkpoints" / "best.ckpt"
 
 

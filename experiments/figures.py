@@ -24,7 +24,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, *_, GREY = COLOURS
 MOBILE, FORMER, BRIDGE = BLUE, ORANGE, GREEN
 
-# Parts of a model in the order of the figure: the modules that hold their multiply-adds, and their colour.
+# Parts of a model in the order of the figure: a pattern of the modules that make up the part, and a colour.
 PARTS = {
     "stem": (r"backbone\.stem", GREY),
     "Mobile": (r"backbone\.blocks\.\d+", MOBILE),
@@ -34,12 +34,12 @@ PARTS = {
     "Former→Mobile": (r"backbone\.blocks\.\d+\.to_mobile", SKY),
     "classifier": (r"classifier", PINK),
 }
-DARK_INK = {"dynamic ReLU", "Former→Mobile", "stem"}  # white is hard to read on their colours
+DARK_INK = {"dynamic ReLU", "Former→Mobile", "stem"}  # white numbers would be hard to read on these
 
 
 @dataclass(frozen=True)
 class Style:
-    """Colours of text and lines for one of the site's two colour schemes.
+    """Colours of text and lines for one of the two colour schemes of the documentation site.
 
     Attributes:
         name: the name of the scheme.
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def madds_by_part(name: str) -> dict[str, int]:
-    """Return the multiply-adds of a published model at 224 px for each of :data:`PARTS`; their sum is the total."""
+    """Return the multiply-adds of each of :data:`PARTS` in a published model at 224 px. Their sum is the total."""
     by_module = madds_by_module(mobile_former.create_model(name))
     madds = {
         part: sum(count for module, count in by_module.items() if re.fullmatch(pattern, module))
@@ -96,7 +96,7 @@ class BlockShape:
     """The shapes at a block's input and output for an image of 224 px.
 
     Attributes:
-        kind: ``"stem"``, ``"lite"``, ``"down"`` or ``"same"``.
+        kind: ``"stem"``, ``"lite"`` (block without tokens), ``"down"`` (block that halves the map) or ``"same"``.
         before: channels, height and width of the input map.
         after: channels, height and width of the output map.
         tokens: number and width of the tokens.
@@ -283,7 +283,7 @@ def _legend(axis: Axes, style: Style, **options) -> None:
 def _box(
     axis: Axes, x: float, y: float, width: float, height: float, title: str, colour: str, text: str = ""
 ) -> tuple[float, float]:
-    """Draw a box around a centre point; return its left and right ends."""
+    """Draw a box with its centre at ``(x, y)``, and return the x coordinates of its left and right side."""
     corner = (x - width / 2, y - height / 2)
     style = "round,pad=0,rounding_size=0.08"
     axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=colour, edgecolor="none"))

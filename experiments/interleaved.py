@@ -23,10 +23,10 @@ def interleave(
     Args:
         candidates: the functions to time, by label.
         rounds: the number of timed rounds.
-        warmup: the number of rounds before them that are not timed.
-        clock: returns the time in seconds once all pending work of the device is done.
+        warmup: the number of untimed rounds before the timed rounds.
+        clock: function that waits until the device has finished its pending work, and returns the time in seconds.
         repeat: the number of runs in a candidate's turn; their median counts.
-        seed: the seed of the orders.
+        seed: the seed of the random orders.
         after_round: a function to call after each round, outside the timing.
 
     Returns:
@@ -61,5 +61,5 @@ def quartiles(values: Sequence[float]) -> list[float]:
 
 
 def paired(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
-    """Return the ratio of each round; a slowdown of the whole round cancels out."""
+    """Return ``numerator / denominator`` for each round. A slowdown of a whole round cancels out."""
     return [over / under for over, under in zip(numerator, denominator, strict=True)]

@@ -6,12 +6,12 @@
 The timing covers every step from files to a batch of normalised float32 tensors:
 
 - "ours" is the loading of this project's trainings: `read_image`, the transforms, `to_planes`, batching of bytes, and
-  `normalise` on the batch (in a training on a GPU, it runs there).
+  `normalise` on the batch (a training on a GPU calls `normalise` on the GPU).
 - "Pillow" is the loading of most training scripts: ``np.asarray(Image.open(path).convert("RGB"))``, the same transforms
   with the same random numbers, albumentations' ``Normalize`` and ``ToTensorV2``, batching of floats.
 
-Both take turns in one process, so other load on the machine slows both. Times are medians over the rounds. The ratio is
-the median of the rounds' ratios, once for all steps and once without batching.
+"ours" and "Pillow" take turns in one process, so other load on the machine slows both. Times are medians over the
+rounds. The command prints the median of the rounds' speed ratios, once for all steps and once without batching.
 """
 
 import argparse
@@ -46,7 +46,7 @@ Stage = Callable[[Any], Any]
 
 @dataclass
 class Side:
-    """One way to load images.
+    """One way to load images: "ours" or "Pillow".
 
     Attributes:
         image: the stages for each image, by name.
@@ -58,7 +58,7 @@ class Side:
 
 
 def main() -> None:
-    """Time both recipes and print the time of each stage."""
+    """Time "ours" and "Pillow" with each augmentation recipe, and print the time of each stage."""
     parser = argparse.ArgumentParser(prog="python -m experiments.loading", description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, help="folder of images to load (default: sample photographs, 500x375)")
     parser.add_argument("--recipe", choices=["basic", "full"], nargs="+", default=["basic", "full"])
@@ -80,14 +80,14 @@ def main() -> None:
 
 
 def sides(recipe: str) -> dict[str, Side]:
-    """Return the stages of both sides for a recipe.
+    """Return the stages of "ours" and of "Pillow" for an augmentation recipe.
 
     Args:
         recipe: "basic" (crop and flip) or "full" (also RandAugment and random erasing).
     """
 
     def transforms(crop: A.BasicTransform | None) -> dict[str, Stage]:
-        """Return one stage per transform, with equal random numbers on both sides; ``crop`` replaces the first."""
+        """Return one stage per transform. All calls use equal random numbers. ``crop`` replaces the first transform."""
         full = {"rand_augment": True, "random_erasing": 0.2} if recipe == "full" else {}
         compose = train_transform(224, **full)
         chain = A.Compose([crop or compose.transforms[0], *compose.transforms[1:]])
@@ -111,7 +111,7 @@ def sides(recipe: str) -> dict[str, Side]:
 
 
 def report(recipe: str, paths: list[Path], rounds: int) -> None:
-    """Print both sides' time per image, their ratio, and the time of each stage."""
+    """Time "ours" and "Pillow", and print the time per image of both, the ratio, and the time of each stage."""
     ways = sides(recipe)
     times = {name: [] for name in ways}  # milliseconds of each stage, one dictionary per round
     for _ in range(rounds + 1):
@@ -139,7 +139,7 @@ def report(recipe: str, paths: list[Path], rounds: int) -> None:
 
 
 def stage_times(side: Side, paths: list[Path]) -> dict[str, float]:
-    """Load every image once, in batches; return the mean milliseconds per image of each stage."""
+    """Load every image once, in batches. Return the mean milliseconds per image of each stage, by name of the stage."""
     seconds = dict.fromkeys([*side.image, *side.batch], 0.0)
 
     def timed(name: str, stage: Stage, value):

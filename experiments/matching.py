@@ -2,9 +2,9 @@
 
     python -m experiments.matching                       # batch 2, 800×1056 pixels, 9 layers, 20 objects per image
 
-A step is forward, matching, loss, backward and the optimiser's step, on a GPU if available. Matching is timed within
-the step: from the predictions of all layers to the pairs, including the transfer to the host. The command prints the
-median share over the steps.
+Hungarian matching assigns predictions to objects. A training step is forward, matching, loss, backward and the
+optimiser's step, on a GPU if available. Matching is timed within the step: from the predictions of all layers to the
+pairs, including the transfer to the host. The command prints the median share over the steps.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from mobile_former.training.optimisation import parameter_groups
 
 
 def main() -> None:
-    """Time the steps and print the share."""
+    """Time the training steps and print the share of matching."""
     parser = argparse.ArgumentParser(prog="python -m experiments.matching", description=__doc__.partition("\n")[0])
     parser.add_argument("--name", default="e2e_mf_508m", help="the detector (default: e2e_mf_508m)")
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1056), help="height and width in pixels")
@@ -77,7 +77,7 @@ class TimedMatcher:
         self.seconds = 0.0
 
     def match_layers(self, layers: list, targets: list) -> list:
-        """Call :meth:`HungarianMatcher.match_layers` and add its time to ``seconds``."""
+        """Call :meth:`HungarianMatcher.match_layers` and add the time of the call to ``seconds``."""
         start = now(self.device)
         pairs = self.matcher.match_layers(layers, targets)
         self.seconds += now(self.device) - start

@@ -3,7 +3,7 @@
     python -m experiments.overfit --root DIR             # eight images of BCCD, or of any COCO folder
 
 The detector is trained on the first images of the training split, without augmentation, and scored on the same images.
-The run's folder is runs/detection/overfit.
+The folder of the run is runs/detection/overfit.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SIDE = 320  # pixels of the shorter side
 
 
 def main() -> None:
-    """Select the images and train on them."""
+    """Select the images and train the detector on them."""
     parser = argparse.ArgumentParser(prog="python -m experiments.overfit", description=__doc__.partition("\n")[0])
     parser.add_argument("--root", type=Path, required=True, help="a COCO folder, as for detection.fit")
     parser.add_argument("--images", type=int, default=8, help="number of images (default: 8)")

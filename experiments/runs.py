@@ -1,4 +1,7 @@
-"""Code that comparisons and sweeps share: configs, command lines of trainings, logs, numbers as text."""
+"""Helpers of :mod:`experiments.compare` and :mod:`experiments.sweep`.
+
+The helpers read configs, build the command lines of trainings, read logs, and format numbers.
+"""
 
 import argparse
 import json
@@ -29,12 +32,12 @@ DATA = {"classification": ClassificationData, "detection": DetectionData}
 
 @dataclass(frozen=True)
 class Training:
-    """One training.
+    """One training run of a comparison or sweep.
 
     Attributes:
         task: "classification" or "detection".
         folder: the folder of the run.
-        arguments: the arguments of the task's ``fit``, without those that name the folder.
+        arguments: the arguments of the task's ``fit`` command, except those that give the folder.
         log: the file for the training's output.
     """
 
@@ -51,13 +54,13 @@ class Training:
 
 
 def trainings_parser(command: str, purpose: str, *, config: str, each: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that ``compare`` and ``sweep`` share; unknown options belong to ``fit``.
+    """Return a parser with the options that ``compare`` and ``sweep`` share. Other options are meant for ``fit``.
 
     Args:
         command: ``"compare"`` or ``"sweep"``.
         purpose: the command's description in one line.
         config: the help text of ``--config``.
-        each: the command's word for one training.
+        each: the command's word for one training, for the help text.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{command}",
@@ -116,7 +119,7 @@ def read_config(path: Path, known: Sequence[str], required: Sequence[str], what:
 
 
 def as_arguments(options: dict) -> list[str]:
-    """Return options as the words of a command line."""
+    """Return options as words of a command line: ``--option value``. Values that are not strings become JSON."""
     words = []
     for option, value in options.items():
         words += [f"--{option}", value if isinstance(value, str) else json.dumps(value)]
@@ -124,19 +127,21 @@ def as_arguments(options: dict) -> list[str]:
 
 
 def plain(label: str) -> str:
-    """Return a label as the name of a folder."""
+    """Turn a label into the name of a folder: in lower case, with a hyphen instead of special characters."""
     return re.sub(r"[^\w.]+", "-", label).strip("-.").lower() or "model"
 
 
 def require_same_options(trainings: Sequence[Training], path: Path) -> None:
-    """Check that existing runs were trained with the same options, and record the options of all trainings.
+    """Check that each existing run was started with the same ``fit`` arguments as now. Then record all arguments.
+
+    A run that is not in the file passes the check.
 
     Args:
-        trainings: the trainings to check.
-        path: the JSON file with the options of each run.
+        trainings: the trainings to check and record.
+        path: the JSON file that keeps the ``fit`` arguments of each run. It is created or updated.
 
     Raises:
-        InputError: a run was begun with other options.
+        InputError: a run exists, but was started with other arguments.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.is_file() else {}
@@ -152,11 +157,11 @@ def require_same_options(trainings: Sequence[Training], path: Path) -> None:
 
 
 def last_error(log: Path) -> str:
-    """Return the last line of a log's last attempt that reports an error, or else its last line.
+    """Return the last error line of the last attempt in a log. Without an error line, return the attempt's last line.
 
     Args:
-        log: the output of one or several attempts; each starts with a line ``$ command``. Bytes that are not UTF-8 are
-            replaced.
+        log: the output of one or several attempts to train. Each attempt starts with a line ``$ command``. Bytes that
+            are not UTF-8 are replaced.
     """
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     start = max((number for number, line in enumerate(lines, start=1) if line.startswith("$ ")), default=0)
@@ -174,11 +179,11 @@ def validation_image(task: str, data_options: dict) -> torch.Tensor:
 
 
 def in_units(count: int) -> str:
-    """Return a count in millions (M), or in billions (G) from one billion."""
+    """Format a count in millions (M). From one billion, format it in billions (G)."""
     return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Return the mean of values, with their standard deviation if there are several."""
+    """Format the mean of values. If there are several values, add their standard deviation."""
     text = f"{statistics.mean(values):.4f}"
     return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.4f}"

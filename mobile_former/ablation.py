@@ -23,8 +23,8 @@ class Ablation:
     """An ablation of a model.
 
     Attributes:
-        apply: function that ablates a model in place, given the model and the value behind ``=`` (empty if none). It
-            returns True if the model contained the part to ablate.
+        apply: function that ablates a model in place. The arguments are the model and the value behind ``=`` in a name
+            such as ``tokens=3`` (empty if none). The result is True if the model contained the part to ablate.
         takes: description of the value behind ``=``; empty if the ablation takes no value.
     """
 
@@ -185,7 +185,7 @@ class AttentionAlone(Ablated, Former):
 
 
 def _rotation(channels: int) -> nn.Conv2d:
-    """Build a pointwise convolution that is initialised as a rotation, which preserves the scale of the map."""
+    """Build a pointwise convolution, initialised as a rotation so that the scale of the map is preserved."""
     layer = nn.Conv2d(channels, channels, 1)
     nn.init.orthogonal_(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -30,7 +30,7 @@ def create_model(
         in_chans: number of image channels.
         dropout: dropout rate before the last linear layer, in ``[0, 1)``.
         drop_path: stochastic depth rate of the last block, in ``[0, 1)``.
-        spatial_dynamic_relu: use the spatially aware dynamic ReLU of the detectors' backbone.
+        spatial_dynamic_relu: use the spatially aware dynamic ReLU of the detectors' backbone instead of the shared one.
         pretrained: path of a weights file for :func:`mobile_former.load_weights`; None for random weights.
 
     Raises:

@@ -1,6 +1,6 @@
 """The published models in timm: ``import mobile_former.timm``, then ``timm.create_model("mobile_former_294m", …)``.
 
-The import registers the models with timm. Their options and methods follow timm's names and conventions.
+The import registers the models with timm. The options and methods of the models have timm's names and conventions.
 """
 
 from collections.abc import Callable, Mapping, Sequence

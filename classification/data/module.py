@@ -41,7 +41,7 @@ class ClassificationData(ImageData):
     Args:
         dataset: "folder" (train/<class>/* and val/<class>/* in root), "shards" (written by classification.shard) or
             "digits" (of scikit-learn).
-        root: folder with train/ and val/. Shards may also have a URL, or "pipe:" followed by a shell command that prints a
+        root: folder with train/ and val/. For shards also a URL, or "pipe:" followed by a shell command that prints a
             file. The name of the file replaces {} in the URL or command. Without {}, it is appended after a slash.
         image_size: side of the square input in pixels.
         batch_size: number of images per batch in each process.
@@ -109,7 +109,7 @@ class ClassificationData(ImageData):
 
     @cached_property
     def class_names(self) -> list[str]:
-        """Class names in the order of their labels. Default: the classes of the training images. Can be assigned."""
+        """Class names in the order of their labels. Default: the training images' classes. A list can be assigned."""
         if self.hparams.dataset == "digits":
             return list(Digits.class_names)
         return (
@@ -195,7 +195,7 @@ class ClassificationData(ImageData):
         return super().state_dict() | lanes
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Resume at the saved position. The order of images stays the same even if the number of workers has changed."""
+        """Resume at the saved position. The order of images stays the same even if the number of workers changes."""
         super().load_state_dict(state_dict)
         self.lanes = state_dict.get("lanes")
 

@@ -66,9 +66,9 @@ class ShardIndex:
     """List of the shards of a data set.
 
     Attributes:
-        root: folder, URL or ``pipe:`` command of the shards, see :class:`ClassificationData`.
+        root: folder, URL or ``pipe:`` command of the shards, see :func:`locate`.
         class_names: names of the classes in the order of the labels in the shards.
-        splits: shards of each split, by its name.
+        splits: shards of each split, by the name of the split.
 
     Raises:
         ValueError: an entry is invalid.
@@ -111,7 +111,7 @@ class ShardIndex:
             ) from error
 
     def write(self) -> None:
-        """Write the index into the folder ``root``, completely or not at all."""
+        """Write the index into the folder ``root``. An interruption leaves no partial file."""
         target = Path(self.root) / INDEX
         splits = {split: [shard._asdict() for shard in shards] for split, shards in self.splits.items()}
         content = {"class_names": self.class_names, "splits": splits}
@@ -121,8 +121,8 @@ class ShardIndex:
 class ShardSource:
     """The images of one split, numbered in the order of its shards.
 
-    A shard can only be read as a whole. :class:`ShardBatches` therefore calls :meth:`hold`, which reads a shard and keeps
-    the images that the next batches need.
+    A shard can only be read as a whole. :class:`ShardBatches` therefore calls :meth:`hold`, which reads a shard and
+    keeps the images that the next batches need.
 
     Args:
         index: index of the shards.
@@ -179,7 +179,7 @@ class ShardSource:
         return self._find(index).name
 
     def leading(self, most: int) -> int:
-        """Return the number of images in the first shards: in as many shards as are needed for ``most`` images.
+        """Return how many images the first shards contain, with just enough shards for ``most`` images.
 
         These images represent the split, because the order of the images is random. A few images from every shard
         would take as long to read as all images.
@@ -195,7 +195,7 @@ class ShardSource:
 
         Args:
             shard: number of the shard.
-            indices: numbers of images of the shard.
+            indices: numbers of the images to keep, all from this shard.
 
         Raises:
             InputError: the shard cannot be read. With ``skip_damaged``: none of the split's shards can be read.
@@ -253,9 +253,9 @@ class ShardBatches(Dataset):
     batches stay the same, and only the number of times that a shard is read changes.
 
     In training, all processes have the same number of batches. The sizes of the batches differ by at most one. Each
-    sample occurs once per epoch, with one exception: a process with fewer samples than batches also takes the first sample of the
-    next process. This happens with batch size 1 if the number of samples is not a multiple of the number of processes,
-    and with fewer samples than processes.
+    sample occurs once per epoch, with one exception: a process with fewer samples than batches also takes the first
+    sample of the next process. This happens with batch size 1 if the number of samples is not a multiple of the number
+    of processes, and with fewer samples than processes.
 
     Args:
         images: training or evaluation images from a :class:`ShardSource`.
@@ -340,7 +340,7 @@ class ShardBatches(Dataset):
 
 
 class ShardSampler(Sampler[BatchDraw]):
-    """The batches of an epoch in order. Lightning sets the epoch with :meth:`set_epoch`.
+    """The positions of the batches of an epoch, in order. Lightning sets the epoch with :meth:`set_epoch`.
 
     Each :class:`BatchDraw` contains the epoch, so that loading workers that live for several epochs know it as well.
 
@@ -397,7 +397,7 @@ def fetch(place: str) -> bytes:
     """Return the content of a file or URL, or the output of a ``pipe:`` command.
 
     Raises:
-        InputError: the file or URL cannot be read, or the command fails.
+        InputError: the content cannot be read.
     """
     try:
         if not is_url(place):
@@ -420,7 +420,7 @@ def read_shard(content: bytes, place: str, shard: Shard, labels: Sequence[int]) 
         content: content of the file.
         place: path or URL of the file, for messages.
         shard: index entry of the shard.
-        labels: label to return for each label in the shard.
+        labels: the model's label for each label in the shard.
 
     Raises:
         InputError: the content differs from the index, or is not a shard of labelled images.

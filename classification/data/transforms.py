@@ -59,7 +59,7 @@ class TransformOptions:
             raise InputError(f"--data.crop_fraction is {self.crop_fraction}: give a fraction above 0, at most 1")
 
     def training(self, custom: Sequence[Serializable] | None = None) -> A.Compose:
-        """Build the training pipeline from the ``custom`` transforms. Default: from the published recipe."""
+        """Build the training pipeline from the ``custom`` transforms, or from the published recipe if they are None."""
         if custom is not None:
             return custom_transform(custom, self.image_size)
         return train_transform(
@@ -129,8 +129,8 @@ def shorter_side(image_size: int, crop_fraction: float) -> int:
 class RandomResizedCrop(A.RandomResizedCrop):
     """albumentations' random resized crop, without aliasing when a large crop is reduced to a small image.
 
-    Bilinear interpolation reads four pixels of the crop per output pixel. This is enough if the crop shrinks to half its
-    size or more. If it shrinks further, all its pixels are averaged.
+    Bilinear interpolation reads four pixels of the crop per output pixel. This is enough if the crop shrinks to half
+    its size or more. If it shrinks further, all its pixels are averaged.
     """
 
     def apply(self, img: np.ndarray, crop_coords: tuple[int, int, int, int], **params) -> np.ndarray:
@@ -194,9 +194,9 @@ class CentreCrop(A.ImageOnlyTransform):
 def rand_augment_ops(num_ops: int, magnitude: float, magnitude_std: float) -> A.RandomOrder:
     """Build RandAugment (Cubuk et al., 2020) from albumentations' operations.
 
-    The published recipe uses timm's ``rand-m9-mstd0.5``. This function has the same operations, with the same ranges and
-    the same probability ½ of each, except for two differences. SolarizeAdd is left out, because albumentations does not
-    have it. The magnitude is drawn from a uniform instead of a normal distribution, with the same mean and standard
+    The published recipe uses timm's ``rand-m9-mstd0.5``. This function has the same operations, with the same ranges
+    and the same probability ½ of each, except for two differences. SolarizeAdd is left out, because albumentations does
+    not have it. The magnitude is drawn from a uniform instead of a normal distribution, with the same mean and standard
     deviation.
 
     Args:

@@ -16,7 +16,7 @@ from mobile_former.training.run.checkpoint import load_checkpoint
 
 
 def main() -> None:
-    """Run the command."""
+    """Parse the command line, write the file and compare it with PyTorch."""
     options = _parse()
     output = output_path(options)
     _require_writable_kind(output, options)

@@ -17,17 +17,17 @@ from mobile_former.training.run.checkpoint import require_data_options
 
 # Preprocessing inside the graph, and the input that the graph expects:
 #   none                  float32 (B, 3, S, S), normalised
-#   normalise             uint8 RGB (B, S, S, 3), of the size of the model
+#   normalise             uint8 RGB (B, S, S, 3), S: input size of the model
 #   resize_and_normalise  uint8 RGB (B, H, W, 3), of any size
 Preprocessing = Literal["none", "normalise", "resize_and_normalise"]
 
 
 class ClassifierGraph(nn.Module):
-    """A classifier that begins with the preprocessing.
+    """A classifier together with the part of the preprocessing that the exported graph contains.
 
     Args:
         model: classifier in evaluation mode that maps normalised images ``(B, 3, H, W)`` to logits ``(B, K)``.
-        preprocessing: preprocessing inside the graph.
+        preprocessing: preprocessing inside the graph, see :data:`Preprocessing`.
         data_options: ``image_size``, ``crop_fraction``, ``mean`` and ``std``, as in a checkpoint.
     """
 
@@ -38,7 +38,7 @@ class ClassifierGraph(nn.Module):
         self.options = data_options
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits ``(B, K)`` of images whose shape and type ``preprocessing`` determines."""
+        """Return the logits ``(B, K)`` of images. :data:`Preprocessing` lists the shape and type of the images."""
         if self.preprocessing == "none":
             return self.model(images)
         images = images.permute(0, 3, 1, 2)
@@ -50,7 +50,8 @@ class ClassifierGraph(nn.Module):
 def resize_and_crop(images: Tensor, image_size: int, crop_fraction: float) -> Tensor:
     """Apply :func:`classification.data.transforms.eval_transform` with operations that ONNX supports.
 
-    In PyTorch the result is identical. In ONNX, one value in a thousand differs by one of the 255 levels.
+    In PyTorch, the results of both functions are identical. In ONNX, one value in a thousand differs by 1, on the scale
+    from 0 to 255.
 
     Args:
         images: images ``(B, 3, H, W)`` uint8 of any size.
@@ -66,20 +67,20 @@ def resize_and_crop(images: Tensor, image_size: int, crop_fraction: float) -> Te
     images = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
     for axis, side in ((2, height), (3, width)):
         half, odd = (side - image_size) // 2, (side - image_size) % 2
-        start = half + odd * (half % 2)  # a half is rounded to the even number
+        start = half + odd * (half % 2)  # halves are rounded to even, as in CentreCrop
         images = images.index_select(axis, start + torch.arange(image_size))
     return images
 
 
 class ExportedClassifier:
-    """A classifier that runs a file of ``python -m classification.export``.
+    """A classifier that runs a file written by ``python -m classification.export``.
 
     Args:
-        model: opened file.
+        model: opened ONNX file or ExecuTorch program.
 
     Attributes:
         class_names: names of the classes in the order of the logits.
-        preprocessing: preprocessing inside the graph.
+        preprocessing: preprocessing inside the graph, see :data:`Preprocessing`.
         transform: transform that prepares an image ``(H, W, 3)`` uint8 for :meth:`logits`.
 
     Raises:
@@ -105,7 +106,7 @@ class ExportedClassifier:
             self.transform = _cut_strip
 
     def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Return the logits ``(B, K)``, on the CPU, of images ``(3, H, W)`` uint8 from :attr:`transform`."""
+        """Return the logits ``(B, K)`` on the CPU. Images are ``(3, H, W)`` uint8, prepared by :attr:`transform`."""
         logits = torch.cat([torch.from_numpy(self.model(batch)["logits"]) for batch in self._prepare(images)])
         if logits.shape[1] != len(self.class_names):
             raise InputError(
@@ -115,7 +116,7 @@ class ExportedClassifier:
         return logits
 
     def batches(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
-        """Yield the inputs of the graph for images as in :meth:`logits`."""
+        """Yield the input arrays of the graph, batch by batch. The images are prepared as for :meth:`logits`."""
         for batch in self._prepare(images):
             yield from self.model.batches(batch)
 
@@ -129,5 +130,5 @@ class ExportedClassifier:
 
 
 def _cut_strip(image: np.ndarray) -> dict[str, np.ndarray]:
-    """Cut an image as evaluation does before it resizes; the graph does the rest."""
+    """Cut a long, narrow image to its middle, see :func:`middle`. The graph does the rest of the preprocessing."""
     return {"image": middle(image)}

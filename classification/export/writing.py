@@ -40,13 +40,15 @@ def write_classifier(
     batch_size: int | None = 1,
     dynamic_size: bool = False,
 ) -> None:
-    """Write the inference form of a classifier as an ONNX file or ExecuTorch program.
+    """Write a classifier as an ONNX file or ExecuTorch program.
+
+    The file contains the model in its faster inference form, see :func:`mobile_former.deploy`.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: options of its data module, from the same checkpoint.
+        data_options: options of the data module, from the checkpoint of ``module``.
         path: path of the file, with the suffix ``.onnx`` or ``.pte``.
-        preprocessing: preprocessing inside the graph.
+        preprocessing: preprocessing inside the file, see :data:`Preprocessing`.
         batch_size: number of images per batch; None for any number.
         dynamic_size: accept images of any size.
 
@@ -87,7 +89,7 @@ def write_classifier(
 
 
 def _describe_input(images: torch.Tensor, axes: dict[int, str], preprocessing: Preprocessing) -> str:
-    """Describe the input in words, for the author of the program that runs the model."""
+    """Return a description of the input for the file's metadata, addressed to programmers who run the file."""
     shape = ", ".join(str(axes.get(axis, side)) for axis, side in enumerate(images.shape))
     if preprocessing == "none":
         return f"float32 ({shape}), planes of RGB: (value in 0..1 - mean) / std"
@@ -95,12 +97,12 @@ def _describe_input(images: torch.Tensor, axes: dict[int, str], preprocessing: P
 
 
 class ClassifierExporter(Exporter):
-    """The classifier's part of the ``export`` command.
+    """The part of the ``export`` command that is specific to classification.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: options of its data module, from the same checkpoint.
-        options: options of the command.
+        data_options: options of the data module, from the checkpoint of ``module``.
+        options: parsed options of the command line.
     """
 
     embedded_name = "digits"
@@ -113,23 +115,23 @@ class ClassifierExporter(Exporter):
             self.preprocessing = "resize_and_normalise" if options.dynamic_size else "normalise"
 
     def data(self) -> ClassificationData:
-        """Build the data module of the checkpoint, or of ``--data.root``."""
+        """Build the data module with the options in the checkpoint. ``--data.root``, if given, replaces the root."""
         data = labelled_data(self.options.ckpt_path, self.data_options, {"root": self.options.data.root})
         data.class_names = self.module.hparams.class_names
         return data
 
     def training_images(self) -> ImageSource:
-        """Read the list of training images."""
+        """Return the source of the training images."""
         data = self.data()
         data.setup("fit")
         return data.train_set.source
 
     def embedded_images(self) -> ImageSource:
-        """Build the validation split of the embedded digits."""
+        """Return the validation images of scikit-learn's handwritten digits."""
         return Digits("val")
 
     def write(self, path: Path) -> None:
-        """Write the float32 file."""
+        """Write the classifier in float32."""
         write_classifier(
             self.module,
             self.data_options,
@@ -140,18 +142,22 @@ class ClassifierExporter(Exporter):
         )
 
     def read(self, path: Path) -> ExportedClassifier:
-        """Open a written file."""
+        """Open a file that the command has written."""
         return ExportedClassifier((ExecutorchModel if path.suffix == ".pte" else OnnxModel)(path, "classification"))
 
     def inputs(self, file: ExportedClassifier, image: np.ndarray) -> Iterable[list[np.ndarray]]:
-        """Yield the inputs of the graph for an image ``(H, W, 3)`` as read."""
+        """Yield the input arrays of the graph for one image ``(H, W, 3)`` uint8 without any preprocessing."""
         return file.batches([_planes(file, image)])
 
     def check(self, file: ExportedClassifier, source: ImageSource) -> tuple[str, str] | None:
-        """Compare the logits of a file and of PyTorch on the same pixels.
+        """Compare the logits of a file with those of PyTorch on the same pixels.
+
+        Returns:
+            If the file resizes images: label and value of a table row with the difference on images that need no
+            resizing. Otherwise None.
 
         Raises:
-            InputError: they differ by more than ``TOLERANCE`` of their scale.
+            InputError: the greatest difference is above ``TOLERANCE`` times the greatest magnitude of the logits.
         """
         indices = indices_to_look_at(source, FEW)
         if file.preprocessing == "resize_and_normalise":
@@ -174,7 +180,7 @@ class ClassifierExporter(Exporter):
         return None
 
     def compare(self, files: dict[str, ExportedClassifier], images: CheckImages) -> Table:
-        """Build the table that compares PyTorch and the files."""
+        """Build the table that compares PyTorch and the files in size, logits, accuracy and time."""
         module, options = self.module, self.data_options
         classifiers = list(files.values())
         indices = indices_to_look_at(images.source, self.options.check_images)
@@ -204,7 +210,7 @@ class ClassifierExporter(Exporter):
 
 
 class ResizedImages:
-    """Images resized for evaluation, which only crops them.
+    """Images that are already resized for evaluation. Evaluation then only crops them.
 
     Args:
         source: original images.
@@ -223,7 +229,7 @@ class ResizedImages:
         return self.resize(image=self.source.read(index))["image"]
 
     def name(self, index: int) -> str:
-        """Return the name of an image for messages."""
+        """Return a name of the image for messages."""
         return self.source.name(index)
 
 
@@ -234,7 +240,7 @@ def _logits(
     source: ImageSource,
     indices: Sequence[int],
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return the logits ``(N, K)`` of PyTorch and of each file. Each of them prepares the images in its own way."""
+    """Return the logits ``(N, K)`` of PyTorch and of each file. PyTorch and each file have their own preprocessing."""
     transform = eval_transform(data_options["image_size"], data_options["crop_fraction"])
     expected, found = [], [[] for _ in classifiers]
     start, size = 0, 1

@@ -62,8 +62,8 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
         anchors: ``(n, 4)``, cxcywh in pixels, sides above 0.
 
     Returns:
-        Offsets ``(n, 4)``: the distance of the centres in units of the anchor's sides, and the logarithm of the sides
-        in these units.
+        Offsets ``(n, 4)``: the distance of the centres in units of the anchor's sides, and the logarithm of the box's
+        sides in the same units.
     """
     centres = (boxes[:, :2] - anchors[:, :2]) / anchors[:, 2:]
     return torch.cat([centres, (boxes[:, 2:] / anchors[:, 2:]).log()], dim=1)

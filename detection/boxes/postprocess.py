@@ -15,7 +15,7 @@ def best_classes(probabilities: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         boxes: ``(B, Q, 4)``, cxcywh, normalised to 0..1.
 
     Returns:
-        A dictionary, sorted by descending score:
+        A dictionary. The detections of each image are sorted by descending score:
 
         - ``boxes``: ``(B, Q, 4)``, xyxy, clipped to 0..1;
         - ``scores``: ``(B, Q)``, in 0..1;
@@ -33,7 +33,7 @@ def to_pixels(detections: dict[str, Tensor], image_sizes: Sequence[tuple[int, in
 
     Args:
         detections: ``boxes`` ``(B, N, 4)``, xyxy, normalised to 0..1; ``scores`` ``(B, N)``; ``labels`` ``(B, N)``.
-        image_sizes: output height and width of each image, usually the original size; boxes are scaled to it.
+        image_sizes: output height and width of each image, usually the original size. Boxes are scaled to it.
 
     Returns:
         One dictionary per image: ``boxes`` ``(N, 4)``, xyxy in pixels; ``scores`` ``(N,)``; ``labels`` ``(N,)``.

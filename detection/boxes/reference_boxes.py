@@ -1,4 +1,4 @@
-"""Reference boxes of object queries: initial values, corrections, and attention limited to them.
+"""Reference boxes of object queries: initial values, corrections, and attention limited to the boxes.
 
 Each block corrects the box of a query (Liu et al., DAB-DETR, ICLR 2022). A Gaussian at the box limits where the query
 attends (Gao et al., Fast Convergence of DETR with Spatially Modulated Co-Attention, ICCV 2021).
@@ -19,7 +19,7 @@ def grid_boxes(count: int) -> Tensor:
         count: number of boxes.
 
     Returns:
-        Boxes ``(count, 4)``, cxcywh, normalised to 0..1. Their sides are 1.5 times the distance of the grid's rows.
+        Boxes ``(count, 4)``, cxcywh, normalised to 0..1. Both sides of a box are 1.5 times the distance between rows.
     """
     rows = round(math.sqrt(count))
     boxes = []
@@ -34,7 +34,7 @@ def correct(boxes: Tensor, correction: Tensor) -> Tensor:
 
     Args:
         boxes: ``(B, Q, 4)``, cxcywh, normalised to 0..1.
-        correction: ``(B, Q, 4)``.
+        correction: correction of the logits ``(B, Q, 4)``.
 
     Returns:
         Corrected boxes ``(B, Q, 4)``, in 0..1.
@@ -45,8 +45,8 @@ def correct(boxes: Tensor, correction: Tensor) -> Tensor:
 def attention_bias(boxes: Tensor, size: tuple[int, int], stride: int, extent: Tensor) -> Tensor:
     """Return an attention bias that falls with the distance from the boxes.
 
-    The bias is the logarithm of a Gaussian at the centre of the box. Its standard deviations are half the sides of the
-    box plus a quarter of a cell: even the smallest box reaches a cell.
+    The bias is the logarithm of a Gaussian at the centre of the box. The standard deviations are half the sides of the
+    box plus a quarter of a cell, so that even the smallest box reaches a cell.
 
     Args:
         boxes: ``(B, Q, 4)``, cxcywh, normalised by the size of the image without padding.

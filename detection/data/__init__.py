@@ -1,1 +1,1 @@
-"""COCO data sets, batches of images of different sizes, the data module."""
+"""COCO data sets, the embedded scenes, batches of images of different sizes, and the data module."""

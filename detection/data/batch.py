@@ -1,4 +1,4 @@
-"""Samples of images with boxes, and padded batches of them."""
+"""Samples of images with boxes, and padded batches of samples."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -31,7 +31,7 @@ class Source(ImageSource, Protocol):
         """Return the labels of the boxes for training: ``(n,)``."""
 
     def image_id(self, index: int) -> int:
-        """Return the id of the image in results."""
+        """Return the id of the image in COCO results."""
 
     def size(self, index: int) -> tuple[int, int]:
         """Return height and width in pixels."""
@@ -50,8 +50,9 @@ def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Com
         transforms: transforms of image and boxes.
 
     Returns:
-        ``image`` ``(3, H, W)`` uint8; ``target`` with ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)`` float, cxcywh
-        normalised to [0, 1]; ``image_id``; and ``size``, height and width before the transforms.
+        A dictionary: ``image`` ``(3, H, W)`` uint8; ``target``, a dictionary of ``labels`` ``(n,)`` long and ``boxes``
+        ``(n, 4)`` float, cxcywh normalised to [0, 1]; ``image_id``; and ``size``, height and width before the
+        transforms.
     """
     labels = np.asarray(source.labels(index), dtype=np.int64)
     result = transforms(image=image, bboxes=np.asarray(source.boxes(index), dtype=np.float64), labels=labels)
@@ -70,14 +71,14 @@ def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Com
 
 
 class ShapeBatchSampler(Sampler[list[Draw]]):
-    """Batches of images with similar aspect ratios, which need less padding.
+    """Sampler of batches whose images have similar aspect ratios. Such batches need less padding.
 
-    The order of the sampler is cut into windows of 50 batches. Each window is sorted by aspect ratio and cut into
-    batches, and the batches are shuffled. An epoch depends only on its seed and number, and every process has the same
-    number of batches.
+    The order of ``sampler`` is cut into windows of 50 batches. Each window is sorted by aspect ratio and cut into
+    batches, and the batches are shuffled. The batches of an epoch depend only on the seed and the number of the epoch.
+    Every process has the same number of batches.
 
     Args:
-        sampler: sampler that yields each image once per epoch. Lightning sets the epoch on the attribute of this name.
+        sampler: sampler that yields each image once per epoch. Lightning sets the epoch on the attribute ``sampler``.
         source: source of the images.
         batch_size: images per batch.
         drop_last: whether to drop the last, incomplete batch.
@@ -108,18 +109,19 @@ class ShapeBatchSampler(Sampler[list[Draw]]):
 
 
 def collate(samples: list[dict]) -> dict:
-    """Build a batch. Images are padded on the right and below to the largest of them, rounded up to a multiple of 32.
+    """Build a batch. Images are padded on the right and below to the largest sides, rounded up to multiples of 32.
 
     Returns:
         A dictionary with
 
         - ``image``: ``(B, 3, H, W)`` uint8, 0 on padding;
-        - ``padding_mask``: ``(B, H, W)`` bool, True on padding, or None without any padding;
+        - ``padding_mask``: ``(B, H, W)`` bool, True on padding; None if nothing is padded;
         - ``targets``: per image ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)`` float, cxcywh normalised to [0, 1] by
-          the image without its padding;
+          the size of the image without padding;
         - ``image_ids``: ``(B,)`` long;
         - ``image_sizes``: ``(B, 2)`` long, height and width before the transforms;
-        - ``failures`` and ``errors``, see :func:`split_messages`. If no image could be read, only these.
+        - ``failures`` and ``errors``, see :func:`split_messages`. If no image could be read, the dictionary has
+          only these two.
     """
     samples, messages = split_messages(samples)
     if not samples:

@@ -30,12 +30,12 @@ class CocoDataset:
     """Images and boxes of one COCO annotation file.
 
     Labels start at 0 and follow the order of the category ids, or of ``class_names``. Every category of the file is a
-    class, even if no object has it. Boxes for training are clipped to their image, and boxes without area and crowd
-    regions are left out. :meth:`ground_truth` keeps the original boxes and the crowd regions.
+    class, even if no object has it. Boxes for training are clipped to their image. Crowd regions and boxes
+    without area are left out of training. :meth:`ground_truth` keeps the original boxes and the crowd regions.
 
     Args:
         annotations: path of the JSON file.
-        images: folder that the file names are relative to.
+        images: folder that the file names in the JSON file are relative to.
         class_names: class names of a trained model in the order of its labels. None: the categories of the file.
 
     Raises:
@@ -59,7 +59,7 @@ class CocoDataset:
 
         Raises:
             ImageError: the file cannot be read.
-            InputError: the size of the image differs from its record.
+            InputError: the size of the image differs from the size recorded in the annotation file.
         """
         image = read_image(self.name(index))
         found, expected = image.shape[:2], self.size(index)
@@ -245,7 +245,10 @@ class CocoDataset:
             )
 
     def _choose_training_boxes(self) -> None:
-        """Clip boxes to their image, leave out crowd regions and boxes without area, and log how many."""
+        """Clip boxes to their image, and leave out crowd regions and boxes without area.
+
+        Log the number of clipped boxes and of boxes without area.
+        """
         annotations = {name: column[self._annotations["crowd"] == 0] for name, column in self._annotations.items()}
         limits = np.array(self._sizes, dtype=np.float64)[annotations["image"]][:, [1, 0, 1, 0]]
         corners = annotations["box"].copy()
@@ -284,13 +287,14 @@ def find_split(
     """Find the annotation file and the image folder of a split.
 
     Args:
-        root: folder in either of the two layouts. Not needed if both paths are given.
+        root: data folder: ``annotations/instances_<split>.json`` and ``images/``, or COCO's own layout,
+            ``annotations/instances_<split>2017.json`` and ``<split>2017/``. Not needed if both paths are given.
         split: ``"train"``, ``"val"`` or ``"test"``.
         annotations: path of the annotation file, if it is not in ``root``.
         images: path of the image folder, if it is not in ``root``.
 
     Raises:
-        FileNotFoundError: the file or folder does not exist.
+        FileNotFoundError: ``root`` or its annotation file does not exist.
         InputError: neither ``root`` nor both paths are given.
     """
     if annotations is not None and images is not None:
@@ -345,7 +349,7 @@ def _id_or_position(record: dict, position: int) -> str:
 
 
 def _whole(record: dict, name: str, what: str) -> int:
-    """Return a field of a record that must be a whole number."""
+    """Return a field of a record as an integer. Raise InputError if it is not a whole number."""
     value = record.get(name)
     if not _is_number(value) or value != int(value) or abs(value) >= 2**63:
         raise InputError(f"{what} has {name!r} {brief(value)}, where a whole number is needed")

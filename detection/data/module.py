@@ -39,14 +39,14 @@ class DetectionData(ImageData):
         annotations: annotation files outside the data folder, by split: "train", "val", "test".
         images: image folders outside the data folder, by split.
         batch_size: images per batch and process.
-        num_workers: loading processes. Default: number of cores minus one, at most 16; 0 for scenes.
+        num_workers: number of loading processes. Default: number of cores minus one, at most 16; 0 for scenes.
         short_sides: lengths in pixels from which the shorter side of a training image is drawn.
         short_side: length in pixels of the shorter side in evaluation. Scenes keep their size.
         longest: maximum length in pixels of the longer side.
         flip: probability of a horizontal flip.
         crop: probability of a random crop.
         train_transforms: albumentations transforms of image and boxes that replace flip, crop and resizing.
-        group_shapes: whether batches are made of images with similar aspect ratios, which need less padding.
+        group_shapes: build batches of images with similar aspect ratios. Such batches need less padding.
         split: split that ``validate`` and ``test`` score: "val", "test" or "train".
         mean: mean of each channel, in 0..1.
         std: standard deviation of each channel, in 0..1.
@@ -112,12 +112,12 @@ class DetectionData(ImageData):
 
     @cached_property
     def class_names(self) -> list[str]:
-        """Class names in the order of their labels: those of the training data, unless others are assigned."""
+        """Class names in the order of the labels. Default: the classes of the training data; others can be assigned."""
         return list(self.train_source.class_names)
 
     @property
     def category_ids(self) -> list[int]:
-        """Category ids of the training data in the order of their labels."""
+        """Category ids of the training data in the order of the labels."""
         return list(self.train_source.category_ids)
 
     @property
@@ -205,7 +205,7 @@ class DetectionData(ImageData):
         return self._sources[key]
 
     def _paths(self, split: str) -> tuple[Path | None, str, Path | None, Path | None]:
-        """Return the arguments of :func:`find_split`."""
+        """Return the arguments of :func:`find_split` for a split."""
         given = [(paths or {}).get(split) for paths in (self.hparams.annotations, self.hparams.images)]
         root = self.hparams.root
         return None if root is None else Path(root), split, *(None if path is None else Path(path) for path in given)
@@ -218,7 +218,7 @@ def _absolute(paths: dict[str, str] | None) -> dict[str, str] | None:
 def _require_place(
     dataset: str, root: str | None, annotations: dict[str, str] | None, images: dict[str, str] | None
 ) -> None:
-    """Raise InputError unless the options say where the data is, and agree with each other."""
+    """Raise InputError if the options give no data, name an unknown split, or contradict each other."""
     for name, paths in (("annotations", annotations), ("images", images)):
         if unknown := set(paths or {}) - set(SPLITS):
             raise InputError(f"--data.{name} names {sorted(unknown)}: the splits are {', '.join(SPLITS)}")

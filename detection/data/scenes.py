@@ -38,10 +38,10 @@ class Digit(NamedTuple):
 
 
 class Scenes:
-    """scikit-learn's handwritten digits at random sizes and positions on its two photographs.
+    """Images of scikit-learn's handwritten digits, at random sizes and positions on scikit-learn's two photographs.
 
-    A scene depends only on split and index. The digits of ``"val"`` are those that the embedded data set of
-    classification holds out. Its photograph parts do not occur in training.
+    A scene depends only on split and index. The digits are split as in the classification task, by
+    :func:`mobile_former.training.data.digits.digits_of`. The two splits share no digits and no parts of photographs.
 
     Args:
         split: ``"train"`` or ``"val"``.
@@ -74,11 +74,11 @@ class Scenes:
         return np.array([digit.box for digit in self._digits(index)], dtype=np.float32)
 
     def labels(self, index: int) -> np.ndarray:
-        """Return the digits, which are their labels: ``(n,)`` int64."""
+        """Return the labels of the boxes: ``(n,)`` int64. The label of a digit is its value, 0 to 9."""
         return np.array([digit.label for digit in self._digits(index)])
 
     def image_id(self, index: int) -> int:
-        """Return the id of the scene in results."""
+        """Return the id of the scene in COCO results."""
         return index + 1
 
     def size(self, index: int) -> tuple[int, int]:
@@ -125,7 +125,10 @@ class Scenes:
         return random.Random(f"{_SEEDS[self.split]} {index} {purpose}")
 
     def _digits(self, index: int) -> list[Digit]:
-        """Return the digits of a scene. The last scene is cached, because read, boxes and labels ask for it in turn."""
+        """Return the digits of a scene.
+
+        The last result is cached, because ``read``, ``boxes`` and ``labels`` are called in turn for one scene.
+        """
         if self._last is None or self._last[0] != index:
             self._last = index, self._place(self._draw(index, "digits"))
         return self._last[1]
@@ -187,14 +190,14 @@ def _paint(image: np.ndarray, digit: Digit, draw: random.Random) -> None:
 
 
 def _shrink(ink: np.ndarray, length: int) -> np.ndarray:
-    """Resize ink so that its longer side is ``length`` pixels."""
+    """Resize an ink mask to ``length`` pixels on its longer side, and crop it by :func:`_tight`."""
     scale = length / max(ink.shape)
     height, width = (max(1, round(side * scale)) for side in ink.shape)
     return _tight(cv2.resize(ink, (width, height), interpolation=cv2.INTER_AREA))
 
 
 def _tight(ink: np.ndarray) -> np.ndarray:
-    """Crop ink to the pixels with an opacity above one half."""
+    """Crop an ink mask to the bounding box of the pixels with an opacity above one half."""
     left, top, width, height = cv2.boundingRect(cv2.compare(ink, 127, cv2.CMP_GT))
     return ink[top : top + height, left : left + width]
 
@@ -213,7 +216,10 @@ def _below(draw: random.Random, limit: int) -> int:
 
 
 def _enlarged_digits(split: str) -> tuple[list[np.ndarray], list[int]]:
-    """Return digits enlarged to smooth ink, ``(h, w)`` uint8 with a longer side of 64 pixels, and their labels."""
+    """Return the digits of a split as smooth ink masks, and the labels of the digits.
+
+    An ink mask is the opacity of a digit: ``(h, w)`` uint8, with a longer side of 64 pixels.
+    """
     images, labels = digits_of(split)
     inks = []
     for original in images.astype(np.float32) / 16:
@@ -226,7 +232,7 @@ def _enlarged_digits(split: str) -> tuple[list[np.ndarray], list[int]]:
 
 
 def _photographs(split: str) -> list[np.ndarray]:
-    """Return parts of two photographs ``(H, W, 3)``, uint8 RGB: the left 70 % for training, else the rest."""
+    """Return parts of two photographs ``(H, W, 3)``, uint8 RGB: the left 70 % for training, the rest otherwise."""
     parts = []
     for photograph in load_sample_images().images:
         border = photograph.shape[1] * 7 // 10

@@ -1,4 +1,4 @@
-"""``python -m detection.export``: a checkpoint as an ONNX file, checked against PyTorch on real images."""
+"""``python -m detection.export``: write a checkpoint as an ONNX file and check it against PyTorch on real images."""
 
 from jsonargparse import Namespace
 
@@ -14,7 +14,7 @@ from mobile_former.training.run.checkpoint import load_checkpoint
 
 
 def main() -> None:
-    """Export by the command line's options."""
+    """Parse the command line and export a checkpoint."""
     options = _parse()
     output = output_path(options)
     if output.suffix != ".onnx":

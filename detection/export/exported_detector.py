@@ -23,12 +23,12 @@ class ExportedDetector:
     """A :class:`detection.predict.Detector` that runs an ONNX file.
 
     Args:
-        model: the opened file.
+        model: the opened ONNX file.
 
     Attributes:
         class_names: class names in the order of the labels.
         category_ids: category ids in the order of the labels.
-        transform: transform from an image as read, ``(H, W, 3)`` uint8, to an input of :meth:`detect`.
+        transform: preprocessing of an image as read, ``(H, W, 3)`` uint8, before :meth:`detect`.
 
     Raises:
         InputError: the metadata of the file is damaged.
@@ -62,10 +62,10 @@ class ExportedDetector:
 
         Args:
             images: images after :attr:`transform`, each ``(3, H, W)`` uint8.
-            sizes: height and width of the frame of each image that its boxes refer to.
+            sizes: output height and width of each image, usually the original size. Boxes are scaled to it.
 
         Returns:
-            Per image ``boxes`` ``(n, 4)``, xyxy in pixels of that frame, ``scores`` and ``labels`` ``(n,)``, best
+            Per image ``boxes`` ``(n, 4)``, xyxy in pixels of the output size, ``scores`` and ``labels`` ``(n,)``, best
             first.
         """
         detections, start = [], 0
@@ -80,7 +80,7 @@ class ExportedDetector:
         return detections
 
     def batches(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
-        """Yield the inputs of the graph for images as :meth:`detect` takes them."""
+        """Yield the inputs of each call of the ONNX graph, for images as :meth:`detect` takes them."""
         for inputs in self._prepare(images):
             yield from self.model.batches(*inputs)
 
@@ -95,7 +95,7 @@ class ExportedDetector:
     def _in_frames(
         self, outputs: dict[str, Tensor], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Convert the outputs of a decoding graph, whose boxes are in pixels of its input, to the frames."""
+        """Split the detections of a decoding graph by image, and scale boxes from ``images`` to ``sizes``."""
         normalised = outputs["boxes"] / _corners([image.shape[1:] for image in images])
         detections = to_pixels(outputs | {"boxes": normalised}, sizes)
         return [
@@ -106,7 +106,7 @@ class ExportedDetector:
     def _decode(
         self, outputs: dict[str, Tensor], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Decode the outputs of a raw graph, like ``postprocess`` of the detector."""
+        """Convert raw logits and boxes to detections, as the detector's ``postprocess`` does in PyTorch."""
         logits, boxes = outputs["logits"], outputs["boxes"]
         if not self.of_anchors:
             probabilities = logits.sigmoid() if self.of_sigmoid else logits.softmax(-1)[..., :-1]
@@ -123,10 +123,10 @@ class ExportedDetector:
 
 
 def _corners(sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Return ``(B, 1, 4)``: width, height, width and height of each image."""
+    """Return the factors of xyxy boxes, ``(B, 1, 4)``: width, height, width and height of each image."""
     return torch.tensor([[width, height, width, height] for height, width in sizes], dtype=torch.float32)[:, None]
 
 
 def _as_it_is(**data: Any) -> dict[str, Any]:
-    """Return the data unchanged: the transform of a graph that prepares its images itself."""
+    """Return the data unchanged. This is the transform for a graph that includes the preprocessing."""
     return data

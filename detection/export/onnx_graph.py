@@ -1,4 +1,4 @@
-"""The graph of a detector in an ONNX file, which has only standard operators."""
+"""The ONNX graph of a detector. It has only standard ONNX operators."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ DECODED_OUTPUTS = ("boxes", "scores", "labels", "counts")
 
 
 class DetectionGraph(nn.Module):
-    """A detector whose inputs and outputs are only tensors.
+    """Wrapper of a detector. Its inputs and outputs are only tensors.
 
     Args:
         model: the detector, in evaluation mode.
@@ -34,18 +34,18 @@ class DetectionGraph(nn.Module):
         Args:
             images: normalised images ``(B, 3, H, W)``, padded on the right and below; H and W are multiples of 32.
             sizes: ``(B, 2)`` long, height and width in pixels of each image without its padding.
-            frames: ``(B, 2)`` long, height and width of the frame of each image that its boxes refer to. Default:
+            frames: ``(B, 2)`` long, output height and width of each image. Decoded boxes are scaled to it. Default:
                 ``sizes``.
 
         Returns:
-            With ``decode``, ``DECODED_OUTPUTS``: ``boxes`` ``(B, N, 4)``, xyxy in pixels of the frame and clipped to
-            it; ``scores`` ``(B, N)`` in [0, 1], best first; ``labels`` ``(B, N)`` long; and ``counts`` ``(B,)`` long,
-            the number of detections. Entries after them have score 0 and label -1. N is the number of queries, or 100
-            for RetinaNet, after non-maximum suppression.
+            With ``decode``, ``DECODED_OUTPUTS``: ``boxes`` ``(B, N, 4)``, xyxy in pixels of ``frames``, clipped to the
+            image; ``scores`` ``(B, N)`` in [0, 1], best first; ``labels`` ``(B, N)`` long; and ``counts`` ``(B,)``
+            long, the number of detections. Entries after the detections have score 0 and label -1. N is the number of
+            queries. For RetinaNet, N is 100, after non-maximum suppression.
 
             Otherwise ``RAW_OUTPUTS``: ``logits`` ``(B, N, K)``, or ``(B, N, K+1)`` with "no object" as last class, and
-            ``boxes`` ``(B, N, 4)``, cxcywh normalised to [0, 1] by the image without its padding. N is the number of
-            queries or anchors. Anchors on padding have the lowest finite logits.
+            ``boxes`` ``(B, N, 4)``, cxcywh, normalised to [0, 1] by the size of the image without padding. N is the
+            number of queries or anchors. Anchors on padding have the lowest finite logits.
         """
         height, width = images.shape[2:]
         rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
@@ -82,7 +82,7 @@ class DetectionGraph(nn.Module):
 
 @torch.library.custom_op("detection::suppress", mutates_args=())
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Non-maximum suppression of a batch, as one operator that the exporter can translate.
+    """Apply non-maximum suppression to a batch. It is one operator, which the exporter can translate.
 
     Args:
         boxes: ``(B, N, 4)``, xyxy in pixels, not negative.
@@ -107,7 +107,7 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor
 
 
 def translations() -> dict[Callable, Callable]:
-    """Return the exporter's translations to ONNX: of :func:`suppress` and of stable sorting. Needs onnxscript."""
+    """Return the ONNX translations of :func:`suppress` and of stable sorting, by operator. Needs onnxscript."""
     from onnxscript import opset20 as op
 
     def number(value: float, kind: type = int):
@@ -167,9 +167,9 @@ def preparation(
         batch_size: fixed number of images. None: any.
 
     Returns:
-        The text of a model with the input ``image`` ``(B, H, W, 3)``, uint8 RGB, and the outputs ``prepared_images``,
-        ``prepared_sizes`` and ``prepared_frames``, the inputs of the detector. Images are resized like
-        :func:`detection.transforms.eval_transform` does, normalised and padded.
+        The text of an ONNX model. Its input is ``image`` ``(B, H, W, 3)``, uint8 RGB. Its outputs ``prepared_images``,
+        ``prepared_sizes`` and ``prepared_frames`` are the three inputs of :meth:`DetectionGraph.forward`. The model
+        resizes images as :func:`detection.transforms.eval_transform` does, then normalises and pads them.
     """
     if frame is None:
         height, width = "prepared_height", "prepared_width"

@@ -51,11 +51,11 @@ def write_detector(
     preprocessing: bool = False,
     decode: bool = True,
 ) -> None:
-    """Write the inference form of a detector as an ONNX file.
+    """Write the inference form of a detector (:func:`mobile_former.deploy`) as an ONNX file.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: options of its data module, from the same checkpoint.
+        data_options: options of the data module, from the same checkpoint.
         path: path of the file.
         image_size: height and width of the graph's images, multiples of 32. None: any.
         batch_size: number of images per call. None: any.
@@ -137,11 +137,11 @@ def _describe_output(decode: bool, preprocessing: bool, anchors: bool, model: to
 
 
 class DetectorExporter(Exporter):
-    """What the ``export`` command does for a detector.
+    """The steps of the ``export`` command that are specific to detectors.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: options of its data module, from the same checkpoint.
+        data_options: options of the data module, from the same checkpoint.
         options: options of the command.
     """
 
@@ -156,7 +156,7 @@ class DetectorExporter(Exporter):
         )
 
     def data(self) -> DetectionData:
-        """Build the data module of the checkpoint, or of ``--data.root``."""
+        """Build the data module: with the data in ``--data.root`` if given, else with the checkpoint's data."""
         data = labelled_data(self.data_options, {"root": self.options.data.root})
         data.class_names = self.module.hparams.class_names
         return data
@@ -166,11 +166,11 @@ class DetectorExporter(Exporter):
         return self.data().train_source
 
     def embedded_images(self) -> ImageSource:
-        """Build the embedded scenes of validation."""
+        """Build the validation split of the embedded scenes, see :class:`detection.data.scenes.Scenes`."""
         return Scenes("val")
 
     def write(self, path: Path) -> None:
-        """Write the float32 file."""
+        """Write the float32 ONNX file."""
         write_detector(
             self.module,
             self.data_options,
@@ -182,7 +182,7 @@ class DetectorExporter(Exporter):
         )
 
     def read(self, path: Path) -> ExportedDetector:
-        """Open a written file."""
+        """Open an exported ONNX file."""
         return ExportedDetector(OnnxModel(path, "detection"))
 
     def inputs(self, file: ExportedDetector, image: np.ndarray) -> Iterable[list[np.ndarray]]:
@@ -190,10 +190,13 @@ class DetectorExporter(Exporter):
         return file.batches([_planes(file, image)])
 
     def check(self, file: ExportedDetector, source: ImageSource) -> tuple[str, str] | None:
-        """Compare the detections of a file and of PyTorch in the same pixels, see :func:`differences`.
+        """Compare the detections of a file with those of PyTorch, on the same resized images, by :func:`differences`.
+
+        Returns:
+            With ``--preprocessing``, a row for the table of :meth:`compare`: its name and its value. Otherwise None.
 
         Raises:
-            InputError: they differ by more than ``BOX_TOLERANCE`` or ``SCORE_TOLERANCE``.
+            InputError: the detections differ by more than ``BOX_TOLERANCE`` or ``SCORE_TOLERANCE``.
         """
         indices = indices_to_look_at(source, FEW)
         # A graph that resizes gets images of their final size: ONNX's Resize rounds some pixels to another level.
@@ -271,18 +274,20 @@ def differences(
 ) -> tuple[float, float]:
     """Compute the largest differences between two lists of detections of one image.
 
-    Detections of the same class are matched with the smallest total difference, because nearly equal scores may change
-    their order. A detection without a match within a pixel is a difference of score: from the lowest score of the other
-    list if that list is full, else from RetinaNet's score threshold.
+    Detections of the same class are matched with the smallest total difference, because the order of detections with
+    nearly equal scores may change. The boxes of a match differ by less than a pixel. The score of a detection without a
+    match is compared with the lowest score of the other list if that list is full, else with RetinaNet's score
+    threshold.
 
     Args:
         found: ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` and ``labels`` ``(n,)``.
-        expected: the same of ``m`` detections.
-        complete: whether both lists have all predictions. Then each needs a match, however low its score, and
-            predictions with low scores may differ in class.
+        expected: ``m`` detections in the same format.
+        complete: whether both lists have all predictions. Then each prediction needs a match, however low its score.
+            Predictions with low scores may match in spite of different classes.
 
     Returns:
-        The largest difference of a corner in pixels, and of a score. Both are infinite if a box or score is not finite.
+        The largest difference of a box coordinate in pixels, and the largest difference of a score. Both are infinite
+        if a box or score is not finite.
     """
     pair = [{name: values.double().numpy() for name, values in each.items()} for each in (found, expected)]
     if not all(np.isfinite(values).all() for each in pair for values in each.values()):

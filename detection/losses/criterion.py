@@ -22,14 +22,14 @@ class SetCriterion(nn.Module):
         num_classes: number of classes K. Class K is "no object".
         focal: whether class probabilities are sigmoids, without a class "no object". The classification loss is then
             the focal loss, divided by the number of objects.
-        matcher: assignment of queries to objects; default: DETR's costs, with ``focal`` Deformable DETR's.
+        matcher: assigns queries to objects. Default: with DETR's costs, or with ``focal``, Deformable DETR's costs.
         no_object_weight: weight of "no object" in the cross-entropy.
-        weight_ce: weight of the classification loss in the total; default: 1, with ``focal`` 2.
+        weight_ce: weight of the classification loss in the total. Default: 1, or 2 with ``focal``.
         weight_bbox: weight of the L1 loss in the total.
         weight_giou: weight of the generalised IoU loss in the total.
 
     Raises:
-        InputError: ``matcher`` has another ``focal``.
+        InputError: ``matcher.focal`` differs from ``focal``.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class SetCriterion(nn.Module):
         return losses | {"total": total}
 
     def _divisors(self, boxes: Tensor, targets: Sequence[dict]) -> Tensor:
-        """Return the number of objects, and the sum of the class weights of all queries: ``(2,)``."""
+        """Return the divisors ``(2,)``: the number of objects, and the sum of the class weights of all queries."""
         queries = boxes.shape[1]
         counts = [len(target["labels"]) for target in targets]
         matched = sum(min(count, queries) for count in counts)  # the same in every layer

@@ -19,12 +19,12 @@ _NEGATIVE_WEIGHT = 0.75  # Zhang et al., VarifocalNet, CVPR 2021
 
 
 class DenseCriterion(nn.Module):
-    """Losses between the predictions at all positions of the maps and the objects.
+    """Losses of the dense head, which predicts at every position of the feature maps.
 
     The alignment of a position with an object is ``score^½ · IoU⁶``. Each object takes the ten positions inside it with
     the highest alignment, or the nearest position if none is inside. A position taken by several objects is assigned to
-    the object of highest IoU. The target score of a position is its alignment, scaled per object: the object's best
-    alignment becomes its best IoU.
+    the object of highest IoU. The target score of a position is its alignment, scaled per object: the best alignment of
+    an object becomes the best IoU of that object.
     """
 
     def forward(self, dense: dict[str, Tensor], targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -81,15 +81,15 @@ def assign(
     """Assign the objects of one image to positions, see :class:`DenseCriterion`.
 
     Args:
-        logits: ``(P, K)``.
+        logits: class logits of the positions ``(P, K)``.
         boxes: predicted boxes ``(P, 4)``, cxcywh, normalised to 0..1.
         centres: centres of the positions ``(P, 2)``, x and y, normalised to 0..1.
         padding: ``(P,)`` bool, True on padding.
         target: ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1, with n at least 1.
 
     Returns:
-        Three tensors ``(m,)``: the indices of the positions with an object, the index of each position's object, and
-        its target score in 0..1.
+        Three tensors ``(m,)``: the indices of the positions with an object, the indices of the objects, and the target
+        scores in 0..1.
     """
     corners = cxcywh_to_xyxy(target["boxes"].to(boxes))  # (n, 4)
     distance = (centres[:, None] - target["boxes"][:, :2].to(boxes)).square().sum(-1)  # (P, n)

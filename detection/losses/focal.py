@@ -13,10 +13,10 @@ PRIOR_LOGIT = -math.log((1 - 0.01) / 0.01)
 
 
 def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Return the elementwise binary cross-entropy, down-weighted where the prediction is already good.
+    """Return the focal loss: elementwise binary cross-entropy that down-weights good predictions.
 
     Args:
-        logits: ``(...)``.
+        logits: class logits ``(...)``.
         wanted: ``(...)``, 1 if the class is present, else 0.
 
     Returns:

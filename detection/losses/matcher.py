@@ -17,9 +17,10 @@ Pairs = list[tuple[Tensor, Tensor]]
 class HungarianMatcher:
     """The one-to-one assignment of queries to objects that has the lowest total cost.
 
-    The cost of a query and an object is a weighted sum of a class cost, the L1 distance of the boxes, and minus their
-    generalised IoU. The class cost is minus the predicted probability of the object's class. With ``focal``, it is the
-    focal loss of this class as positive, minus its focal loss as negative (Zhu et al., Deformable DETR, ICLR 2021).
+    The cost of a query and an object is a weighted sum of a class cost, the L1 distance of the boxes, and the negative
+    generalised IoU of the boxes. The class cost is the negative predicted probability of the object's class. With
+    ``focal``, the class cost is the focal loss with this class present, minus the focal loss with this class absent
+    (Zhu et al., Deformable DETR, ICLR 2021).
 
     Args:
         cost_class: weight of the class cost.
@@ -83,7 +84,7 @@ class HungarianMatcher:
     def _costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tensor:
         """Return the costs of all layers ``(L, B, Q, N)``, where N is the largest number of objects in an image.
 
-        The last columns of an image with fewer objects are meaningless.
+        For an image with fewer than N objects, the last columns are meaningless.
         """
         labels = pad_sequence([target["labels"].to(logits.device) for target in targets], batch_first=True)
         objects = pad_sequence([target["boxes"].to(boxes) for target in targets], batch_first=True, padding_value=0.5)

@@ -7,12 +7,12 @@ from torch import Tensor
 def normaliser(count: Tensor, *, training: bool) -> Tensor:
     """Return the divisor of a loss: a count, at least 1, averaged over processes in training.
 
-    Gradients are averaged over processes. With the averaged divisor they equal the gradients of one process that holds
-    the whole batch. In training, every process must call this function. Evaluation uses the local count: processes may
-    have different numbers of batches, and a reduction would wait forever.
+    Gradients are averaged over processes. With the averaged divisor, the averaged gradients equal the gradients of one
+    process that holds the whole batch. In training, every process must call this function. Evaluation uses the local
+    count: processes may have different numbers of batches, and a reduction would wait forever.
 
     Args:
-        count: number of objects, or the sum of weights that replaces it, of any shape.
+        count: number of objects or sum of weights in this process, of any shape.
         training: whether the loss is used in training.
 
     Returns:

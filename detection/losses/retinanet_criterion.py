@@ -18,7 +18,7 @@ IGNORED, BACKGROUND = -2, -1
 
 
 class RetinaNetCriterion(nn.Module):
-    """Focal loss of all anchors that are not ignored, and L1 loss of the offsets of anchors with an object.
+    """Focal loss of all anchors that are not ignored, and L1 loss of the box offsets of anchors with an object.
 
     Args:
         num_classes: number of classes K.
@@ -41,7 +41,7 @@ class RetinaNetCriterion(nn.Module):
 
             - ``loss_ce``: focal loss.
             - ``loss_bbox``: L1 loss of the offsets.
-            - ``total``: sum of both.
+            - ``total``: sum of both losses.
 
         Raises:
             InputError: the targets have a wrong number, shape, type or value.
@@ -76,11 +76,11 @@ class RetinaNetCriterion(nn.Module):
 
 @torch.no_grad()
 def assign(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """Assign an object, background or neither to each anchor of one image.
+    """Assign each anchor of one image to an object, to the background, or to neither (ignored).
 
-    An anchor takes the object of highest intersection over union (IoU). From an IoU of 0.5 it is positive, below 0.4 it
-    is background, and between the two it is ignored. In addition, each object is assigned to the anchors that have the
-    highest IoU with it, if this IoU is above 0.
+    The highest intersection over union (IoU) of an anchor with an object decides. From 0.5, the anchor is assigned to
+    this object. Below 0.4, the anchor is background. Between the two, the anchor is ignored. In addition, each object
+    is assigned to the anchors that have the highest IoU with this object, if this IoU is above 0.
 
     Args:
         anchors: ``(A, 4)``, cxcywh in pixels.

@@ -1,4 +1,4 @@
-"""Validation of the objects that a criterion is given."""
+"""Validation of the targets that a criterion takes."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def check_targets(targets: Sequence[dict[str, Tensor]], images: int, num_classes
         num_classes: number of classes K.
 
     Raises:
-        InputError: the targets do not have this form.
+        InputError: the targets have a wrong number, shape, type or value.
     """
     if len(targets) != images:
         raise InputError(f"there are {len(targets)} targets for {images} images: give one target per image")

@@ -1,4 +1,4 @@
-"""Ablations of detectors: those of their Mobile-Former backbone, and those of E2E-MF's head."""
+"""Ablations of detectors: removal of parts of the Mobile-Former backbone or of E2E-MF's head."""
 
 from torch import Tensor, nn
 
@@ -10,8 +10,8 @@ from mobile_former.errors import InputError
 def ablate(detector: nn.Module, names: str) -> None:
     """Remove parts from a detector, in place.
 
-    The ablations of :func:`mobile_former.ablation.ablate` apply to the backbone. Except for ``no_bridge`` and
-    ``tokens=N``, they apply to E2E-MF's head too. In addition there are:
+    The ablations of :func:`mobile_former.ablation.ablate` apply to the backbone. All of these except ``no_bridge`` and
+    ``tokens=N`` apply to E2E-MF's head too. Detectors have three more ablations:
 
     - ``shared_dynamic_relu``: the backbone's dynamic ReLU is spatially shared instead of spatially aware.
     - ``no_position_adaption`` (E2E-MF): the positions of queries keep their initial values.
@@ -23,24 +23,24 @@ def ablate(detector: nn.Module, names: str) -> None:
         names: one or several ablations, separated by commas.
 
     Raises:
-        InputError: an unknown name or value, or a detector without the part to remove.
+        InputError: a name or value is unknown, or the detector does not have the part to remove.
     """
     apply_ablations(detector, names, DETECTOR_ABLATIONS)
 
 
 class FixedPosition(Ablated, nn.Module):
-    """Replacement of :class:`HeadBlock`'s ``adapt``, which moves the queries of a block."""
+    """Replacement of ``adapt`` in :class:`HeadBlock`: leaves the positions of queries unchanged."""
 
     def forward(self, content: Tensor) -> Tensor:
-        """Return a scalar 0 as the change of the positions, whatever the contents ``(B, Q, d)``."""
+        """Return 0, a scalar, as the change of the positions for any contents ``(B, Q, d)``."""
         return content.new_zeros(())
 
 
 class FixedStart(Ablated, QueryStart):
-    """Initial queries whose positions never change; their boxes are corrected as usual.
+    """Initial queries whose positions never change. The boxes of the queries are corrected as usual.
 
     Args:
-        part: the initial queries of the published model; the new module shares their parameters.
+        part: the module to replace. The new module shares its parameters.
     """
 
     def __init__(self, part: QueryStart):
@@ -48,7 +48,7 @@ class FixedStart(Ablated, QueryStart):
         self.__dict__.update(part.__dict__)
 
     def move(self, queries: Queries, boxes: Tensor) -> Queries:
-        """Move only the boxes, see :meth:`QueryStart.move`."""
+        """Replace the boxes of the queries and keep the positions, see :meth:`QueryStart.move`."""
         if self.embed is None:
             return queries
         return Queries(queries.content, queries.position, boxes.detach())

@@ -32,7 +32,7 @@ def create_backbone(name: str) -> nn.Module:
         dictionary of maps by stride, and the tokens. The tokens are None for networks of other libraries.
 
     Raises:
-        InputError: an unknown name, a library that cannot be imported, or a network without maps at these strides.
+        InputError: the name is unknown, the library cannot be imported, or the network lacks maps at these strides.
     """
     if name in VARIANTS:
         return Backbone(VARIANTS[name], spatial_dynamic_relu=True)
@@ -67,8 +67,8 @@ def load_pretrained_backbone(backbone: nn.Module, name: str, path: Path) -> None
 class BaselineBackbone(nn.Module):
     """A network of another library, with the interface of Mobile-Former's backbone.
 
-    Padding is set to zero only in the image; Mobile-Former sets it to zero in every map. As usual with these networks,
-    features near the border between image and padding depend on the amount of padding.
+    Padding is set to zero only in the image; Mobile-Former sets padding to zero in every map. As usual with these
+    networks, features near the border between image and padding depend on the amount of padding.
 
     Args:
         network: module that returns a list of maps, fine to coarse.
@@ -91,15 +91,15 @@ class BaselineBackbone(nn.Module):
         self.channels = dict(zip(strides, channels, strict=True))
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], None]:
-        """Return the maps of images, and None for the tokens.
+        """Return the maps of images, and None, because these networks have no tokens.
 
         Args:
             images: normalised images ``(B, 3, H, W)``.
             padding_mask: ``(B, H, W)`` bool, True on padding; None if there is no padding.
 
         Returns:
-            The maps by stride, ``{8: (B, C, ⌈H/8⌉, ⌈W/8⌉), 16: …, 32: …}``, with further strides if the network has
-            them; and None.
+            Two values: the maps by stride, ``{8: (B, C, ⌈H/8⌉, ⌈W/8⌉), 16: …, 32: …}`` and any further strides of the
+            network; and None.
         """
         if padding_mask is not None:
             images = zero_padding(images, padding_mask[:, None])
@@ -114,7 +114,7 @@ class TimmBackbone(BaselineBackbone):
     """A network of timm with maps at strides 8, 16 and 32.
 
     Args:
-        name: its name in timm.
+        name: name of the network in timm.
     """
 
     def __init__(self, name: str):

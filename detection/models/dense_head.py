@@ -1,7 +1,8 @@
 """A dense one-to-many head: every position of the maps predicts, as in one-stage detectors.
 
-The backbone learns faster from it than from the queries, since each object trains many positions. Its best positions
-are good initial queries (Zhu et al., Deformable DETR, ICLR 2021, section 4.2; Zong et al., Co-DETR, ICCV 2023).
+The backbone learns faster from this head than from the queries, because each object trains many positions. The best
+positions of the head are good initial queries (Zhu et al., Deformable DETR, ICLR 2021, section 4.2; Zong et al.,
+Co-DETR, ICCV 2023).
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ _MAX_LOG_SCALE = 4.0  # bound of |log(side / (4 · stride))|
 
 
 class DenseHead(nn.Module):
-    """Class logits and a box at each position of the maps, after a top-down path over the maps.
+    """Predict class logits and a box at each position of the feature maps, after a top-down path over the maps.
 
     Args:
         width: channels of the maps.
@@ -59,7 +60,7 @@ class DenseHead(nn.Module):
             - ``logits``: ``(B, P, K)``; the lowest finite number on padding.
             - ``boxes``: ``(B, P, 4)``, cxcywh, normalised by the size of the image without padding. Values are outside
               0..1 if a box exceeds the image.
-            - ``centres``: centres of the positions ``(B, P, 2)``, x and y, normalised in the same way.
+            - ``centres``: centres of the positions ``(B, P, 2)``, x and y, normalised like ``boxes``.
             - ``features``: features of the positions ``(B, P, C)``.
             - ``padding``: ``(B, P)`` bool, True on padding.
         """

@@ -8,7 +8,10 @@ from mobile_former.deployment.deploy import inference_form
 
 @inference_form.register
 def _(module: E2EMobileFormer) -> nn.Module:
-    """Replace the parts, and skip the update of the map in the last block, since its output is unused."""
+    """Convert the parts to their inference forms.
+
+    The last block skips the update of the map, because the updated map is unused.
+    """
     module = inference_form.dispatch(nn.Module)(module)
     module.blocks[-1].updates_map = False
     return module

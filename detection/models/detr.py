@@ -1,4 +1,4 @@
-"""DETR with a ResNet (Carion et al., ECCV 2020), from transformers: the baseline of E2E-MF."""
+"""DETR with a ResNet (Carion et al., ECCV 2020), from transformers: the baseline that E2E-MF is compared with."""
 
 from collections.abc import Sequence
 
@@ -40,7 +40,7 @@ class Detr(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        """ResNet of the network."""
+        """The ResNet of DETR."""
         return self.network.model.backbone.model
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict:

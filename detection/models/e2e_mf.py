@@ -27,10 +27,10 @@ from mobile_former.mobile import Mobile
 
 
 class E2EMobileFormer(nn.Module):
-    """Object queries pass through Mobile-Former blocks over three scales and predict after each block.
+    """Detector whose object queries pass through Mobile-Former blocks over three scales and predict after each block.
 
-    With all options off, this is the published detector. The options let it learn from less data in less time
-    (``experiments/README.md``).
+    With all options off, this is the published detector. The options let the detector learn from less data in
+    less time (``experiments/README.md``).
 
     Args:
         variant: sizes of the detector.
@@ -40,13 +40,13 @@ class E2EMobileFormer(nn.Module):
         dense_head: predict at every position of the maps too. The dense head runs only in training, except with
             ``choose_queries``.
         choose_queries: start the queries from the best positions of the dense head; needs ``refine_boxes`` and
-            ``dense_head``. An image that has fewer positions than queries also gets queries on padding: only in this
-            case do its detections depend on its padding.
+            ``dense_head``. An image that has fewer positions than queries also gets queries on padding. Only in this
+            case, the detections depend on the padding.
         backbone: name of a backbone that replaces the variant's, see
             :func:`detection.models.backbone.create_backbone`.
 
     Raises:
-        InputError: ``choose_queries`` without ``refine_boxes`` and ``dense_head``, or an unknown backbone.
+        InputError: ``choose_queries`` is given without ``refine_boxes`` and ``dense_head``, or the backbone is unknown.
     """
 
     def __init__(
@@ -136,12 +136,12 @@ class E2EMobileFormer(nn.Module):
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Return one detection per query: its best class and its box.
 
-        Other detectors with sigmoids return several classes per query. This one returns the best class with ``focal``
-        too.
+        Other detectors with sigmoids return several classes per query. This detector returns only the best class, also
+        with ``focal``.
 
         Args:
             outputs: output of :meth:`forward`.
-            image_sizes: output height and width of each image, usually the original size; boxes are scaled to it.
+            image_sizes: output height and width of each image, usually the original size. Boxes are scaled to it.
 
         Returns:
             One dictionary per image, sorted by descending score: ``boxes`` ``(Q, 4)``, xyxy in pixels, clipped to the
@@ -156,8 +156,8 @@ class E2EMobileFormer(nn.Module):
             outputs: output of :meth:`forward`.
 
         Returns:
-            A dictionary, sorted by descending score: ``boxes`` ``(B, Q, 4)``, xyxy in 0..1; ``scores`` ``(B, Q)``;
-            ``labels`` ``(B, Q)`` long.
+            A dictionary: ``boxes`` ``(B, Q, 4)``, xyxy in 0..1; ``scores`` ``(B, Q)``; ``labels`` ``(B, Q)`` long. The
+            detections of each image are sorted by descending score.
         """
         return best_classes(self.probabilities(outputs["logits"]), outputs["boxes"])
 
@@ -167,7 +167,7 @@ class E2EMobileFormer(nn.Module):
         return logits.sigmoid() if self.focal else logits.softmax(-1)[..., :-1]
 
     def _enter_scale(self, x: Tensor | None, entering: Tensor, stride: int, padding: dict[int, Tensor]) -> Tensor:
-        """Add the upsampled map of the coarser scale to the backbone's map of this scale."""
+        """Add the upsampled map of the coarser scale, if any, to the backbone's map of this scale."""
         if x is None:
             return entering
         x = double(x, padding.get(2 * stride), entering.shape[2:])
@@ -176,7 +176,7 @@ class E2EMobileFormer(nn.Module):
 
 @dataclass(frozen=True)
 class Queries:
-    """Object queries between two blocks.
+    """State of the object queries between two blocks.
 
     Attributes:
         content: features ``(B, Q, d)``, gathered from the maps.
@@ -217,7 +217,7 @@ class QueryStart(nn.Module):
 
         Args:
             batch_size: number of images B.
-            dense: output of :class:`DenseHead`; only read with ``choose_queries``.
+            dense: output of :class:`DenseHead`; only used with ``choose_queries``.
         """
         if self.choose_queries:
             return self._best_positions(dense)
@@ -237,7 +237,7 @@ class QueryStart(nn.Module):
         return Queries(self.content(features), self.embed(boxes), boxes)
 
     def move(self, queries: Queries, boxes: Tensor) -> Queries:
-        """Move queries to their predicted boxes ``(B, Q, 4)``; without reference boxes return them unchanged."""
+        """Move queries to their predicted boxes ``(B, Q, 4)``. Queries without reference boxes stay unchanged."""
         if self.embed is None:
             return queries
         boxes = boxes.detach()  # each block learns only its own correction
@@ -253,8 +253,8 @@ class HeadBlock(nn.Module):
         expansion: expansion of the inverted bottleneck.
 
     Attributes:
-        updates_map: whether the block updates the map and the positions. The inference form sets it to False in the
-            last block, since both are unused there.
+        updates_map: whether the block updates the map and the positions. The inference form sets this to False in the
+            last block, where both updates are unused.
     """
 
     def __init__(self, channels: int, query_dim: int, expansion: int):
@@ -298,16 +298,16 @@ class HeadBlock(nn.Module):
         return x, content, position + self.adapt(content)
 
     def freeze_map(self) -> None:
-        """Freeze the layers that update the map and the positions; for the last block, whose updates are unused.
+        """Freeze the layers that update the map and the positions. This is for the last block: its updates are unused.
 
-        These layers get no gradient. In distributed training, all processes would wait for one.
+        Unused layers get no gradient. If they were not frozen, distributed training would wait for their gradients.
         """
         for part in (self.mobile, self.to_mobile, self.adapt):
             part.requires_grad_(False)
 
 
 class PredictionHeads(nn.Module):
-    """Class and box of each query, with the same weights after every block.
+    """Layers that predict the class and the box of each query, with the same weights after every block.
 
     Args:
         query_dim: width of a query.

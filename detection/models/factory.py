@@ -1,4 +1,4 @@
-"""Detectors by name."""
+"""Creation of detectors by name."""
 
 from pathlib import Path
 
@@ -31,10 +31,10 @@ def create_detector(
     """Build a detector.
 
     Args:
-        name: one of :func:`list_detectors`.
+        name: one of the names in :func:`list_detectors`.
         num_classes: number of classes K.
-        focal: predict classes by sigmoids with focal cost and focal loss; only E2E-MF. The options of E2E-MF are
-            described in :class:`detection.models.e2e_mf.E2EMobileFormer`.
+        focal: predict classes by sigmoids with focal cost and focal loss; only E2E-MF. For this option and the next
+            three, see :class:`detection.models.e2e_mf.E2EMobileFormer`.
         refine_boxes: correct boxes block by block; only E2E-MF.
         dense_head: predict at every position of the maps too; only E2E-MF.
         choose_queries: start queries from the best positions of the dense head; only E2E-MF.
@@ -47,8 +47,8 @@ def create_detector(
         ``postprocess(outputs, image_sizes)``, where ``outputs`` is the result of ``forward``.
 
     Raises:
-        InputError: an unknown name, less than one class, options that do not fit the detector or each other, a library
-            that cannot be imported, or a weights file that does not fit.
+        InputError: the name is unknown, there is less than one class, the options do not fit the detector or each
+            other, a library cannot be imported, or the weights file does not fit.
         FileNotFoundError: the weights file does not exist.
     """
     if name not in list_detectors():

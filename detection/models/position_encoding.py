@@ -13,8 +13,8 @@ TEMPERATURE = 10000
 def sine_encoding(x: Tensor, padding: Tensor | None = None) -> Tensor:
     """Encode the rows and columns of a map, relative to the size of the image without padding.
 
-    Each head of the bridge sees a contiguous chunk of the channels. Each chunk therefore encodes rows in its first half
-    and columns in its second half. The frequencies are distributed over the chunks.
+    Each attention head of :mod:`mobile_former.bridge` sees a contiguous chunk of the channels. Each chunk therefore
+    encodes rows in its first half and columns in its second half. The frequencies are distributed over the chunks.
 
     Args:
         x: map ``(B, C, H, W)``, C a multiple of 8.
@@ -40,7 +40,7 @@ def sine_encoding(x: Tensor, padding: Tensor | None = None) -> Tensor:
 
 
 class BoxEmbedding(nn.Module):
-    """Positions of queries from their boxes: a sine encoding of the four coordinates, and a two-layer MLP.
+    """Compute position embeddings from boxes: a sine encoding of the four coordinates, then a two-layer MLP.
 
     Args:
         query_dim: width of a query, a multiple of 4.

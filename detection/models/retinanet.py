@@ -24,7 +24,7 @@ DETECTIONS = 100  # per image, at most
 
 
 class RetinaNet(nn.Module):
-    """A feature pyramid over the backbone's maps, and two towers of convolutions shared by all levels of the pyramid.
+    """A feature pyramid over the backbone's maps, and two towers of convolutions that all pyramid maps share.
 
     Args:
         variant: sizes of the detector.
@@ -92,7 +92,7 @@ class RetinaNet(nn.Module):
 
         Args:
             outputs: output of :meth:`forward`.
-            image_sizes: output height and width of each image, usually the original size; boxes are scaled to it.
+            image_sizes: output height and width of each image, usually the original size. Boxes are scaled to it.
 
         Returns:
             One dictionary per image, sorted by descending score, with at most 100 detections: ``boxes`` ``(n, 4)``,
@@ -119,7 +119,7 @@ class RetinaNet(nn.Module):
 
 
 def best_candidates(logits: Tensor, boxes: Tensor, levels: Sequence[int]) -> dict[str, Tensor]:
-    """Return the 1000 best pairs of anchor and class on each map.
+    """Return the 1000 best pairs of an anchor and a class on each map, or all pairs of a map with fewer.
 
     Args:
         logits: ``(B, A, K)``.
@@ -152,9 +152,9 @@ def suppress_candidates(
     """Apply non-maximum suppression to candidates and scale their boxes to the image sizes.
 
     Args:
-        candidates: output of :func:`best_candidates`, boxes xyxy in pixels of the batch.
+        candidates: output of :func:`best_candidates`, with boxes xyxy in pixels of the batch.
         extent: ``(B, 2)``, width and height of the images without padding, in pixels of the batch.
-        image_sizes: output height and width of each image; boxes are scaled to it.
+        image_sizes: output height and width of each image. Boxes are scaled to it.
 
     Returns:
         One dictionary per image, sorted by descending score, with at most 100 detections: ``boxes`` ``(n, 4)``, xyxy in

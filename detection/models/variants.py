@@ -22,7 +22,7 @@ class E2EVariant:
     blocks: tuple[tuple[int, int], ...]
 
 
-# The paper's expansions are not public. These stay within its published parameters and multiply-adds.
+# The paper's expansions are not public. These expansions stay within its published parameters and multiply-adds.
 _NINE_BLOCKS = ((32, 6),) * 5 + ((16, 5),) * 2 + ((8, 5),) * 2
 # For small data sets and few CPU cores.
 _SIX_BLOCKS = ((32, 6),) * 2 + ((16, 5),) * 2 + ((8, 3),) * 2

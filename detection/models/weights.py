@@ -1,4 +1,4 @@
-"""Load weights into a detector: those of a detector, or of a classifier for the backbone only."""
+"""Load the weights of a detector into a detector, or the weights of a classifier into its backbone."""
 
 import logging
 from pathlib import Path
@@ -17,9 +17,9 @@ _CLASS_LAYERS = ("classify", "class_labels_classifier")
 def load_detector_weights(detector: nn.Module, path: str | Path) -> None:
     """Load a weights file into a detector, in place.
 
-    From a classifier's file, of the authors or of this project, only the backbone is loaded. From the file of a
-    detector of the same name and options, everything is loaded. If the number of classes or ``focal`` differs, the
-    layers that predict classes keep their initial weights, and a warning is logged.
+    From a classifier's file (the authors' or this project's), only the backbone is loaded. From the file of a detector
+    of the same name and options, everything is loaded. If only the number of classes or ``focal`` differs, the layers
+    that predict classes keep their initial weights, and a warning is logged.
 
     Args:
         detector: a detector built by :func:`detection.create_detector`.

@@ -1,8 +1,10 @@
-"""Try a model in a browser: drop an image, see its classes or boxes, the bridge's attention, and the run time.
+"""Try a model in a browser: drop an image, and see the predictions, the attention and the run time.
 
     python -m experiments.app --ckpt runs/…/checkpoints/best.ckpt
 
-The page is served to this machine only, unless ``--host`` is given, and loads nothing from other servers.
+The predictions are classes or boxes. The attention is that of the bridge between the map and the tokens
+(:mod:`mobile_former.bridge`). Only this machine can open the page, unless ``--host`` is given. The page loads nothing
+from other servers.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A model's answer to one image file: the prediction, drawn and as values for the page."""
+"""A model's answer to one image file: its predictions as pictures and as values for the page."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from experiments.attention.figures import draw_boxes, draw_bridge
 from experiments.attention.look import Look, Predictor, look
 from mobile_former.training.data.images import ImageError, read_image, resize
 
-BOXES = "boxes"  # chosen instead of a block's name: E2E-MF's boxes after each block
+BOXES = "boxes"  # a choice next to the names of the blocks: show E2E-MF's boxes after each block
 LONGEST = 1024  # pixels of the image's longer side on the page
 
 
@@ -22,9 +22,9 @@ class Answer:
 
     Attributes:
         problem: why the image cannot be read; empty if it was read.
-        image: the image, ``(H, W, 3)`` uint8, with at most 1024 pixels on the longer side.
+        image: the image, ``(H, W, 3)`` uint8, with at most 1024 pixels on the longer side; None if unreadable.
         size: width and height in pixels of the image in the file.
-        prediction: the model's prediction and the bridge's attention.
+        prediction: the model's prediction and the bridge's attention; None if the image is unreadable.
     """
 
     problem: str = ""
@@ -33,7 +33,7 @@ class Answer:
     prediction: Look | None = None
 
     def picture(self, score_threshold: float = 0.3) -> Image.Image:
-        """Return the image with the detections drawn into it."""
+        """Return the image with the detections drawn into it. The image of a classifier stays unchanged."""
         found = [each for each in self.prediction.above(score_threshold) if "box" in each]
         scale = self.image.shape[1] / self.size[0]
         return with_detections(
@@ -44,12 +44,12 @@ class Answer:
         )
 
     def rows(self, score_threshold: float = 0.3) -> list[list]:
-        """Return class, score, left, top, right and bottom of each detection, in pixels of the file's image."""
+        """Return one row per detection: class, score, left, top, right and bottom, in pixels of the file's image."""
         found = self.prediction.above(score_threshold)
         return [[each["class"], round(each["score"], 3), *(round(value) for value in each["box"])] for each in found]
 
     def probabilities(self) -> dict[str, float]:
-        """Return the probabilities of a classifier's best classes."""
+        """Return the probabilities of a classifier's best classes, by class name."""
         return {each["class"]: each["probability"] for each in self.prediction.answer}
 
     def attention(self, block: str, score_threshold: float = 0.3) -> Image.Image:
@@ -71,7 +71,7 @@ class Answer:
 
 
 def answer(predictor: Predictor, path: str | Path) -> Answer:
-    """Predict an image file, or report why it cannot be read."""
+    """Return the predictions for an image file. If it cannot be read, the answer has only ``problem``."""
     try:
         image = read_image(path)
     except (ImageError, FileNotFoundError) as error:

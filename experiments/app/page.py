@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import gradio
 
 _LARGEST = "200mb"  # size limit of an uploaded file
-_KEPT = 1800  # seconds that an answer is kept to draw other blocks
+_KEPT = 1800  # seconds that an answer is kept, so that other blocks can be drawn
 _SESSIONS = 10  # browser sessions whose last answer is kept
 # The browser must load nothing from other servers, whatever Gradio's page requests.
 _POLICY = (
@@ -120,7 +120,7 @@ def build_page(predictor: Predictor) -> "gradio.Blocks":
 
 
 def serve(page: "gradio.Blocks", host: str, port: int | None) -> str:
-    """Start serving a page in the background; return its address.
+    """Start to serve a page in the background, and return the address of the page.
 
     Args:
         page: the page from :func:`build_page`.
@@ -153,7 +153,10 @@ def serve(page: "gradio.Blocks", host: str, port: int | None) -> str:
 
 
 def _without_addresses(move: Callable) -> Callable:
-    """Wrap Gradio's function that takes in a file: refuse URLs, which Gradio would fetch on behalf of any visitor."""
+    """Wrap Gradio's function that takes in an uploaded file, so that it refuses URLs.
+
+    Gradio itself would fetch any URL that a visitor sends.
+    """
 
     async def only_uploads(path: str | Path | None) -> str | None:
         if re.match("[a-z]+://", str(path), re.IGNORECASE):
@@ -174,7 +177,7 @@ def _import_gradio() -> ModuleType:
 
 
 def _policy() -> object:
-    """Return Starlette middleware that adds the Content-Security-Policy."""
+    """Return Starlette middleware that adds the Content-Security-Policy to every response."""
     middleware = importlib.import_module("starlette.middleware")
     return middleware.Middleware(_Policy)
 

@@ -1,4 +1,7 @@
-"""The bridge's attention, block by block: ``python -m experiments.attention``, or these functions in a notebook."""
+"""Show the attention of the bridge between the map and the tokens (:mod:`mobile_former.bridge`) in each block.
+
+Run ``python -m experiments.attention``, or call these functions in a notebook.
+"""
 
 from experiments.attention.figures import best_queries, draw_boxes, draw_bridge
 from experiments.attention.look import load_predictor, look

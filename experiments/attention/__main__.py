@@ -1,8 +1,9 @@
-"""Draw the bridge's attention: where each token looks, and which token each position attends to, block by block.
+"""Draw the attention of the bridge between the map and the tokens (:mod:`mobile_former.bridge`) in each block.
 
     python -m experiments.attention IMAGE --ckpt runs/…/checkpoints/best.ckpt
 
-Writes a picture of the attention for each image and, for E2E-MF, a picture of the boxes after each block of its head.
+For each image, the command writes a picture that shows where each token looks, and which token each position of the
+map attends to. For the detector E2E-MF, it also writes a picture of the boxes after each block of the detector's head.
 """
 
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def _select(blocks: Sequence[BlockAttention], names: Sequence[str] | None) -> list[BlockAttention]:
-    """Return the named blocks; all of them if ``names`` is None."""
+    """Return the blocks with these names. If ``names`` is None, return all blocks."""
     known = [block.name for block in blocks]
     for name in names or ():
         if name not in known:
@@ -80,7 +81,10 @@ def _select(blocks: Sequence[BlockAttention], names: Sequence[str] | None) -> li
 
 
 def _picture_names(paths: Sequence[Path]) -> list[str]:
-    """Return the start of each image's picture names: the file's name, with a number if several files share it."""
+    """Return a name for the pictures of each image: the name of the file without suffix.
+
+    If several files have the same name, a number is appended.
+    """
     taken: set[str] = set()
     names = []
     for path in paths:

@@ -47,15 +47,16 @@ def draw_bridge(
 ) -> Figure:
     """Draw the bridge's attention, one row per block.
 
-    The columns are where each token looks, followed by the token that each position attends to most.
+    The first columns show where each token looks. The last two columns show the token that each position of the map
+    attends to most, and the share of this token in the position's attention.
 
     Args:
         image: input of the model, ``(H, W, 3)`` uint8 RGB, without padding.
         blocks: output of :func:`~experiments.attention.recording.bridge_attention`.
         index: index of the image in the batch.
         head: attention head, 1 or 2; default: the mean of both.
-        queries: E2E-MF's queries to draw, with captions, see :func:`best_queries`; default: the first six. Queries are
-            the tokens of the blocks in E2E-MF's head.
+        queries: captions of the queries to draw, by number of the query, see :func:`best_queries`; default: the first
+            six. Queries are the tokens of the blocks in E2E-MF's head.
         title: title of the figure.
 
     Returns:
@@ -109,8 +110,8 @@ def draw_boxes(
         title: title of the figure.
 
     Returns:
-        The figure: the image with the boxes after each block, one colour per query, and two charts of each query's
-        score and its IoU with its last box by block.
+        The figure. It shows the image with the boxes after each block, one colour per query. Two charts show, for each
+        query and block, the score and the IoU of the box with the query's last box.
     """
     captions = best_queries(steps, class_names, index=index, score_threshold=score_threshold, most=BOXES)
     queries = list(captions)
@@ -179,7 +180,7 @@ def best_queries(
     score_threshold: float = 0.3,
     most: int = QUERIES,
 ) -> dict[int, str]:
-    """Return the queries of E2E-MF's best detections with their captions, best first.
+    """Return the captions of E2E-MF's best queries by number of the query, best first.
 
     The result always holds the best query, even if its score is below the threshold.
 
@@ -197,7 +198,7 @@ def best_queries(
 
 
 class _Page:
-    """A figure that grows downwards. All positions are in inches, so that matplotlib solves no layout."""
+    """A figure that is built from top to bottom. Positions are in inches, so that matplotlib computes no layout."""
 
     def __init__(self, photo: np.ndarray, columns: int):
         self.photo, self.columns = photo, columns
@@ -210,7 +211,7 @@ class _Page:
         self.parts: list = []  # functions of figure and height, called when the height is known
 
     def head(self, title: str, head: int | None, *, detects: bool) -> None:
-        """Add the image, the title and the explanation of the panels."""
+        """Add the image, the title and the explanation of the panels. ``head`` is the attention head; None: mean."""
         width, height = self.panel
         shown = "mean of both heads" if head is None else f"head {head}"
         token = "token (in E2E-MF's head: each of the best queries)" if detects else "token"
@@ -235,7 +236,13 @@ class _Page:
         self.y = max(0.1 + height, y) + 0.15
 
     def section(self, captions: dict[int, str], detects: bool, others: bool) -> None:
-        """Add the column headers; ``others`` is True if there are more tokens or queries than columns."""
+        """Add the column headers of the next blocks.
+
+        Args:
+            captions: caption of each column, by number of the token or query.
+            detects: the blocks are in E2E-MF's head, so that the tokens are queries.
+            others: there are more tokens or queries than columns.
+        """
         token = "query" if detects else "token"
         self._text(_LABEL, self.y + 0.18, f"Mobile→Former: where each {token} looks", fontsize=9.5)
         self._text(self.right, self.y + 0.18, f"Former→Mobile: the {token} attended to", fontsize=9.5)
@@ -250,7 +257,7 @@ class _Page:
         self.y = y + 0.06
 
     def row(self, block: BlockAttention, index: int, head: int | None, tokens: list[int], size: tuple) -> None:
-        """Add the panels of a block."""
+        """Add the row of panels of a block."""
         height, width = (-(-side // block.input_stride) for side in size)  # of the map, without padding
         looks = _select_head(block.to_former[index], head)[:, :height, :width] * (height * width)
         most = max(2.0, float(looks[tokens].max()))
@@ -299,7 +306,7 @@ class _Page:
         self.parts.append(draw)
 
     def _bar(self, left: float, marks: Sequence[float], form: str) -> None:
-        """Add a scale from the first mark to the last; a mark between them is shown if it fits."""
+        """Add a colour bar from the first mark to the last. A mark in the middle is shown only if it fits."""
         top, least, most = self.y, marks[0], marks[-1]
 
         def draw(figure: Figure, height: float) -> None:
@@ -329,17 +336,17 @@ class _Page:
 
 
 def _select_head(attention: Tensor, head: int | None) -> np.ndarray:
-    """Reduce ``(heads, M, H, W)`` to ``(M, H, W)``: one head, or the mean of all."""
+    """Reduce attention ``(heads, M, H, W)`` to ``(M, H, W)``: one head, or the mean of all heads if None."""
     return (attention.mean(0) if head is None else attention[head - 1]).float().cpu().numpy()
 
 
 def _colour(values: np.ndarray, least: float, most: float) -> np.ndarray:
-    """Return ``(..., 3)`` colours of a logarithmic scale; values below ``least`` are clamped to it."""
+    """Return colours ``(..., 3)`` of values on a logarithmic scale. Values below ``least`` are clamped to ``least``."""
     return _COLOUR_MAP(np.log(np.maximum(values, least) / least) / np.log(most / least))[..., :3]
 
 
 def _enlarge(cells: np.ndarray, stride: int, size: tuple[int, int], pixels: tuple[int, int]) -> np.ndarray:
-    """Return a map's value at each pixel of a picture of the image.
+    """Enlarge a map to a picture of the image: each pixel gets the value at its position in the map.
 
     Args:
         cells: values at the positions of the map, ``(h, w)``.
@@ -355,7 +362,7 @@ def _enlarge(cells: np.ndarray, stride: int, size: tuple[int, int], pixels: tupl
 
 
 def _thumbnail(image: np.ndarray, longest: int = _PIXELS) -> np.ndarray:
-    """Resize the image so that its longer side is ``longest``; the shorter side is at least a quarter of that."""
+    """Resize an image so that its longer side is ``longest``. The shorter side is at least a quarter of ``longest``."""
     height, width = image.shape[:2]
     scale = longest / max(height, width)
     shown = [max(longest // 4, round(scale * side)) for side in (width, height)]
@@ -370,7 +377,7 @@ def _draw_box(axis: Axes, box: Sequence[float], colour: str, width: float, lines
 
 
 def _swatch(x: float, y: float, colour: str, size: Sequence[float]) -> Rectangle:
-    """Return a small square of a colour; ``x`` and ``y`` are inches from the lower left."""
+    """Return a small coloured square at ``x`` and ``y``, in inches from the lower left corner of the figure."""
     return Rectangle((x / size[0], y / size[1]), 0.12 / size[0], 0.12 / size[1], color=colour, lw=0)
 
 
@@ -387,7 +394,7 @@ def _wrap(text: str, letters: int) -> list[str]:
 
 
 def _choose_font(text: str, letters: int | None = None) -> tuple[str, FontProperties]:
-    """Return a text, shortened in the middle to ``letters`` characters, and a font that has its glyphs."""
+    """Return a text, shortened in the middle to ``letters`` characters, and a font that has the glyphs of the text."""
     text, path = with_font(text)
     if letters is not None and len(text) > letters:
         text = f"{text[: letters // 2]}…{text[len(text) - (letters - letters // 2 - 1) :]}"

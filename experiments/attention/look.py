@@ -1,4 +1,4 @@
-"""One image predicted by a checkpoint of either task: the predictions, the bridge's attention and E2E-MF's boxes."""
+"""Predict one image with a checkpoint of either task; also record the bridge's attention and E2E-MF's boxes."""
 
 import time
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ _TITLE_ENTRIES = 3  # classes or detections in a title
 
 
 def load_predictor(path: str | Path) -> Predictor:
-    """Load a checkpoint of either task.
+    """Load a checkpoint of classification or detection.
 
     Args:
         path: the ``.ckpt`` file.
 
     Returns:
-        The predictor of the task's ``predict`` command, on the GPU if there is one.
+        The predictor that the task's ``predict`` command uses, on the GPU if available.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -49,7 +49,7 @@ def load_predictor(path: str | Path) -> Predictor:
 
 @dataclass(frozen=True)
 class Look:
-    """Predictions of a model for one image, and the attention behind them.
+    """Predictions of a model for one image, and the attention that was recorded meanwhile.
 
     Attributes:
         image: input of the model, ``(H, W, 3)`` uint8, without padding.
@@ -69,11 +69,11 @@ class Look:
     seconds: float
 
     def above(self, score_threshold: float = 0.3) -> list[dict]:
-        """Return the detections with at least this score, in [0, 1]; or every class of a classifier's answer."""
+        """Return the detections with at least this score, in [0, 1]. For a classifier, return all of ``answer``."""
         return [each for each in self.answer if each.get("score", 1) >= score_threshold]
 
     def told(self, score_threshold: float = 0.3) -> str:
-        """Return a short text with the best predictions; detections below the score threshold are left out."""
+        """Return a short text with the best predictions. Detections below the score threshold are left out."""
         answer = self.above(score_threshold)
         best = answer[:_TITLE_ENTRIES]
         captions = [caption(each["class"], each.get("score", each.get("probability"))) for each in best]
@@ -81,7 +81,7 @@ class Look:
         return (", ".join(captions) or "nothing found") + (f" and {others} more" if others > 0 else "")
 
     def queries(self, score_threshold: float = 0.3) -> dict[int, str]:
-        """Return E2E-MF's queries to draw with their captions, see :func:`best_queries`; empty for other models."""
+        """Return the captions of E2E-MF's queries to draw, see :func:`best_queries`. For other models, return {}."""
         return best_queries(self.steps, self.class_names, score_threshold=score_threshold) if self.steps else {}
 
 
@@ -89,7 +89,7 @@ def look(predictor: Predictor, image: np.ndarray, *, top_k: int = 5) -> Look:
     """Predict one image and record the bridge's attention.
 
     Args:
-        predictor: output of :func:`load_predictor`; its transform prepares the image.
+        predictor: output of :func:`load_predictor`. The predictor's transform prepares the image.
         image: original image, ``(H, W, 3)`` uint8 RGB.
         top_k: maximum number of classes in a classifier's answer.
     """

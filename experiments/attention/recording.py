@@ -1,4 +1,4 @@
-"""Hooks that record the attention of every bridge in a forward pass, and E2E-MF's boxes after each of its blocks."""
+"""Record the attention of every bridge in a forward pass with hooks; list E2E-MF's boxes after each block."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,14 +24,15 @@ class BlockAttention:
     """Attention of one block's bridge, as used in the block's forward pass.
 
     Attributes:
-        name: ``backbone1``, ``backbone2``, … by position in the backbone (some of its blocks have no bridge);
+        name: ``backbone1``, ``backbone2``, … by position in the backbone (blocks without bridge have no entry);
             ``classifier`` for the classifier's bridge; ``detector1``, ``detector2``, … for the blocks of E2E-MF's head.
         stride: stride of the block's output map in pixels.
         input_stride: stride of the block's input map in pixels.
-        to_former: attention of Mobile→Former, ``(B, heads, M, H, W)``: softmax over the positions of the input map,
-            0 on padding.
-        to_mobile: attention of Former→Mobile, ``(B, heads, M, H', W')``: softmax over the tokens at each position of
-            the output map. None if the output map is unused: in the classifier, and in the last block of E2E-MF.
+        to_former: attention of the tokens to the map (Mobile→Former), ``(B, heads, M, H, W)`` for M tokens: softmax
+            over the positions of the input map, 0 on padding.
+        to_mobile: attention of the map to the tokens (Former→Mobile), ``(B, heads, M, H', W')``: softmax over the
+            tokens at each position of the output map. None if the output map is unused: in the classifier, and in
+            the last block of E2E-MF.
     """
 
     name: str
@@ -142,13 +143,17 @@ def box_steps(model: E2EMobileFormer, outputs: dict) -> list[dict[str, Tensor]]:
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """Return the names of the blocks that :func:`recording` records; raise its errors."""
+    """Return the names of the blocks that :func:`recording` records.
+
+    Raises:
+        InputError: the bridge of this model cannot be recorded, see :func:`recording`.
+    """
     return [bridge.name for bridge in _bridges(model)]
 
 
 @dataclass(frozen=True)
 class _Bridge:
-    """A block with a bridge; ``map_is_used`` is False if no layer reads the block's output map."""
+    """A block with a bridge. ``map_is_used`` is False if no layer reads the output map of the block."""
 
     name: str
     block: nn.Module
@@ -187,12 +192,12 @@ def _bridges(model: nn.Module) -> list[_Bridge]:
 
 
 def _has_bridge(block: nn.Module) -> bool:
-    """Return whether a block has its bridge; ablations remove it."""
+    """Return whether a block has a bridge. Ablations can remove the bridge."""
     return isinstance(block.to_former, MobileToFormer)
 
 
 def _add_hooks(record: Recording, bridge: _Bridge) -> list[RemovableHandle]:
-    """Register hooks that add a block's attention to the record."""
+    """Register hooks that add a block's attention to the record, and return the handles of the hooks."""
     weights: dict[str, Tensor] = {}
 
     def keep(direction: str) -> Callable:

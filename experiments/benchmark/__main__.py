@@ -4,11 +4,12 @@
     python -m experiments.benchmark --threads 1 2 --batch_sizes 1 32 --forms eager deployed compiled onnx
     python -m experiments.benchmark --training true --peers timm/mobilenetv3_large_100 --forms eager compiled
 
-Forms: ``eager`` (the trainable model in evaluation mode), ``deployed`` (its inference form, ``mobile_former.deploy``),
-``compiled`` (the inference form with ``torch.compile``) and ``onnx`` (the inference form exported to ONNX, run by ONNX
-Runtime on the CPU). Detectors are timed without their postprocessing. All weights are random. Each round times every
-candidate once, in random order; a ratio is the median of the rounds' ratios. The output folder gets benchmark.json,
-benchmark.md and benchmark.png, or training.json, training.md and training.png.
+A candidate is a model in one form: ``eager`` (the trainable model in evaluation mode), ``deployed`` (the model from
+``mobile_former.deploy``), ``compiled`` (the deployed model with ``torch.compile``) or ``onnx`` (the deployed model
+exported to ONNX, run by ONNX Runtime on the CPU). Detectors are timed without their postprocessing. All weights are
+random. Each round times every candidate once, in random order. Each round gives the ratio of a candidate's time to the
+baseline's time; the tables show the median ratio. The output folder gets benchmark.json, benchmark.md and
+benchmark.png, or, for training, training.json, training.md and training.png.
 """
 
 import contextlib
@@ -146,7 +147,7 @@ def main() -> None:
 
 
 def choose_device(options: Namespace) -> torch.device:
-    """Return the device of ``--device``, or the default.
+    """Return the device of ``--device``. Default: the CPU; for training, the GPU if there is one.
 
     Raises:
         InputError: the device is neither cpu nor cuda, or it is not available.
@@ -217,9 +218,9 @@ def time_latency(options: Namespace, device: torch.device) -> list[dict]:
     """Time inference for each number of threads and each batch size.
 
     Returns:
-        One dictionary per setting: ``threads``, ``batch_size``, ``baseline`` (a label) and ``rows``. A row holds a
-        candidate's figures, see :func:`row`, and also ``madds`` (multiply-adds of an image) and ``speedup`` (factor
-        over the candidate's eager form, None if that is not timed).
+        One dictionary per number of threads and batch size: ``threads``, ``batch_size``, ``baseline`` (a label) and
+        ``rows``. Each row has the results of one candidate from :func:`row`, plus ``madds`` (multiply-adds of an image)
+        and ``speedup`` (factor over the eager form of the same model, None if the eager form is not timed).
 
     Raises:
         InputError: a candidate is unknown, cannot be built or cannot be run.
@@ -255,7 +256,7 @@ def time_latency(options: Namespace, device: torch.device) -> list[dict]:
 
 
 def build_candidates(options: Namespace, device: torch.device, scratch: Path) -> list[Candidate]:
-    """Build all candidates: this project's models in their forms, earlier versions of them, and peers.
+    """Build all candidates: models of this project in each form, earlier versions of these models, and peers.
 
     Raises:
         InputError: a candidate is unknown or cannot be built.
@@ -287,9 +288,9 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
     """Time training steps for each batch size.
 
     Returns:
-        One dictionary per batch size: ``threads``, ``batch_size``, ``baseline`` (a label), ``rows`` and ``trace``. A
-        row holds a candidate's figures, see :func:`row`, and also ``layout`` and ``memory`` (bytes, None on a CPU).
-        ``trace`` is None, or ``label``, ``step_ms`` and ``kernels`` of the traced candidate.
+        One dictionary per batch size: ``threads``, ``batch_size``, ``baseline`` (a label), ``rows`` and ``trace``.
+        Each row has the results of one candidate from :func:`row`, plus ``layout`` and ``memory`` (bytes, None on a
+        CPU). ``trace`` is the dictionary from :func:`trace_as_dict`, or None if nothing is traced.
 
     Raises:
         InputError: a candidate is unknown, cannot be built or does not fit into memory.
@@ -343,10 +344,10 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
 
 
 def trainable(options: Namespace) -> dict[tuple[str, str, str], Callable[[], torch.nn.Module]]:
-    """Return a function that builds each model to train, by name, form and layout; check the names.
+    """Check the names, and return a function that builds the model for each name, form and memory layout.
 
     Raises:
-        InputError: a name is unknown, or not that of a classifier.
+        InputError: a name is unknown, or the named model is not a classifier.
     """
     for name in options.models:
         if name not in mobile_former.list_models():
@@ -367,18 +368,18 @@ def trainable(options: Namespace) -> dict[tuple[str, str, str], Callable[[], tor
 
 
 def row(candidate: Candidate | TrainedModel, seconds: Sequence[float], baseline: Sequence[float], batch: int) -> dict:
-    """Compute the figures of a candidate.
+    """Compute the results of a candidate.
 
     Args:
         candidate: the candidate.
-        seconds: its time in each round.
-        baseline: the baseline's time in the same rounds.
+        seconds: time of the candidate in each round, in seconds.
+        baseline: time of the baseline in the same rounds, in seconds.
         batch: batch size.
 
     Returns:
         ``label``, ``model``, ``form`` and ``is_peer`` of the candidate; ``ms`` (median) and ``ms_quartiles``;
-        ``images_per_s``; ``ratio`` (median of the ratios to the baseline, round by round) and ``ratio_quartiles``;
-        ``seconds``.
+        ``images_per_s``; ``ratio`` (median over the rounds of the candidate's time divided by the baseline's time) and
+        ``ratio_quartiles``; ``seconds`` as given.
     """
     low, middle, high = quartiles(seconds)
     ratio_low, ratio, ratio_high = quartiles(paired(seconds, baseline))
@@ -397,7 +398,7 @@ def row(candidate: Candidate | TrainedModel, seconds: Sequence[float], baseline:
 
 
 def trace_as_dict(label: str, milliseconds: float, kernels: Sequence[Kernel]) -> dict:
-    """Return a trace as a dictionary for JSON."""
+    """Return the trace of a candidate as a dictionary for JSON: ``label``, ``step_ms`` and ``kernels``."""
     rows = [{"name": kernel.name, "calls": kernel.calls, "ms": kernel.milliseconds} for kernel in kernels]
     return {"label": label, "step_ms": milliseconds, "kernels": rows}
 
@@ -406,7 +407,7 @@ def choose_baseline(given: str | None, labels: Sequence[str], peers: Sequence[st
     """Return the label of the candidate that ratios refer to.
 
     Args:
-        given: value of ``--baseline``; default: the first peer, or the first candidate if there are no peers.
+        given: value of ``--baseline``. None selects the first peer, or the first candidate if there are no peers.
         labels: labels of all candidates.
         peers: labels of the peers.
 
@@ -426,7 +427,7 @@ def fixed_images(batch: int, image_size: Sequence[int], device: torch.device) ->
 def time_rounds(
     runs: dict[str, Callable[[], object]], options: Namespace, device: torch.device, title: str
 ) -> dict[str, list[float]]:
-    """Return the seconds of each candidate in each timed round."""
+    """Time all candidates in interleaved rounds; return the seconds of each timed round by the candidate's label."""
     with progress(title, options.warmup + options.rounds) as advance:
         return interleave(
             runs,
@@ -440,7 +441,10 @@ def time_rounds(
 
 @contextlib.contextmanager
 def compiling() -> Iterator[None]:
-    """Compile every model with kernels of its own inside the ``with`` block; none falls back to eager silently."""
+    """Let ``torch.compile`` create separate kernels for each model in the ``with`` block.
+
+    A model that would fall back to eager raises an error.
+    """
     torch.compiler.reset()
     # The limit counts all models that share a forward function.
     with torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True):
@@ -449,7 +453,10 @@ def compiling() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar that is redrawn only on request, since a refresh thread would disturb the timing."""
+    """Show a progress bar and yield a function that advances the bar by one; without a terminal, print the title.
+
+    The bar has no refresh thread, because the thread would disturb the timing.
+    """
     terminal = Console(stderr=True)
     if not terminal.is_terminal:
         print(f"{title} …", flush=True)

@@ -1,4 +1,4 @@
-"""Candidates of the benchmark: models of this project in each form, and other networks (peers)."""
+"""Candidates of the benchmark: models of this project in each form (such as compiled), and other networks (peers)."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -33,8 +33,8 @@ class Candidate:
         model: name of the model.
         form: one of ``FORMS``.
         madds: multiply-adds of one image.
-        is_peer: whether the model comes from another library.
-        prepare: returns a function that runs the model once on given images.
+        is_peer: whether the model comes from another library or from an ONNX file.
+        prepare: takes a number of threads and images, and returns a function that runs the model once on the images.
     """
 
     model: str
@@ -50,7 +50,7 @@ class Candidate:
 
 
 def create_network(name: str) -> nn.Module:
-    """Build a classifier (of this project, timm or transformers) or a detector with random weights.
+    """Build a classifier of this project, timm or transformers, or a detector of this project, with random weights.
 
     Args:
         name: a name in ``mobile_former.list_models()`` or ``detection.list_detectors()``, or ``timm/NAME`` or
@@ -72,12 +72,12 @@ def create_network(name: str) -> nn.Module:
 def model_candidates(
     name: str, forms: Sequence[str], image_size: tuple[int, int], device: torch.device, scratch: Path
 ) -> list[Candidate]:
-    """Return the candidates of one model of this project or of another library.
+    """Return one candidate for each form of a model of this project or of another library.
 
     Args:
         name: name of the model, see :func:`create_network`.
-        forms: some of ``FORMS``. Models of other libraries are always timed eager, and also compiled if ``forms`` has
-            that.
+        forms: some of ``FORMS``. A model of another library always has the form ``eager``, also has ``compiled`` if
+            ``forms`` contains it, and has no other form.
         image_size: height and width in pixels.
         device: device of the model.
         scratch: folder for ONNX files.
@@ -103,10 +103,10 @@ def model_candidates(
 
 
 def earlier_candidate(checkout: Path, name: str, madds: int, device: torch.device) -> Candidate:
-    """Return a classifier of an earlier version of this project as a candidate, in its trainable form.
+    """Return a classifier of an earlier version of this project as a candidate in the form ``eager``.
 
     Args:
-        checkout: folder of that version.
+        checkout: folder with the earlier version of the repository.
         name: name of the classifier.
         madds: multiply-adds of one image; equal in both versions.
         device: device of the model.
@@ -119,7 +119,7 @@ def earlier_candidate(checkout: Path, name: str, madds: int, device: torch.devic
 
 
 def file_candidate(path: Path, image_size: tuple[int, int]) -> Candidate:
-    """Return a peer from an ONNX file.
+    """Return the network in an ONNX file as a candidate (a peer).
 
     Args:
         path: the file.
@@ -134,14 +134,15 @@ def file_candidate(path: Path, image_size: tuple[int, int]) -> Candidate:
 
 
 def find_peers(given: Sequence[str]) -> list[str | Path]:
-    """Return the names and the ONNX files of the peers.
+    """Return the peers: the names of models of other libraries, and the paths of ONNX files.
 
     Args:
-        given: values of ``--peers``: ``timm/NAME``, ``transformers/NAME``, ``.onnx`` files, and folders of them.
+        given: values of ``--peers``: ``timm/NAME``, ``transformers/NAME``, ``.onnx`` files, and folders of ``.onnx``
+            files.
 
     Raises:
         InputError: a folder has no ``.onnx`` file, or two files have the same name.
-        FileNotFoundError: a value is neither a model of another library nor a file.
+        FileNotFoundError: a value is neither a model of another library nor an existing file or folder.
     """
     peers: list[str | Path] = []
     for peer in given:
@@ -208,7 +209,9 @@ def _exported(network: nn.Module, image_size: tuple[int, int], path: Path) -> Pr
 
 
 class _Outputs(nn.Module):
-    """Wraps a network to return a tuple of tensors, which the exporter needs; detectors return a dictionary.
+    """A network that returns its output tensors as a tuple.
+
+    The ONNX exporter needs a tuple, but detectors return a dictionary.
 
     Args:
         network: a network that takes images.

@@ -10,14 +10,15 @@ from mobile_former.errors import InputError
 
 
 def create_earlier(checkout: Path, name: str) -> nn.Module:
-    """Build a classifier with the package ``mobile_former`` of another checkout; the current package stays in place.
+    """Build a classifier with the package ``mobile_former`` of another checkout; the current package stays imported.
 
     Args:
         checkout: folder of another version of this repository, for example from ``git worktree add``.
         name: name of the model.
 
     Raises:
-        InputError: the folder has no such package, or the package cannot be imported or does not have the model.
+        InputError: the folder has no package ``mobile_former``, the package cannot be imported, or the package has no
+            model with this name.
     """
     if not (checkout / "mobile_former" / "__init__.py").is_file():
         raise InputError(f"{checkout} has no earlier version: create one with 'git worktree add {checkout} COMMIT'")
@@ -35,6 +36,6 @@ def create_earlier(checkout: Path, name: str) -> nn.Module:
 
 
 def _pop_package() -> dict:
-    """Remove the package's modules from ``sys.modules`` and return them; classes made from them stay usable."""
+    """Remove the modules of ``mobile_former`` from ``sys.modules`` and return them; their classes stay usable."""
     names = [name for name in sys.modules if name.partition(".")[0] == "mobile_former"]
     return {name: sys.modules.pop(name) for name in names}

@@ -15,7 +15,9 @@ LINES = ("-", "--", ":", "-.")  # one per model family
 
 
 def draw_latency(result: dict, path: Path) -> None:
-    """Plot latency against multiply-adds, both logarithmic: a line per form of our models, a labelled point per peer.
+    """Plot latency against multiply-adds on logarithmic axes, one panel per number of threads and batch size.
+
+    Each family of this project's models has one line per form. Each peer is a labelled point.
 
     Args:
         result: content of ``benchmark.json``.
@@ -40,7 +42,7 @@ def draw_latency(result: dict, path: Path) -> None:
 
 
 def draw_training(result: dict, path: Path) -> None:
-    """Plot a bar per candidate with its throughput; on a GPU a second one with its memory.
+    """Plot the throughput of each candidate as a bar; on a GPU, also plot the peak memory in a second panel.
 
     Args:
         result: content of ``training.json``.

@@ -1,4 +1,4 @@
-"""Description of the machine and the package versions behind a measurement."""
+"""Describe the machine and the package versions of a measurement."""
 
 import importlib.metadata
 import os
@@ -16,7 +16,7 @@ def describe_machine(device: torch.device) -> dict[str, object]:
 
     Returns:
         ``cpu``, ``cores`` (available to this process), ``system``, ``load`` (load average of the last minute, None if
-        the system has none), ``gpu`` (None on a CPU), and ``versions`` by package.
+        the system has none), ``gpu`` (None on a CPU), and ``versions`` (by package, None if it is not installed).
     """
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     packages = ("torch", "onnxruntime", "timm", "transformers")

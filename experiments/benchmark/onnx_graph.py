@@ -21,8 +21,8 @@ class OnnxGraph:
         path: the file.
 
     Raises:
-        InputError: the file is not an ONNX file, its network has another input than ``(B, 3, H, W)``, or onnx or
-            onnxruntime is not installed.
+        InputError: the file is not an ONNX file, the network's input is not a single tensor ``(B, 3, H, W)``, or onnx
+            or onnxruntime is not installed.
         FileNotFoundError: the file does not exist.
     """
 
@@ -55,7 +55,8 @@ class OnnxGraph:
             image_size: height and width in pixels.
 
         Raises:
-            InputError: the graph takes images of another size, or its shapes cannot be inferred without running it.
+            InputError: the graph takes images of another size, or the shapes of a layer cannot be inferred without
+                running the graph.
         """
         import onnx
 
@@ -85,7 +86,7 @@ class OnnxGraph:
         return total
 
     def prepare(self, threads: int, images: Tensor) -> Callable[[], object]:
-        """Create an ONNX Runtime session on the CPU for images of one size.
+        """Create an ONNX Runtime session on the CPU for a batch of images.
 
         Args:
             threads: number of threads per operation.
@@ -95,7 +96,7 @@ class OnnxGraph:
             A function that runs the graph once on these images.
 
         Raises:
-            InputError: the graph does not take images of this size, or it fails on them.
+            InputError: the graph does not take images of this size, or the graph fails on the images.
         """
         import onnxruntime
 
@@ -115,7 +116,10 @@ class OnnxGraph:
         return lambda: session.run(None, feed)
 
     def _sized(self, batch: int, image_size: tuple[int, int]) -> "onnx.ModelProto":
-        """Return the model with a fixed input size; shapes that could contradict it are removed."""
+        """Return a copy of the model with a fixed input size.
+
+        The recorded shapes of all other tensors are removed, because they could contradict the input size.
+        """
         import onnx
 
         height, width = self._shape[2:]

@@ -9,7 +9,10 @@ LONGEST_NAME = 80  # characters; names of template kernels have thousands
 
 
 def latency_table(result: dict) -> str:
-    """Return the tables of latencies: for each setting one of models by forms, and one with quartiles.
+    """Return the tables of latencies, two tables for each number of threads and batch size.
+
+    The first table has a row for each model and a column for each form. The second table has the quartiles of each
+    candidate.
 
     Args:
         result: content of ``benchmark.json``.
@@ -41,7 +44,7 @@ def latency_table(result: dict) -> str:
 
 
 def training_table(result: dict) -> str:
-    """Return the tables of throughput and memory for each batch size, and the table of the trace.
+    """Return a table of throughput and memory for each batch size, and a table of kernels if a step was traced.
 
     Args:
         result: content of ``training.json``.

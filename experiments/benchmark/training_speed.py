@@ -1,4 +1,4 @@
-"""Speed, memory and trace of a training step on data that is already on the device."""
+"""Measure the speed and memory of a training step, and trace the step. The data is already on the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,8 @@ class TrainedModel:
         layout: one of ``LAYOUTS``.
         is_peer: whether the model comes from another library.
         step: runs one training step.
-        memory: peak memory in bytes of this training by itself, without CUDA's own; None on a CPU.
+        memory: peak memory of this training in bytes, without the memory of other candidates and of CUDA itself; None
+            on a CPU.
     """
 
     model: str
@@ -105,7 +106,13 @@ def _allocated(device: torch.device) -> int:
 
 
 def _peak(device: torch.device, step: Callable[[], None], resident: int) -> int | None:
-    """Return the peak memory of a step in bytes, without the memory of other candidates on the GPU."""
+    """Return the peak memory of a step in bytes, without the memory of other candidates on the GPU; None on a CPU.
+
+    Args:
+        device: device of the step.
+        step: runs one training step.
+        resident: bytes that this candidate keeps allocated between two steps.
+    """
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
@@ -117,7 +124,9 @@ def _peak(device: torch.device, step: Callable[[], None], resident: int) -> int 
 
 @dataclass(frozen=True)
 class Kernel:
-    """Time of one kernel in a training step (on a CPU: one PyTorch operation without the operations that it calls).
+    """Time of one kernel in a training step.
+
+    On a CPU, a kernel is a PyTorch operation, without the time of the operations that it calls.
 
     Attributes:
         name: name of the kernel.
@@ -134,13 +143,13 @@ def trace_step(step: Callable[[], None], device: torch.device, path: Path) -> tu
     """Trace a few steps and write the trace for chrome://tracing or Perfetto.
 
     Args:
-        step: a step that has run before.
+        step: runs one training step. It must have run before.
         device: device of the step.
         path: ``.json`` or ``.json.gz`` file to write.
 
     Returns:
-        Milliseconds per step under the profiler, and the kernels, slowest first. On a GPU, the difference between the
-        step and the sum of its kernels is idle time.
+        Milliseconds per step under the profiler, and the kernels, slowest first. On a GPU, the time of the step minus
+        the sum of the kernels' times is idle time.
     """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as trace:

@@ -2,10 +2,10 @@
 
     python -m experiments.compare --config experiments/configs/sign_digits.yaml --data.root DIR
 
-The config names the task, its recipe, the options of all runs, the seeds, and the options of each model. Any other
-command-line option is passed to every run. Run the same command again to continue an interrupted comparison: finished
-runs are kept, interrupted runs resume, failed runs are tried again. The output folder has the runs, their logs,
-comparison.md, comparison.json and comparison.png.
+The config of the comparison names the task, the recipe (one of the task's training configs), the options that all runs
+share, the seeds, and the options of each model. Any other command-line option is passed to every run. Run the same
+command again to continue an interrupted comparison: finished runs are kept, interrupted runs resume, failed runs are
+tried again. The output folder has the runs, the logs of the runs, comparison.md, comparison.json and comparison.png.
 """
 
 import shlex
@@ -50,7 +50,10 @@ def main() -> None:
 
 
 def train(run: Run) -> int:
-    """Train in a separate process, log its output and print its epochs; return its exit status."""
+    """Train a run in a separate process and return the exit status of the process.
+
+    The output of the process is appended to the run's log. The line of each epoch is also printed.
+    """
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with run.log.open("a") as log:
         log.write(f"$ {shlex.join(run.command)}\n")

@@ -1,4 +1,4 @@
-"""The config of a comparison and its runs."""
+"""Read the config of a comparison and list the training runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ class Plan:
 
     Attributes:
         task: "classification" or "detection".
-        config: the recipe, one of the task's configs.
+        config: the recipe, one of the task's training configs.
         models: the options of each model, by label.
         seeds: the seeds; each model is trained once with each seed.
         options: the options that all runs share.
-        split: "val", or "test" to score the best checkpoint on the test data as well.
+        split: "val" for validation scores only, or "test" to score each best checkpoint on the test data as well.
     """
 
     task: str
@@ -64,7 +64,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def plan_runs(plan: Plan, output: Path, others: Sequence[str]) -> list[Run]:
-    """Return all runs, seed by seed: an interrupted comparison has all models with fewer seeds."""
+    """Return all runs, ordered by seed, so that an interrupted comparison has all models with fewer seeds."""
     runs = []
     for seed in plan.seeds:
         for label, own in plan.models.items():

@@ -34,11 +34,11 @@ class Row:
         params: the number of parameters.
         madds: the multiply-adds for one image of ``image_size``.
         image_size: height and width in pixels of a validation image.
-        latency: the median milliseconds for one image.
+        latency: the median latency in milliseconds for one image.
         seeds: the seeds whose runs are finished.
-        scores: for each score the values ``last`` (last epoch), ``best`` (best epoch) and, if requested, ``test``, each
-            with one number per seed.
-        seconds: the seconds of training, one number per seed.
+        scores: for each score, the lists ``last`` (last epoch), ``best`` (best epoch) and, if requested, ``test`` (best
+            epoch, on the test data). Each list has one number per seed.
+        seconds: the training time in seconds, one number per seed.
     """
 
     label: str
@@ -81,7 +81,7 @@ def compare(plan: Plan, runs: Sequence[Run]) -> list[Row]:
 
 
 def test(run: Run, task: str) -> dict[str, float]:
-    """Return the scores of the best checkpoint on the test data, computed once and kept in the run's folder."""
+    """Return the test scores of a run's best checkpoint. They are computed once and kept in the run's folder."""
     folder = run.folder.path / "test"
     if not (folder / "metrics.json").is_file():
         command = [f"{task}.test", "--ckpt_path", str(run.folder.best), "--output", str(folder)]
@@ -91,10 +91,10 @@ def test(run: Run, task: str) -> dict[str, float]:
 
 @torch.inference_mode()
 def latencies(models: Sequence[tuple[torch.nn.Module, torch.Tensor]]) -> list[float]:
-    """Return each model's median milliseconds for one image, timed in interleaved rounds.
+    """Return the median latency of each model for one image, in milliseconds, timed in interleaved rounds.
 
     Args:
-        models: each module with its image as a batch of one. A detector's post-processing is timed too.
+        models: pairs of a module and an image ``(1, 3, H, W)``. The post-processing of detectors is timed too.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [(module.to(device).eval(), image.to(device)) for module, image in models]
@@ -119,7 +119,7 @@ def report(rows: Sequence[Row], plan: Plan, output: Path) -> None:
 
 
 def markdown(rows: Sequence[Row], plan: Plan) -> str:
-    """Return the table in Markdown."""
+    """Return the comparison as a Markdown table, with a note on the measurement."""
     kinds = ["last", "best"] + (["test"] if plan.split == "test" else [])
     titles = {"last": "val, last epoch", "best": "val, best epoch", "test": "test, best epoch on val"}
     columns = ["model", "parameters", "multiply-adds", "ms an image"]
@@ -139,9 +139,9 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
 
 
 def draw(rows: Sequence[Row], plan: Plan, path: Path) -> None:
-    """Plot the score against multiply-adds, parameters and latency.
+    """Plot the first score of the task against multiply-adds, parameters and latency.
 
-    Each seed is a dot, the mean and standard deviation are a marker with an error bar.
+    Each seed is a dot. The mean over the seeds is a marker, the standard deviation its error bar.
     """
     name = SCORES[plan.task][0]
     kind, title = ("test", f"{name} on test") if plan.split == "test" else ("last", f"{name} on val, last epoch")

@@ -1,1 +1,1 @@
-"""Fuzzing: damaged and hostile files for every reader of the commands."""
+"""Fuzzing: feed damaged and hostile files to every function with which the commands read files."""

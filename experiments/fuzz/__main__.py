@@ -3,11 +3,12 @@
     python -m experiments.fuzz                           # 10 000 files: images, configs, COCO data sets, weights
     python -m experiments.fuzz --kinds weights --seed 3
 
-A reader must return a result, or raise an error that the commands print in one line. Anything else is a defect: any
-other exception, the end of the process, a time or memory limit exceeded, code from the file that ran. Readers run in a
-separate process, so that its end can be detected. The content of a file depends only on seed, kind and number
-(exception: torch's older layout orders tensors by their addresses). Files that cause a defect are kept in the output
-folder; failures.txt lists them. Linux only.
+A reader is a function that reads one file. It must return a result, or raise an error that the commands print in one
+line. Anything else is a defect: another exception, a crash of the process, more time or memory than the limits allow,
+or execution of code from the file. The readers run in a separate process, so that a crash can be detected. The content
+of a file depends only on the seed, the kind of file and the file's number. There is one exception: torch's older layout
+of weights files orders the tensors by their memory addresses. Files that cause a defect are kept in the output folder,
+and failures.txt lists the defects. Linux only.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from mobile_former.training.cli.command import run_command
 
 @dataclass(frozen=True)
 class Defect:
-    """A file that a reader does not handle.
+    """A file that a reader does not handle correctly.
 
     Attributes:
         path: the kept copy of the file.
@@ -42,7 +43,7 @@ class Defect:
 
 
 def main() -> None:
-    """Read the files and print the defects; exit with status 1 if there are any."""
+    """Feed the files to the readers and print the defects; exit with status 1 if there are defects."""
     parser = argparse.ArgumentParser(prog="python -m experiments.fuzz", description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=10_000, help="total number of files (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the files (default: 0)")
@@ -62,7 +63,7 @@ def main() -> None:
 
 
 def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: float = SECONDS) -> list[Defect]:
-    """Make and read files of each kind in turn; keep the files that cause a defect.
+    """Make and read files of each kind in turn; keep the files that cause a defect, and return the defects.
 
     Args:
         kinds: kinds of files by name.
@@ -90,7 +91,12 @@ def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: f
 
 
 def keep(current: Path, path: Path) -> Path:
-    """Copy the last file out of its folder and return the copy's path, which ends with the file's name."""
+    """Copy the current file to the output folder and return the path of the copy.
+
+    Args:
+        current: the folder that holds only the current file.
+        path: the start of the copy's path; the name of the file is appended.
+    """
     for file in current.iterdir():
         path = path.with_name(f"{path.name}-{file.name}")
         shutil.copy(file, path)

@@ -1,7 +1,7 @@
-"""Damaged and hostile files of every kind that the commands read, made from a random generator.
+"""Make damaged and hostile files of every kind that the commands read, from a random generator.
 
-Code in a hostile file only creates a file ``canary`` in the working folder, or sets an environment variable of that
-name.
+The code in hostile files is harmless: it only creates a file or folder ``canary`` in the working folder, or sets the
+environment variable ``canary``.
 """
 
 import io
@@ -136,7 +136,7 @@ def _images() -> dict[str, bytes]:
 
 
 def _png(width: int, height: int, data: bytes) -> bytes:
-    """Return a PNG with this declared size and valid checksums."""
+    """Return a PNG file with valid checksums, whose header declares the size ``width`` by ``height``."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -152,7 +152,7 @@ def _declared_jpeg(width: int, height: int, random: Random) -> bytes:
 
 
 def _with_exif(random: Random) -> bytes:
-    """Return a JPEG whose APP1 segment has random content."""
+    """Return a JPEG file whose APP1 segment (the place of EXIF data) has random content."""
     data = _images()["baseline.jpg"]
     order = random.choice("<>")
     entries = [
@@ -178,7 +178,7 @@ def _with_exif(random: Random) -> bytes:
 
 
 def odd_value(random: Random) -> Any:
-    """Return any value that JSON and YAML can hold instead of the expected number, string or list."""
+    """Return a random value that JSON and YAML can hold, to replace an expected number, string or list."""
     nested: Any = []
     for _ in range(random.choice((3, 100))):
         nested = [nested]
@@ -231,7 +231,7 @@ def _copied(content: Any) -> Any:
 
 
 def config(random: Random) -> File:
-    """Make a config of either task: damaged text, odd values, or an abuse of YAML."""
+    """Make a config of either task: damaged text, odd values, or hostile YAML."""
     name, text = random.choice(list(_configs().items()))
     match random.choice(("text", "values", "values", "values", "abuse")):
         case "text":
@@ -248,7 +248,7 @@ def config(random: Random) -> File:
 
 @cache
 def _configs() -> dict[str, str]:
-    """Return configs of both tasks as text by task and name, each with the smallest model."""
+    """Return the text of configs of both tasks, by ``TASK-NAME``; the model of each is changed to the smallest."""
     texts = {}
     for task, names in (
         ("classification", ("digits", "finetune", "imagenet_26m")),
@@ -343,7 +343,7 @@ def coco(random: Random) -> File:
 
 
 def write_coco_images(folder: Path) -> None:
-    """Write the images of the COCO data set."""
+    """Write the images that the COCO files of :func:`coco` refer to."""
     folder.mkdir(exist_ok=True)
     for number, size in IMAGES.items():
         Image.new("RGB", size, (number * 30, 90, 120)).save(folder / f"{number}.png")
@@ -402,7 +402,10 @@ def weights(random: Random) -> File:
 
 @cache
 def _states() -> dict[str, dict]:
-    """Return weights in every layout by name; the tensors of one data type share a single number in memory."""
+    """Return the content of a weights file or checkpoint in every layout, by the layout's name.
+
+    All tensors of one data type share a single number in memory, see :func:`_repeated`.
+    """
     names = ["cat", "dog"]
     classifier = ClassificationModule(names, name="mobile_former_26m")
     detector = DetectionModule(names, name="e2e_mf_26m", category_ids=[3, 9])
@@ -433,7 +436,10 @@ def _states() -> dict[str, dict]:
 
 
 def _repeated(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors of the same names, shapes and types; those of one type share a single number in memory."""
+    """Return tensors of zeros with the same names, shapes and data types as in ``state``.
+
+    All tensors of one data type share a single number in memory.
+    """
     numbers = {dtype: torch.zeros((), dtype=dtype) for dtype in {tensor.dtype for tensor in state.values()}}
     return {name: numbers[tensor.dtype].expand(tensor.shape) for name, tensor in state.items()}
 
@@ -446,7 +452,7 @@ def _copied_structure(content: Any) -> Any:
 
 
 def _odd_tensor(tensor: torch.Tensor, random: Random) -> Any:
-    """Return an unexpected value instead of a tensor, mostly of the tensor's shape."""
+    """Return an unexpected value to replace a tensor: mostly a tensor of another data type, layout or shape."""
     kinds: list[Callable[[], Any]] = [
         lambda: tensor.to(torch.complex64),
         lambda: tensor.bool(),
@@ -470,7 +476,7 @@ def _odd_tensor(tensor: torch.Tensor, random: Random) -> Any:
 
 
 class _Call:
-    """A call of any function by its name, in a pickle."""
+    """A function call to write into a pickle; the function is given by module and name."""
 
     def __init__(self, module: str, name: str, *arguments: Any):
         self.module, self.name, self.arguments = module, name, arguments
@@ -542,7 +548,11 @@ _CALLS = (
 
 
 def _attack(content: dict, random: Random) -> bytes:
-    """Return a file in either layout of torch.save, or a bare pickle, that calls a function next to the weights."""
+    """Return a file whose pickle calls a function when it is loaded.
+
+    The file has one of the two layouts of ``torch.save``, or is a bare pickle without weights, possibly in a plain zip
+    file.
+    """
     call = random.choice(_CALLS)
     match random.randrange(4):
         case 0:
@@ -578,10 +588,10 @@ def _attack(content: dict, random: Random) -> bytes:
 
 
 def _saved(content: Any, pickle_module: Any, *, as_zip: bool) -> bytes:
-    """Return the output of torch.save.
+    """Return the output of ``torch.save``, in the zip layout or in torch's older layout.
 
-    In torch's older layout, the tensors' addresses, which change from run to run, are replaced by numbers. The order of
-    the tensors still depends on their addresses.
+    The older layout contains the memory addresses of the tensors, which change from run to run. The addresses are
+    replaced by numbers, but the order of the tensors still depends on the addresses.
     """
     file = io.BytesIO()
     torch.save(content, file, pickle_module=pickle_module, _use_new_zipfile_serialization=as_zip)
@@ -601,7 +611,7 @@ def _dump(content: Any, file: Any, protocol: int) -> None:
 
 
 def _few_as_safetensors(content: dict, random: Random) -> bytes:
-    """Return a safetensors file with up to nine of the tensors, possibly damaged."""
+    """Return a safetensors file, possibly damaged, with up to nine of the small tensors in ``content``."""
     state = content.get("state_dict", content)
     chosen = sorted(name for name in state if isinstance(state[name], torch.Tensor) and state[name].numel() < 10_000)
     data = save({name: torch.zeros(state[name].shape) for name in random.sample(chosen, min(9, len(chosen)))})

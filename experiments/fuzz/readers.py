@@ -1,4 +1,7 @@
-"""The readers under test, and the kinds of files that each of them reads."""
+"""The kinds of files to fuzz, and the readers under test for each kind.
+
+A reader is a function that reads one file. It returns None on success, and may return an error message.
+"""
 
 import contextlib
 import io
@@ -41,8 +44,8 @@ class Kind:
     """A kind of files.
 
     Attributes:
-        make: makes a file from a random generator.
-        readers: readers of the file by name.
+        make: makes a file of this kind from a random generator.
+        readers: readers of this kind of file, by name.
     """
 
     make: Callable[[random.Random], damage.File]
@@ -50,7 +53,7 @@ class Kind:
 
 
 def read_for_classification(path: Path) -> str | None:
-    """Read an image as ``classification.predict`` and training do."""
+    """Read and transform an image as ``classification.predict`` and ``classification.fit`` do."""
     sample = ImageFiles([path], classification.data.transforms.eval_transform(224))[0]
     if isinstance(sample, str):
         return sample
@@ -59,7 +62,7 @@ def read_for_classification(path: Path) -> str | None:
 
 
 def read_for_detection(path: Path) -> str | None:
-    """Read an image as ``detection.predict`` and training do."""
+    """Read and transform an image as ``detection.predict`` and ``detection.fit`` do."""
     boxes = {"bboxes": np.zeros((0, 4)), "labels": []}
     sample = ImageFiles([path], detection.transforms.eval_transform(), **boxes)[0]
     if isinstance(sample, str):
@@ -69,7 +72,7 @@ def read_for_detection(path: Path) -> str | None:
 
 
 class Unfitted(FitCLI):
-    """The command line of ``fit`` without the trainer: it builds data and model only."""
+    """The command line of ``fit``, reduced to building the data and the model: no trainer is built."""
 
     def instantiate_trainer(self, **kwargs) -> None:
         """Build no trainer."""
@@ -79,7 +82,7 @@ class Unfitted(FitCLI):
 
 
 def parse_config(path: Path, *options: str) -> str | None:
-    """Read a config as ``fit`` does; the file's name starts with the task."""
+    """Read a config as ``fit`` does. The file's name must start with the task and a hyphen."""
     fit = {"classification": classification.fit, "detection": detection.fit}[path.name.partition("-")[0]]
     errors = io.StringIO()
     with (
@@ -101,7 +104,7 @@ def print_config(path: Path) -> str | None:
 
 
 def read_coco(path: Path) -> str | None:
-    """Read a data set as ``fit`` and ``validate`` do: training and validation samples, and the evaluation."""
+    """Read a COCO data set as ``fit`` and ``validate`` do: load samples of both splits and evaluate some boxes."""
     files, folders = ({split: str(value) for split in ("train", "val")} for value in (path, path.parents[1] / "images"))
     data = DetectionData(
         annotations=files, images=folders, short_sides=(64,), short_side=64, longest=128, num_workers=0
@@ -139,14 +142,14 @@ def _models() -> tuple[torch.nn.Module, torch.nn.Module]:
 
 
 def predict_classes(path: Path) -> None:
-    """Load a checkpoint as ``classification.predict`` does, and predict an image."""
+    """Load a checkpoint as ``classification.predict`` does, and predict the class of an image."""
     module, options = load_checkpoint(path, ClassificationModule, "classification")
     classifier = classification.predict.CheckpointClassifier(module, options)
     classification.predict.predict(classifier, [path.parents[1] / "images" / "1.png"])
 
 
 def predict_boxes(path: Path) -> None:
-    """Load a checkpoint as ``detection.predict`` does, and predict an image."""
+    """Load a checkpoint as ``detection.predict`` does, and predict the boxes in an image."""
     module, options = load_checkpoint(path, DetectionModule, "detection")
     detector = detection.predict.CheckpointDetector(module, options)
     list(detection.predict.predict(detector, [path.parents[1] / "images" / "1.png"]))

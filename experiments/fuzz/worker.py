@@ -1,4 +1,4 @@
-"""The process that makes and reads damaged files, and the checks after each reader."""
+"""Make damaged files in a separate process, run each reader on them, and check for defects after each reader."""
 
 import logging
 import multiprocessing
@@ -24,11 +24,11 @@ LONGEST_MESSAGE = 5_000  # characters
 
 
 class Worker:
-    """A process that makes and reads files. It is restarted after a file has ended it.
+    """A process that makes and reads files. A new process is started after a file has crashed the old process.
 
     Args:
         kinds: kinds of files by name.
-        folder: working folder.
+        folder: folder for all files that the process writes.
     """
 
     def __init__(self, kinds: dict[str, Kind], folder: Path):
@@ -38,7 +38,13 @@ class Worker:
         self.process: multiprocessing.Process | None = None
 
     def read(self, kind: str, seed: str, seconds: float) -> Iterator[tuple[str, str]]:
-        """Make and read a file; yield each defect with the name of its reader."""
+        """Make a file and run each reader on it; yield the reader's name and a description for each defect.
+
+        Args:
+            kind: name of the kind of file.
+            seed: seed of the file's random generator.
+            seconds: time limit of each reader.
+        """
         if self.process is None:
             self._start()
         self.connection.send((kind, seed))
@@ -80,13 +86,13 @@ class Worker:
 
 
 def serve(connection: Connection, kinds: dict[str, Kind], folder: Path) -> None:
-    """Make and read the files that the connection asks for; runs in the worker's process.
+    """Make and read each file that is requested through the connection. This function runs in the worker's process.
 
     Args:
-        connection: receives ``(kind, seed)`` for each file, and sends ``("reader", name)``, ``("defect", message)`` and
-            ``("done", None)``.
+        connection: receives ``(kind, seed)`` for each file. Sends ``("reader", name)`` before each reader, ``("defect",
+            message)`` for each defect, and ``("done", None)`` after the last reader.
         kinds: kinds of files by name.
-        folder: working folder.
+        folder: folder for all files that the process writes.
     """
     limit_memory()
     cv2.setNumThreads(0)
@@ -116,7 +122,7 @@ def serve(connection: Connection, kinds: dict[str, Kind], folder: Path) -> None:
 
 
 def attempt(read: Reader, path: Path) -> str | None:
-    """Read a file and return a description of the defect, or None."""
+    """Run a reader on a file and return a description of the defect, or None if there is no defect."""
     reset_peak()
     try:
         message = read(path)
@@ -138,7 +144,10 @@ def attempt(read: Reader, path: Path) -> str | None:
 
 
 def limit_memory() -> None:
-    """Let allocations far above the limit fail, so that the machine stays usable."""
+    """Make allocations far above the memory limit fail, so that the machine stays usable.
+
+    The address space of this process can grow by at most ``GIGABYTES + 2`` GiB. Core dumps are disabled.
+    """
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = int(pages * resource.getpagesize() + (GIGABYTES + 2) * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -146,19 +155,22 @@ def limit_memory() -> None:
 
 
 def reset_peak() -> None:
-    """Reset the process's peak memory."""
+    """Reset the peak memory that Linux records for this process."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def too_much_memory() -> str | None:
-    """Return a description of the defect if the peak memory since :func:`reset_peak` exceeds the limit."""
+    """Return a description of the defect if the peak memory since :func:`reset_peak` exceeds the limit, else None."""
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 2**20
     return f"took {peak:.1f} GB of memory" if peak > GIGABYTES else None
 
 
 def code_that_ran() -> str | None:
-    """Return a description of the defect if code from a file has left its traces; remove them."""
+    """Return a description of the defect if code from a file ran, else None.
+
+    Such code leaves a file, a folder or an environment variable named ``canary``. This function removes these traces.
+    """
     traces = [damage.CANARY in os.environ, Path(damage.CANARY).exists()]
     os.environ.pop(damage.CANARY, None)
     if Path(damage.CANARY).is_dir():

@@ -1,7 +1,7 @@
-"""Execute notebooks from top to bottom in place, so that the committed outputs match their code.
+"""Execute notebooks from top to bottom in place, so that the committed outputs match the code.
 
-python -m experiments.notebooks                       # all of them, seven minutes on one core
-python -m experiments.notebooks tour_of_the_backbone  # one
+python -m experiments.notebooks                       # all notebooks, seven minutes on one core
+python -m experiments.notebooks tour_of_the_backbone  # one notebook
 """
 
 import argparse
@@ -21,7 +21,7 @@ PARAMETERS = "parameters"  # tag of the cell that sets a notebook's variables
 
 
 def main() -> None:
-    """Execute the notebooks on the command line, and write their outputs into them."""
+    """Execute the notebooks that the command line names, and save the outputs in the same files."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.notebooks", description="Execute notebooks from top to bottom, in place."
     )
@@ -46,19 +46,20 @@ def list_notebooks() -> list[Path]:
 def execute(notebook, folder: Path, parameters: Mapping[str, object] | None = None):
     """Execute a copy of a notebook from top to bottom in a fresh kernel.
 
-    The kernel is this Python on one thread, and imports this repository.
+    The kernel runs with this Python interpreter on one thread, and can import this repository.
 
     Args:
         notebook: an nbformat notebook; it is not changed.
         folder: working directory of the kernel.
-        parameters: values for variables of the cell tagged "parameters". They are set in a temporary cell after that
-            one, which is not in the result.
+        parameters: new values for variables that the cell tagged "parameters" sets. A temporary cell after the tagged
+            cell sets the new values. The temporary cell is not in the result.
 
     Returns:
         The copy with its outputs.
 
     Raises:
-        InputError: the optional extra is missing, a cell raises an error, or the notebook has no such variable.
+        InputError: the optional extra is missing, a cell raises an error, or the tagged cell does not set a variable of
+            ``parameters``.
     """
     nbclient, jupyter_client = _import("nbclient"), _import("jupyter_client")
     notebook = copy.deepcopy(notebook)
@@ -98,7 +99,7 @@ def execute(notebook, folder: Path, parameters: Mapping[str, object] | None = No
 
 
 def _set_parameters(notebook, parameters: Mapping[str, object]):
-    """Insert a cell that sets the parameters, and return it."""
+    """Insert a cell that sets the parameters after the cell tagged "parameters", and return the new cell."""
     (number,) = (i for i, cell in enumerate(notebook.cells) if PARAMETERS in cell.metadata.get("tags", ()))
     source = notebook.cells[number].source
     for name in parameters:

@@ -63,8 +63,8 @@ class Plan:
         score: the epoch whose metric is the score of a trial: "best" or "last".
         trials: the number of trials. In a grid, only the first ``trials`` points are trained; None for all points.
         sampler: "tpe", "random" or "grid".
-        pruner: ``startup_trials`` and ``warmup_epochs`` of Optuna's median pruner. Nothing is pruned before so many
-            trials have finished, or in so many first epochs of a trial. None disables pruning.
+        pruner: ``startup_trials`` and ``warmup_epochs`` of Optuna's median pruner. No trial is pruned before
+            ``startup_trials`` trials have finished, or in its first ``warmup_epochs`` epochs. None disables pruning.
         seed: the seed of the sampler.
         runs: the folder of the training runs; None for the output folder of the sweep. Several sweeps may share a
             folder: a run that occurs in several sweeps is trained once.

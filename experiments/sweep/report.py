@@ -27,7 +27,7 @@ def report(sweep: Sweep) -> list[str]:
     """Write ``trials.csv``, ``sweep.json``, ``sweep.md`` and the figures; print the table.
 
     Returns:
-        One line for each failed trial.
+        One error message for each failed trial.
     """
     sweep.output.mkdir(parents=True, exist_ok=True)
     with locked(sweep.output / "report.lock", wait=True):  # several workers may finish at the same time
@@ -70,7 +70,11 @@ def _report(sweep: Sweep) -> list[str]:
 
 
 def markdown(sweep: Sweep, trials: dict[int, FrozenTrial], settings: Sequence[Setting]) -> str:
-    """Return the table: one line per setting if the seed is in the space, else one line per trial, best first."""
+    """Return the table of ``sweep.md``.
+
+    The table has one line per :class:`Setting` if the seed is in the search space, else one line per trial, best trial
+    first.
+    """
     plan = sweep.plan
     if settings:
         names = list(settings[0].params)
@@ -108,7 +112,7 @@ def markdown(sweep: Sweep, trials: dict[int, FrozenTrial], settings: Sequence[Se
 
 
 def summary(sweep: Sweep, trials: dict[int, FrozenTrial], settings: Sequence[Setting]) -> dict:
-    """Return the content of ``sweep.json``: all trials, and the best trial with the command that repeats it."""
+    """Return the content of ``sweep.json``: all trials, the settings, the best trial and the command to repeat it."""
     plan = sweep.plan
     content = {
         "task": plan.task,

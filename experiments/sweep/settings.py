@@ -1,4 +1,4 @@
-"""Settings: trials that differ only in their seed, grouped, and compared with a baseline seed by seed."""
+"""Group trials that differ only in their seed into settings, and compare each setting with a baseline."""
 
 import json
 import math
@@ -14,13 +14,13 @@ from experiments.sweep.plan import Plan
 
 @dataclass
 class Setting:
-    """The complete trials of one setting, which differ only in their seed.
+    """Complete trials that differ only in their seed.
 
     Attributes:
         params: the parameters of the setting, without the seed.
         values: the score of each trial.
         seeds: the seed of each trial.
-        cost: the model's parameters and its multiply-adds for one image; None if they were not computed.
+        cost: the model's number of parameters and of multiply-adds for one image; None if the cost was not computed.
     """
 
     params: dict
@@ -31,12 +31,12 @@ class Setting:
 
 @dataclass
 class Difference:
-    """The difference between the scores of a setting and of another one, paired by seed.
+    """The scores of a setting minus the scores of a reference setting, paired by seed.
 
     Attributes:
         mean: the mean difference over the seeds that both settings have.
         interval: the 95 % confidence interval of the mean by Student's t; None for a single seed.
-        values: the difference for each seed.
+        values: the difference for each seed that both settings have.
     """
 
     mean: float
@@ -45,7 +45,12 @@ class Difference:
 
 
 def group_by_seed(trials: dict[int, FrozenTrial], names: Sequence[str]) -> list[Setting]:
-    """Group complete trials whose parameters ``names`` are equal except for the seed, in the order of their numbers."""
+    """Group complete trials whose parameters are equal except for the seed.
+
+    Args:
+        trials: the trials by number; their order is kept.
+        names: the names of the parameters, including the seed.
+    """
     settings: dict[str, Setting] = {}
     for trial in trials.values():
         if is_complete(trial):
@@ -58,14 +63,17 @@ def group_by_seed(trials: dict[int, FrozenTrial], names: Sequence[str]) -> list[
 
 
 def baseline(plan: Plan) -> dict:
-    """Return the baseline's parameters without the seed: None for each option that allows it, else the first value."""
+    """Return the parameters of the baseline of a grid, without the seed.
+
+    A parameter of the baseline is None if None is one of its values in the grid, else the first of these values.
+    """
     domains = {name: domain for name, domain in plan.space.items() if name != "seed_everything"}
     values = {name: domain if isinstance(domain, list) else domain.values() for name, domain in domains.items()}
     return {name: None if None in choices else choices[0] for name, choices in values.items()}
 
 
 def difference(setting: Setting, reference: Setting) -> Difference | None:
-    """Return the difference of two settings, paired by seed; None if they have no seed in common."""
+    """Return the scores of ``setting`` minus those of ``reference``, paired by seed; None if no seed is in both."""
     known = dict(zip(reference.seeds, reference.values, strict=True))
     pairs = zip(setting.seeds, setting.values, strict=True)
     values = {seed: value - known[seed] for seed, value in pairs if seed in known}
@@ -82,8 +90,8 @@ def difference(setting: Setting, reference: Setting) -> Difference | None:
 def differences(plan: Plan, settings: Sequence[Setting]) -> list[Difference | None]:
     """Return each setting's difference from the baseline of a grid.
 
-    The difference is None for the baseline itself, for a setting without a seed in common, without a trained baseline,
-    and for a sweep that is not a grid.
+    The difference is None for the baseline itself, and for a setting that has no seed in common with the baseline. All
+    differences are None if the baseline has no complete trial, or if the sweep is not a grid.
     """
     if plan.sampler != "grid":
         return [None] * len(settings)

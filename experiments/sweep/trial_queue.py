@@ -1,6 +1,6 @@
 """The queue of a sweep's trials, a database table that all workers share.
 
-Each trial has one owner at a time. The trials of a worker that died go to another worker.
+Each trial belongs to at most one worker at a time. If that worker dies, another worker takes the trial.
 """
 
 import json
@@ -58,7 +58,7 @@ class Claim:
     Attributes:
         number: the number of the trial.
         owner: the unique name of this claim.
-        fixed: the parameters of a grid point; empty if they are sampled.
+        fixed: the parameters of a grid point; empty if the sampler chooses the parameters.
     """
 
     number: int
@@ -68,12 +68,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class _Heartbeat:
-    """The last heartbeat seen of a worker on another machine.
+    """The last heartbeat that this process has seen from a worker on another machine.
 
     Attributes:
-        owner: the worker's claim.
-        beats: its number of heartbeats.
-        since: when this number was first seen, by this process' clock.
+        owner: the unique name of the worker's claim.
+        beats: the worker's number of heartbeats.
+        since: when this process first saw ``beats``, by its own clock in seconds.
         lives: whether a heartbeat arrived while this process was watching.
     """
 
@@ -84,7 +84,7 @@ class _Heartbeat:
 
 
 class TrialQueue:
-    """The trials of one study.
+    """The trials of one study (a sweep in the database).
 
     Args:
         url: the SQLAlchemy URL of the database.
@@ -102,11 +102,11 @@ class TrialQueue:
         self._heartbeats: dict[int, _Heartbeat] = {}  # of workers on other machines, by trial
 
     def prepare(self, plan: dict, trials: list[dict]) -> None:
-        """Add the trials that are missing, in one transaction; a later call may add more.
+        """Record the plan and add the missing trials, in one transaction; a later call may add more trials.
 
         Args:
-            plan: the identity of the study, of types that JSON preserves.
-            trials: the fixed parameters of each trial.
+            plan: the study's :func:`~experiments.sweep.plan.identity`. All values have types that JSON preserves.
+            trials: the fixed parameters of each trial, see :meth:`~experiments.sweep.plan.Plan.points`.
 
         Raises:
             InputError: the study was begun with another plan.
@@ -147,7 +147,7 @@ class TrialQueue:
         return {"study": self.study, "number": number, "fixed": json.dumps(fixed)} | unclaimed
 
     def states(self) -> dict[int, str]:
-        """Return the state of each trial by number."""
+        """Return the state of each trial, by the trial's number."""
         with self.engine.connect() as connection:
             query = select(_trials.c.number, _trials.c.state).where(_trials.c.study == self.study)
             return dict(sorted(tuple(row) for row in connection.execute(query)))
@@ -159,7 +159,7 @@ class TrialQueue:
             connection.execute(_trials.update().where(failed).values(state=WAITING, owner=""))
 
     def claim(self, exclude: Collection[int] = ()) -> Claim | None:
-        """Claim the first trial that waits or whose worker is dead; return None if there is none.
+        """Claim the first trial that is waiting or whose worker is dead; return None if there is no such trial.
 
         Args:
             exclude: the numbers of trials to skip.
@@ -179,7 +179,7 @@ class TrialQueue:
         return None
 
     def undecided(self) -> list[int]:
-        """Return the trials whose worker is on another machine and has not sent a heartbeat recently."""
+        """Return the numbers of trials whose worker is on another machine and has not sent a heartbeat recently."""
         return [row.number for row in self._rows(RUNNING) if row.host != host() and not self._is_alive(row)]
 
     def beat(self, claim: Claim) -> bool:
@@ -187,11 +187,11 @@ class TrialQueue:
         return self._update(claim.number, _trials.c.owner == claim.owner, beats=_trials.c.beats + 1)
 
     def record_training(self, claim: Claim, pid: int) -> None:
-        """Record the training's process, which the trial's next worker has to end."""
+        """Record the process of a trial's training, so that the next worker can end it if this worker dies."""
         self._update(claim.number, _trials.c.owner == claim.owner, training=process_identity(pid))
 
     def release(self, claim: Claim, state: str) -> None:
-        """Give a trial back as done, as failed, or as waiting for another worker."""
+        """End the claim of a trial, and set the trial's state: done, failed, or waiting for another worker."""
         self._update(claim.number, _trials.c.owner == claim.owner, state=state, owner="", training="")
 
     def _rows(self, *states: str) -> list[sqlalchemy.Row]:
@@ -212,7 +212,8 @@ class TrialQueue:
     def _is_alive(self, row: sqlalchemy.Row) -> bool:
         """Whether a worker on another machine sent a heartbeat recently.
 
-        Only heartbeats that arrive while this process watches count: clocks of two machines are never compared.
+        Only heartbeats that arrive while this process is watching count, so that the clocks of two machines are never
+        compared.
         """
         known = self._heartbeats.get(row.number)
         if known is None or known.owner != row.owner:
@@ -224,7 +225,7 @@ class TrialQueue:
 
 
 def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
-    """Open Optuna's storage in a database and create the queue's tables in it.
+    """Open Optuna's storage in a database, and create the tables of the queue in the same database.
 
     Args:
         url: the SQLAlchemy URL of the database.
@@ -271,7 +272,10 @@ def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
 
 
 def _lock_from_the_start(engine: sqlalchemy.Engine) -> None:
-    """Make SQLite transactions take the write lock when they begin: later they could not wait for it."""
+    """Make each SQLite transaction take the write lock when it begins.
+
+    If a transaction asks for the lock only later, SQLite fails instead of waiting for the lock.
+    """
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def connect(connection, _) -> None:

@@ -1,4 +1,4 @@
-"""The worker of a sweep: claim trials, train each in its own process, report its epochs to Optuna, prune."""
+"""The worker of a sweep: claim trials, train each trial in its own process, report epochs to Optuna, prune trials."""
 
 import contextlib
 import json
@@ -35,21 +35,21 @@ PAUSE = 0.3  # seconds between two checks of the trainings
 
 @dataclass
 class Attempt:
-    """A trial in training.
+    """A trial that this worker is training.
 
     Attributes:
         claim: this worker's claim of the trial.
         study: Optuna's study, with a sampler and pruner for this trial.
         trial: Optuna's trial.
         params: the trial's parameters, in the order of the plan.
-        training: the trial's run.
+        training: the training run of the trial.
         lock: the open lock file of the run's folder.
-        process: the training's process; None if the run was finished before.
-        reported: the epochs that Optuna knows.
+        process: the process of the training; None if the run was already finished.
+        reported: the epochs whose metric was reported to Optuna.
         pruned: whether the training was stopped by the pruner.
         changed: the modification time of ``metrics.csv`` when it was last read, in nanoseconds.
-        last_beat: when the last heartbeat was sent.
-        deadline: when a pruned training is killed.
+        last_beat: when the last heartbeat was sent, in seconds of the monotonic clock.
+        deadline: when a pruned training is killed if it still runs, in seconds of the monotonic clock.
     """
 
     claim: Claim
@@ -67,19 +67,19 @@ class Attempt:
 
 
 class Sweep:
-    """A study with its trials and their runs.
+    """A study in the database, with its trials and the training runs of the trials.
 
     Args:
         plan: the sweep's config.
         name: the name of the study.
-        output: the folder of the reports, and of the runs unless the plan names another.
+        output: the folder of the reports. It also holds the runs unless ``plan.runs`` names another folder.
         url: the URL of the database.
         others: further options of every trial, from the command line.
         may_begin: whether a study that does not exist may be begun.
 
     Raises:
-        InputError: the database cannot be opened; or ``may_begin`` is False and the study was not begun, or was begun
-            with another config.
+        InputError: the database cannot be opened. If ``may_begin`` is False, also if the study does not exist or was
+            begun with another config.
     """
 
     def __init__(self, plan: Plan, name: str, output: Path, url: str, others: Sequence[str], *, may_begin: bool = True):
@@ -91,7 +91,7 @@ class Sweep:
         self.is_new = not self.queue.states()
 
     def prepare(self) -> None:
-        """Add missing trials to the queue and put failed trials back.
+        """Add missing trials to the queue, and put failed trials back in the queue.
 
         Raises:
             InputError: the study was begun with another config.
@@ -104,7 +104,7 @@ class Sweep:
         self.queue.retry_failed()
 
     def trials(self) -> dict[int, FrozenTrial]:
-        """Return the trials that were begun, by number; for a failed trial, its last attempt.
+        """Return the trials that were begun, by number. A retried trial is represented by its last attempt.
 
         Raises:
             InputError: no trial was begun.
@@ -117,7 +117,9 @@ class Sweep:
         return dict(sorted(found.items()))
 
     def work(self, count: int) -> None:
-        """Run trials until none waits; Ctrl-C and SIGTERM stop them so that a later call can resume them.
+        """Run trials until no trial is waiting.
+
+        Ctrl-C and SIGTERM stop the running trials. A later call can resume the stopped trials.
 
         Args:
             count: the number of trials to run at a time.
@@ -167,7 +169,7 @@ class Sweep:
             time.sleep(PAUSE)
 
     def _begin(self, claim: Claim, active: list[Attempt], count: int) -> None:
-        """Start or resume a claimed trial; only record the result if its training is finished."""
+        """Start or resume a claimed trial. If its training is already finished, only record the result."""
         study = optuna.load_study(
             study_name=self.name,
             storage=self.queue.storage,
@@ -211,7 +213,7 @@ class Sweep:
         return Training(self.plan.task, folder, arguments, self.runs / "logs" / self.plan.task / f"{name}.log")
 
     def _refusal(self, training: Training) -> str | None:
-        """Record the options of a run; return an error if its folder holds a run with other options."""
+        """Record a run's options and return None, or return an error if the folder has a run with other options."""
         path = training.log.with_suffix(".json")
         if training.folder.path.is_dir():
             known = json.loads(path.read_text()) if path.is_file() else None
@@ -222,7 +224,11 @@ class Sweep:
         return None
 
     def _is_over(self, attempt: Attempt) -> bool:
-        """Check a training: send a heartbeat, report new epochs, prune, and close it if it has ended."""
+        """Send a heartbeat, report new epochs and prune; record the result if the training has ended.
+
+        Returns:
+            Whether the attempt is over: the training has ended, or the trial went to another worker.
+        """
         if time.monotonic() - attempt.last_beat > BEAT:
             attempt.last_beat = time.monotonic()
             if not self.queue.beat(attempt.claim):

@@ -1,1 +1,1 @@
-"""The inference form of a model: same outputs, fewer operations."""
+"""The inference form of a model, which computes the same outputs with fewer operations."""

@@ -1,13 +1,13 @@
-"""The backbone and the classifier for inference: the outputs of the trained modules from fewer operations.
+"""The backbone and the classifier for inference: the same outputs as the trained modules with fewer operations.
 
-- Everything that is read from the tokens after a block is one linear layer, see :class:`TokenReads`: the key and value
-  of the block's own bridge, the query and gate of the next.
-- Output projections are fused with the residual addition (``addmm``). Their bias is folded into the preceding
-  LayerNorm as a shift of the tokens, and the shift is folded into the biases of the layers that read the tokens.
+- After a block, one linear layer computes everything that bridges need from the tokens: the key and value for
+  Former→Mobile of the block, and the query and gate for Mobile→Former of the next block. See :class:`TokenReads`.
+- Output projections are fused with the residual addition (``addmm``). The preceding LayerNorm adds the bias of the
+  projection to the tokens as a shift. Layers that read the shifted tokens compensate for the shift in their own biases.
 - Scales and constant factors are folded into weights.
 
-A block passes the tokens on as a tuple: the tokens ``(B·M, d)`` shifted by the output bias of the next bridge, and the
-query and gate of that bridge, if any.
+A block passes the tokens to the next block as a tuple: the tokens ``(B·M, d)`` plus the output bias of the next
+Mobile→Former bridge, and the query and gate of that bridge. Without a next bridge, the tuple holds the tokens only.
 
 :mod:`mobile_former.deployment.exported_graphs` has the forward passes of exported graphs.
 """
@@ -46,7 +46,7 @@ class DeployedMobileFormer(nn.Module):
         self.classifier = DeployedClassifier(model.classifier, count=len(model.backbone.tokens))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify images ``(B, in_chans, H, W)`` with both sides at least 32: logits ``(B, num_classes)``."""
+        """Return the logits ``(B, num_classes)`` of images ``(B, in_chans, H, W)`` with sides of at least 32 pixels."""
         maps, tokens = self.backbone.shifted_features(images)
         return self.classifier(maps[32], *tokens)
 
@@ -60,7 +60,7 @@ class DeployedBackbone(nn.Module):
 
     Args:
         backbone: trained backbone.
-        last: bridge after the last block, if any.
+        last: Mobile→Former bridge after the last block, as in the classifier; None if there is no such bridge.
     """
 
     def __init__(self, backbone: Backbone, last: MobileToFormer | None = None):
@@ -89,7 +89,8 @@ class DeployedBackbone(nn.Module):
         """Compute the feature maps and the tuple of tokens after the last block; arguments as in :meth:`forward`.
 
         Returns:
-            The maps; the tokens ``(B·M, d)`` plus ``shift``, and the query and gate of the last bridge, if any.
+            The maps by stride, and the tuple. The tuple holds the tokens ``(B·M, d)`` plus the buffer ``shift``, and
+            the query and gate of the bridge after the last block, if any.
         """
         check_images(images, padding_mask, self.in_chans)
         if images.shape[0] == 0:
@@ -104,10 +105,11 @@ class Start(InferenceModule):
 
     Args:
         backbone: trained backbone.
-        first: first bridge.
+        first: first Mobile→Former bridge of the backbone.
 
     Attributes:
-        pads_stem: whether the stem's output is channel-padded in ONNX graphs.
+        pads_stem: whether the stem's output is channel-padded in ONNX graphs, see
+            :mod:`mobile_former.deployment.onnx_layout`.
         pads_bridge: whether the first bridge reads a channel-padded map in ONNX graphs.
     """
 
@@ -121,12 +123,16 @@ class Start(InferenceModule):
         self.pads_stem, self.pads_bridge = padded_maps(backbone)
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Map images ``(B, in_chans, H, W)`` to the stem's output ``(B, C, ⌈H/2⌉, ⌈W/2⌉)`` and the tuple of tokens."""
+        """Compute the inputs of the first block from images ``(B, in_chans, H, W)``.
+
+        Returns:
+            The stem's output ``(B, C, ⌈H/2⌉, ⌈W/2⌉)``, and the tuple of tokens, query and gate.
+        """
         x = self.stem(images).contiguous(memory_format=torch.channels_last)  # so that no convolution copies its input
         return x, self.batched(self._buffers["reads"], images.shape[0])
 
     def batched(self, reads: Tensor, batch: int) -> tuple[Tensor, ...]:
-        """Repeat the tokens, and query and gate ``(2, …)``, for each image of a batch."""
+        """Repeat the tokens, and the query and gate in ``reads`` ``(2, …)``, for each image of a batch."""
         tokens = self._buffers["tokens"].expand(batch, -1, -1).flatten(0, 1)
         return tokens, *reads.unsqueeze(1).expand(-1, batch, *[-1] * (reads.ndim - 1)).unbind()
 
@@ -136,7 +142,7 @@ class DeployedBlock(InferenceModule):
 
     Args:
         block: trained block.
-        following: next bridge that reads the tokens and the map, if any.
+        following: next Mobile→Former bridge, in the next block or in the classifier; None if there is none.
         count: number of tokens.
         stride: stride of the output relative to the image, see :class:`mobile_former.deployment.mobile.Pointwise`.
     """
@@ -160,17 +166,17 @@ class DeployedBlock(InferenceModule):
     def forward(
         self, x: Tensor, tokens: tuple[Tensor, ...], padding: Tensor | None, out_padding: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Update map and tokens.
+        """Update the map and the tokens.
 
         Args:
             x: input map, ``(B, C, H, W)``.
-            tokens: tokens ``(B·M, d)`` plus the output bias of this block's first bridge, and the query and gate of
-                that bridge as returned by :class:`TokenReads`.
+            tokens: tuple of the tokens ``(B·M, d)`` plus the output bias of this block's Mobile→Former bridge, the
+                query of that bridge, and the gate of that bridge; query and gate as returned by :class:`TokenReads`.
             padding: ``(B, 1, H, W)`` bool, True where the input map is padding.
             out_padding: ``(B, 1, H', W')`` bool, True where the output map is padding.
 
         Returns:
-            The output map ``(B, C', H', W')``, and the tuple of tokens for the following bridge.
+            The output map ``(B, C', H', W')``, and the same kind of tuple for the next Mobile→Former bridge.
         """
         count = self.count
         tokens, query, gate = tokens
@@ -188,15 +194,16 @@ class DeployedBlock(InferenceModule):
 
 
 class TokenReads(InferenceModule):
-    """Linear layer with everything that bridges read from the tokens after a block.
+    """Linear layer that computes everything that bridges need from the tokens after a block.
 
-    Each token is returned once per head with the channels of the other heads masked: set to 0, or in the gate to a
-    value whose sigmoid is 0. One matrix product with the map then serves all heads, and the map's channels stay
-    together in memory. This is faster than half as many multiplications with parts of the map.
+    The outputs have one row per head and token. A row masks the channels of the other heads: they are set to 0, or in
+    the gate to a value whose hard sigmoid is 0. One matrix product with the map then serves all heads, and the map's
+    channels stay together in memory. One product per head, each with a part of the map's channels, needs half as many
+    multiplications but is slower.
 
     Args:
-        to_mobile: bridge of the block that reads key (scaled) and value, if any.
-        following: next bridge, which reads query (scaled) and gate, if any.
+        to_mobile: Former→Mobile bridge of the block, which needs a scaled key and a value; None if there is none.
+        following: next Mobile→Former bridge, which needs a scaled query and a gate; None if there is none.
     """
 
     def __init__(self, to_mobile: FormerToMobile | None, following: MobileToFormer | None):
@@ -216,20 +223,23 @@ class TokenReads(InferenceModule):
         self.register_buffer("floor", floor)
 
     def forward(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
-        """Return key, value, query and gate, those that are read, each ``(B, heads·M, C)``, of tokens ``(B·M, d)``."""
+        """Map tokens ``(B·M, d)`` to the key, value, query and gate, each ``(B, heads·M, C)``.
+
+        The outputs for a bridge that is None are left out.
+        """
         heads = self._buffers["heads"]
         reads = self.linear(tokens).reshape(-1, 1, count, heads.shape[-1])
         return torch.addcmul(self._buffers["floor"], reads, heads).flatten(1, 2).chunk(self.parts, 2)
 
     def by_head(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
-        """Return the same without masked channels, each ``(B, heads, M, C / heads)``."""
+        """Return the outputs of :meth:`forward` without masked channels, each ``(B, heads, M, C / heads)``."""
         parts = self.parts * HEADS
         reads = self.linear(tokens).reshape(-1, count, parts, self.linear.out_features // parts)
         return reads.transpose(1, 2).chunk(self.parts, 1)
 
 
 class DeployedToFormer(InferenceModule):
-    """:class:`mobile_former.bridge.MobileToFormer`, gated, for inference.
+    """:class:`mobile_former.bridge.MobileToFormer` with a gate, for inference.
 
     Args:
         to_former: trained bridge.
@@ -260,10 +270,10 @@ class DeployedToFormer(InferenceModule):
 
 
 def gather(x: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Gather from the map by attention, see :meth:`DeployedToFormer.forward`.
+    """Compute the attention of a Mobile→Former bridge; arguments as in :meth:`DeployedToFormer.forward`.
 
     Returns:
-        The gated result ``(B·M, C)``, and the logits ``(B, heads·M, H·W)`` before softmax and mask.
+        The gated attention output ``(B·M, C)``, and the attention logits ``(B, heads·M, H·W)`` before softmax and mask.
     """
     positions = x.flatten(2)
     logits = torch.bmm(query, positions)
@@ -302,7 +312,7 @@ class DeployedFormer(InferenceModule):
         self.ffn_norm = with_shift(former.ffn_norm)
 
     def forward(self, tokens: Tensor, count: int) -> Tensor:
-        """Update the tokens ``(B·M, d)``, ``count`` per image, by self-attention and the feed-forward network."""
+        """Update the tokens ``(B·M, d)`` by self-attention and the feed-forward network; ``count`` is ``M``."""
         # Each token appears once per head with the features of the other heads set to 0, which avoids copies.
         keys = (tokens.reshape(-1, 1, count, tokens.shape[1]) * self._buffers["heads"]).flatten(1, 2)  # (B, heads·M, d)
         logits = torch.bmm(self.query(tokens).reshape(-1, count, tokens.shape[1]), keys.transpose(1, 2))
@@ -330,7 +340,9 @@ class DeployedClassifier(InferenceModule):
         self.logits = RowLinear(classifier.logits.weight, classifier.logits.bias)
 
     def forward(self, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor) -> Tensor:
-        """Classify the last map and the tuple of tokens of :meth:`DeployedBackbone.shifted_features`.
+        """Compute the logits from the last map, and from the tokens, query and gate.
+
+        The tokens, query and gate are the tuple that :meth:`DeployedBackbone.shifted_features` returns.
 
         Returns:
             Logits ``(B, num_classes)``.
@@ -344,7 +356,7 @@ class DeployedClassifier(InferenceModule):
 
 
 class RowLinear(InferenceLinear):
-    """Linear layer of one row per image, ``(B, in)``."""
+    """Linear layer for one row per image, ``(B, in)``. ONNX graphs have another forward pass for this class."""
 
 
 def _head_masks(layer: nn.Linear, heads: int) -> Tensor:
@@ -354,7 +366,7 @@ def _head_masks(layer: nn.Linear, heads: int) -> Tensor:
 
 
 def _by_input(weight: Tensor) -> nn.Parameter:
-    """Transpose the weight ``(out, in)`` of a linear layer, for the same reason as in :class:`InferenceLinear`."""
+    """Transpose the weight ``(out, in)`` of a linear layer to ``(in, out)``, which is faster for few rows on a CPU."""
     return nn.Parameter(weight.detach().t().contiguous())
 
 

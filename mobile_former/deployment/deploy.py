@@ -1,4 +1,4 @@
-"""The inference form of a model: the same outputs from fewer operations."""
+"""Convert a model to the inference form, which computes the same outputs with fewer operations."""
 
 import copy
 import functools

@@ -1,8 +1,8 @@
 """Forward passes of the inference form in exported graphs.
 
-In all exported graphs, the attention of the bridge is computed per head: other runtimes are faster with two small
-matrix products than with the one large product of eager PyTorch. Functions with ``onnx_only`` choose layouts that are
-fast in ONNX Runtime; the maps at the beginning of an ONNX graph may be channel-padded, see
+In all exported graphs, the attention of the bridge is computed per head. Other runtimes are faster with two small
+matrix products, one per head, than with the one large product that eager PyTorch runs. Functions with ``onnx_only``
+choose layouts that are fast in ONNX Runtime. The maps at the beginning of an ONNX graph may be channel-padded, see
 :mod:`mobile_former.deployment.onnx_layout`.
 """
 
@@ -27,15 +27,19 @@ from mobile_former.layers.padding import zero_padding
 
 @exported_forward(Start)
 def start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the stem's output, and the tuple of tokens with query and gate by head."""
+    """Return the stem's output, and the tuple of tokens, query and gate.
+
+    Query and gate are split by head, ``(B, heads, M, C / heads)``.
+    """
     return self.stem(images), self.batched(self.reads_by_head, images.shape[0])
 
 
 @exported_forward(Start, onnx_only=True)
 def padded_start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the stem's output, which may be channel-padded, and the tuple of tokens.
+    """Return the stem's output, and the tuple of tokens, query and gate.
 
-    Query and gate are by head, except if the first bridge reads a padded map.
+    The stem's output may be channel-padded. Query and gate are split by head, except if the first bridge reads a
+    channel-padded map.
     """
     if not self.pads_stem:
         return start(self, images)
@@ -44,7 +48,7 @@ def padded_start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...
     return x, self.batched(self.reads if self.pads_bridge else self.reads_by_head, images.shape[0])
 
 
-exported_forward(TokenReads)(TokenReads.by_head)  # as the two directions of the bridge below need them
+exported_forward(TokenReads)(TokenReads.by_head)  # split by head, as to_former and to_mobile expect
 
 
 @exported_forward(DeployedToFormer)
@@ -64,7 +68,10 @@ def to_former(
 def padded_to_former(
     self: DeployedToFormer, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Update the tokens from the map, which is channel-padded if the query is not by head."""
+    """Update the tokens from the map.
+
+    The map is channel-padded if ``query`` and ``gate`` are not split by head, but ``(B, heads·M, C)``.
+    """
     if query.ndim == 4:
         return to_former(self, x, tokens, query, gate, padding)
     query, gate = (pad_with_zeros(reads, 2, x.shape[1]) for reads in (query, gate))
@@ -82,18 +89,21 @@ def to_mobile(self: DeployedToMobile, x: Tensor, key: Tensor, value: Tensor) -> 
 
 @exported_forward(RowLinear, onnx_only=True)
 def row_linear(self: RowLinear, x: Tensor) -> Tensor:
-    """Run the linear layer as a convolution of one position.
+    """Run the linear layer as a convolution over a map of one position.
 
     The classifier's weights do not fit into a processor's caches. ONNX Runtime reads the weight of a convolution in
-    four streams, and that of a matrix product in two, which takes a quarter longer.
+    four streams. It reads the weight of a matrix product in two streams, and this takes a quarter longer.
     """
     return F.conv2d(x[..., None, None], self.weight[..., None, None], self.bias).flatten(1)
 
 
 @exported_forward(DeployedLite, onnx_only=True)
 def lite(self: DeployedLite, x: Tensor, padding: Tensor | None = None) -> Tensor:
-    """Run a Lite block. With a residual, the output of a channel-padded map is channel-padded too."""
-    # The projection is a sum over the parts of the hidden map, because concatenating them would convert their layout.
+    """Run a Lite block.
+
+    The output is channel-padded if the input map is channel-padded and the block has a residual connection.
+    """
+    # The projection is a sum over the parts of the hidden map, because a concatenation would convert the parts' layout.
     # The sum begins with the residual: ONNX Runtime fuses each addition into the convolution of its second operand.
     width = x.shape[1]
     parts = _depthwise_parts(self.depthwise, zero_padding(x, padding))
@@ -108,11 +118,14 @@ def lite(self: DeployedLite, x: Tensor, padding: Tensor | None = None) -> Tensor
 
 @exported_forward(Pointwise, onnx_only=True)
 def pointwise(self: Pointwise, x: Tensor) -> Tensor:
-    """Run a pointwise convolution with the groups and shuffles of training, or one-dimensional on a fine map.
+    """Run a pointwise convolution in the layout that is fastest in ONNX Runtime.
 
-    Groups take less time than the zeros between them, except on the finest maps, whose few channels make the shuffles
-    expensive. A two-dimensional convolution would convert the layout of the map, which takes longer on fine maps than
-    the convolution gains.
+    A grouped convolution keeps the groups and shuffles of training, because multiplying the zeros between the groups
+    takes longer. On the finest maps the convolution is ungrouped: these maps have few channels, and with few channels
+    the shuffles are expensive.
+
+    Other convolutions are one-dimensional on a fine map. A two-dimensional convolution would convert the layout of the
+    map, and on fine maps the conversion takes longer than the convolution gains.
     """
     if self.trained_groups > 1:
         out = F.conv2d(self.in_shuffle(x), self.group_weight, self.group_bias, groups=self.trained_groups)
@@ -126,7 +139,7 @@ def pointwise(self: Pointwise, x: Tensor) -> Tensor:
 
 @exported_forward(Depthwise, onnx_only=True)
 def depthwise(self: Depthwise, x: Tensor) -> Tensor:
-    """Run a depthwise convolution. The output is not channel-padded."""
+    """Run a depthwise convolution. The output is not channel-padded, even if the input map is."""
     if self.repeats == 1:
         return self.forward(x)
     joined = torch.cat(_depthwise_parts(self, x), dim=1)
@@ -137,10 +150,13 @@ def depthwise(self: Depthwise, x: Tensor) -> Tensor:
 
 
 def _depthwise_parts(layer: Depthwise, x: Tensor) -> list[Tensor]:
-    """Run a depthwise convolution in parts with one output for each channel of ``x``, channel-padded or not.
+    """Run a depthwise convolution in parts.
+
+    Each part has one output channel for each channel of ``x``. The map ``x`` may be channel-padded.
 
     Returns:
-        Parts ``(B, C, ⌈H/stride⌉, ⌈W/stride⌉)``, which together have all outputs in order; the rest of each is zero.
+        Parts ``(B, C, ⌈H/stride⌉, ⌈W/stride⌉)``. Together they contain all output channels in order. The remaining
+        channels at the end of each part are zero.
     """
     width, parts = x.shape[1], []
     for weight, bias in zip(_split(layer, layer.weight, width), _split(layer, layer.bias, width), strict=True):
@@ -150,11 +166,14 @@ def _depthwise_parts(layer: Depthwise, x: Tensor) -> list[Tensor]:
 
 
 def _split(layer: Depthwise, tensor: Tensor, width: int, dim: int = 0) -> list[Tensor]:
-    """Split the axis of the layer's outputs into those of each part, and append zeros up to ``width``."""
+    """Split a weight or bias into one piece per part, along the axis ``dim`` of the layer's output channels.
+
+    Zeros are appended to each piece up to ``width``.
+    """
     return [pad_with_zeros(part, dim, width) for part in tensor.split(_part_size(layer, width), dim)]
 
 
 def _part_size(layer: Depthwise, width: int) -> int:
-    """Return the number of outputs of a part: the largest multiple of the input channels up to ``width``."""
+    """Return the output channels of a part: the largest multiple of the layer's input channels up to ``width``."""
     channels = len(layer.bias) // layer.repeats
     return width // channels * channels

@@ -19,20 +19,20 @@ def fold_features_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
 
 
 def merged(layers: list[nn.Linear]) -> InferenceLinear:
-    """Merge linear layers with the same input into one, which concatenates their outputs."""
+    """Merge linear layers with the same input into one layer that returns the concatenated outputs."""
     return InferenceLinear(torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
 
 
 def scaled(layer: nn.Linear, factor: float = 1) -> InferenceLinear:
-    """Fold a factor on the output into a linear layer."""
+    """Multiply the output of a linear layer by a factor: the weight and the bias are multiplied."""
     return InferenceLinear(layer.weight * factor, layer.bias * factor)
 
 
 def whole(weight: Tensor, groups: int) -> Tensor:
-    """Convert the weight of a grouped pointwise convolution to that of an ungrouped one, with zeros between the groups.
+    """Convert the weight of a grouped pointwise convolution to the weight of an ungrouped one, filled up with zeros.
 
-    The ungrouped convolution has more multiplications but is faster in PyTorch: small groups do not fill the vector
-    registers, and the shuffles around grouped convolutions become a permutation of rows and columns.
+    The ungrouped convolution has more multiplications but is faster in PyTorch. Small groups do not fill the vector
+    registers. The shuffles around grouped convolutions become a permutation of the weight's rows and columns.
 
     Args:
         weight: ``(out, in / groups, 1, 1)``.
@@ -45,7 +45,10 @@ def whole(weight: Tensor, groups: int) -> Tensor:
 
 
 def shuffle_order(shuffle: nn.Module | None, channels: int) -> Tensor:
-    """Return the input channel of each output channel of a shuffle; the identity if it is not a ChannelShuffle."""
+    """Return the number of the input channel that a shuffle moves to each output channel.
+
+    None and modules other than :class:`ChannelShuffle` count as the identity.
+    """
     numbers = torch.arange(channels, device="cpu")
     return shuffle(numbers[None, :, None, None]).flatten() if isinstance(shuffle, ChannelShuffle) else numbers
 
@@ -61,5 +64,5 @@ def shifted(layer: nn.Linear, shift: Tensor) -> InferenceLinear:
 
 
 def with_shift(norm: nn.LayerNorm, shift: Tensor | float = 0) -> InferenceNorm:
-    """Add a shift ``(d,)`` to the output of a LayerNorm."""
+    """Add a shift ``(d,)`` to the output of a LayerNorm, through its bias. With 0, only convert the LayerNorm."""
     return InferenceNorm(norm.weight, norm.bias + shift, norm.eps)

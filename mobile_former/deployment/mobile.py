@@ -37,7 +37,7 @@ class DeployedMobile(InferenceModule):
         self.residual = mobile.residual
 
     def forward(self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
-        """See :meth:`mobile_former.mobile.Mobile.forward`."""
+        """Transform the map, see :meth:`mobile_former.mobile.Mobile.forward`."""
         guide1, guide2 = self.reduce(guiding_tokens(tokens, mixing)).relu_().chunk(2, dim=-1)
         hidden = self.expand_relu(self.expand(x), guide1, mixing)
         hidden = self.depthwise_relu(self.depthwise(zero_padding(hidden, padding)), guide2, mixing)
@@ -66,7 +66,7 @@ class DeployedDownsamplingMobile(InferenceModule):
     def forward(
         self, x: Tensor, tokens: Tensor, mixing: Tensor | None, padding: Tensor | None, out_padding: Tensor | None
     ) -> Tensor:
-        """See :meth:`mobile_former.mobile.DownsamplingMobile.forward`."""
+        """Transform the map, see :meth:`mobile_former.mobile.DownsamplingMobile.forward`."""
         guide1, guide2 = self.reduce(guiding_tokens(tokens, mixing)).relu_().chunk(2, dim=-1)
         x = self.project1(self.relu1(self.depthwise1(zero_padding(x, padding)), guide1, mixing))
         hidden = self.depthwise2(zero_padding(x, out_padding))
@@ -88,19 +88,20 @@ class DeployedLite(InferenceModule, Lite):
         self.residual = lite.residual
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        """See :meth:`mobile_former.mobile.Lite.forward`."""
+        """Transform the map, see :meth:`mobile_former.mobile.Lite.forward`."""
         out = self.project(self.depthwise(zero_padding(x, padding)))
         return out.add_(x) if self.residual else out
 
 
 class SlopesReLU(InferenceModule):
-    """Dynamic ReLU without the reduction of the tokens.
+    """Dynamic ReLU without the first layer of the MLP, see :class:`mobile_former.layers.dynamic_relu.DynamicReLU`.
 
-    The layer before returns twice the map. This removes constants: ``max(a₁·x, a₂·x) = max(θ₁·2x, (θ₂ − ½)·2x)``.
+    The block runs the first layers of two dynamic ReLUs at once. The input is twice the map ``x``, because the layer
+    before has ``gain=2``. This removes constants: ``max(a₁·x, a₂·x) = max(θ₁·2x, (θ₂ − ½)·2x)``.
 
     Args:
         relu: trained dynamic ReLU.
-        order: number in training of each channel of the map; None if the order is that of training.
+        order: number that each channel of the map had in training; None if the channels are in the same order.
     """
 
     def __init__(self, relu: DynamicReLU, order: Tensor | None = None):
@@ -115,11 +116,12 @@ class SlopesReLU(InferenceModule):
         self.register_buffer("lowered_by", weight.new_full((len(weight) // 2, 1, 1), 0.5))
 
     def forward(self, x: Tensor, guide: Tensor, mixing: Tensor | None) -> Tensor:
-        """Activate a map, which may be overwritten.
+        """Apply the activation; may overwrite ``x``.
 
         Args:
             x: twice the map, ``(B, C, H, W)``.
-            guide: reduced first token ``(B, r)``; with ``mixing``, all reduced tokens ``(B, M, r)``.
+            guide: output of the MLP's first layer for the first token, ``(B, r)``; with ``mixing``, for all tokens,
+                ``(B, M, r)``.
             mixing: see :meth:`mobile_former.layers.dynamic_relu.DynamicReLU.forward`.
 
         Returns:
@@ -135,19 +137,19 @@ class SlopesReLU(InferenceModule):
 
 
 class Pointwise(InferenceConv):
-    """Pointwise convolution with its BatchNorm and the shuffles around it folded into the weight.
+    """Pointwise convolution. BatchNorm and the shuffles before and after the convolution are folded into the weight.
 
     A grouped convolution becomes an ungrouped one, see :func:`mobile_former.deployment.folding.whole`. The layer also
-    keeps the grouped weight if ONNX graphs use it.
+    keeps the grouped weight if ONNX graphs use the grouped convolution.
 
     Args:
         layer: trained layer.
-        in_order: number in training of each input channel; None if ``in_shuffle`` gives the order.
+        in_order: number that each input channel had in training; None if ``in_shuffle`` gives the order.
         in_shuffle: shuffle before the layer in training, if any.
         out_shuffle: shuffle after the layer in training, if any.
         gain: factor on the output.
-        stride: stride of the map relative to the image, which selects the layout in ONNX graphs. Leave it out for maps
-            with many channels.
+        stride: stride of the map relative to the image. The stride selects the layout in ONNX graphs. Keep the default
+            for maps with many channels.
         relu6: apply ReLU6 to the output.
     """
 
@@ -181,13 +183,13 @@ class Depthwise(InferenceConv):
 
     Args:
         layer: trained layer.
-        shuffle: shuffle after the layer in training, if any. It is not applied, but changes :attr:`order`.
+        shuffle: shuffle after the layer in training, if any. The shuffle is not applied, but :attr:`order` includes it.
         gain: factor on the output.
         relu6: apply ReLU6 to the output.
 
     Attributes:
         repeats: number of output channels for each input channel.
-        order: number in training, after the shuffle, of each output channel.
+        order: number that each output channel had in training, after the shuffle.
     """
 
     def __init__(self, layer: ConvNorm, shuffle: nn.Module | None = None, *, gain: float = 1, relu6: bool = False):

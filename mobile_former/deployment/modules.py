@@ -1,10 +1,10 @@
-"""Basic modules of the inference form, and everything that makes them fast in eager PyTorch.
+"""Basic modules of the inference form, and the optimisations that make the inference form fast in eager PyTorch.
 
 This file is the only one that depends on PyTorch's internals and on oneDNN's operators:
 
-- :class:`InferenceModule` calls ``forward`` directly and finds its submodules as plain attributes. An inference form
+- :class:`InferenceModule` calls ``forward`` without hooks and stores submodules as plain attributes. An inference form
   has about 170 submodules, and for one small image the overhead of ``nn.Module`` takes as long as the arithmetic.
-- :func:`exported_forward` registers another forward pass for exported graphs.
+- :func:`exported_forward` registers a different forward pass for exported graphs.
 - :class:`InferenceConv`, :func:`gelu` and :func:`larger_product_` are faster than PyTorch's own operations on a CPU.
   They use PyTorch's own operations if a compiler, an exporter or autograd needs them.
 """
@@ -22,8 +22,9 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 class InferenceModule(nn.Module):
     """Base class of the submodules of an inference form.
 
-    A call runs ``forward`` without hooks. Submodules are also plain attributes, which Python finds before it calls
-    ``nn.Module.__getattr__``. Parameters and buffers are not, because exporters and ``functional_call`` replace them.
+    A call runs ``forward`` without hooks. Submodules are also plain attributes, so that Python finds them without a
+    call of ``nn.Module.__getattr__``. Parameters and buffers are not plain attributes, because exporters and
+    ``functional_call`` replace parameters and buffers.
     """
 
     def __init_subclass__(cls, **options: Any):
@@ -45,12 +46,12 @@ class InferenceModule(nn.Module):
 def exported_forward(kind: type[InferenceModule], *, onnx_only: bool = False) -> Callable[[Callable], Callable]:
     """Register the decorated function as the forward pass of a class in exported graphs.
 
-    The choice between ``kind.forward`` and the function is made here only. If two functions are registered, the later
-    one takes precedence in the graphs that it is for.
+    A module runs the function during an export, and ``kind.forward`` otherwise. No other code makes this choice. If two
+    functions are registered for a class, the later one takes precedence in the exports to which it applies.
 
     Args:
         kind: the class. The function takes the module and the inputs of ``kind.forward``.
-        onnx_only: use the function under ``torch.onnx.export`` only, not in other graphs of ``torch.export``.
+        onnx_only: use the function in ``torch.onnx.export`` only, not in other exports by ``torch.export``.
     """
 
     def register(forward: Callable) -> Callable:
@@ -100,7 +101,7 @@ class InferenceNorm(InferenceModule, nn.LayerNorm):
         self.weight, self.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(…, d)`` over the last axis, then scale and shift it."""
+        """Normalise ``(…, d)`` over the last axis, then apply the weight and the bias."""
         parameters = self._parameters
         return torch.layer_norm(x, self.normalized_shape, parameters["weight"], parameters["bias"], self.eps)
 
@@ -108,14 +109,14 @@ class InferenceNorm(InferenceModule, nn.LayerNorm):
 class InferenceConv(InferenceModule):
     """Convolution with bias, optionally followed by ReLU6.
 
-    On a CPU, PyTorch converts the weight to oneDNN's layout at every call, which takes half as long as the convolution
-    itself for a map of few positions. Here it is converted at the first call. A pointwise convolution runs as a linear
-    layer over the positions, which has less overhead.
+    On a CPU, PyTorch's convolution converts the weight to oneDNN's layout at every call. For a map of few positions,
+    the conversion takes half as long as the convolution itself. This class converts the weight only at the first call.
+    A pointwise convolution runs as a linear layer over the positions, because a linear layer has less overhead.
 
     Args:
         weight: ``(out, in / groups, kernel, kernel)``.
         bias: ``(out,)``.
-        stride: stride along both sides.
+        stride: stride along both axes of the map.
         padding: zero padding on all sides.
         groups: number of groups.
         relu6: apply ReLU6 to the output.
@@ -185,7 +186,7 @@ def _needs_gradients(*tensors: Tensor) -> bool:
 
 
 def _runs_onednn(x: Tensor) -> bool:
-    """Whether oneDNN's operators apply to ``x``. They support no export, no fake tensors and no autocast."""
+    """Whether oneDNN's operators can run on ``x``. The operators do not support export, fake tensors and autocast."""
     return (
         type(x) is Tensor
         and x.is_cpu

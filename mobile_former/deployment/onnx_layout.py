@@ -1,8 +1,9 @@
-"""Channel padding and thresholds for the ONNX graphs of an inference form, which ONNX Runtime runs.
+"""Channel padding and stride thresholds that make the ONNX graph of an inference form fast in ONNX Runtime.
 
-ONNX Runtime's convolutions take images in blocks of 16 channels (8 on processors without AVX-512). A map with another
-number of channels is converted before and after every convolution. Therefore the narrow maps at the beginning of an
-ONNX graph are channel-padded: the channels are repeated as often as a block has room for, and the rest is zero.
+ONNX Runtime's convolutions process maps in blocks of 16 channels (8 on processors without AVX-512). A map with another
+number of channels is converted before and after every convolution. Therefore the maps with few channels at the
+beginning of an ONNX graph are channel-padded to one block: the channels are repeated as often as the block has room
+for, and the remaining channels of the block are zero.
 """
 
 import itertools
@@ -20,10 +21,10 @@ WHOLE_STRIDE = 4  # up to this stride, pointwise convolutions have no groups
 
 
 def padded_maps(backbone: Backbone) -> tuple[bool, bool]:
-    """Return whether the stem's output is channel-padded, and whether the map that the first bridge reads is.
+    """Return two flags: whether the stem's output and the first bridge's input map are channel-padded.
 
-    A Lite block with a residual returns a padded map if its input is padded. Other than Lite blocks, only the first
-    bridge and a downsampling Mobile accept a padded map.
+    A Lite block with a residual connection returns a padded map for a padded input map. Apart from Lite blocks, only
+    the first bridge and a downsampling Mobile accept a padded map.
     """
     lites = list(itertools.takewhile(lambda block: isinstance(block, Lite), backbone.blocks))
     reaches_bridge = all(lite.residual for lite in lites)
@@ -33,7 +34,7 @@ def padded_maps(backbone: Backbone) -> tuple[bool, bool]:
 
 
 def pad_with_copies(tensor: Tensor, width: int = BLOCK) -> Tensor:
-    """Repeat the first axis as often as ``width`` has room for, then append zeros up to ``width``."""
+    """Repeat a tensor along the first axis as often as ``width`` has room for, then append zeros up to ``width``."""
     return pad_with_zeros(torch.cat([tensor] * (width // len(tensor))), 0, width)
 
 

@@ -1,4 +1,4 @@
-"""Training: command lines, run folders, data loading, optimisation and export, shared by both tasks."""
+"""Training code of both tasks: command lines, run folders, data loading, optimisation and export."""
 
 import importlib.util
 import os

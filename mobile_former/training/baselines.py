@@ -1,4 +1,4 @@
-"""Models of other libraries: names ``timm/NAME`` and ``transformers/NAME``, used by both tasks."""
+"""Models of timm and transformers for both tasks, named ``timm/NAME`` and ``transformers/NAME``."""
 
 import logging
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _RESNETS = {
 
 
 def is_baseline(name: str) -> bool:
-    """Whether a name is that of a model of another library."""
+    """Whether the name of a model begins with ``timm/`` or ``transformers/``."""
     return name.startswith(tuple(f"{library}/" for library in _LIBRARIES))
 
 
@@ -48,7 +48,7 @@ def timm_model(name: str, weights: Path | None = None, **options) -> nn.Module:
 
     Args:
         name: name of the model in timm.
-        weights: weights file in timm's layout, with any number of classes.
+        weights: weights file with timm's tensor names. The number of classes may differ from that of the model.
         options: options of ``timm.create_model``; those that are None are ignored.
 
     Raises:
@@ -84,11 +84,11 @@ def timm_model(name: str, weights: Path | None = None, **options) -> nn.Module:
 
 
 def resnet_config(name: str, others: Sequence[str] = (), **options) -> object:
-    """Return the configuration of a ResNet of transformers: ``resnet18``, ``34``, ``50`` or ``101``.
+    """Return the transformers configuration of ``resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``.
 
     Args:
         name: name of the model.
-        others: other valid names, for the error message.
+        others: names of other models that the caller accepts, for the error message.
         options: options of ``transformers.ResNetConfig``.
 
     Raises:
@@ -101,15 +101,15 @@ def resnet_config(name: str, others: Sequence[str] = (), **options) -> object:
 
 
 def load_transformers_weights(network: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Load the weights of a network without classifier from a file in transformers' layout, in place.
+    """Load a weights file of transformers into a network without classifier, in place.
 
     Args:
         network: model of transformers without classifier.
-        path: ``.safetensors``, ``.bin`` or ``.pth`` file of such a model, or of a classifier, whose tensor names begin
-            with the name of the architecture.
+        path: ``.safetensors``, ``.bin`` or ``.pth`` file. It has the tensor names of the network, or those of a
+            classifier, which begin with the name of the architecture, such as ``resnet.``.
 
     Returns:
-        The other tensors in the file by name.
+        The tensors of the file that the network does not have, by name.
 
     Raises:
         InputError: the file does not fit the network.

@@ -1,4 +1,4 @@
-"""Tables of the commands, as text."""
+"""Console that prints the tables of the commands."""
 
 from rich.console import Console
 

@@ -11,11 +11,11 @@ def import_extra(name: str, extra: str, reason: str) -> ModuleType:
 
     Args:
         name: name of the module, such as ``"onnxruntime"`` or ``"onnxruntime.quantization"``.
-        extra: extra of setup.cfg that installs it.
-        reason: beginning of the error message, which ends with the library: ``"an ONNX file needs onnxruntime"``.
+        extra: name of the extra of setup.cfg that installs the module.
+        reason: beginning of the error message. Its last word is the library: ``"an ONNX file needs onnxruntime"``.
 
     Raises:
-        InputError: the module cannot be imported. The message gives the cause and the command that installs it.
+        InputError: the module cannot be imported. The message gives the cause and the command that installs the extra.
     """
     try:
         return importlib.import_module(name)

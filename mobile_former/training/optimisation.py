@@ -15,16 +15,16 @@ from mobile_former.errors import InputError
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Options of optimiser, schedule and weight averaging that the modules of both tasks share.
+    """Options of optimiser, learning rate schedule and weight averaging, shared by both tasks.
 
     Attributes:
         learning_rate: peak learning rate.
         backbone_learning_rate: peak learning rate of the backbone. None: ``learning_rate``.
-        learning_rate_batch: total batch size that the learning rates are meant for. The rates are scaled in proportion
-            to the total batch size of the run. None: no scaling.
-        weight_decay: weight decay of all parameters except biases and norms.
-        warmup_epochs: number of epochs during which the learning rate rises.
-        milestones: epochs after which the learning rate falls to a tenth. None: a cosine down to 0.
+        learning_rate_batch: total batch size (images per optimiser step) that the learning rates are meant for. The
+            rates are scaled in proportion to the total batch size of the run. None: no scaling.
+        weight_decay: weight decay of all parameters except biases and norm layers.
+        warmup_epochs: number of epochs at the start during which the learning rate rises.
+        milestones: epochs after which the learning rate is divided by 10. None: a cosine schedule down to 0.
         ema_decay: decay of an exponential moving average of the weights. 0: no average.
 
     Raises:
@@ -56,12 +56,12 @@ class Optimisation:
         require(0 <= self.ema_decay < 1, "ema_decay", "0 (no average) to below 1")
 
     def configure(self, model: nn.Module, trainer: Trainer, backbone: nn.Module | None = None) -> dict:
-        """Build optimiser and schedule for a fit that is about to begin.
+        """Build the optimiser and the schedule of a training run that is about to begin.
 
         Args:
             model: module to train.
-            trainer: trainer of the fit.
-            backbone: part of ``model`` that takes ``backbone_learning_rate``.
+            trainer: trainer of the run.
+            backbone: part of ``model`` that takes ``backbone_learning_rate``. None: there is no such part.
 
         Returns:
             The dictionary that ``configure_optimizers`` returns.
@@ -79,7 +79,7 @@ class Optimisation:
         )
 
     def callbacks(self) -> list[Callback]:
-        """Return the callback that averages the weights, if ``ema_decay`` is above 0."""
+        """Return a list with the callback that averages the weights. The list is empty if ``ema_decay`` is 0."""
         return [EMAWeightAveraging(decay=self.ema_decay)] if self.ema_decay > 0 else []
 
 
@@ -94,17 +94,18 @@ def adamw(
     milestones: Sequence[int] | None = None,
     learning_rates: Mapping[nn.Module, float] | None = None,
 ) -> dict:
-    """Build AdamW with a schedule by step.
+    """Build AdamW and a learning rate schedule that changes the rate at every optimiser step.
 
     Args:
         model: module to train.
         learning_rate: peak learning rate, reached after the warm-up.
-        weight_decay: weight decay of all parameters except biases and norms.
+        weight_decay: weight decay of all parameters except biases and norm layers.
         warmup_epochs: length of the warm-up in epochs.
         total_steps: number of optimiser steps of the run.
         steps_per_epoch: number of optimiser steps of an epoch.
-        milestones: epochs of :func:`warmup_milestones`. Default: :func:`warmup_cosine`.
-        learning_rates: peak learning rates of parts of the model that have their own.
+        milestones: epochs after which the learning rate is divided by 10, see :func:`warmup_milestones`. None: the
+            schedule of :func:`warmup_cosine`.
+        learning_rates: peak learning rate of each part of the model that does not take ``learning_rate``.
 
     Returns:
         The dictionary that ``configure_optimizers`` returns.
@@ -124,13 +125,13 @@ def parameter_groups(
 ) -> list[dict]:
     """Group the trainable parameters of a model by weight decay and learning rate.
 
-    Biases and norms have no weight decay. Neither have the parameters that a part of the model names in
-    ``no_weight_decay``: for these, 0 is not a better guess than any other value.
+    Biases and norm layers have no weight decay. A submodule excludes further parameters by listing their names in its
+    attribute ``no_weight_decay``. These are parameters for which 0 is not a better guess than any other value.
 
     Args:
         model: module to train.
         weight_decay: weight decay of the other parameters.
-        learning_rates: learning rates of parts of the model that have their own.
+        learning_rates: learning rate of each part of the model that does not take the rate of the optimiser.
     """
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
     rates = {part: rate for module, rate in (learning_rates or {}).items() for part in module.modules()}
@@ -149,12 +150,12 @@ def parameter_groups(
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Return the factor of the learning rate: a linear rise from 1/warmup_steps to 1, then half a cosine down to 0.
+    """Return the learning rate factor. It rises linearly from 1/warmup_steps to 1, then falls to 0 along half a cosine.
 
     Args:
         step: number of optimiser steps so far.
-        warmup_steps: length of the linear part.
-        total_steps: total length; the factor is 0 from there on.
+        warmup_steps: length of the linear rise.
+        total_steps: length of the whole schedule. The factor is 0 from this step on.
     """
     if step >= total_steps:
         return 0.0
@@ -165,24 +166,24 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 def warmup_milestones(step: int, warmup_steps: int, milestones: Sequence[int]) -> float:
-    """Return the factor of the learning rate: a linear rise from 1/warmup_steps to 1, then a tenth at each milestone.
+    """Return the learning rate factor. It rises linearly from 1/warmup_steps to 1; each milestone divides it by 10.
 
     Args:
         step: number of optimiser steps so far.
-        warmup_steps: length of the linear part.
-        milestones: steps at which the factor is divided by 10.
+        warmup_steps: length of the linear rise.
+        milestones: optimiser steps at which the factor is divided by 10.
     """
     warmup = (step + 1) / warmup_steps if step < warmup_steps else 1.0
     return warmup * 0.1 ** sum(step >= milestone for milestone in milestones)
 
 
 def total_batch(trainer: Trainer) -> int:
-    """Return the number of images of an optimiser step: of all processes and all accumulated batches."""
+    """Return the number of images per optimiser step, over all processes and accumulated batches."""
     return trainer.datamodule.hparams.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
 
 def rate_factor(trainer: Trainer, meant_for: int | None) -> float:
-    """Return the factor of the learning rates for the total batch size of a run.
+    """Return the factor that scales the learning rates to the total batch size of a run.
 
     This is the linear scaling rule of Goyal et al., Accurate, Large Minibatch SGD (arXiv 1706.02677).
 
@@ -194,10 +195,10 @@ def rate_factor(trainer: Trainer, meant_for: int | None) -> float:
 
 
 def run_length(trainer: Trainer) -> dict[str, int]:
-    """Return the number of optimiser steps of a fit that is about to begin: ``total_steps`` and ``steps_per_epoch``.
+    """Return ``total_steps`` and ``steps_per_epoch`` of a run that is about to begin, in optimiser steps.
 
     Raises:
-        InputError: there is no batch to train on, or the run has no end.
+        InputError: there is no batch to train on, or neither epochs nor steps of the run are limited.
     """
     trainer.fit_loop.setup_data()  # sets the number of batches
     batches = trainer.num_training_batches

@@ -119,9 +119,9 @@ class HubModel:
         private: bool | None = None,
         token: str | bool | None = None,
     ) -> str:
-        """Upload the model to a repository of the Hugging Face Hub, which is created if it is missing.
+        """Upload the model to a repository of the Hugging Face Hub.
 
-        An existing model card is not overwritten.
+        A missing repository is created. An existing model card is not overwritten.
 
         Args:
             repository: name of the repository, ``"owner/name"``.

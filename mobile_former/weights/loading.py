@@ -14,8 +14,8 @@ from mobile_former.weights.files import read_weights
 from mobile_former.whole_file import write_whole
 
 _logger = logging.getLogger(__name__)
-# Tensors whose shapes vary within a variant: those of the last linear layer depend on the number of classes, that of the
-# stem's convolution depends on the number of image channels.
+# Tensors whose shapes vary within a variant. Those of the last linear layer depend on the number of classes, that of
+# the stem's convolution on the number of image channels.
 _HEAD = ("classifier.logits.weight", "classifier.logits.bias")
 _STEM = "backbone.stem.conv.weight"
 
@@ -142,7 +142,10 @@ def require_channels(path: Path, state: Mapping[str, Tensor], in_chans: int) -> 
 
 
 def layout(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor by name, without the sizes that depend on the number of classes or channels."""
+    """Return the shape of each tensor by name.
+
+    Sizes that depend on the number of classes or on the number of image channels are left out.
+    """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for name in _HEAD:
         if shapes.get(name):

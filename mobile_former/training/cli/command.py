@@ -1,4 +1,4 @@
-"""Entry point of every command: errors without a traceback, output checks, and messages of the libraries."""
+"""Entry point of every command, and helpers for errors, output files and messages of libraries."""
 
 import contextlib
 import logging
@@ -14,7 +14,6 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from mobile_former.errors import InputError
 
-
 _created_folders: list[Path] = []  # by require_writable, parents first
 
 
@@ -22,7 +21,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     """Run the ``main`` of a command and exit.
 
     An error in the user's input is printed in one line, and the exit status is 1. Ctrl-C exits with status 130. If the
-    command fails, folders that :func:`require_writable` created for it are removed, unless they have content.
+    command fails, the folders that :func:`require_writable` created are removed, unless they have content.
     """
     quieten()
     _created_folders.clear()
@@ -53,7 +52,7 @@ def require_writable(path: Path) -> None:
     """Create the folder of an output file before the work begins, so that no result is lost at the end.
 
     Raises:
-        InputError: ``path`` is a folder, or its folder cannot be created.
+        InputError: ``path`` is a folder, or its parent folder cannot be created.
     """
     missing = [folder for folder in (path.parent, *path.parent.parents) if not os.path.lexists(folder)]
     try:
@@ -66,7 +65,7 @@ def require_writable(path: Path) -> None:
 
 
 def exit_if_unreadable(errors: Sequence[str], total: int) -> None:
-    """Print the errors of unreadable images and their number, and exit with status 1, if there are any.
+    """Print the errors and exit with status 1 if there are unreadable images. Otherwise do nothing.
 
     Args:
         errors: one message for each unreadable image.
@@ -83,7 +82,7 @@ def quieten(stream: TextIO | None = None) -> None:
     """Show only those log messages and warnings that a user can act on.
 
     Args:
-        stream: stream of the log messages. Default: stderr. In a notebook, stdout shows them like other output.
+        stream: stream of the log messages. None: stderr. Pass stdout in a notebook: messages look like other output.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=stream)
     for name in ("mobile_former", "classification", "detection"):

@@ -1,4 +1,4 @@
-"""Checks of a config before it is used: it must be finite, and its transforms must not run other code."""
+"""Checks of a config before use: its aliases must not expand without end, its transforms must not run other code."""
 
 import itertools
 import math
@@ -16,9 +16,12 @@ _MAX_VALUES = 100_000  # values in a config with its aliases expanded
 
 
 def require_transforms(value: object) -> None:
-    """Raise InputError unless every ``class_path`` in ``train_transforms``, at any depth, is a transform.
+    """Check that every ``class_path`` in ``train_transforms``, at any depth, is a transform of albumentations.
 
-    Arguments of transforms accept any callable. A config from elsewhere could otherwise call any function.
+    Arguments of transforms accept any callable. Without this check, a stranger's config could call any function.
+
+    Raises:
+        InputError: a ``class_path`` is not a transform.
     """
     if isinstance(value, list | tuple):
         for part in value:
@@ -40,7 +43,7 @@ def _is_transform(class_path: object) -> bool:
 
 
 def require_finite(path: Path) -> None:
-    """Raise InputError if the aliases (``*name``) of a config expand to too many values. Other faults are ignored."""
+    """Raise InputError if the YAML aliases (``*name``) of a config expand to too many values. Ignore other faults."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
@@ -50,7 +53,7 @@ def require_finite(path: Path) -> None:
 
 
 def _count_values(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """Count the values under a YAML node with aliases expanded; infinite if a node contains itself."""
+    """Count the values under a YAML node with aliases expanded. Return infinity if a node contains itself."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in known:

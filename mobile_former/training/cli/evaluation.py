@@ -15,7 +15,7 @@ def evaluation_parser(task: str, stage: str) -> Parser:
 
     Args:
         task: name of the task.
-        stage: ``"validate"``, or ``"test"``, which has the additional option ``--output``.
+        stage: ``"validate"`` or ``"test"``. Only ``test`` has the option ``--output``.
     """
     parser = Parser(prog=f"python -m {task}.{stage}", description="Score a checkpoint on labelled images.")
     parser.add_argument("--ckpt_path", required=True, help="checkpoint, such as checkpoints/best.ckpt of a run")
@@ -50,13 +50,13 @@ def output_folder(options: Namespace) -> Path:
 
 
 def folder_of(checkpoint: str | Path) -> Path:
-    """Return the folder for results of a checkpoint: its run folder, or its own folder if it is not part of a run."""
+    """Return the run folder of a checkpoint, or the folder of the file if the checkpoint is not part of a run."""
     folder = Path(checkpoint).parent
     return folder.parent if folder.name == "checkpoints" else folder
 
 
 def score(stage: str, trainer: Trainer, module: LightningModule, data: ImageData) -> dict[str, float]:
-    """Score a module on the data of a stage and return the logged metrics."""
+    """Score a module on the data of the stage ``"validate"`` or ``"test"`` and return the logged metrics."""
     data.class_names = module.hparams.class_names
     run = trainer.test if stage == "test" else trainer.validate
     (metrics,) = run(module, data, verbose=False)

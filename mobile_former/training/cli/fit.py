@@ -35,15 +35,16 @@ class FitCLI(LightningCLI):
     """Command line that trains a model, scores it and writes a run folder.
 
     Args:
-        task: name of the task, and of its folder in the folder of all runs.
-        model_class: LightningModule of the task. It takes ``class_names``, and has ``monitor`` (name of the score to
-            maximise), ``architecture`` (names of the options that determine its weights), and the attributes that
-            :class:`RunReport` uses.
+        task: name of the task. Run folders are in a subfolder of the same name.
+        model_class: LightningModule of the task. Its constructor takes ``class_names``. It has ``monitor`` (name of
+            the score to maximise), ``architecture`` (names of the options that determine its weights), and the
+            attributes that :class:`RunReport` uses.
         data_class: LightningDataModule of the task. It has ``class_names``, ``dataset_name``, and the attributes that
             :class:`RunReport` uses.
         configs: folder of the task's own configs.
-        embedded: name of the config in it that is used if no config is given.
-        learned_from_data: arguments of the module that are read from the data module.
+        embedded: name of the config in ``configs`` that is used if no config is given. It trains on embedded data, see
+            :mod:`mobile_former.training.data.digits`.
+        learned_from_data: names of the arguments of ``model_class`` that are read from the data module.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class FitCLI(LightningCLI):
             raise InputError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
 
     def _with_config_paths(self, arguments: Sequence[str]) -> list[str]:
-        """Replace the names of the task's own configs by their paths; add the embedded data's if there is no config."""
+        """Replace names of the task's own configs by paths. Without a config, add the config of the embedded data."""
         found: list[str] = []
         for argument in arguments:
             option, equals, value = argument.partition("=")
@@ -164,7 +165,7 @@ class FitCLI(LightningCLI):
         return found
 
     def _config_path(self, name: str) -> str:
-        """Return the path of a config: the path as given, or that of the task's own config with this name."""
+        """Return ``name`` if it is an existing path, otherwise the path of the task's own config with this name."""
         if Path(name).exists():
             return name
         own = self.configs / Path(name).name
@@ -176,7 +177,7 @@ class FitCLI(LightningCLI):
     # Building
 
     def instantiate_classes(self) -> None:
-        """Build data module, module and trainer. A ValueError of a constructor is an error in the options."""
+        """Build the data module, the module and the trainer. Convert a ValueError of a constructor to InputError."""
         try:
             super().instantiate_classes()
         except (InputError, FileNotFoundError):
@@ -212,7 +213,7 @@ class FitCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _start_run(self) -> int | None:
-        """Choose folder and checkpoint and save the config. Return the optimiser step of a run that is resumed."""
+        """Choose folder and checkpoint, and save the config. Return the step of a resumed run, None in a new folder."""
         name = self.config["name"] or f"{self.model.label}-{self.datamodule.dataset_name}".replace("/", "-")
         runs = Path(self.config["runs_folder"])
         self.folder, self.checkpoint, step = start_run(runs, self.task, name, self.config["ckpt_path"], self.model)

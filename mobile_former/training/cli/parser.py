@@ -30,7 +30,7 @@ class Parser(LightningArgumentParser):
         sys.exit(2)
 
     def _suggestion(self, message: str) -> str:
-        """Return a line that suggests an option if the message is about an unknown one, otherwise nothing."""
+        """Return a line that suggests a valid option if the message is about an unknown option, otherwise ``""``."""
         name = _unknown_option(message)
         if name is None:
             return ""
@@ -48,7 +48,7 @@ class Parser(LightningArgumentParser):
 
 
 def parse_folder_and_limit(prog: str, description: str, *, contents: str, limited: str) -> argparse.Namespace:
-    """Parse the command line of a command that writes embedded data.
+    """Parse the command line of a command that writes embedded data (made of scikit-learn's digits) to a folder.
 
     Args:
         prog: name of the command.
@@ -57,7 +57,7 @@ def parse_folder_and_limit(prog: str, description: str, *, contents: str, limite
         limited: items that ``--limit`` counts, for ``--help``.
 
     Returns:
-        ``folder``, and ``limit``, which is None if there is no limit.
+        Namespace with ``folder`` and ``limit``. ``limit`` is None if the option is not given.
 
     Raises:
         InputError: the limit is below 1.
@@ -72,7 +72,7 @@ def parse_folder_and_limit(prog: str, description: str, *, contents: str, limite
 
 
 def _unknown_option(message: str) -> str | None:
-    """Return the unknown option that an error of jsonargparse is about, in the form ``--group.name``, or None."""
+    """Return the option ``--group.name`` that jsonargparse reports as unknown, or None if the error is another one."""
     if found := re.search(r"[Uu]nrecognized arguments: (--[\w.-]+)", message):
         return found[1]
     if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):

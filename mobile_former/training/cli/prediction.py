@@ -10,7 +10,7 @@ from mobile_former.training.cli.parser import Parser
 
 
 def add_predict_options(parser: Parser, task: str, *, output: str, batch_size: int) -> None:
-    """Add the common options. The model is either a checkpoint or an exported file.
+    """Add the options that both ``predict`` commands share. The model is a checkpoint or an exported file.
 
     Args:
         parser: parser of the command.
@@ -30,7 +30,7 @@ def add_predict_options(parser: Parser, task: str, *, output: str, batch_size: i
 
 
 def check_predict_options(options: Namespace, suffixes: Collection[str]) -> None:
-    """Check the values of the common options.
+    """Check the values of the options that both ``predict`` commands share.
 
     Args:
         options: options of the command.

@@ -14,7 +14,7 @@ from mobile_former.training.data.sampler import Draw, seed_transforms
 
 
 class ImageSource(Protocol):
-    """A source of images. The protocol of each task adds its labels."""
+    """A source of images. Each task extends this protocol by labels."""
 
     def __len__(self) -> int: ...
 
@@ -51,8 +51,8 @@ def indices_to_look_at(source: ImageSource, most: int) -> list[int]:
     """Choose images that represent a source: evenly spaced indices from the first to the last.
 
     Args:
-        source: images. A source for which scattered reads are slow has ``leading(most)``, see
-            :meth:`classification.data.shards.ShardSource.leading`.
+        source: images. A source with slow scattered reads has a method ``leading(most)``, which returns how many of the
+            first images to choose from, see :meth:`classification.data.shards.ShardSource.leading`.
         most: maximum number of images.
     """
     count = source.leading(most) if hasattr(source, "leading") else len(source)
@@ -64,13 +64,13 @@ MakeSample = Callable[[ImageSource, int, np.ndarray, A.Compose], dict]
 
 
 class TrainingImages(Dataset):
-    """Augmented images. An image that cannot be read is replaced by the next one, and reported in the batch.
+    """Augmented images. An image that cannot be read is replaced by the next image, and reported in the batch.
 
     Args:
         source: source of the images.
-        transforms: transforms of an image and its labels.
-        make_sample: function that builds a sample.
-        seed: seed of the run. A sample depends only on the seed and its :class:`Draw`.
+        transforms: albumentations transforms of an image and its labels.
+        make_sample: function that builds a sample, see ``MakeSample``.
+        seed: seed of the run. A sample depends only on this seed and on the :class:`Draw` (index and epoch).
     """
 
     def __init__(self, source: ImageSource, transforms: A.Compose, make_sample: MakeSample, seed: int):
@@ -115,8 +115,8 @@ class EvaluationImages(Dataset):
 
     Args:
         source: source of the images.
-        transforms: transforms of an image and its labels.
-        make_sample: function that builds a sample.
+        transforms: albumentations transforms of an image and its labels.
+        make_sample: function that builds a sample, see ``MakeSample``.
     """
 
     def __init__(self, source: ImageSource, transforms: A.Compose, make_sample: MakeSample):
@@ -138,11 +138,11 @@ class EvaluationImages(Dataset):
 
 
 def split_messages(samples: list[dict]) -> tuple[list[dict], dict[str, list[str]]]:
-    """Separate samples from messages.
+    """Separate the samples of images from the messages about unreadable images and errors.
 
     Returns:
-        The samples with an image, and a dictionary of messages: ``failures`` of images that could not be read, and
-        ``errors`` that must stop the run.
+        The samples that have an image, and a dictionary with two lists of messages. ``failures`` are about images that
+        could not be read. ``errors`` must stop the run.
     """
     messages = {
         "failures": [failure for sample in samples for failure in sample["failures"]],

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits in one fixed split, the source of the embedded data of both tasks."""
+"""scikit-learn's handwritten digits in one fixed split. Both tasks make their embedded data from these digits."""
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -6,7 +6,7 @@ from sklearn.model_selection import train_test_split
 
 
 def digits_of(split: str) -> tuple[np.ndarray, list[int]]:
-    """Load digits of 8×8 pixels. One fifth of each class is held out.
+    """Load the digits of a split, 8×8 pixels each. The split ``"val"`` has one fifth of each class.
 
     Args:
         split: ``"train"`` (1 437 digits) or ``"val"`` (360).

@@ -31,7 +31,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     """Read an image file. See :func:`decode_image` for colours, bit depth and orientation.
 
     Args:
-        path: path of the file. Its content decides its format, not its name.
+        path: path of the file. The format is detected from the content, not from the name.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB, contiguous and writable.
@@ -81,7 +81,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
 
 def find_images(folder: str | os.PathLike) -> list[Path]:
-    """List the image files in a folder and its subfolders by their suffixes, sorted by path.
+    """List the files with a suffix of ``IMAGE_SUFFIXES`` in a folder and its subfolders, sorted by path.
 
     Links to folders are followed. Hidden files and folders are skipped, including the ``._name.jpg`` files that macOS
     adds to archives.
@@ -98,7 +98,7 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
-    """List the images that files, folders and globs name, each once, in the given order.
+    """List the images of files, folders and globs in the given order. Each image is listed once.
 
     Raises:
         FileNotFoundError: a pattern matches nothing.
@@ -121,13 +121,13 @@ def expand(patterns: Sequence[str]) -> list[Path]:
 class ImageFiles(Dataset):
     """Image files with transforms applied.
 
-    An item is the transformed image ``(3, H, W)`` uint8 with height and width of the original image. If a file cannot
-    be read, its item is the error message.
+    An item is a tuple of the transformed image ``(3, H, W)`` uint8 and the height and width of the original image. If
+    a file cannot be read, the item is the error message.
 
     Args:
         paths: paths of the files.
         transforms: albumentations transforms.
-        targets: further arguments of the transforms.
+        targets: further keyword arguments of each call of ``transforms``.
     """
 
     def __init__(self, paths: Sequence[Path], transforms: Callable[..., dict], **targets):
@@ -149,9 +149,9 @@ class ImageFiles(Dataset):
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize an image with antialiased bilinear interpolation.
 
-    The pixels equal those of Pillow's ``resize(..., BILINEAR)`` within 1 of 255, in a third of its time. Published
-    models are trained and evaluated with it. OpenCV's ``INTER_LINEAR`` reads only four pixels and aliases when it
-    shrinks an image. Its ``INTER_AREA`` is slower, and blocky for factors below 2.
+    Published models are trained and evaluated with Pillow's ``resize(..., BILINEAR)``. This function returns the same
+    pixels within 1 of 255, in a third of the time. OpenCV's ``INTER_LINEAR`` reads only four pixels and aliases when it
+    shrinks an image. OpenCV's ``INTER_AREA`` is slower, and blocky for factors below 2.
 
     Args:
         image: ``(H, W, 3)`` uint8.
@@ -159,7 +159,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
         width: width of the result in pixels.
 
     Returns:
-        ``(height, width, 3)`` uint8, contiguous. It is ``image`` itself if the size does not change.
+        ``(height, width, 3)`` uint8, contiguous. The result is ``image`` itself if the size does not change.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -208,7 +208,7 @@ def normalise(
 
 
 def decode_jpeg(data: bytes) -> np.ndarray | None:
-    """Decode an ordinary JPEG with simplejpeg. Return None for any other file, for Pillow to decode.
+    """Decode an ordinary JPEG with simplejpeg. Return None for any other file, which Pillow must decode.
 
     simplejpeg and Pillow use the same library and settings, so they return the same pixels. simplejpeg is faster: it
     reads the whole file at once and writes into the array, without intermediate buffers.
@@ -237,9 +237,9 @@ def decode_jpeg(data: bytes) -> np.ndarray | None:
 
 
 def _may_hold_orientation(data: bytes) -> bool:
-    """Whether a JPEG has an APP1 segment (EXIF or XMP) before its first scan.
+    """Whether a JPEG may have an APP1 segment (EXIF or XMP) before its first scan.
 
-    It visits about ten segments. Reading EXIF with Pillow would cost a twentieth of the decoding time.
+    This check visits about ten segments. Reading EXIF with Pillow instead would cost a twentieth of the decoding time.
     """
     position = 2
     while True:
@@ -294,9 +294,9 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _high_byte(image: Image.Image) -> np.ndarray:
-    """Reduce greyscale of up to 16 bits ``(H, W)`` to 8 bits.
+    """Reduce a greyscale image ``(H, W)`` of up to 16 bits to its high 8 bits.
 
-    Pillow does the same for 16-bit colour. Its conversion of 16-bit greyscale clips all values above 255.
+    Pillow does the same for 16-bit colour, but for 16-bit greyscale Pillow clips all values above 255.
     """
     tags = getattr(image, "tag_v2", {})  # TIFF
     bits = tags.get(258, (16,))[0]  # BitsPerSample: 12-bit cameras
@@ -305,7 +305,7 @@ def _high_byte(image: Image.Image) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; 1 (upright) if it is missing or the EXIF data is damaged."""
+    """Return the EXIF orientation, or 1 (upright) if the orientation is missing or the EXIF data is damaged."""
     try:
         return image.getexif().get(0x0112, 1)
     except Exception:
@@ -313,7 +313,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Apply an EXIF orientation to ``(H, W, C)``. The result is contiguous, ``(H, W, C)`` or ``(W, H, C)``."""
+    """Apply an EXIF orientation to an image ``(H, W, C)``. Return ``(H, W, C)`` or ``(W, H, C)``, contiguous."""
     turn = {
         2: lambda x: cv2.flip(x, 1),
         3: lambda x: cv2.rotate(x, cv2.ROTATE_180),

@@ -30,13 +30,14 @@ class ImageData(LightningDataModule):
     """Base class of the data modules.
 
     A subclass saves ``batch_size``, ``mean`` and ``std`` as hyperparameters and sets ``train_set``, ``val_set`` and
-    ``test_set`` in ``setup``. It has ``class_names``, ``dataset_name``, ``describe()`` and ``draw_augmented(path)``.
+    ``test_set`` in ``setup``. A subclass also has the attributes ``class_names`` and ``dataset_name``, and the methods
+    ``describe()`` and ``draw_augmented(path)``.
 
     Args:
-        root: data folder. None: embedded data.
-        batch_size: images per batch and process.
-        num_workers: loading processes. Default: number of cores minus one, at most 16; 0 for embedded data, which is
-            generated faster than it could be sent between processes.
+        root: data folder. None: embedded data, made of scikit-learn's digits.
+        batch_size: number of images in a batch of one process.
+        num_workers: number of loading processes. None: number of cores minus one, from 1 to 16; 0 for embedded data,
+            because generating them is faster than sending them between processes.
         std: standard deviation of each channel, in 0..1.
         collate: function that builds a batch from samples.
 
@@ -72,7 +73,7 @@ class ImageData(LightningDataModule):
         self.first_batch = 0  # first batch of that epoch
 
     def samples_to_draw(self, most: int) -> list[dict]:
-        """Return augmented training samples, evenly spaced over the data, as in the first epoch.
+        """Return some training samples, evenly spaced over the data and augmented as in the first epoch.
 
         Args:
             most: maximum number of samples.
@@ -87,22 +88,22 @@ class ImageData(LightningDataModule):
         return samples
 
     def skipped_counts(self) -> dict[str, int]:
-        """Count what training skipped, for the report of the run. All processes must call it."""
+        """Count the training images that were skipped, for the report of the run. All processes must call this."""
         return {"skipped_images": len(over_processes(self.skipped))}
 
     def train_sampler(self) -> EpochSampler:
-        """Build the sampler of training images, which starts at the epoch where the run continues."""
+        """Build the sampler of training images. A resumed run starts it at the epoch of the checkpoint."""
         sampler = EpochSampler(len(self.train_set), self.train_set.seed)
         sampler.set_epoch(self.first_epoch)
         return sampler
 
     def train_batches(self, sampler: EpochSampler) -> Sampler[list[Draw]]:
-        """Group the samples of an epoch into batches. Drop an incomplete last batch, unless it is the only one."""
+        """Group the samples of an epoch into batches. Drop an incomplete last batch, unless it is the only batch."""
         size = self.hparams.batch_size
         return BatchSampler(sampler, size, drop_last=len(sampler) >= size)
 
     def train_dataloader(self) -> DataLoader:
-        """Build the loader of augmented training batches. It starts at the batch where the run continues."""
+        """Build the loader of augmented training batches. In a resumed run, skip the batches before the checkpoint."""
         batches = self.train_batches(self.train_sampler())
         return self.loader(
             self.train_set, batch_sampler=ResumedBatchSampler(batches, self.first_epoch, self.first_batch)
@@ -117,7 +118,7 @@ class ImageData(LightningDataModule):
         return self._evaluation_loader(self.test_set)
 
     def loader(self, dataset: TrainingImages | EvaluationImages, **options) -> DataLoader:
-        """Build a loader with the workers of this module; ``options`` are arguments of DataLoader."""
+        """Build a loader with ``num_workers`` processes. ``options`` are further arguments of DataLoader."""
         return TimedLoader(
             dataset,
             num_workers=self.num_workers,
@@ -129,7 +130,7 @@ class ImageData(LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Report images that could not be read: as a warning in training, as an error in evaluation."""
+        """Log a warning for each unreadable image in training. Raise InputError for it in evaluation."""
         failures, errors = batch.pop("failures"), batch.pop("errors")
         if errors:
             raise InputError(errors[0])
@@ -146,14 +147,20 @@ class ImageData(LightningDataModule):
         return batch | {"image": normalise(batch["image"], self.hparams.mean, self.hparams.std, dtype)}
 
     def state_dict(self) -> dict:
-        """Return where the run continues: epoch, finished batches of it, batch size and number of processes."""
+        """Return the epoch to continue, its number of finished batches, the batch size and number of processes."""
         epoch, batches = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
         if batches >= self.trainer.num_training_batches:
             epoch, batches = epoch + 1, 0
         return {"epoch": epoch, "batches": batches, "shares": self._shares}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Continue where a checkpoint ends. Lightning builds the loader before it restores its own loops."""
+        """Restore the epoch and the batch at which the loader starts.
+
+        Lightning builds the loader before it restores its own loops. The loader therefore needs a position of its own.
+
+        Raises:
+            InputError: the run continues within an epoch, and batch size or number of processes have changed.
+        """
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # evaluation always starts at the first batch
         self.first_epoch, self.first_batch = state_dict["epoch"], state_dict["batches"]
@@ -167,7 +174,7 @@ class ImageData(LightningDataModule):
 
     @property
     def _shares(self) -> list[int]:
-        """Batch size and number of processes, which decide the images of each batch."""
+        """Batch size and number of processes. They determine which images are in each batch."""
         return [self.hparams.batch_size, self.trainer.world_size]
 
     def _evaluation_loader(self, dataset: EvaluationImages) -> DataLoader:
@@ -176,7 +183,7 @@ class ImageData(LightningDataModule):
 
 
 def over_processes(messages: set[str]) -> set[str]:
-    """Return the set of messages of all processes."""
+    """Return the union of the messages of all processes. All processes must call this function."""
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return messages

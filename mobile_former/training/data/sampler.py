@@ -1,4 +1,4 @@
-"""Samplers with orders and augmentations that depend only on the seed, the epoch and the sample."""
+"""Samplers and seeds. Order and augmentation depend only on the seed, the epoch and the sample."""
 
 import random
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """One visit of one sample.
+    """Index of a sample, and the epoch that uses the sample.
 
-    Index and epoch seed the augmentation, which is therefore independent of workers and of other samples.
+    Index and epoch seed the augmentation. The augmentation therefore does not depend on workers or on other samples.
     """
 
     index: int
@@ -23,12 +23,12 @@ class Draw(NamedTuple):
 class EpochSampler(Sampler[Draw]):
     """Sampler of every sample once per epoch, in an order that depends only on seed and epoch.
 
-    Lightning sets the epoch by :meth:`set_epoch`. Processes take samples from the same order in turn. The order is
-    repeated from its start until all processes have the same number of samples.
+    Lightning calls :meth:`set_epoch` before each epoch. All processes use the same order and take its samples in turn.
+    The first samples of the order are repeated at its end if the processes would otherwise get unequal numbers.
 
     Args:
         size: number of samples.
-        seed: seed of the orders.
+        seed: seed of the run.
     """
 
     def __init__(self, size: int, seed: int):
@@ -55,8 +55,8 @@ class ResumedBatchSampler(Sampler[list[Draw]]):
     """Batch sampler that skips the batches that a resumed run has already trained on.
 
     Args:
-        batches: batch sampler of whole epochs. Lightning sets the epoch on its attribute ``sampler``.
-        epoch: epoch that the run continues.
+        batches: batch sampler of whole epochs. It has an attribute ``sampler``, on which Lightning sets the epoch.
+        epoch: epoch within which the run resumes.
         skipped: number of batches of that epoch to skip.
     """
 
@@ -70,7 +70,7 @@ class ResumedBatchSampler(Sampler[list[Draw]]):
         return islice(self.batches, self.skipped if self.sampler.epoch == self.epoch else 0, None)
 
     def __len__(self) -> int:
-        """Return the number of batches of a whole epoch, which Lightning counts with."""
+        """Return the number of batches of a whole epoch. Skipped batches are included: Lightning counts them too."""
         return len(self.batches)
 
 
@@ -103,7 +103,7 @@ def seed_transforms(transforms, seed: int, draw: Draw) -> None:
     Args:
         transforms: an ``albumentations.Compose``.
         seed: seed of the run.
-        draw: visit of the sample.
+        draw: index of the sample, and epoch.
     """
     seed = mix_seeds(seed, draw.epoch, draw.index)
     transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -115,7 +115,7 @@ def mix_seeds(*numbers: int) -> int:
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes."""
+    """Return the rank of this process and the number of processes, ``(0, 1)`` without distributed training."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

@@ -16,7 +16,7 @@ _QUIET = 0.1  # seconds
 
 
 class TimedLoader(DataLoader):
-    """PyTorch's data loader with the attribute ``waited``: seconds spent waiting for batches."""
+    """PyTorch's data loader with the attribute ``waited``: total seconds spent waiting for batches."""
 
     waited = 0.0
 

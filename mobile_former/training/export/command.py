@@ -1,4 +1,4 @@
-"""The ``export`` command of both tasks: write a file, check it against PyTorch, move it into place."""
+"""The ``export`` command of both tasks: write a model file, compare the file with PyTorch, move it into place."""
 
 import os
 from functools import partial
@@ -23,22 +23,23 @@ class Exporter:
 
     - ``data()``: build the data module of the checkpoint, or of ``--data.root``;
     - ``training_images()``: read the list of training images;
-    - ``embedded_images()``: build the embedded images, for checkpoints whose own images are missing;
+    - ``embedded_images()``: build the embedded images (made of scikit-learn's digits), which are used if the images of
+      the checkpoint are missing;
     - ``write(path)``: write the float32 file;
     - ``read(path)``: open a written file;
-    - ``inputs(file, image)``: yield the inputs of the graph for an image ``(H, W, 3)`` as read;
-    - ``check(file, source)``: compare a file with PyTorch on images, raise InputError if they differ, and return a row
-      for the table or None;
+    - ``inputs(file, image)``: yield the lists of input arrays to run the graph with, for an image ``(H, W, 3)`` uint8;
+    - ``check(file, source)``: compare a file with PyTorch on the images of a source, raise InputError if the results
+      differ, and return name and value of an additional table row, or None for no row;
     - ``compare(files, images)``: build the table that compares PyTorch and the files.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: options of its data module, from the same checkpoint.
+        data_options: options of the data module, from the same checkpoint.
         options: options of the command.
 
     Attributes:
         embedded_name: plural name of the embedded images, for messages.
-        calibration_images: number of images that the ranges of int8 are computed from.
+        calibration_images: maximum number of images that the ranges of int8 are computed from.
     """
 
     embedded_name: str
@@ -52,12 +53,12 @@ def export(exporter: Exporter, options: Namespace, output: Path) -> None:
     """Write a file to a temporary folder, check it, move it to its final place and print the comparison.
 
     Args:
-        exporter: the part of the task.
+        exporter: the task's part of the command.
         options: see :func:`mobile_former.training.export.options.add_export_options`.
         output: path of the file.
 
     Raises:
-        InputError: images or files cannot be used, or the file differs from PyTorch. Nothing is written then.
+        InputError: images or files cannot be used, or the file differs from PyTorch. Then ``output`` is not written.
     """
     images = images_to_check(options, exporter.data, exporter.embedded_images, exporter.embedded_name)
     calibration = images_to_calibrate(options, exporter.training_images) if options.int8 else None

@@ -17,7 +17,7 @@ from mobile_former.training.export.onnx_file import FORMAT, filled_batches, quie
 from mobile_former.training.extras import import_extra
 from mobile_former.whole_file import write_whole
 
-_METADATA = "metadata"  # method of the program that returns the metadata as JSON
+_METADATA = "metadata"  # name of the program's method that returns the metadata as JSON
 
 
 def write_executorch(
@@ -29,16 +29,16 @@ def write_executorch(
     output_names: Sequence[str],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write a module as an ExecuTorch program with fixed sizes. It takes one to two minutes.
+    """Write a module as an ExecuTorch program with fixed input sizes. This takes one to two minutes.
 
     Args:
-        module: module in evaluation mode, see :func:`mobile_former.training.export.onnx_file.write_onnx`. Its weights
-            are converted to contiguous memory format.
-        inputs: example inputs on the CPU, with the sizes of the program.
+        module: module in evaluation mode, see :func:`mobile_former.training.export.onnx_file.write_onnx`. The weights
+            of this module are converted to contiguous memory format in place.
+        inputs: example inputs on the CPU. Their sizes become the input sizes of the program.
         path: path of the file, in an existing folder.
         input_names: name of each input.
         output_names: name of each output.
-        metadata: metadata of JSON types, which :attr:`ExecutorchModel.metadata` returns. ``"task"`` is required.
+        metadata: metadata with values of JSON types, read by :attr:`ExecutorchModel.metadata`. ``"task"`` is required.
 
     Raises:
         InputError: the extra "executorch" is missing, or ExecuTorch cannot convert the module.
@@ -63,7 +63,9 @@ def write_executorch(
 
 
 class ExecutorchModel:
-    """A program of :func:`write_executorch` on the CPU, with the interface of ``OnnxModel``.
+    """A program of :func:`write_executorch`, loaded to run on the CPU.
+
+    The interface is that of :class:`mobile_former.training.export.onnx_file.OnnxModel`.
 
     Args:
         path: path of the file.
@@ -98,7 +100,7 @@ class ExecutorchModel:
         self.batch: int = self._forward.metadata.input_tensor_meta(0).sizes()[0]
 
     def __call__(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Run the program on at least one image, as often as the batch size requires. Return the outputs by name."""
+        """Run the program on one or more images, once for each batch. Return the outputs by name."""
         parts = [
             [output.numpy().copy() for output in self._forward.execute([torch.from_numpy(given) for given in part])]
             for part in self.batches(*inputs)
@@ -118,7 +120,7 @@ def _import(package: str) -> ModuleType:
 
 @contextmanager
 def _reported(path: Path, stage: str) -> Iterator[None]:
-    """Report any failure of torch or ExecuTorch as InputError with one line."""
+    """Convert any exception of torch or ExecuTorch to an InputError with a message of one line."""
     try:
         yield
     except Exception as error:

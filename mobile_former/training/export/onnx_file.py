@@ -23,8 +23,8 @@ from mobile_former.errors import InputError, first_line
 from mobile_former.training.extras import import_extra
 from mobile_former.whole_file import write_whole
 
-OPSET = 20  # the first opset with Gelu (five nodes before); runtimes for phones are often a few opsets behind
-FORMAT = 1  # version of the metadata; increased when older readers would misread it
+OPSET = 20  # the first opset with Gelu (five nodes without); runtimes for phones are often a few opsets behind
+FORMAT = 1  # version of the metadata; increased when older versions of this package would misread new metadata
 
 _FORMAT_KEY = "mobile_former_format"
 
@@ -51,12 +51,13 @@ def write_onnx(
         path: path of the file, in an existing folder.
         input_names: name of each input.
         output_names: name of each output.
-        dynamic_axes: for each input, its dynamic axes with a name for each size, or its ``torch.export.Dim``. Equal
-            names mean equal sizes. None: all sizes are fixed.
-        translations: translations of the module's custom operators, as ``torch.onnx.export`` takes them.
-        preparation: model in ONNX's text format to run before the module. Its outputs are the inputs of the module, in
-            order, and its inputs become the inputs of the file.
-        metadata: metadata of JSON types, which :attr:`OnnxModel.metadata` returns. ``"task"`` is required.
+        dynamic_axes: for each input, a dictionary from each dynamic axis to the name of its size, or to a
+            ``torch.export.Dim``. Equal names mean equal sizes. None: all sizes are fixed.
+        translations: ONNX translations of the module's custom operators, merged into the ``custom_translation_table``
+            of ``torch.onnx.export``.
+        preparation: model in ONNX's text format to run before the module. The outputs of this model are the inputs of
+            the module, in order. The inputs of this model become the inputs of the file.
+        metadata: metadata with values of JSON types, read by :attr:`OnnxModel.metadata`. ``"task"`` is required.
 
     Raises:
         InputError: the packages of the extra "export" are missing, or the module cannot be exported.
@@ -96,7 +97,7 @@ def write_onnx(
 
 
 class OnnxModel:
-    """An ONNX file of this project in an onnxruntime session on the CPU.
+    """An ONNX file of this project, loaded by onnxruntime to run on the CPU.
 
     Args:
         path: path of the file.
@@ -105,7 +106,7 @@ class OnnxModel:
     Attributes:
         path: path of the file.
         metadata: metadata of the file, see :func:`write_onnx`.
-        inputs: name and shape of each input. Dynamic sizes are given as their names.
+        inputs: shape of each input by name. A dynamic size is given as its name, a string.
         outputs: names of the outputs.
 
     Raises:
@@ -139,8 +140,8 @@ class OnnxModel:
         """Run the model.
 
         Args:
-            inputs: inputs in the order of :attr:`inputs`, with at least one image. A file with a fixed batch size is
-                run as often as needed.
+            inputs: inputs in the order of :attr:`inputs`, with at least one image. A graph with a fixed batch size is
+                run once for each batch.
 
         Returns:
             The outputs by name. Their first axis is the batch.
@@ -182,14 +183,14 @@ def filled_batches(inputs: Sequence[np.ndarray], size: int) -> Iterator[list[np.
 
 
 def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray]], count: int) -> None:
-    """Write an int8 version of a file. Convolutions and linears are quantised, all other operations stay in float.
+    """Write an int8 version of an ONNX file. Quantise convolutions and linears, keep all other operations in float.
 
     Args:
         path: file that :func:`write_onnx` wrote.
         target: path of the int8 file. It has the same inputs, outputs and metadata, except for ``"precision"``.
-        calibration: inputs of the model, with its batch size, to compute the range of each activation from. They are
-            read one at a time.
-        count: number of calibration inputs, at least 1.
+        calibration: lists of input arrays, one list for each run of the graph, with the batch size of the graph. The
+            range of each activation is computed from these runs. The lists are read one at a time.
+        count: number of lists in ``calibration``, at least 1.
 
     Raises:
         InputError: the packages of the extra "export" are missing.
@@ -200,7 +201,7 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
     batches = (dict(zip(names, inputs, strict=True)) for inputs in calibration)
 
     class Reader(quantization.CalibrationDataReader):
-        """Reader of one input per ``set_range``: the activations of all inputs would not fit into memory."""
+        """Calibration inputs, read one by one: the activations of all inputs would not fit into memory."""
 
         def __len__(self) -> int:
             return count
@@ -252,14 +253,14 @@ def _import(package: str) -> ModuleType:
 
 
 def _translations() -> dict:
-    """Return translations of PyTorch operators that run faster than the exporter's own."""
+    """Return ONNX translations of PyTorch operators that run faster than the exporter's translations."""
     op = _import("onnxscript").opset20
 
     def softmax(logits, dim: int, *_):  # unannotated: the exporter reads annotations as ONNX types
-        """Translate softmax along an inner axis to primitive operators.
+        """Translate softmax to Softmax along the last axis, and to primitive operators along any other axis.
 
-        For an inner axis onnxruntime's Softmax transposes the tensor twice, which takes seven times as long (178 µs
-        instead of 25 µs for 1x2x6x3136 along the third axis).
+        Along another axis, onnxruntime's Softmax transposes the tensor twice and takes seven times as long as the
+        primitive operators (178 µs instead of 25 µs for 1x2x6x3136 along the third axis).
         """
         if dim in (-1, len(logits.shape) - 1):
             return op.Softmax(logits, axis=dim)
@@ -271,7 +272,10 @@ def _translations() -> dict:
 
 
 def _part_sums(onnx: ModuleType, graph: object) -> None:
-    """Split each Gemm whose third input is not a vector into Gemm and Add: the quantiser expects a bias there."""
+    """Split each Gemm whose third input is not a vector into Gemm and Add.
+
+    The quantiser expects that the third input of a Gemm is a bias vector.
+    """
     biases = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
     for place, node in reversed(list(enumerate(graph.node))):
         if node.op_type == "Gemm" and len(node.input) == 3 and node.input[2] not in biases:
@@ -281,7 +285,7 @@ def _part_sums(onnx: ModuleType, graph: object) -> None:
 
 
 def _strip(graph: object) -> None:
-    """Remove the exporter's debug information, which has source paths of this machine."""
+    """Remove the debug information of the exporter. It contains paths of source files on this machine."""
     for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         part.doc_string = ""
         del part.metadata_props[:]
@@ -316,7 +320,7 @@ def require_metadata(path: Path, metadata: Mapping[str, Any], task: str) -> None
     """Check that a file was exported by this project for a task.
 
     Raises:
-        InputError: it was not, or it has another version of the metadata.
+        InputError: the file is not from this project or not for this task, or its metadata has another version.
     """
     if _FORMAT_KEY not in metadata or "task" not in metadata:
         raise InputError(
@@ -330,7 +334,7 @@ def require_metadata(path: Path, metadata: Mapping[str, Any], task: str) -> None
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an onnxruntime error without its codes."""
+    """Return the first line of an onnxruntime error message, without the error codes."""
     return first_line(error, longest=2000).rpartition(" : ")[2][:200]
 
 

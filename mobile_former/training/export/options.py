@@ -22,7 +22,7 @@ from mobile_former.training.export.onnx_file import count_nodes, quantise
 
 
 def add_export_options(parser: Parser, *, output: str, data: str, check_images: int) -> None:
-    """Add the options that both tasks share.
+    """Add the options of ``export`` that both tasks share.
 
     Args:
         parser: parser of the command.
@@ -63,7 +63,7 @@ def add_export_options(parser: Parser, *, output: str, data: str, check_images: 
 
 
 def check_export_options(options: Namespace) -> None:
-    """Check the options that both tasks share.
+    """Check the options of ``export`` that both tasks share.
 
     Raises:
         InputError: a value is out of range, or options contradict each other.
@@ -87,7 +87,7 @@ def folder_beside(output: Path) -> Iterator[Path]:
     """Create a temporary folder next to an output file, so that the file can be checked there and then renamed.
 
     Raises:
-        InputError: nothing can be written there.
+        InputError: the folder of the output file cannot be created or written to.
     """
     require_writable(output)
     try:
@@ -105,7 +105,7 @@ class CheckImages:
     Attributes:
         source: source of the images.
         labelled: whether the source has labels.
-        title: name of the images in the table.
+        title: name of the images in the table of results.
     """
 
     source: ImageSource
@@ -118,13 +118,14 @@ def images_to_check(
 ) -> CheckImages:
     """Choose the images of ``--images``, else the validation images, else embedded images.
 
-    Embedded images are used only if the validation images are missing and ``--data.root`` is not given.
+    Embedded images are made of scikit-learn's digits and need no files. They are used only if the validation images are
+    missing and ``--data.root`` is not given.
 
     Args:
         options: options of the command.
-        data: builds the data module of the checkpoint, or of ``--data.root``.
-        embedded: builds the embedded images.
-        kind: plural name of the embedded images.
+        data: function that builds the data module of the checkpoint, or of ``--data.root``.
+        embedded: function that builds the embedded images.
+        kind: plural name of the embedded images, for the table.
 
     Raises:
         InputError: the given images cannot be used.
@@ -148,10 +149,10 @@ def images_to_calibrate(options: Namespace, training: Callable[[], ImageSource])
 
     Args:
         options: options of the command.
-        training: reads the list of training images.
+        training: function that reads the list of training images.
 
     Raises:
-        InputError: there are no images.
+        InputError: a given folder has no images, or the training images are needed but missing.
     """
     if options.calibration_images:
         return ListedImages(expand(options.calibration_images))
@@ -170,10 +171,10 @@ def write_int8(
     """Write the int8 version of an ONNX file to the same folder.
 
     Args:
-        path: path of the file.
+        path: path of the float32 file.
         source: calibration images.
         most: maximum number of calibration images.
-        prepare: returns the batches of graph inputs for an image ``(H, W, 3)``.
+        prepare: function that takes one image ``(H, W, 3)`` and yields the lists of input arrays to run the graph with.
 
     Returns:
         The path of the int8 file.
@@ -186,13 +187,16 @@ def write_int8(
 
 
 def add_size_rows(table: Table, paths: Sequence[Path]) -> None:
-    """Add rows of file size and, for ONNX, number of nodes. The column of PyTorch stays empty."""
+    """Add a row of file sizes and, for ONNX files, a row of node numbers.
+
+    The column of PyTorch stays empty, because the PyTorch model is not a file.
+    """
     table.add_row("MB", "", *(f"{path.stat().st_size / 1e6:.2f}" for path in paths))
     if all(path.suffix == ".onnx" for path in paths):
         table.add_row("nodes", "", *(str(count_nodes(path)) for path in paths))
 
 
 def add_time_row(table: Table, times: Sequence[float]) -> None:
-    """Add a row of milliseconds per image, with PyTorch first."""
+    """Add a row of milliseconds per image. The first of ``times`` is that of PyTorch."""
     threads = torch.get_num_threads()
     table.add_row(f"ms an image ({threads} thread{'s' * (threads > 1)})", *(f"{time:.1f}" for time in times))

@@ -12,7 +12,7 @@ from mobile_former.errors import InputError
 from mobile_former.model import MIN_SIZE
 from mobile_former.weights.files import read_file
 
-_MOST_PIXELS = 16_384  # of a side of the model's image; larger images would exhaust the memory
+_MOST_PIXELS = 16_384  # most pixels along a side of the model's input image; larger images would exhaust the memory
 
 Module = TypeVar("Module", bound=LightningModule)
 
@@ -26,8 +26,8 @@ def load_checkpoint(path: str | Path, module_class: type[Module], task: str) -> 
         task: name of the task.
 
     Returns:
-        The module in evaluation mode, on the CPU, and the options of the data module of its training (``root``,
-        ``mean``, ``std``, …).
+        The module in evaluation mode, on the CPU, and the options of the data module that it was trained with
+        (``root``, ``mean``, ``std``, …).
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -58,10 +58,10 @@ def load_checkpoint(path: str | Path, module_class: type[Module], task: str) -> 
 
 
 def require_data_options(options: dict) -> None:
-    """Check the options that prepare images, which come from a file.
+    """Check the options of a checkpoint that describe how images are prepared.
 
     Args:
-        options: options of a data module.
+        options: options of the data module, as read from the checkpoint.
 
     Raises:
         ValueError, TypeError, KeyError: an option is missing, of another type or out of range.

@@ -13,10 +13,10 @@ from mobile_former.whole_file import write_whole
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints with :func:`write_whole`, and keeps the previous ``last.ckpt`` as ``previous.ckpt``.
+    """Writes each checkpoint completely or not at all, and keeps the previous ``last.ckpt`` as ``previous.ckpt``.
 
-    Lightning's own plugin writes to the system's temporary folder first. From another file system, the move from there
-    is a copy, which can stop half-way.
+    Lightning's own plugin writes to the system's temporary folder first and then moves the file. Between two file
+    systems this move is a copy, which can stop half-way.
     """
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
@@ -48,7 +48,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Give a file a second name, which stays when the first name is given to a new file."""
+    """Keep the file ``path`` under the name ``previous`` too, so that a new file can replace ``path``."""
     unfinished = previous.with_name(previous.name + ".part")
     unfinished.unlink(missing_ok=True)
     try:

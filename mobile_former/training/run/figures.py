@@ -26,9 +26,9 @@ def image_sheet(
     Args:
         images: images ``(H, W, 3)`` uint8 RGB of any size.
         captions: caption of each image, of one or more lines.
-        path: path of the picture; its suffix determines the format.
+        path: path of the picture. The suffix determines the format.
         title: title of the grid.
-        colours: colour of each caption. Default: black.
+        colours: colour of each caption. None: black.
         columns: maximum number of images in a row.
     """
     columns = max(1, min(columns, len(images)))
@@ -48,11 +48,12 @@ def image_sheet(
 
 
 def draw_curves(rows: Sequence[dict[str, float]], panels: dict[str, Sequence[str]], path: Path) -> None:
-    """Write the curves of a run.
+    """Write a picture with the curves of a run, one panel for each axis label.
 
     Args:
-        rows: logged figures with their ``epoch`` and ``step``, as returned by :meth:`RunFolder.history`.
-        panels: names of the figures in each panel, by the label of the panel's vertical axis.
+        rows: logged metrics with ``epoch`` and ``step``, as returned by
+            :meth:`mobile_former.training.run.folder.RunFolder.history`.
+        panels: dictionary from the label of a panel's vertical axis to the names of the metrics in this panel.
         path: path of the picture.
     """
     rows = [row for row in rows if "step" in row and "epoch" in row]
@@ -75,7 +76,7 @@ def draw_curves(rows: Sequence[dict[str, float]], panels: dict[str, Sequence[str
 
 
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
-    """Write a confusion matrix, coloured by the fraction of each true class.
+    """Write a picture of a confusion matrix. A cell is coloured by its fraction of the true class.
 
     Args:
         matrix: counts ``(K, K)``; rows are true classes, columns are predicted classes.
@@ -110,6 +111,6 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
 
 
 def _shorten(text: str, width: int = 28) -> str:
-    """Cut each line in the middle, where file names differ the least."""
+    """Shorten each line to ``width`` characters. Cut the middle, where file names differ the least."""
     half = (width - 1) // 2
     return "\n".join(line if len(line) <= width else f"{line[:half]}…{line[-half:]}" for line in text.splitlines())

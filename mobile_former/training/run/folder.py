@@ -1,4 +1,4 @@
-"""Folder of a run: its place, its files, and the Lightning plugins that write them."""
+"""Folder of a run: its path, its files, and the Lightning classes that write these files."""
 
 import csv
 import json
@@ -28,10 +28,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Create a new folder. If the name is taken, it becomes ``name-2``, ``name-3``, …: no run is overwritten.
+        """Create a new folder. If the name is taken, try ``name-2``, ``name-3``, …, so that no run is overwritten.
 
         Raises:
-            InputError: the name is not a single folder's, or the folder cannot be created.
+            InputError: the name is not that of a single folder, or the folder cannot be created.
         """
         _require_folder_name(name)
         number = 1
@@ -55,7 +55,7 @@ class RunFolder:
         """Create a new folder. If a run with this name stopped before its first checkpoint, replace its folder.
 
         Raises:
-            InputError: as of :meth:`create`.
+            InputError: see :meth:`create`.
         """
         _require_folder_name(name)
         folder = cls(runs / task / name)
@@ -68,7 +68,7 @@ class RunFolder:
         """Return the folder of an interrupted run.
 
         Raises:
-            InputError: the name is not a single folder's.
+            InputError: the name is not that of a single folder.
             FileNotFoundError: the run has no checkpoint to resume from.
         """
         _require_folder_name(name)
@@ -93,12 +93,12 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """Last checkpoint; the run resumes from it."""
+        """Last checkpoint. A resumed run starts from this file."""
         return self.checkpoints / LAST
 
     @property
     def previous(self) -> Path:
-        """Checkpoint before the last, used if the last is damaged."""
+        """Checkpoint before the last one. It is used if the last one is missing or damaged."""
         return self.checkpoints / PREVIOUS
 
     @property
@@ -108,46 +108,46 @@ class RunFolder:
 
     @property
     def metrics_csv(self) -> Path:
-        """All logged figures, one row for each time they were logged."""
+        """File of all logged metrics, with one row for each time that metrics were logged."""
         return self.path / "metrics.csv"
 
     @property
     def metrics_json(self) -> Path:
-        """Final figures."""
+        """File of the final metrics."""
         return self.path / "metrics.json"
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has written its final figures."""
+        """Whether the run has written its final metrics."""
         return self.metrics_json.is_file()
 
     @property
     def _holds_no_results(self) -> bool:
-        """Whether the folder is empty, or of a run that stopped before its first checkpoint."""
+        """Whether the folder is empty, or belongs to a run that stopped before its first checkpoint."""
         by_a_run = (self.path / "config.yaml").is_file() or not any(self.path.iterdir())
         return by_a_run and not self.is_finished and not any(self.checkpoints.glob("*.ckpt"))
 
     def history(self) -> list[dict[str, float]]:
-        """Return the rows of ``metrics.csv``, without their empty cells."""
+        """Return the rows of ``metrics.csv`` without empty cells, or an empty list if the file does not exist."""
         if not self.metrics_csv.is_file():
             return []
         with self.metrics_csv.open(newline="") as file:
             return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
     def write_config(self, config: str, *, resumed: bool) -> None:
-        """Write the options of the run, as YAML. Those of a resumed run do not replace those of its start."""
+        """Write the options of the run to ``config.yaml``, or to ``config.resumed.yaml`` if the run is resumed."""
         write_whole(self.path / ("config.resumed.yaml" if resumed else "config.yaml"), config.encode())
 
     def write_metrics(self, metrics: dict) -> None:
-        """Write the final figures, which also mark the run as finished."""
+        """Write the final metrics. Their file also marks the run as finished."""
         write_whole(self.metrics_json, (json.dumps(metrics, indent=2) + "\n").encode())
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoint callback; a resumed run keeps the best score even if its folder was moved meanwhile."""
+    """Lightning's checkpoint callback. A resumed run keeps its best score even if the run folder was moved."""
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore the state from a checkpoint, with the paths changed to this folder."""
+        """Restore the state from a checkpoint, with all paths changed to the present checkpoint folder."""
 
         def here(path: str) -> str:
             return str(Path(self.dirpath) / Path(path).name) if path else path
@@ -162,8 +162,8 @@ class ContinuedCSVLogger(CSVLogger):
 
     Args:
         folder: folder of the run.
-        resumed_step: optimiser step that the run resumes from. Later rows are dropped: these steps are repeated. None
-            for a new run.
+        resumed_step: optimiser step that the run resumes from. Rows of later steps are dropped, because the resumed run
+            repeats these steps. None: a new run, no row is kept.
     """
 
     def __init__(self, folder: RunFolder, resumed_step: int | None = None):
@@ -175,10 +175,10 @@ class ContinuedCSVLogger(CSVLogger):
 
     @property
     def experiment(self) -> ExperimentWriter:
-        """Writer that begins with the kept rows."""
+        """Writer of ``metrics.csv``. Its first rows are those kept from before the run was resumed."""
         if self._experiment is None:
             with warnings.catch_warnings():
-                # The writer warns that it deletes the old file, whose rows are written again below.
+                # The writer warns that it deletes the old file. The rows of this file are written again below.
                 warnings.filterwarnings("ignore", message="Experiment logs directory")
                 writer = super().experiment
             if self._kept:

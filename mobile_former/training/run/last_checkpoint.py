@@ -22,7 +22,7 @@ class LastCheckpoint(RunCheckpoint):
 
     Args:
         folder: folder of the run.
-        every_n_steps: number of optimiser steps between checkpoints within an epoch. None: only at the end of epochs.
+        every_n_steps: number of optimiser steps between checkpoints within an epoch. None: write only after epochs.
     """
 
     def __init__(self, folder: RunFolder, every_n_steps: int | None = None):
@@ -38,11 +38,11 @@ class LastCheckpoint(RunCheckpoint):
         self._previous_handlers: dict[int, object] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Handle signals instead of Lightning, which would lose the steps of the epoch."""
+        """Replace Lightning's signal handlers, which would lose the steps of the current epoch."""
         super().on_train_start(trainer, pl_module)
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
-        if trainer.received_sigterm:  # before this hook; Lightning would stop in the first step without a checkpoint
+        if trainer.received_sigterm:  # it came before this hook; Lightning would stop in step 1 without a checkpoint
             trainer._signal_connector.received_sigterm = False
             self._on_signal(signal.SIGTERM, None)
 
@@ -52,7 +52,7 @@ class LastCheckpoint(RunCheckpoint):
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
         # A run that resumes here would skip a validation that is due now.
         validates = trainer.val_check_batch is not None and (batch_idx + 1) % trainer.val_check_batch == 0
-        ends_epoch = batch_idx + 1 >= trainer.num_training_batches  # its checkpoint is written after its validation
+        ends_epoch = batch_idx + 1 >= trainer.num_training_batches  # the epoch's checkpoint follows its validation
         if accumulates or validates or ends_epoch:
             return
         stops = self._any_process_signalled(trainer)

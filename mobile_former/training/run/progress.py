@@ -12,8 +12,8 @@ from mobile_former.errors import InputError
 
 _logger = logging.getLogger(__name__)
 
-_LARGEST_WAIT = 0.25  # fraction of the time of an epoch
-_LEAST_STEPS = 20  # of an epoch that is judged; in a shorter one, the wait for the first batch weighs too much
+_LARGEST_WAIT = 0.25  # fraction of an epoch's time; above this, a warning is logged
+_LEAST_STEPS = 20  # an epoch with fewer steps is not judged: the wait for its first batch weighs too much
 
 
 class Throughput(Callback):
@@ -21,7 +21,8 @@ class Throughput(Callback):
 
     ``images/s`` is the number of training images per second of wall time, including loading, over the last 20 steps.
     ``data_wait`` is the mean time in seconds that these steps waited for their batches, measured by
-    :class:`TimedLoader`. ``gpu_memory_gb`` is the peak of allocated memory so far.
+    :class:`mobile_former.training.data.timed_loader.TimedLoader`. ``gpu_memory_gb`` is the peak of allocated GPU memory
+    so far, in GiB.
     """
 
     def __init__(self):
@@ -30,7 +31,7 @@ class Throughput(Callback):
         self._warned = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock. A run that resumes within an epoch does not call ``on_train_epoch_start``."""
+        """Start the clock. Lightning does not call ``on_train_epoch_start`` if a run resumes within an epoch."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,7 +73,7 @@ class Throughput(Callback):
 
 
 class GradientNorm(Callback):
-    """Logs ``grad_norm``, the norm of all gradients before clipping, as often as the loggers write."""
+    """Logs ``grad_norm``, the norm of all gradients before clipping, every ``log_every_n_steps`` steps."""
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer) -> None:
         """Compute and log the norm."""
@@ -108,39 +109,39 @@ class StopOnNonFiniteLoss(Callback):
 
 
 class TrainingBar(RichProgressBar):
-    """Lightning's rich progress bar without the version number: runs have names instead."""
+    """Lightning's rich progress bar without the version number of a run, because runs have names instead."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict:
-        """Return the figures next to the bar."""
+        """Return the metrics shown next to the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
 
 
 class EpochLines(Callback):
-    """Prints one line after each epoch; for log files and pipes, which cannot show a progress bar."""
+    """Prints one line after each epoch. For log files and pipes, which cannot show a progress bar."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start clock and mean. A run that resumes within an epoch does not call ``on_train_epoch_start``."""
+        """Reset clock and mean loss. Lightning omits ``on_train_epoch_start`` if a run resumes within an epoch."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restart clock and mean."""
+        """Reset the clock and the mean loss."""
         self._start = time.perf_counter()
         self._loss, self._steps, self._validated = 0.0, 0, False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that this epoch has scores: the last epoch can end early, or validation can be less frequent."""
+        """Note that this epoch has scores. It has none if it ends early or if validation is less frequent."""
         self._validated = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Add the loss of a step to the mean."""
+        """Add the loss of a step to the mean loss of the epoch."""
         # Lightning has divided the loss by the number of accumulated batches.
         self._loss += outputs["loss"].detach() * trainer.accumulate_grad_batches
         self._steps += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the line."""
+        """Print the line of the epoch."""
         metrics = trainer.callback_metrics  # gathered from all processes, so every process must read it
         if not trainer.is_global_zero:
             return

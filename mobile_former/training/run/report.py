@@ -15,7 +15,10 @@ from mobile_former.training.run.folder import RunFolder
 
 
 def figure(value: float) -> str:
-    """Return a score as text. pycocotools returns -1 for a class or a size without objects."""
+    """Return a score as text. A negative score becomes ``"none to find"``.
+
+    pycocotools returns -1 for a class or a size without objects.
+    """
     return "none to find" if value < 0 else f"{value:.4f}"
 
 
@@ -33,8 +36,9 @@ def describe_batch(trainer: Trainer) -> str:
 class RunReport(Callback):
     """Prints a header, draws training images, measures the training time, and scores the best checkpoint at the end.
 
-    The module has ``label``, ``curves`` (figures of ``metrics.csv`` by panel), ``describe()`` (one line) and
-    ``draw_results(folder, datamodule)``. The data module has ``dataset_name``, ``describe()`` and
+    The LightningModule must have ``label``, ``curves`` (names of metrics by panel label, see
+    :func:`mobile_former.training.run.figures.draw_curves`), ``describe()`` (one line) and
+    ``draw_results(folder, datamodule)``. The data module must have ``dataset_name``, ``describe()`` and
     ``draw_augmented(path)``.
 
     Args:
@@ -43,11 +47,11 @@ class RunReport(Callback):
 
     def __init__(self, folder: RunFolder):
         self.folder = folder
-        self._seconds = 0.0  # of training, without the part since the clock was started
+        self._seconds = 0.0  # training time up to the last start of the clock
         self._start = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Send the path of the folder from the first process, which has created it, to the others."""
+        """Send the path of the run folder from the first process to the others. The first process has created it."""
         self.folder.path = trainer.strategy.broadcast(self.folder.path)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,26 +66,26 @@ class RunReport(Callback):
         print(f"run    {self.folder.path}/ (training images: {augmented.name})", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock of the training time."""
         self._start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
+        """Stop the clock of the training time."""
         self._seconds, self._start = self._elapsed(), None
 
     def state_dict(self) -> dict:
-        """Return the seconds so far, so that a resumed run adds to them."""
+        """Return the training time so far in seconds. A resumed run continues from this time."""
         return {"seconds": self._elapsed()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore the seconds of a checkpoint."""
+        """Restore the training time from a checkpoint."""
         self._seconds = state_dict["seconds"]
 
     def finish(self, trainer: Trainer, module: LightningModule, datamodule: LightningDataModule) -> None:
-        """Score the best checkpoint, write figures and pictures, and print the summary."""
-        # Read before the checkpoint is validated, which restores the callbacks' state of that checkpoint.
+        """Score the best checkpoint, write metrics and pictures, and print the summary."""
+        # Read first: validating the checkpoint restores the state that the callbacks had in that checkpoint.
         finished_epochs, seconds = trainer.current_epoch, self._seconds
-        speed = float(trainer.callback_metrics.get("images/s", 0))  # none if a finished run is resumed
+        speed = float(trainer.callback_metrics.get("images/s", 0))  # 0: a finished run was resumed
         metrics = {"model": module.label, "data": datamodule.dataset_name}
         validated = trainer.limit_val_batches != 0
         checkpoint = self.folder.best if self.folder.best.is_file() else self.folder.last

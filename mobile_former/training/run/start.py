@@ -20,7 +20,7 @@ class RunStart(NamedTuple):
     Attributes:
         folder: folder of the run.
         checkpoint: checkpoint to resume from, if any.
-        step: number of optimiser steps of that checkpoint if the run continues in its own folder; None in a new folder.
+        step: number of optimiser steps of ``checkpoint`` if the run continues in its folder. None: the folder is new.
     """
 
     folder: RunFolder
@@ -29,18 +29,18 @@ class RunStart(NamedTuple):
 
 
 def start_run(runs: Path, task: str, name: str, ckpt_path: str | None, module: LightningModule) -> RunStart:
-    """Choose the folder of a run and the checkpoint to resume from. A new folder is created.
+    """Choose the folder of a run and the checkpoint to resume from. Create the folder if it is new.
 
     Args:
         runs: folder of all runs.
         task: name of the task.
         name: name of the run.
         ckpt_path: value of ``--ckpt_path``: a file, ``"last"``, ``"auto"`` or None.
-        module: module to train, whose classes and architecture the checkpoint must have.
+        module: module to train. The checkpoint must have the same classes and architecture.
 
     Raises:
-        InputError: the name is not a single folder's, or the checkpoint is damaged or of another model.
-        FileNotFoundError: there is no such checkpoint.
+        InputError: the name is not that of a single folder, or the checkpoint is damaged or of another model.
+        FileNotFoundError: the checkpoint of ``ckpt_path`` does not exist.
     """
     named = RunFolder(runs / task / name)
     if ckpt_path == "last" or (ckpt_path == "auto" and named.has_checkpoint):
@@ -59,7 +59,7 @@ def start_run(runs: Path, task: str, name: str, ckpt_path: str | None, module: L
 
 
 def _last_whole_checkpoint(folder: RunFolder, task: str, module: LightningModule) -> tuple[Path, int]:
-    """Return the last checkpoint of a run and its step, or the previous one if the last is damaged or missing."""
+    """Return path and step of the last checkpoint, or of the previous one if the last is damaged or missing."""
     damages = []
     for path in (folder.last, folder.previous):
         if not path.is_file():
@@ -77,11 +77,11 @@ def _last_whole_checkpoint(folder: RunFolder, task: str, module: LightningModule
 
 
 def _resumed_step(checkpoint: Path, content: object, task: str, module: LightningModule) -> int:
-    """Return the optimiser step of a checkpoint; raise InputError if its classes or architecture are not the module's.
+    """Return the optimiser step of a checkpoint. Raise InputError if it has other classes or another architecture.
 
     Args:
         checkpoint: path of the checkpoint, for messages.
-        content: its content.
+        content: content of the checkpoint.
         task: name of the task.
         module: module to train.
     """

@@ -1,4 +1,4 @@
-"""Random numbers that a resumed run repeats."""
+"""Seeds of training steps, so that a resumed run draws the same random numbers as an uninterrupted run."""
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -7,7 +7,7 @@ from mobile_former.training.data.sampler import mix_seeds
 
 
 class StepSeed(Callback):
-    """Seeds dropout and stochastic depth of each training step from the run's seed, epoch, batch and process.
+    """Seeds dropout and stochastic depth of each step from the seed of the run, the epoch, the batch and the process.
 
     The random numbers of a step do not depend on earlier steps. A resumed run therefore draws the same numbers as an
     uninterrupted one, without a generator state in the checkpoint.
