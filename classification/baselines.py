@@ -16,11 +16,7 @@ _MOBILENET = re.compile(r"mobilenet_v2_(\d+\.\d+)")
 
 
 def create_baseline(
-    name: str,
-    num_classes: int,
-    dropout: float = 0.0,
-    drop_path: float = 0.0,
-    pretrained: str | Path | None = None,
+    name: str, num_classes: int, dropout: float = 0.0, drop_path: float = 0.0, pretrained: str | Path | None = None
 ) -> nn.Module:
     """Build a classifier of timm or transformers, with the library's own classification head. Nothing is downloaded.
 

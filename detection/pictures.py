@@ -227,8 +227,7 @@ def _free_place(
             places.append((x, y, x + width, y + height))
     much = (right + 1 - left) * (bottom + 1 - top) / 4
     return min(
-        places,
-        key=lambda place: (sum(_overlap(place, other) for other in taken), _overlap(place, frame) > much),
+        places, key=lambda place: (sum(_overlap(place, other) for other in taken), _overlap(place, frame) > much)
     )
 
 

@@ -89,7 +89,7 @@ class Detector(Protocol):
     Attributes:
         class_names: class names in the order of the labels.
         category_ids: category ids in the order of the labels.
-        transform: preprocessing of an image as read, ``(H, W, 3)`` uint8, before :meth:`detect`.
+        transform: preprocessing of a raw image ``(H, W, 3)`` uint8, before :meth:`detect`.
     """
 
     class_names: list[str]

@@ -146,11 +146,7 @@ class ResizeShortSide(A.DualTransform):
     """
 
     def __init__(
-        self,
-        sizes: Sequence[int],
-        longest: int | None = None,
-        frame: tuple[int, int] | None = None,
-        p: float = 1.0,
+        self, sizes: Sequence[int], longest: int | None = None, frame: tuple[int, int] | None = None, p: float = 1.0
     ):
         super().__init__(p=p)
         self.sizes = tuple(sizes)

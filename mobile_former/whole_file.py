@@ -7,11 +7,7 @@ from pathlib import Path
 
 
 def write_whole(
-    path: Path,
-    content: bytes | memoryview,
-    *,
-    kind: str = "",
-    before_replace: Callable[[Path], None] | None = None,
+    path: Path, content: bytes | memoryview, *, kind: str = "", before_replace: Callable[[Path], None] | None = None
 ) -> None:
     """Write a temporary file in the same folder, flush it to disk, and rename it to ``path``.
 

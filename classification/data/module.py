@@ -107,9 +107,8 @@ class ClassificationData(ImageData):
         self.skipped_shards: set[str] = set()  # messages about damaged shards, which were replaced
         self.lanes: int | None = None  # number of lanes of a resumed run, see ShardBatches
 
-    @cached_property
-    def class_names(self) -> list[str]:
-        """Class names in the order of their labels. Default: the training images' classes. A list can be assigned."""
+    def training_classes(self) -> list[str]:
+        """Return the class names of the training data in the order of their labels."""
         if self.hparams.dataset == "digits":
             return list(Digits.class_names)
         return (

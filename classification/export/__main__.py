@@ -42,10 +42,7 @@ def _parse() -> Namespace:
         parser, output="file to write: .onnx, or .pte for ExecuTorch", data="labelled images", check_images=256
     )
     parser.add_argument(
-        "--image_size",
-        type=int | None,
-        default=None,
-        help="side of the square input; default: as in training",
+        "--image_size", type=int | None, default=None, help="side of the square input; default: as in training"
     )
     parser.add_argument(
         "--dynamic_size",

@@ -46,7 +46,7 @@ def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Com
     Args:
         source: source of the image.
         index: index of the image.
-        image: image as read, ``(H, W, 3)`` uint8 RGB.
+        image: raw image ``(H, W, 3)``, uint8 RGB.
         transforms: transforms of image and boxes.
 
     Returns:

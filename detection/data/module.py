@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,13 +13,7 @@ from detection.data.batch import ShapeBatchSampler, Source, collate, make_sample
 from detection.data.coco_dataset import CocoDataset, find_split
 from detection.data.scenes import SIDE, Scenes
 from detection.pictures import draw_sheet
-from detection.transforms import (
-    LONGEST,
-    SHORT_SIDE,
-    SHORT_SIDES,
-    TransformOptions,
-    scenes_transform,
-)
+from detection.transforms import LONGEST, SHORT_SIDE, SHORT_SIDES, TransformOptions, scenes_transform
 from mobile_former.errors import InputError
 from mobile_former.training.data.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.data.module import ImageData
@@ -110,9 +103,8 @@ class DetectionData(ImageData):
         self.eval_transforms = transforms.evaluation()
         self._sources: dict[tuple, Source] = {}  # cached, so that annotations are read and warnings logged once
 
-    @cached_property
-    def class_names(self) -> list[str]:
-        """Class names in the order of the labels. Default: the classes of the training data; others can be assigned."""
+    def training_classes(self) -> list[str]:
+        """Return the class names of the training data in the order of their labels."""
         return list(self.train_source.class_names)
 
     @property

@@ -28,7 +28,7 @@ class ExportedDetector:
     Attributes:
         class_names: class names in the order of the labels.
         category_ids: category ids in the order of the labels.
-        transform: preprocessing of an image as read, ``(H, W, 3)`` uint8, before :meth:`detect`.
+        transform: preprocessing of a raw image ``(H, W, 3)`` uint8, before :meth:`detect`.
 
     Raises:
         InputError: the metadata of the file is damaged.

@@ -29,11 +29,7 @@ from mobile_former.training.data.images import to_planes
 from mobile_former.training.export.command import Exporter
 from mobile_former.training.export.latency import milliseconds
 from mobile_former.training.export.onnx_file import OnnxModel, write_onnx
-from mobile_former.training.export.options import (
-    CheckImages,
-    add_size_rows,
-    add_time_row,
-)
+from mobile_former.training.export.options import CheckImages, add_size_rows, add_time_row
 from mobile_former.training.run.report import figure
 
 BOX_TOLERANCE = 0.1  # pixels
@@ -59,7 +55,7 @@ def write_detector(
         path: path of the file.
         image_size: height and width of the graph's images, multiples of 32. None: any.
         batch_size: number of images per call. None: any.
-        preprocessing: whether the graph takes images as read and resizes, normalises and pads them itself.
+        preprocessing: whether the graph takes raw uint8 images, and resizes, normalises and pads them itself.
         decode: whether the graph returns detections instead of raw logits and boxes. RetinaNet's detections are those
             after non-maximum suppression.
 
@@ -186,7 +182,7 @@ class DetectorExporter(Exporter):
         return ExportedDetector(OnnxModel(path, "detection"))
 
     def inputs(self, file: ExportedDetector, image: np.ndarray) -> Iterable[list[np.ndarray]]:
-        """Yield the inputs of the graph for an image ``(H, W, 3)`` as read."""
+        """Yield the inputs of the graph for a raw image ``(H, W, 3)`` uint8."""
         return file.batches([_planes(file, image)])
 
     def check(self, file: ExportedDetector, source: ImageSource) -> tuple[str, str] | None:

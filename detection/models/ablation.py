@@ -37,7 +37,7 @@ class FixedPosition(Ablated, nn.Module):
 
 
 class FixedStart(Ablated, QueryStart):
-    """Initial queries whose positions never change. The boxes of the queries are corrected as usual.
+    """Queries whose position embeddings stay the same in all blocks. Each block still corrects the boxes.
 
     Args:
         part: the module to replace. The new module shares its parameters.

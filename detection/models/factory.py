@@ -55,12 +55,7 @@ def create_detector(
         raise InputError(f"no detector is named {name!r}: {nearest(name, list_detectors())}")
     if num_classes < 1:
         raise InputError(f"num_classes is {num_classes}: give at least 1")
-    options = {
-        "focal": focal,
-        "refine_boxes": refine_boxes,
-        "dense_head": dense_head,
-        "choose_queries": choose_queries,
-    }
+    options = {"focal": focal, "refine_boxes": refine_boxes, "dense_head": dense_head, "choose_queries": choose_queries}
     if name in E2E_VARIANTS:
         model = E2EMobileFormer(E2E_VARIANTS[name], num_classes, backbone=backbone, **options)
     elif given := [option for option, value in options.items() if value]:

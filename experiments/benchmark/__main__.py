@@ -99,11 +99,7 @@ def main() -> None:
         help="candidate that ratios refer to, for example mobile_former_26m:eager; default: the first peer",
     )
     parser.add_argument(
-        "--layouts",
-        type=str,
-        nargs="+",
-        default=None,
-        help=f"training only: from {', '.join(LAYOUTS)}; default: both",
+        "--layouts", type=str, nargs="+", default=None, help=f"training only: from {', '.join(LAYOUTS)}; default: both"
     )
     parser.add_argument("--precision", type=str | None, default=None, help="training only: bf16 (default) or float32")
     parser.add_argument(
@@ -116,10 +112,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=3, help="rounds before the timed ones")
     parser.add_argument("--repeat", type=int, default=1, help="runs of a candidate in each round; their median counts")
     parser.add_argument(
-        "--device",
-        type=str | None,
-        default=None,
-        help="cpu or cuda; default: cpu; training: the GPU if there is one",
+        "--device", type=str | None, default=None, help="cpu or cuda; default: cpu; training: the GPU if there is one"
     )
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="output folder")
     options = parser.parse_args()
@@ -332,19 +325,13 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
             figures = row(candidate, seconds[candidate.label], seconds[baseline], batch)
             rows.append(figures | {"layout": candidate.layout, "memory": candidate.memory})
         settings.append(
-            {
-                "threads": options.threads[0],
-                "batch_size": batch,
-                "baseline": baseline,
-                "rows": rows,
-                "trace": traced,
-            }
+            {"threads": options.threads[0], "batch_size": batch, "baseline": baseline, "rows": rows, "trace": traced}
         )
     return settings
 
 
 def trainable(options: Namespace) -> dict[tuple[str, str, str], Callable[[], torch.nn.Module]]:
-    """Check the names, and return a function that builds the model for each name, form and memory layout.
+    """Check the names, and return a dictionary with the builder of each model by name, form and memory layout.
 
     Raises:
         InputError: a name is unknown, or the named model is not a classifier.

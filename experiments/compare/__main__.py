@@ -1,4 +1,4 @@
-"""Train several models by one recipe on the same data, over seeds, and compare score, cost and latency.
+"""Train several models with the same recipe and data over several seeds, and compare score, cost and latency.
 
     python -m experiments.compare --config experiments/configs/sign_digits.yaml --data.root DIR
 

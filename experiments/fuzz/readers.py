@@ -157,8 +157,7 @@ def predict_boxes(path: Path) -> None:
 
 KINDS = {
     "images": Kind(
-        damage.image,
-        {"classification's reader": read_for_classification, "detection's reader": read_for_detection},
+        damage.image, {"classification's reader": read_for_classification, "detection's reader": read_for_detection}
     ),
     "configs": Kind(damage.config, {"fit": parse_config, "fit --print_config": print_config}),
     "coco": Kind(damage.coco, {"detection's data": read_coco}),

@@ -1,4 +1,4 @@
-"""Search options of ``fit`` with Optuna, or train every point of a grid, on one or several machines.
+"""Find good values for options of ``fit`` with Optuna, or train every point of a grid, on one or several machines.
 
     python -m experiments.sweep --config experiments/configs/sweep_classification.yaml --data.root DIR --workers 2
 

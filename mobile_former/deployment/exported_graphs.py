@@ -11,14 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobile_former.bridge import mask_logits, split_channels
-from mobile_former.deployment.backbone import (
-    DeployedToFormer,
-    DeployedToMobile,
-    RowLinear,
-    Start,
-    TokenReads,
-    gather,
-)
+from mobile_former.deployment.backbone import DeployedToFormer, DeployedToMobile, RowLinear, Start, TokenReads, gather
 from mobile_former.deployment.mobile import DeployedLite, Depthwise, Pointwise
 from mobile_former.deployment.modules import exported_forward
 from mobile_former.deployment.onnx_layout import pad_with_copies, pad_with_zeros

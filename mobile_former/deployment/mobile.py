@@ -144,7 +144,7 @@ class Pointwise(InferenceConv):
 
     Args:
         layer: trained layer.
-        in_order: number that each input channel had in training; None if ``in_shuffle`` gives the order.
+        in_order: index of each input channel in the trained model. None: the order of ``in_shuffle``.
         in_shuffle: shuffle before the layer in training, if any.
         out_shuffle: shuffle after the layer in training, if any.
         gain: factor on the output.
@@ -183,13 +183,14 @@ class Depthwise(InferenceConv):
 
     Args:
         layer: trained layer.
-        shuffle: shuffle after the layer in training, if any. The shuffle is not applied, but :attr:`order` includes it.
+        shuffle: channel shuffle after the layer in the trained model, if any. It is not applied: :attr:`order` gives
+            the shuffled positions instead.
         gain: factor on the output.
         relu6: apply ReLU6 to the output.
 
     Attributes:
         repeats: number of output channels for each input channel.
-        order: number that each output channel had in training, after the shuffle.
+        order: index of each output channel in the trained model, after the shuffle.
     """
 
     def __init__(self, layer: ConvNorm, shuffle: nn.Module | None = None, *, gain: float = 1, relu6: bool = False):

@@ -46,8 +46,9 @@ class InferenceModule(nn.Module):
 def exported_forward(kind: type[InferenceModule], *, onnx_only: bool = False) -> Callable[[Callable], Callable]:
     """Register the decorated function as the forward pass of a class in exported graphs.
 
-    A module runs the function during an export, and ``kind.forward`` otherwise. No other code makes this choice. If two
-    functions are registered for a class, the later one takes precedence in the exports to which it applies.
+    During an export, a module of the class runs the function; otherwise it runs ``kind.forward``. Only this decorator
+    chooses between the two. If two functions are registered for a class, the later one is used, except in exports that
+    its ``onnx_only`` excludes: they use the earlier one.
 
     Args:
         kind: the class. The function takes the module and the inputs of ``kind.forward``.

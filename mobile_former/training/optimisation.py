@@ -207,7 +207,4 @@ def run_length(trainer: Trainer) -> dict[str, int]:
     total_steps = trainer.estimated_stepping_batches
     if math.isinf(total_steps):
         raise InputError("the learning rate schedule needs an end: give --trainer.max_epochs or --trainer.max_steps")
-    return {
-        "total_steps": int(total_steps),
-        "steps_per_epoch": math.ceil(batches / trainer.accumulate_grad_batches),
-    }
+    return {"total_steps": int(total_steps), "steps_per_epoch": math.ceil(batches / trainer.accumulate_grad_batches)}

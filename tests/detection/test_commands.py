@@ -602,7 +602,7 @@ def no_image_is_whole(folder):
         (wrong_validation_size, "val_2.png", "is recorded as 80x72"),
         (turned, "val_0.png", "EXIF"),
         (corrupt_validation, "val_1.png", "would change the score"),
-        (boxes_in_shares, "instances_train.json", "pixels, so multiply"),
+        (boxes_in_shares, "instances_train.json", "pixels: multiply"),
         (nothing_to_learn, "mine", "no image of the training data has an object to learn"),
         (no_image_is_whole, "train_", "none of the 6 training images can be read"),
     ],

@@ -19,10 +19,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     names = ["猫", "a$b_{c}$", "собака"]
     torch.manual_seed(0)
     modules = {
-        "classifier": (
-            ClassificationModule(names, name="mobile_former_26m"),
-            {"image_size": 64, "crop_fraction": 0.9},
-        ),
+        "classifier": (ClassificationModule(names, name="mobile_former_26m"), {"image_size": 64, "crop_fraction": 0.9}),
         "detector": (DetectionModule(names, name="e2e_mf_26m", **OPTIONS), {"short_side": 64, "longest": 96}),
         "retinanet": (DetectionModule(names, name="retinanet_mf_26m"), {"short_side": 64, "longest": 96}),
     }

@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -30,7 +30,7 @@ class ImageData(LightningDataModule):
     """Base class of the data modules.
 
     A subclass saves ``batch_size``, ``mean`` and ``std`` as hyperparameters and sets ``train_set``, ``val_set`` and
-    ``test_set`` in ``setup``. A subclass also has the attributes ``class_names`` and ``dataset_name``, and the methods
+    ``test_set`` in ``setup``. It also has the attribute ``dataset_name`` and the methods ``training_classes()``,
     ``describe()`` and ``draw_augmented(path)``.
 
     Args:
@@ -68,9 +68,21 @@ class ImageData(LightningDataModule):
         self.root = root
         self.num_workers = num_workers if num_workers is not None else 0 if root is None else default_workers()
         self.collate = collate
+        self._class_names: list[str] | None = None
         self.skipped: set[str] = set()  # messages of training images that could not be read
         self.first_epoch = 0  # first epoch of the next fit; above 0 in a resumed run
         self.first_batch = 0  # first batch of that epoch
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names in the order of their labels. Default: the classes of the training data."""
+        if self._class_names is None:
+            self._class_names = self.training_classes()
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str]) -> None:
+        self._class_names = list(names)
 
     def samples_to_draw(self, most: int) -> list[dict]:
         """Return some training samples, evenly spaced over the data and augmented as in the first epoch.

@@ -8,12 +8,7 @@ from jsonargparse import Namespace
 from pytorch_lightning import LightningModule
 
 from mobile_former.training.console import console
-from mobile_former.training.export.options import (
-    folder_beside,
-    images_to_calibrate,
-    images_to_check,
-    write_int8,
-)
+from mobile_former.training.export.options import folder_beside, images_to_calibrate, images_to_check, write_int8
 
 
 class Exporter:

@@ -201,8 +201,7 @@ def test_cocos_own_layout_is_read(shapes, tmp_path):
     (tmp_path / "annotations").mkdir()
     for split in ("train", "val"):
         shutil.copy(
-            shapes / "annotations" / f"instances_{split}.json",
-            tmp_path / "annotations" / f"instances_{split}2017.json",
+            shapes / "annotations" / f"instances_{split}.json", tmp_path / "annotations" / f"instances_{split}2017.json"
         )
         (tmp_path / f"{split}2017").mkdir()
         for path in (shapes / "images").glob(f"{split}_*"):

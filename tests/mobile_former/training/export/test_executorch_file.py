@@ -53,8 +53,7 @@ def test_the_program_is_written(stages, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stage", "name"),
-    [("lower", "the conversion for XNNPACK"), ("to_executorch", "the conversion to a program")],
+    ("stage", "name"), [("lower", "the conversion for XNNPACK"), ("to_executorch", "the conversion to a program")]
 )
 def test_the_error_for_a_failure_of_executorch_names_file_stage_and_reason(stages, tmp_path, stage, name):
     setattr(stages, stage, fail)
