@@ -19,11 +19,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Replace each line ``::: package.*`` by one line per public module of the package. Skip its subpackages."""
+    """Adapt a page for the site.
+
+    - A line ``::: package.*`` becomes one line per public module of the package, without its subpackages.
+    - Links to ``experiments/`` lose one ``../``: that folder is beside ``docs/`` in the repository, inside the site.
+    """
 
     def list_modules(line: re.Match) -> str:
         modules = pkgutil.iter_modules([str(ROOT / line[1].replace(".", "/"))])
         names = [module.name for module in modules if not module.ispkg and not module.name.startswith("_")]
         return "\n\n".join(f"::: {line[1]}.{name}" for name in names)
 
+    markdown = re.sub(r"\]\(\.\./((?:\.\./)*experiments/)", r"](\1", markdown)
     return re.sub(r"^::: ([\w.]+)\.\*$", list_modules, markdown, flags=re.MULTILINE)

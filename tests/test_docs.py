@@ -57,6 +57,23 @@ def test_what_the_pages_include_is_in_the_readme():
     )
 
 
+def test_the_tables_of_the_pages_are_those_of_the_readme():
+    def rows(text):
+        return set(re.findall(r"^\| `(?:mobile_former|e2e_mf|retinanet_mf)_\w+` \|.*$", text, re.MULTILINE))
+
+    readme, pages = rows((ROOT / "README.md").read_text()), {page: rows(text) for page, text in PAGES.items()}
+    assert len(readme) == 7 + 12 + 7
+    assert pages["models.md"] | pages["speed.md"] >= readme
+    assert pages["detection/detectors.md"] < readme
+
+
+def test_links_between_files_lead_to_files_of_the_repository():
+    for path in (ROOT / "README.md", *DOCS.rglob("*.md"), *(ROOT / "experiments").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
+            if "://" not in link and not link.startswith("mailto:"):
+                assert (path.parent / link).exists(), f"{path}: {link}"
+
+
 def test_every_command_and_option_that_the_readme_and_the_pages_name_exists(monkeypatch):
     texts = [(ROOT / "README.md").read_text(), *PAGES.values()]
     commands = {module for text in texts for module in re.findall(r"python -m ([a-z_]+\.\w+)", text)}
