@@ -45,8 +45,8 @@ class ClassificationModule(LightningModule):
         ema_decay: decay of an exponential moving average of the weights. The average is evaluated and saved instead of
             the weights themselves. 0: no average.
         freeze_backbone: train only the classifier.
-        checkpoint_gradients: keep fewer activations while training, and recompute the others for the gradients. This
-            takes less memory and more time. Only for Mobile-Former.
+        checkpoint_gradients: store only some activations in training, and compute the others again in the backward
+            pass. This takes less memory and more time. Only for Mobile-Former.
 
     Raises:
         InputError: the model is unknown, a value is out of range, an option does not apply to the model, or a weights

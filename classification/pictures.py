@@ -19,7 +19,7 @@ def draw_predictions(model: nn.Module, data: ClassificationData, path: Path, mos
         data: data module that is set up for validation.
         path: path of the picture.
         most: maximum number of images. They are spaced evenly over the validation set. If this set consists of tar
-            shards, they come from the first shards only, because reading all shards takes too long.
+            shards, the images come from the first shards only, because reading all shards takes too long.
     """
     dataset = data.val_set
     samples = [dataset[index] for index in indices_to_look_at(dataset.source, most)]

@@ -43,7 +43,7 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Result of a job."""
+    """Result of writing one shard."""
 
     shard: Shard | None  # None: no image is readable, or an unreadable image must not be skipped
     written: bool  # False: the file already existed, or there is no shard
@@ -128,7 +128,7 @@ def write_shards(output: Path, class_names: list[str], jobs: dict[str, list[Job]
 
     Raises:
         InputError: a written shard cannot be read back, or a split has no readable image.
-        SystemExit: there are unreadable images that must not be skipped.
+        SystemExit: some images are unreadable, and the jobs do not allow to skip them. No index is written.
     """
     for split in jobs:
         (output / split).mkdir(parents=True, exist_ok=True)

@@ -212,7 +212,7 @@ class DetectionModule(LightningModule):
 
     @property
     def label(self) -> str:
-        """Short name for tables and folders."""
+        """Short name of the model, for tables and names of folders."""
         ablations = ablation_names(self.hparams.ablation or "")
         return "-".join(filter(None, (self.hparams.name, self.hparams.backbone, *ablations)))
 

@@ -205,10 +205,10 @@ def _free_place(
     picture: tuple[int, int],
     taken: Sequence[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int]:
-    """Choose the place of a caption next to its frame, xyxy, within the picture.
+    """Choose the place of a caption, as an xyxy rectangle within the picture.
 
-    Take the candidate that covers the fewest pixels of other captions. Among equal candidates, prefer one that covers
-    at most a quarter of the frame.
+    The candidates are above, below and inside the frame of the box. The one that covers the fewest pixels of other
+    captions is taken. Among equal candidates, one that covers at most a quarter of the frame is preferred.
 
     Args:
         frame: rectangle drawn around the box that the caption belongs to, xyxy.

@@ -190,7 +190,7 @@ def _drawing_paths(paths: Sequence[Path], folder: Path) -> list[Path]:
     A drawing has the file name of its image. If two names are equal, the names of parent folders are put in front.
 
     Raises:
-        InputError: a drawing would replace an image.
+        InputError: a drawing would replace one of the images.
     """
     images = {path.resolve() for path in paths}
     taken: set[str] = set()

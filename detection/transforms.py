@@ -139,7 +139,7 @@ class ResizeShortSide(A.DualTransform):
     """Resize images to a random length of the shorter side, antialiased. The aspect ratio is kept.
 
     Args:
-        sizes: lengths of the shorter side in pixels to draw from.
+        sizes: lengths in pixels from which the shorter side is drawn.
         longest: maximum length of the longer side in pixels. It takes precedence over ``sizes``. Default: no limit.
         frame: height and width that the result must fit into. Default: no limit.
         p: probability of applying the transform.

@@ -1,6 +1,6 @@
 """``make demo``: train, validate and use a classifier and a detector on built-in data, without downloads.
 
-The demo predicts images of the validation split, and lists the results.
+The demo predicts images of the validation split, and lists the checkpoints and pictures that it has written.
 """
 
 import subprocess

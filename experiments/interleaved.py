@@ -25,7 +25,7 @@ def interleave(
         rounds: the number of timed rounds.
         warmup: the number of untimed rounds before the timed rounds.
         clock: function that waits until the device has finished its pending work, and returns the time in seconds.
-        repeat: the number of runs in a candidate's turn; their median counts.
+        repeat: the number of runs in a candidate's turn. The median of their times is the time of the turn.
         seed: the seed of the random orders.
         after_round: a function to call after each round, outside the timing.
 

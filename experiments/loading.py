@@ -87,7 +87,7 @@ def sides(recipe: str) -> dict[str, Side]:
     """
 
     def transforms(crop: A.BasicTransform | None) -> dict[str, Stage]:
-        """Return one stage per transform. All calls use equal random numbers. ``crop`` replaces the first transform."""
+        """Return one stage per transform, with the same seed in every call. ``crop`` replaces the first transform."""
         full = {"rand_augment": True, "random_erasing": 0.2} if recipe == "full" else {}
         compose = train_transform(224, **full)
         chain = A.Compose([crop or compose.transforms[0], *compose.transforms[1:]])

@@ -54,13 +54,13 @@ class Training:
 
 
 def trainings_parser(command: str, purpose: str, *, config: str, each: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that ``compare`` and ``sweep`` share. Other options are meant for ``fit``.
+    """Return a parser with the options that ``compare`` and ``sweep`` share. Any other option is passed to ``fit``.
 
     Args:
         command: ``"compare"`` or ``"sweep"``.
         purpose: the command's description in one line.
         config: the help text of ``--config``.
-        each: the command's word for one training, for the help text.
+        each: the word for one training in the command's help text.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{command}",

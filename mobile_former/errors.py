@@ -12,7 +12,7 @@ class InputError(ValueError):
 
 
 def nearest(given: str, valid: Iterable[str]) -> str:
-    """Return a hint that ends an error message about an unknown name.
+    """Return a hint to append to an error message about an unknown name.
 
     Args:
         given: the unknown name.

@@ -235,8 +235,8 @@ def _weights(name: str, given: Mapping, cache_dir: str | Path | None) -> tuple[P
     """Find the weights file that ``pretrained_cfg`` gives, and download it if it is on the Hub.
 
     Returns:
-        The path of the weights file, options for the model, and entries for ``pretrained_cfg``. Options and entries are
-        those of a model on the Hub; both are empty for a local file.
+        The path of the weights file, options for the model, and entries for ``pretrained_cfg``. The options and entries
+        come from the model's repository on the Hub; both are empty for a local file.
     """
     if given.get("file"):
         return Path(given["file"]), {}, {}

@@ -17,7 +17,7 @@ def write_whole(
     Args:
         path: path of the file.
         content: complete content of the file.
-        kind: description of the file in front of the path in error messages, such as ``"the checkpoint "``.
+        kind: text that error messages put before the path, such as ``"the checkpoint "``.
         before_replace: function that is called with the path of the flushed temporary file, before the rename.
 
     Raises:

@@ -240,13 +240,13 @@ class ShardSource:
 
 
 class ShardBatches(Dataset):
-    """The batches of one process, each a list of samples. A :class:`BatchDraw` is the index of a batch.
+    """The batches of one process, indexed by :class:`BatchDraw`. Each batch is a list of samples.
 
     Each epoch of training has its own random order of the shards. The images in this order are divided into consecutive
     ranges, one per process. The sizes of the ranges differ by at most one. Each process divides its range into lanes:
-    consecutive parts, normally one per loading worker. The images of a lane are shuffled with a buffer. They make up
-    the batches ``lane``, ``lane + lanes``, …, and one worker loads all of these. Only shards that cross the border of a
-    range or lane are read twice.
+    consecutive parts, normally one per loading worker. The images of a lane are shuffled with a buffer. Lane
+    ``k`` of ``n`` makes up the batches ``k``, ``k + n``, ``k + 2n``, …, and one worker loads all of these. Only shards
+    that cross the border of a range or lane are read twice.
 
     The content of a batch depends only on the seed, the epoch, the batch size and the numbers of processes and lanes.
     It does not depend on the worker or on earlier batches. If the number of workers is not the number of lanes, the
@@ -319,8 +319,8 @@ class ShardBatches(Dataset):
     def _samples(self, ahead: np.ndarray, size: int, epoch: int) -> list[dict]:
         """Return the samples of the next ``size`` images of a lane.
 
-        ``ahead`` contains the numbers of all remaining images of the lane. If a shard cannot be read, the only sample
-        that is returned has the error message.
+        ``ahead`` contains the numbers of all remaining images of the lane. If a shard cannot be read, the
+        returned list has a single entry with the error message instead of the samples.
         """
         source, samples = self.images.source, []
         for index in ahead[:size].tolist():
@@ -369,7 +369,7 @@ class ShardSampler(Sampler[BatchDraw]):
 
 
 def collate_shards(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
-    """Build the batch of :func:`collate`, and add ``damages``: messages about damaged shards that were replaced."""
+    """Build a batch with :func:`collate`, and add ``damages``: messages about damaged shards that were replaced."""
     return collate(samples) | {"damages": sorted({sample["damage"] for sample in samples if sample.get("damage")})}
 
 
@@ -467,7 +467,7 @@ def _require_size(place: str, shard: Shard, size: int | None) -> None:
 
 
 def _buffer_shuffle(count: int, generator: np.random.Generator) -> list[int]:
-    """Return 0, …, ``count - 1``, shuffled: each number is drawn from a buffer, which is refilled in order."""
+    """Shuffle the numbers 0, …, ``count - 1``: each is drawn at random from a buffer that is refilled in order."""
     buffer = list(range(min(SHUFFLE_BUFFER, count)))
     order = []
     for place, following in zip(

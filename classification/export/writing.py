@@ -153,8 +153,8 @@ class ClassifierExporter(Exporter):
         """Compare the logits of a file with those of PyTorch on the same pixels.
 
         Returns:
-            If the file resizes images: label and value of a table row with the difference on images that need no
-            resizing. Otherwise None.
+            If the file itself resizes images, the label and value of a table row. The value is the difference of the
+            logits, measured on images that need no resizing. Otherwise None.
 
         Raises:
             InputError: the greatest difference is above ``TOLERANCE`` times the greatest magnitude of the logits.
@@ -240,7 +240,7 @@ def _logits(
     source: ImageSource,
     indices: Sequence[int],
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return the logits ``(N, K)`` of PyTorch and of each file. PyTorch and each file have their own preprocessing."""
+    """Return the logits ``(N, K)`` of PyTorch and of each file. Each of them preprocesses the images in its own way."""
     transform = eval_transform(data_options["image_size"], data_options["crop_fraction"])
     expected, found = [], [[] for _ in classifiers]
     start, size = 0, 1

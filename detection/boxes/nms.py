@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Drop each box that overlaps a box of the same class and a higher score.
+    """Drop each box that overlaps a kept box of the same class with a higher score.
 
     The result is deterministic: the same on every machine.
 

@@ -1,7 +1,7 @@
 """Reference boxes of object queries: initial values, corrections, and attention limited to the boxes.
 
-Each block corrects the box of a query (Liu et al., DAB-DETR, ICLR 2022). A Gaussian at the box limits where the query
-attends (Gao et al., Fast Convergence of DETR with Spatially Modulated Co-Attention, ICCV 2021).
+Each block corrects the box of a query (Liu et al., DAB-DETR, ICLR 2022). A query attends mainly to its
+box, weighted by a Gaussian (Gao et al., Fast Convergence of DETR with Spatially Modulated Co-Attention, ICCV 2021).
 """
 
 import math
@@ -30,11 +30,11 @@ def grid_boxes(count: int) -> Tensor:
 
 
 def correct(boxes: Tensor, correction: Tensor) -> Tensor:
-    """Add a correction to the logits of boxes.
+    """Correct boxes: add a correction to the logits of their coordinates.
 
     Args:
         boxes: ``(B, Q, 4)``, cxcywh, normalised to 0..1.
-        correction: correction of the logits ``(B, Q, 4)``.
+        correction: ``(B, Q, 4)``, added to the logits of the coordinates.
 
     Returns:
         Corrected boxes ``(B, Q, 4)``, in 0..1.

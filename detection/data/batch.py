@@ -78,7 +78,8 @@ class ShapeBatchSampler(Sampler[list[Draw]]):
     Every process has the same number of batches.
 
     Args:
-        sampler: sampler that yields each image once per epoch. Lightning sets the epoch on the attribute ``sampler``.
+        sampler: sampler that yields each image once per epoch. Lightning finds it as the attribute ``sampler``
+            and sets its epoch.
         source: source of the images.
         batch_size: images per batch.
         drop_last: whether to drop the last, incomplete batch.

@@ -30,7 +30,7 @@ class CocoDataset:
     """Images and boxes of one COCO annotation file.
 
     Labels start at 0 and follow the order of the category ids, or of ``class_names``. Every category of the file is a
-    class, even if no object has it. Boxes for training are clipped to their image. Crowd regions and boxes
+    class, even if no object belongs to it. Boxes for training are clipped to their image. Crowd regions and boxes
     without area are left out of training. :meth:`ground_truth` keeps the original boxes and the crowd regions.
 
     Args:

@@ -114,12 +114,12 @@ class DetectionData(ImageData):
 
     @property
     def train_source(self) -> Source:
-        """Training images, with the classes of their annotations."""
+        """Training data. The classes are those of the data itself, not of a trained model."""
         return self._source("train", None)
 
     @property
     def dataset_name(self) -> str:
-        """Short name for tables and folders."""
+        """Short name of the data set, for tables and names of folders."""
         if self.hparams.dataset == "scenes":
             return "scenes"
         if self.hparams.root is not None:

@@ -70,7 +70,7 @@ class Scenes:
         return image
 
     def boxes(self, index: int) -> np.ndarray:
-        """Return the boxes of the digits, tight around the ink: ``(n, 4)`` float32, xyxy in pixels."""
+        """Return the smallest boxes around the painted digits: ``(n, 4)`` float32, xyxy in pixels."""
         return np.array([digit.box for digit in self._digits(index)], dtype=np.float32)
 
     def labels(self, index: int) -> np.ndarray:
@@ -190,14 +190,14 @@ def _paint(image: np.ndarray, digit: Digit, draw: random.Random) -> None:
 
 
 def _shrink(ink: np.ndarray, length: int) -> np.ndarray:
-    """Resize an ink mask to ``length`` pixels on its longer side, and crop it by :func:`_tight`."""
+    """Resize the ink mask (opacity) of a digit to a longer side of ``length`` pixels, and crop it by :func:`_tight`."""
     scale = length / max(ink.shape)
     height, width = (max(1, round(side * scale)) for side in ink.shape)
     return _tight(cv2.resize(ink, (width, height), interpolation=cv2.INTER_AREA))
 
 
 def _tight(ink: np.ndarray) -> np.ndarray:
-    """Crop an ink mask to the bounding box of the pixels with an opacity above one half."""
+    """Crop the ink mask of a digit to the bounding box of the pixels with an opacity above one half."""
     left, top, width, height = cv2.boundingRect(cv2.compare(ink, 127, cv2.CMP_GT))
     return ink[top : top + height, left : left + width]
 
@@ -232,7 +232,7 @@ def _enlarged_digits(split: str) -> tuple[list[np.ndarray], list[int]]:
 
 
 def _photographs(split: str) -> list[np.ndarray]:
-    """Return parts of two photographs ``(H, W, 3)``, uint8 RGB: the left 70 % for training, the rest otherwise."""
+    """Return parts of two photographs ``(H, W, 3)``, uint8 RGB: the left 70 % for training, the rest for validation."""
     parts = []
     for photograph in load_sample_images().images:
         border = photograph.shape[1] * 7 // 10

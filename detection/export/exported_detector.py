@@ -80,7 +80,7 @@ class ExportedDetector:
         return detections
 
     def batches(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
-        """Yield the inputs of each call of the ONNX graph, for images as :meth:`detect` takes them."""
+        """Yield the inputs of each call of the ONNX graph. ``images`` are as in :meth:`detect`."""
         for inputs in self._prepare(images):
             yield from self.model.batches(*inputs)
 
@@ -95,7 +95,7 @@ class ExportedDetector:
     def _in_frames(
         self, outputs: dict[str, Tensor], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Split the detections of a decoding graph by image, and scale boxes from ``images`` to ``sizes``."""
+        """Split the decoded detections of a batch by image, and scale boxes from ``images`` to ``sizes``."""
         normalised = outputs["boxes"] / _corners([image.shape[1:] for image in images])
         detections = to_pixels(outputs | {"boxes": normalised}, sizes)
         return [
@@ -123,7 +123,7 @@ class ExportedDetector:
 
 
 def _corners(sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Return the factors of xyxy boxes, ``(B, 1, 4)``: width, height, width and height of each image."""
+    """Return the factors ``(B, 1, 4)`` that scale normalised xyxy boxes to pixels: width, height, width and height."""
     return torch.tensor([[width, height, width, height] for height, width in sizes], dtype=torch.float32)[:, None]
 
 

@@ -43,9 +43,9 @@ class DetectionGraph(nn.Module):
             long, the number of detections. Entries after the detections have score 0 and label -1. N is the number of
             queries. For RetinaNet, N is 100, after non-maximum suppression.
 
-            Otherwise ``RAW_OUTPUTS``: ``logits`` ``(B, N, K)``, or ``(B, N, K+1)`` with "no object" as last class, and
-            ``boxes`` ``(B, N, 4)``, cxcywh, normalised to [0, 1] by the size of the image without padding. N is the
-            number of queries or anchors. Anchors on padding have the lowest finite logits.
+            Without ``decode``, ``RAW_OUTPUTS``: ``logits`` ``(B, N, K)``, or ``(B, N, K+1)`` with "no object" as last
+            class, and ``boxes`` ``(B, N, 4)``, cxcywh, normalised to [0, 1] by the size of the image without padding. N
+            is the number of queries or anchors. Anchors on padding have the lowest finite logits.
         """
         height, width = images.shape[2:]
         rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
@@ -82,7 +82,7 @@ class DetectionGraph(nn.Module):
 
 @torch.library.custom_op("detection::suppress", mutates_args=())
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Apply non-maximum suppression to a batch. It is one operator, which the exporter can translate.
+    """Apply non-maximum suppression to a batch, as one PyTorch operator that the exporter can translate.
 
     Args:
         boxes: ``(B, N, 4)``, xyxy in pixels, not negative.
@@ -107,7 +107,7 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor
 
 
 def translations() -> dict[Callable, Callable]:
-    """Return the ONNX translations of :func:`suppress` and of stable sorting, by operator. Needs onnxscript."""
+    """Return a dictionary from PyTorch operators, :func:`suppress` and stable sort, to ONNX. Needs onnxscript."""
     from onnxscript import opset20 as op
 
     def number(value: float, kind: type = int):
@@ -156,7 +156,7 @@ def preparation(
     frame: tuple[int, int] | None,
     batch_size: int | None,
 ) -> str:
-    """Write the preprocessing of :class:`DetectionGraph` as a graph in ONNX's text format.
+    """Write the preprocessing for :class:`DetectionGraph` as a graph in ONNX's text format.
 
     Args:
         short_side: length of the shorter side in pixels.

@@ -272,8 +272,8 @@ def differences(
 
     Detections of the same class are matched with the smallest total difference, because the order of detections with
     nearly equal scores may change. The boxes of a match differ by less than a pixel. The score of a detection without a
-    match is compared with the lowest score of the other list if that list is full, else with RetinaNet's score
-    threshold.
+    match is compared with the lowest score of the other list if that list has the maximum length, else with RetinaNet's
+    score threshold.
 
     Args:
         found: ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` and ``labels`` ``(n,)``.

@@ -40,7 +40,7 @@ class FixedStart(Ablated, QueryStart):
     """Queries whose position embeddings stay the same in all blocks. Each block still corrects the boxes.
 
     Args:
-        part: the module to replace. The new module shares its parameters.
+        part: the module to replace. The new module has the same parameters.
     """
 
     def __init__(self, part: QueryStart):

@@ -190,7 +190,7 @@ class Queries:
 
 
 class QueryStart(nn.Module):
-    """Initial queries: learned positions, learned boxes, or the best positions of the dense head.
+    """Initial queries, from learned position embeddings, learned boxes, or the best predictions of the dense head.
 
     Args:
         variant: sizes of the detector.

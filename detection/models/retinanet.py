@@ -119,7 +119,7 @@ class RetinaNet(nn.Module):
 
 
 def best_candidates(logits: Tensor, boxes: Tensor, levels: Sequence[int]) -> dict[str, Tensor]:
-    """Return the 1000 best pairs of an anchor and a class on each map, or all pairs of a map with fewer.
+    """Return the 1000 best (anchor, class) pairs of each map, or all pairs if a map has fewer.
 
     Args:
         logits: ``(B, A, K)``.

@@ -111,7 +111,7 @@ def draw_boxes(
 
     Returns:
         The figure. It shows the image with the boxes after each block, one colour per query. Two charts show, for each
-        query and block, the score and the IoU of the box with the query's last box.
+        query and block, the score of the box, and its IoU with the box of the same query after the last block.
     """
     captions = best_queries(steps, class_names, index=index, score_threshold=score_threshold, most=BOXES)
     queries = list(captions)
@@ -180,7 +180,7 @@ def best_queries(
     score_threshold: float = 0.3,
     most: int = QUERIES,
 ) -> dict[int, str]:
-    """Return the captions of E2E-MF's best queries by number of the query, best first.
+    """Return a dictionary from the numbers of E2E-MF's best queries to their captions, best first.
 
     The result always holds the best query, even if its score is below the threshold.
 
@@ -236,12 +236,12 @@ class _Page:
         self.y = max(0.1 + height, y) + 0.15
 
     def section(self, captions: dict[int, str], detects: bool, others: bool) -> None:
-        """Add the column headers of the next blocks.
+        """Add column headers above the rows of the blocks that follow.
 
         Args:
             captions: caption of each column, by number of the token or query.
-            detects: the blocks are in E2E-MF's head, so that the tokens are queries.
-            others: there are more tokens or queries than columns.
+            detects: whether the blocks are in E2E-MF's head. Their tokens are queries.
+            others: whether there are more tokens or queries than columns.
         """
         token = "query" if detects else "token"
         self._text(_LABEL, self.y + 0.18, f"Mobile→Former: where each {token} looks", fontsize=9.5)
@@ -346,7 +346,7 @@ def _colour(values: np.ndarray, least: float, most: float) -> np.ndarray:
 
 
 def _enlarge(cells: np.ndarray, stride: int, size: tuple[int, int], pixels: tuple[int, int]) -> np.ndarray:
-    """Enlarge a map to a picture of the image: each pixel gets the value at its position in the map.
+    """Enlarge a map so that it covers the picture of the image. Each pixel gets the value at its position in the map.
 
     Args:
         cells: values at the positions of the map, ``(h, w)``.

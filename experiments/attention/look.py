@@ -69,7 +69,7 @@ class Look:
     seconds: float
 
     def above(self, score_threshold: float = 0.3) -> list[dict]:
-        """Return the detections with at least this score, in [0, 1]. For a classifier, return all of ``answer``."""
+        """Return the detections that reach a score threshold in [0, 1]. For a classifier, return all of ``answer``."""
         return [each for each in self.answer if each.get("score", 1) >= score_threshold]
 
     def told(self, score_threshold: float = 0.3) -> str:
@@ -81,7 +81,7 @@ class Look:
         return (", ".join(captions) or "nothing found") + (f" and {others} more" if others > 0 else "")
 
     def queries(self, score_threshold: float = 0.3) -> dict[int, str]:
-        """Return the captions of E2E-MF's queries to draw, see :func:`best_queries`. For other models, return {}."""
+        """Choose E2E-MF's queries to draw, and return their captions, see :func:`best_queries`. Other models: {}."""
         return best_queries(self.steps, self.class_names, score_threshold=score_threshold) if self.steps else {}
 
 

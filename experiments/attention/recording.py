@@ -72,7 +72,8 @@ def bridge_attention(model: nn.Module, images: Tensor, padding_mask: Tensor | No
         padding_mask: ``(B, H, W)`` bool, True on padding.
 
     Returns:
-        The backbone's blocks that have a bridge, followed by the classifier's bridge or the blocks of E2E-MF's head.
+        One entry per bridge: first those of the backbone's blocks, then that of the classifier or those of the blocks
+        of E2E-MF's head.
 
     Raises:
         InputError: the bridge of this model cannot be recorded, see :func:`recording`; or the model rejects the images.
@@ -104,7 +105,7 @@ def recording(model: nn.Module) -> Iterator[Recording]:
         model: a Mobile-Former classifier, an E2E-MF, or a RetinaNet with a Mobile-Former backbone.
 
     Yields:
-        A record of the last forward pass.
+        A :class:`Recording`. Each forward pass replaces its content.
 
     Raises:
         InputError: the model has no bridge, is compiled, or is in its inference form, where the bridge is folded into

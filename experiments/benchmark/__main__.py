@@ -331,7 +331,9 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
 
 
 def trainable(options: Namespace) -> dict[tuple[str, str, str], Callable[[], torch.nn.Module]]:
-    """Check the names, and return a dictionary with the builder of each model by name, form and memory layout.
+    """Check the names of the models and peers; return a dictionary of functions that each build one model to train.
+
+    The keys are ``(name, form, memory layout)``.
 
     Raises:
         InputError: a name is unknown, or the named model is not a classifier.
@@ -355,7 +357,7 @@ def trainable(options: Namespace) -> dict[tuple[str, str, str], Callable[[], tor
 
 
 def row(candidate: Candidate | TrainedModel, seconds: Sequence[float], baseline: Sequence[float], batch: int) -> dict:
-    """Compute the results of a candidate.
+    """Compute the results of a candidate from the times that were measured.
 
     Args:
         candidate: the candidate.
@@ -407,7 +409,7 @@ def choose_baseline(given: str | None, labels: Sequence[str], peers: Sequence[st
 
 
 def fixed_images(batch: int, image_size: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return images of noise, ``(batch, 3, H, W)``, from a fixed seed."""
+    """Return images of random noise, ``(batch, 3, H, W)``, made with a fixed seed."""
     return torch.randn(batch, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
 
 
@@ -428,9 +430,9 @@ def time_rounds(
 
 @contextlib.contextmanager
 def compiling() -> Iterator[None]:
-    """Let ``torch.compile`` create separate kernels for each model in the ``with`` block.
+    """Let ``torch.compile`` create separate kernels for each model that is compiled in the ``with`` block.
 
-    A model that would fall back to eager raises an error.
+    An error is raised where ``torch.compile`` would otherwise fall back to running a model uncompiled.
     """
     torch.compiler.reset()
     # The limit counts all models that share a forward function.

@@ -76,8 +76,8 @@ def model_candidates(
 
     Args:
         name: name of the model, see :func:`create_network`.
-        forms: some of ``FORMS``. A model of another library always has the form ``eager``, also has ``compiled`` if
-            ``forms`` contains it, and has no other form.
+        forms: some of ``FORMS``. For a model of another library, the candidates are always ``eager``, plus ``compiled``
+            if ``forms`` contains it.
         image_size: height and width in pixels.
         device: device of the model.
         scratch: folder for ONNX files.

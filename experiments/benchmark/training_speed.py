@@ -1,4 +1,4 @@
-"""Measure the speed and memory of a training step, and trace the step. The data is already on the device."""
+"""Measure the speed and memory of a training step, and trace the step. The data is on the device beforehand."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,7 +126,7 @@ def _peak(device: torch.device, step: Callable[[], None], resident: int) -> int 
 class Kernel:
     """Time of one kernel in a training step.
 
-    On a CPU, a kernel is a PyTorch operation, without the time of the operations that it calls.
+    On a CPU, PyTorch operations take the place of kernels. The time of an operation excludes the operations it calls.
 
     Attributes:
         name: name of the kernel.

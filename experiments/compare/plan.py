@@ -64,7 +64,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def plan_runs(plan: Plan, output: Path, others: Sequence[str]) -> list[Run]:
-    """Return all runs, ordered by seed, so that an interrupted comparison has all models with fewer seeds."""
+    """Return all runs, ordered by seed: an interrupted comparison thus still has every model, with fewer seeds."""
     runs = []
     for seed in plan.seeds:
         for label, own in plan.models.items():

@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: float = SECONDS) -> list[Defect]:
-    """Make and read files of each kind in turn; keep the files that cause a defect, and return the defects.
+    """Make and read files of each kind in turn; keep a copy of each file that reveals a defect; return the defects.
 
     Args:
         kinds: kinds of files by name.
@@ -95,7 +95,7 @@ def keep(current: Path, path: Path) -> Path:
 
     Args:
         current: the folder that holds only the current file.
-        path: the start of the copy's path; the name of the file is appended.
+        path: the first part of the copy's path; a hyphen and the name of the file are appended.
     """
     for file in current.iterdir():
         path = path.with_name(f"{path.name}-{file.name}")

@@ -78,7 +78,7 @@ def damaged(data: bytes, random: Random) -> bytes:
 
 
 def image(random: Random) -> File:
-    """Make an image file: damaged bytes of any format, noise, a wrong declared size, odd EXIF data or proportions."""
+    """Make an image file: damaged bytes of any format, noise, a wrong declared size, odd proportions or odd EXIF."""
     name = random.choice(list(_images()))
     data = _images()[name]
     match random.choice(("damage", "damage", "damage", "noise", "size", "exif", "long")):
@@ -248,7 +248,7 @@ def config(random: Random) -> File:
 
 @cache
 def _configs() -> dict[str, str]:
-    """Return the text of configs of both tasks, by ``TASK-NAME``; the model of each is changed to the smallest."""
+    """Return the text of configs of both tasks, by ``TASK-NAME``, with the smallest model in place of each model."""
     texts = {}
     for task, names in (
         ("classification", ("digits", "finetune", "imagenet_26m")),
@@ -548,10 +548,10 @@ _CALLS = (
 
 
 def _attack(content: dict, random: Random) -> bytes:
-    """Return a file whose pickle calls a function when it is loaded.
+    """Return a file with a pickle that calls a function when it is loaded.
 
-    The file has one of the two layouts of ``torch.save``, or is a bare pickle without weights, possibly in a plain zip
-    file.
+    The file has one of the two layouts of ``torch.save`` and may contain weights, or it is a pickle without weights,
+    either alone or in an ordinary zip file.
     """
     call = random.choice(_CALLS)
     match random.randrange(4):

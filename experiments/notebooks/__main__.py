@@ -99,7 +99,7 @@ def execute(notebook, folder: Path, parameters: Mapping[str, object] | None = No
 
 
 def _set_parameters(notebook, parameters: Mapping[str, object]):
-    """Insert a new cell after the cell tagged "parameters" that assigns the parameters. Return the new cell."""
+    """Assign the parameters in a new cell, placed after the cell tagged "parameters". Return the new cell."""
     (number,) = (i for i, cell in enumerate(notebook.cells) if PARAMETERS in cell.metadata.get("tags", ()))
     source = notebook.cells[number].source
     for name in parameters:

@@ -84,7 +84,7 @@ class Plan:
     runs: str | None = None
 
     def points(self) -> list[dict]:
-        """Return the parameters of each trial that are fixed in advance: all parameters in a grid, otherwise none.
+        """Return, for each trial, the parameters that are fixed in advance: all parameters in a grid, otherwise none.
 
         In a grid, the seed (``seed_everything``) changes slowest. An interrupted grid thus has all combinations of the
         other parameters, with fewer seeds.

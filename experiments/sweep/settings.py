@@ -65,7 +65,7 @@ def group_by_seed(trials: dict[int, FrozenTrial], names: Sequence[str]) -> list[
 def baseline(plan: Plan) -> dict:
     """Return the parameters of the baseline of a grid, without the seed.
 
-    A parameter of the baseline is None if None is one of its values in the grid, else the first of these values.
+    If the grid lists None among the values of a parameter, the baseline has None; otherwise it has the first value.
     """
     domains = {name: domain for name, domain in plan.space.items() if name != "seed_everything"}
     values = {name: domain if isinstance(domain, list) else domain.values() for name, domain in domains.items()}

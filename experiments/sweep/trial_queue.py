@@ -212,8 +212,8 @@ class TrialQueue:
     def _is_alive(self, row: sqlalchemy.Row) -> bool:
         """Whether a worker on another machine sent a heartbeat recently.
 
-        Only heartbeats that arrive while this process is watching count, so that the clocks of two machines are never
-        compared.
+        Only heartbeats that arrive while this process is watching count. Their times are read from this process's
+        clock, so the clocks of two machines are never compared.
         """
         known = self._heartbeats.get(row.number)
         if known is None or known.owner != row.owner:

@@ -213,7 +213,7 @@ class Sweep:
         return Training(self.plan.task, folder, arguments, self.runs / "logs" / self.plan.task / f"{name}.log")
 
     def _refusal(self, training: Training) -> str | None:
-        """Record a run's options and return None, or return an error if the folder has a run with other options."""
+        """Record a run's options and return None; if the folder has a run with other options, only return an error."""
         path = training.log.with_suffix(".json")
         if training.folder.path.is_dir():
             known = json.loads(path.read_text()) if path.is_file() else None

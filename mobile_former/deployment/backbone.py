@@ -6,8 +6,9 @@
   projection to the tokens as a shift. Layers that read the shifted tokens compensate for the shift in their own biases.
 - Scales and constant factors are folded into weights.
 
-A block passes the tokens to the next block as a tuple: the tokens ``(B·M, d)`` plus the output bias of the next
-Mobile→Former bridge, and the query and gate of that bridge. Without a next bridge, the tuple holds the tokens only.
+A block passes a tuple to the next block: the tokens ``(B·M, d)``, and the query and gate of the next Mobile→Former
+bridge. The output bias of that bridge is already added to the tokens. Without a next bridge, the tuple holds the tokens
+only.
 
 :mod:`mobile_former.deployment.exported_graphs` has the forward passes of exported graphs.
 """
@@ -89,8 +90,8 @@ class DeployedBackbone(nn.Module):
         """Compute the feature maps and the tuple of tokens after the last block; arguments as in :meth:`forward`.
 
         Returns:
-            The maps by stride, and the tuple. The tuple holds the tokens ``(B·M, d)`` plus the buffer ``shift``, and
-            the query and gate of the bridge after the last block, if any.
+            The maps by stride, and the tuple. The tuple holds the tokens ``(B·M, d)``, to which the buffer ``shift`` is
+            added, and the query and gate of the bridge after the last block, if any.
         """
         check_images(images, padding_mask, self.in_chans)
         if images.shape[0] == 0:
@@ -132,7 +133,12 @@ class Start(InferenceModule):
         return x, self.batched(self._buffers["reads"], images.shape[0])
 
     def batched(self, reads: Tensor, batch: int) -> tuple[Tensor, ...]:
-        """Repeat the tokens, and the query and gate in ``reads`` ``(2, …)``, for each image of a batch."""
+        """Return the tokens, the query and the gate, repeated for each image of a batch.
+
+        Args:
+            reads: query and gate for one image, stacked, ``(2, …)``.
+            batch: number of images.
+        """
         tokens = self._buffers["tokens"].expand(batch, -1, -1).flatten(0, 1)
         return tokens, *reads.unsqueeze(1).expand(-1, batch, *[-1] * (reads.ndim - 1)).unbind()
 
@@ -170,8 +176,8 @@ class DeployedBlock(InferenceModule):
 
         Args:
             x: input map, ``(B, C, H, W)``.
-            tokens: tuple of the tokens ``(B·M, d)`` plus the output bias of this block's Mobile→Former bridge, the
-                query of that bridge, and the gate of that bridge; query and gate as returned by :class:`TokenReads`.
+            tokens: tuple of the tokens ``(B·M, d)``, and the query and gate of this block's Mobile→Former bridge, see
+                :class:`TokenReads`. The output bias of the bridge is already added to the tokens.
             padding: ``(B, 1, H, W)`` bool, True where the input map is padding.
             out_padding: ``(B, 1, H', W')`` bool, True where the output map is padding.
 
@@ -196,10 +202,10 @@ class DeployedBlock(InferenceModule):
 class TokenReads(InferenceModule):
     """Linear layer that computes everything that bridges need from the tokens after a block.
 
-    The outputs have one row per head and token. A row masks the channels of the other heads: they are set to 0, or in
-    the gate to a value whose hard sigmoid is 0. One matrix product with the map then serves all heads, and the map's
-    channels stay together in memory. One product per head, each with a part of the map's channels, needs half as many
-    multiplications but is slower.
+    The outputs have one row per head and token. In each row, the channels of the other heads are masked: they are set
+    to 0, or in the gate to a value whose hard sigmoid is 0. One matrix product with the map then serves all heads, and
+    the map's channels stay together in memory. One product per head, each with a part of the map's channels, needs half
+    as many multiplications but is slower.
 
     Args:
         to_mobile: Former→Mobile bridge of the block, which needs a scaled key and a value; None if there is none.
@@ -232,7 +238,7 @@ class TokenReads(InferenceModule):
         return torch.addcmul(self._buffers["floor"], reads, heads).flatten(1, 2).chunk(self.parts, 2)
 
     def by_head(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
-        """Return the outputs of :meth:`forward` without masked channels, each ``(B, heads, M, C / heads)``."""
+        """Return the outputs of :meth:`forward` without the masked channels, each ``(B, heads, M, C / heads)``."""
         parts = self.parts * HEADS
         reads = self.linear(tokens).reshape(-1, count, parts, self.linear.out_features // parts)
         return reads.transpose(1, 2).chunk(self.parts, 1)
@@ -257,7 +263,7 @@ class DeployedToFormer(InferenceModule):
 
         Args:
             x: map, ``(B, C, H, W)``.
-            tokens: ``(B·M, d)`` plus the bias of the output projection.
+            tokens: ``(B·M, d)``, to which the bias of the output projection is already added.
             query: ``(B, heads·M, C)``, see :class:`TokenReads`.
             gate: gate before the sigmoid, of the same shape.
             padding: ``(B, 1, H, W)`` bool, True on padding.

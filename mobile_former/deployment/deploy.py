@@ -29,11 +29,11 @@ def deploy(model: nn.Module) -> nn.Module:
     doubles the memory of these weights.
 
     Args:
-        model: a classifier, backbone or detector of this project, or a module that contains some. The model is not
+        model: a classifier, backbone or detector of this project, or a module that contains such models. It is not
             modified. It may be compiled, but the result is not compiled.
 
     Returns:
-        A module in evaluation mode with the device and type of the model. It cannot be trained, because its parameters
+        A module in evaluation mode, with the model's device and dtype. It cannot be trained, because its parameters
         require no gradients. It cannot load the model's weights, because its parameters have other names. Only hooks on
         the whole module run.
 
@@ -52,8 +52,8 @@ def deploy(model: nn.Module) -> nn.Module:
 def inference_form(module: nn.Module) -> nn.Module:
     """Return the inference replacement of a module; may modify the module in place.
 
-    Published modules are replaced as a whole. In all other modules, only the children are replaced. These include
-    subclasses of published modules and ablated modules, because their computation differs.
+    Published modules are replaced as a whole. In all other modules, only the children are replaced. Subclasses of
+    published modules and ablated modules count as other modules, because their computation differs.
     """
     if isinstance(module, torch._dynamo.OptimizedModule):
         return inference_form(module._orig_mod)

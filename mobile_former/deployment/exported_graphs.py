@@ -1,9 +1,9 @@
 """Forward passes of the inference form in exported graphs.
 
 In all exported graphs, the attention of the bridge is computed per head. Other runtimes are faster with two small
-matrix products, one per head, than with the one large product that eager PyTorch runs. Functions with ``onnx_only``
-choose layouts that are fast in ONNX Runtime. The maps at the beginning of an ONNX graph may be channel-padded, see
-:mod:`mobile_former.deployment.onnx_layout`.
+matrix products, one per head, than with the one large product that eager PyTorch runs. Functions registered with
+``onnx_only`` choose layouts that are fast in ONNX Runtime. The maps at the beginning of an ONNX graph may be
+channel-padded, see :mod:`mobile_former.deployment.onnx_layout`.
 """
 
 import torch
@@ -63,7 +63,7 @@ def padded_to_former(
 ) -> tuple[Tensor, Tensor]:
     """Update the tokens from the map.
 
-    The map is channel-padded if ``query`` and ``gate`` are not split by head, but ``(B, heads·M, C)``.
+    If ``query`` and ``gate`` are ``(B, heads·M, C)``, not split by head, then the map is channel-padded.
     """
     if query.ndim == 4:
         return to_former(self, x, tokens, query, gate, padding)
@@ -114,11 +114,11 @@ def pointwise(self: Pointwise, x: Tensor) -> Tensor:
     """Run a pointwise convolution in the layout that is fastest in ONNX Runtime.
 
     A grouped convolution keeps the groups and shuffles of training, because multiplying the zeros between the groups
-    takes longer. On the finest maps the convolution is ungrouped: these maps have few channels, and with few channels
-    the shuffles are expensive.
+    takes longer. Exception: on the finest maps the convolution is ungrouped. These maps have few channels, and with few
+    channels the shuffles are expensive.
 
-    Other convolutions are one-dimensional on a fine map. A two-dimensional convolution would convert the layout of the
-    map, and on fine maps the conversion takes longer than the convolution gains.
+    Ungrouped convolutions are one-dimensional on a fine map. A two-dimensional convolution would convert the layout of
+    the map, and on fine maps the conversion takes longer than the convolution gains.
     """
     if self.trained_groups > 1:
         out = F.conv2d(self.in_shuffle(x), self.group_weight, self.group_bias, groups=self.trained_groups)
@@ -167,6 +167,6 @@ def _split(layer: Depthwise, tensor: Tensor, width: int, dim: int = 0) -> list[T
 
 
 def _part_size(layer: Depthwise, width: int) -> int:
-    """Return the output channels of a part: the largest multiple of the layer's input channels up to ``width``."""
+    """Return the number of channels in a part: the largest multiple of the layer's input channels up to ``width``."""
     channels = len(layer.bias) // layer.repeats
     return width // channels * channels

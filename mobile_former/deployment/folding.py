@@ -45,7 +45,7 @@ def whole(weight: Tensor, groups: int) -> Tensor:
 
 
 def shuffle_order(shuffle: nn.Module | None, channels: int) -> Tensor:
-    """Return the number of the input channel that a shuffle moves to each output channel.
+    """Return the index of the input channel from which each output channel of a shuffle comes, ``(channels,)``.
 
     None and modules other than :class:`ChannelShuffle` count as the identity.
     """

@@ -101,7 +101,7 @@ class SlopesReLU(InferenceModule):
 
     Args:
         relu: trained dynamic ReLU.
-        order: number that each channel of the map had in training; None if the channels are in the same order.
+        order: index of each channel of the map in the trained model; None if the order of the channels is the same.
     """
 
     def __init__(self, relu: DynamicReLU, order: Tensor | None = None):
@@ -145,8 +145,8 @@ class Pointwise(InferenceConv):
     Args:
         layer: trained layer.
         in_order: index of each input channel in the trained model. None: the order of ``in_shuffle``.
-        in_shuffle: shuffle before the layer in training, if any.
-        out_shuffle: shuffle after the layer in training, if any.
+        in_shuffle: channel shuffle between the input and the layer in the trained model, if any.
+        out_shuffle: channel shuffle of the layer's output in the trained model, if any.
         gain: factor on the output.
         stride: stride of the map relative to the image. The stride selects the layout in ONNX graphs. Keep the default
             for maps with many channels.
@@ -183,8 +183,8 @@ class Depthwise(InferenceConv):
 
     Args:
         layer: trained layer.
-        shuffle: channel shuffle after the layer in the trained model, if any. It is not applied: :attr:`order` gives
-            the shuffled positions instead.
+        shuffle: channel shuffle of the layer's output in the trained model, if any. It is not applied: :attr:`order`
+            gives the shuffled positions instead.
         gain: factor on the output.
         relu6: apply ReLU6 to the output.
 

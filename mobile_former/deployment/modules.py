@@ -46,9 +46,9 @@ class InferenceModule(nn.Module):
 def exported_forward(kind: type[InferenceModule], *, onnx_only: bool = False) -> Callable[[Callable], Callable]:
     """Register the decorated function as the forward pass of a class in exported graphs.
 
-    During an export, a module of the class runs the function; otherwise it runs ``kind.forward``. Only this decorator
-    chooses between the two. If two functions are registered for a class, the later one is used, except in exports that
-    its ``onnx_only`` excludes: they use the earlier one.
+    During an export, a module of the class runs the function; otherwise it runs ``kind.forward``. The decorator
+    replaces ``kind.__call__`` for this. A class can have two functions: the one registered last is used, or the earlier
+    one if the last is ``onnx_only`` and the export is not to ONNX.
 
     Args:
         kind: the class. The function takes the module and the inputs of ``kind.forward``.

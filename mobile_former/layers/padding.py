@@ -41,7 +41,7 @@ def content_size(images: Tensor, padding_mask: Tensor | None) -> Tensor:
 
 
 def zero_padding(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Set the padding to zero. A convolution also reads zeros beyond the border of an unpadded image.
+    """Set the padding to zero, because a convolution reads zeros beyond the border of an unpadded image too.
 
     Args:
         x: map, ``(B, C, H, W)``.

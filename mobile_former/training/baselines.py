@@ -48,7 +48,8 @@ def timm_model(name: str, weights: Path | None = None, **options) -> nn.Module:
 
     Args:
         name: name of the model in timm.
-        weights: weights file with timm's tensor names. The number of classes may differ from that of the model.
+        weights: weights file with timm's tensor names. The classifier in the file is not loaded if
+            it has another number of classes than the model.
         options: options of ``timm.create_model``; those that are None are ignored.
 
     Raises:
@@ -105,11 +106,11 @@ def load_transformers_weights(network: nn.Module, path: Path) -> dict[str, Tenso
 
     Args:
         network: model of transformers without classifier.
-        path: ``.safetensors``, ``.bin`` or ``.pth`` file. It has the tensor names of the network, or those of a
-            classifier, which begin with the name of the architecture, such as ``resnet.``.
+        path: ``.safetensors``, ``.bin`` or ``.pth`` file. The tensors have the same names as in the network, or the
+            names that a model with classifier gives them, with a prefix such as ``resnet.`` for the architecture.
 
     Returns:
-        The tensors of the file that the network does not have, by name.
+        A dictionary from name to tensor with the tensors of the file that the network does not have.
 
     Raises:
         InputError: the file does not fit the network.

@@ -105,7 +105,7 @@ def adamw(
         steps_per_epoch: number of optimiser steps of an epoch.
         milestones: epochs after which the learning rate is divided by 10, see :func:`warmup_milestones`. None: the
             schedule of :func:`warmup_cosine`.
-        learning_rates: peak learning rate of each part of the model that does not take ``learning_rate``.
+        learning_rates: dictionary from a submodule to its peak learning rate. Other submodules take ``learning_rate``.
 
     Returns:
         The dictionary that ``configure_optimizers`` returns.
@@ -126,12 +126,12 @@ def parameter_groups(
     """Group the trainable parameters of a model by weight decay and learning rate.
 
     Biases and norm layers have no weight decay. A submodule excludes further parameters by listing their names in its
-    attribute ``no_weight_decay``. These are parameters for which 0 is not a better guess than any other value.
+    attribute ``no_weight_decay``. These are parameters that should not be pulled towards 0.
 
     Args:
         model: module to train.
-        weight_decay: weight decay of the other parameters.
-        learning_rates: learning rate of each part of the model that does not take the rate of the optimiser.
+        weight_decay: weight decay of the parameters that are not excluded.
+        learning_rates: dictionary from a submodule to its learning rate. Other submodules take that of the optimiser.
     """
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
     rates = {part: rate for module, rate in (learning_rates or {}).items() for part in module.modules()}
@@ -198,7 +198,7 @@ def run_length(trainer: Trainer) -> dict[str, int]:
     """Return ``total_steps`` and ``steps_per_epoch`` of a run that is about to begin, in optimiser steps.
 
     Raises:
-        InputError: there is no batch to train on, or neither epochs nor steps of the run are limited.
+        InputError: there is no batch to train on, or the run is limited neither in epochs nor in steps.
     """
     trainer.fit_loop.setup_data()  # sets the number of batches
     batches = trainer.num_training_batches

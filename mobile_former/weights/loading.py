@@ -84,7 +84,7 @@ def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> Loade
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Save the weights of a model as safetensors, with its variant and number of classes as metadata.
+    """Save the weights of a model as safetensors, with the model's variant and number of classes as metadata.
 
     Args:
         model: a :class:`mobile_former.MobileFormer`.

@@ -82,7 +82,8 @@ def quieten(stream: TextIO | None = None) -> None:
     """Show only those log messages and warnings that a user can act on.
 
     Args:
-        stream: stream of the log messages. None: stderr. Pass stdout in a notebook: messages look like other output.
+        stream: stream of the log messages. None: stderr. In a notebook, pass stdout, so that messages look like
+            other output.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=stream)
     for name in ("mobile_former", "classification", "detection"):

@@ -35,10 +35,10 @@ class FitCLI(LightningCLI):
     """Command line that trains a model, scores it and writes a run folder.
 
     Args:
-        task: name of the task. Run folders are in a subfolder of the same name.
+        task: name of the task, also of the subfolder that contains the run folders of the task.
         model_class: LightningModule of the task. Its constructor takes ``class_names``. It has ``monitor`` (name of
-            the score to maximise), ``architecture`` (names of the options that determine its weights), and the
-            attributes that :class:`RunReport` uses.
+            the score to maximise), ``architecture`` (names of the options that determine which weights the
+            model has), and the attributes that :class:`RunReport` uses.
         data_class: LightningDataModule of the task. It has ``class_names``, ``dataset_name``, and the attributes that
             :class:`RunReport` uses.
         configs: folder of the task's own configs.
@@ -146,7 +146,7 @@ class FitCLI(LightningCLI):
             raise InputError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
 
     def _with_config_paths(self, arguments: Sequence[str]) -> list[str]:
-        """Replace names of the task's own configs by paths. Without a config, add the config of the embedded data."""
+        """Replace names of the task's own configs by paths. Without a config, add the config for embedded data."""
         found: list[str] = []
         for argument in arguments:
             option, equals, value = argument.partition("=")
@@ -213,7 +213,7 @@ class FitCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _start_run(self) -> int | None:
-        """Choose folder and checkpoint, and save the config. Return the step of a resumed run, None in a new folder."""
+        """Choose folder and checkpoint, save the config, return the step to resume from, or None for a new folder."""
         name = self.config["name"] or f"{self.model.label}-{self.datamodule.dataset_name}".replace("/", "-")
         runs = Path(self.config["runs_folder"])
         self.folder, self.checkpoint, step = start_run(runs, self.task, name, self.config["ckpt_path"], self.model)

@@ -14,7 +14,7 @@ from mobile_former.training.data.sampler import Draw, seed_transforms
 
 
 class ImageSource(Protocol):
-    """A source of images. Each task extends this protocol by labels."""
+    """A source of images. Each task extends this protocol with the labels of the images."""
 
     def __len__(self) -> int: ...
 
@@ -51,8 +51,9 @@ def indices_to_look_at(source: ImageSource, most: int) -> list[int]:
     """Choose images that represent a source: evenly spaced indices from the first to the last.
 
     Args:
-        source: images. A source with slow scattered reads has a method ``leading(most)``, which returns how many of the
-            first images to choose from, see :meth:`classification.data.shards.ShardSource.leading`.
+        source: images. If the source has a method ``leading(most)``, the indices are chosen among the first N images.
+            N is the result of this method. A source whose scattered reads are slow has such a method, see
+            :meth:`classification.data.shards.ShardSource.leading`.
         most: maximum number of images.
     """
     count = source.leading(most) if hasattr(source, "leading") else len(source)
@@ -141,8 +142,8 @@ def split_messages(samples: list[dict]) -> tuple[list[dict], dict[str, list[str]
     """Separate the samples of images from the messages about unreadable images and errors.
 
     Returns:
-        The samples that have an image, and a dictionary with two lists of messages. ``failures`` are about images that
-        could not be read. ``errors`` must stop the run.
+        The samples that have an image, and a dictionary with two lists of messages: ``"failures"`` (images that could
+        not be read) and ``"errors"`` (faults that must stop the run).
     """
     messages = {
         "failures": [failure for sample in samples for failure in sample["failures"]],

@@ -37,7 +37,7 @@ class ImageData(LightningDataModule):
         root: data folder. None: embedded data, made of scikit-learn's digits.
         batch_size: number of images in a batch of one process.
         num_workers: number of loading processes. None: number of cores minus one, from 1 to 16; 0 for embedded data,
-            because generating them is faster than sending them between processes.
+            because embedded images are generated faster than they are sent between processes.
         std: standard deviation of each channel, in 0..1.
         collate: function that builds a batch from samples.
 
@@ -142,7 +142,7 @@ class ImageData(LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Log a warning for each unreadable image in training. Raise InputError for it in evaluation."""
+        """Log a warning for each unreadable image in training. In evaluation, raise InputError instead."""
         failures, errors = batch.pop("failures"), batch.pop("errors")
         if errors:
             raise InputError(errors[0])
@@ -159,7 +159,7 @@ class ImageData(LightningDataModule):
         return batch | {"image": normalise(batch["image"], self.hparams.mean, self.hparams.std, dtype)}
 
     def state_dict(self) -> dict:
-        """Return the epoch to continue, its number of finished batches, the batch size and number of processes."""
+        """Return the epoch to continue, how many of its batches are finished, batch size and number of processes."""
         epoch, batches = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
         if batches >= self.trainer.num_training_batches:
             epoch, batches = epoch + 1, 0
@@ -168,7 +168,7 @@ class ImageData(LightningDataModule):
     def load_state_dict(self, state_dict: dict) -> None:
         """Restore the epoch and the batch at which the loader starts.
 
-        Lightning builds the loader before it restores its own loops. The loader therefore needs a position of its own.
+        Lightning builds the loader before it restores its own loops. This class therefore saves the position too.
 
         Raises:
             InputError: the run continues within an epoch, and batch size or number of processes have changed.

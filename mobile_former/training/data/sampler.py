@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """Index of a sample, and the epoch that uses the sample.
+    """Index of a training sample, and number of the epoch in which the sample is loaded.
 
     Index and epoch seed the augmentation. The augmentation therefore does not depend on workers or on other samples.
     """
@@ -24,7 +24,8 @@ class EpochSampler(Sampler[Draw]):
     """Sampler of every sample once per epoch, in an order that depends only on seed and epoch.
 
     Lightning calls :meth:`set_epoch` before each epoch. All processes use the same order and take its samples in turn.
-    The first samples of the order are repeated at its end if the processes would otherwise get unequal numbers.
+    The first samples of the order are repeated at its end if the number of samples is not divisible by the number
+    of processes.
 
     Args:
         size: number of samples.

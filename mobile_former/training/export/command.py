@@ -16,13 +16,14 @@ class Exporter:
 
     A subclass has the following methods:
 
-    - ``data()``: build the data module of the checkpoint, or of ``--data.root``;
+    - ``data()``: build the data module for the data of the checkpoint, or for the folder ``--data.root`` if given;
     - ``training_images()``: read the list of training images;
     - ``embedded_images()``: build the embedded images (made of scikit-learn's digits), which are used if the images of
       the checkpoint are missing;
     - ``write(path)``: write the float32 file;
     - ``read(path)``: open a written file;
-    - ``inputs(file, image)``: yield the lists of input arrays to run the graph with, for an image ``(H, W, 3)`` uint8;
+    - ``inputs(file, image)``: for an image ``(H, W, 3)`` uint8, yield lists of input arrays, one list per run
+      of the file;
     - ``check(file, source)``: compare a file with PyTorch on the images of a source, raise InputError if the results
       differ, and return name and value of an additional table row, or None for no row;
     - ``compare(files, images)``: build the table that compares PyTorch and the files.

@@ -201,7 +201,7 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
     batches = (dict(zip(names, inputs, strict=True)) for inputs in calibration)
 
     class Reader(quantization.CalibrationDataReader):
-        """Calibration inputs, read one by one: the activations of all inputs would not fit into memory."""
+        """Gives calibration inputs to onnxruntime one by one: the activations of all would not fit into memory."""
 
         def __len__(self) -> int:
             return count

@@ -123,7 +123,7 @@ def images_to_check(
 
     Args:
         options: options of the command.
-        data: function that builds the data module of the checkpoint, or of ``--data.root``.
+        data: function that builds the data module for the data of the checkpoint, or for ``--data.root`` if given.
         embedded: function that builds the embedded images.
         kind: plural name of the embedded images, for the table.
 
@@ -174,7 +174,8 @@ def write_int8(
         path: path of the float32 file.
         source: calibration images.
         most: maximum number of calibration images.
-        prepare: function that takes one image ``(H, W, 3)`` and yields the lists of input arrays to run the graph with.
+        prepare: function that takes one image ``(H, W, 3)`` and yields lists of input arrays, one list
+            per run of the file.
 
     Returns:
         The path of the int8 file.
@@ -187,7 +188,7 @@ def write_int8(
 
 
 def add_size_rows(table: Table, paths: Sequence[Path]) -> None:
-    """Add a row of file sizes and, for ONNX files, a row of node numbers.
+    """Add a row of file sizes. If all files are ONNX, also add a row with the number of nodes in each graph.
 
     The column of PyTorch stays empty, because the PyTorch model is not a file.
     """

@@ -76,7 +76,7 @@ def draw_curves(rows: Sequence[dict[str, float]], panels: dict[str, Sequence[str
 
 
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
-    """Write a picture of a confusion matrix. A cell is coloured by its fraction of the true class.
+    """Write a picture of a confusion matrix. The colour of a cell shows its count divided by the sum of its row.
 
     Args:
         matrix: counts ``(K, K)``; rows are true classes, columns are predicted classes.

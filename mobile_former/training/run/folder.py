@@ -52,7 +52,7 @@ class RunFolder:
 
     @classmethod
     def restart(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Create a new folder. If a run with this name stopped before its first checkpoint, replace its folder.
+        """Create a new folder. If a run of the same name stopped before its first checkpoint, delete its folder first.
 
         Raises:
             InputError: see :meth:`create`.
@@ -139,7 +139,7 @@ class RunFolder:
         write_whole(self.path / ("config.resumed.yaml" if resumed else "config.yaml"), config.encode())
 
     def write_metrics(self, metrics: dict) -> None:
-        """Write the final metrics. Their file also marks the run as finished."""
+        """Write the final metrics to ``metrics.json``. This file also marks the run as finished."""
         write_whole(self.metrics_json, (json.dumps(metrics, indent=2) + "\n").encode())
 
 

@@ -119,7 +119,7 @@ class TrainingBar(RichProgressBar):
 
 
 class EpochLines(Callback):
-    """Prints one line after each epoch. For log files and pipes, which cannot show a progress bar."""
+    """Prints one line after each epoch, for log files and pipes, which cannot show a progress bar."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset clock and mean loss. Lightning omits ``on_train_epoch_start`` if a run resumes within an epoch."""
@@ -131,7 +131,7 @@ class EpochLines(Callback):
         self._loss, self._steps, self._validated = 0.0, 0, False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that this epoch has scores. It has none if it ends early or if validation is less frequent."""
+        """Record that the epoch has scores. An epoch without validation, or one that ends early, has none."""
         self._validated = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:

@@ -20,7 +20,7 @@ class RunStart(NamedTuple):
     Attributes:
         folder: folder of the run.
         checkpoint: checkpoint to resume from, if any.
-        step: number of optimiser steps of ``checkpoint`` if the run continues in its folder. None: the folder is new.
+        step: number of optimiser steps before ``checkpoint`` if the run continues in its old folder. None: new folder.
     """
 
     folder: RunFolder
