@@ -128,7 +128,7 @@ class ClassificationModule(LightningModule):
         self._evaluate(batch, self.val_metrics, self.val_loss)
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, top-1 and top-5 accuracy."""
+        """Log the loss and the top-1 and top-5 accuracy."""
         self._log_scores(self.val_metrics, self.val_loss)
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
@@ -136,7 +136,7 @@ class ClassificationModule(LightningModule):
         self._evaluate(batch, self.test_metrics, self.test_loss)
 
     def on_test_epoch_end(self) -> None:
-        """Log loss, top-1 and top-5 accuracy."""
+        """Log the loss and the top-1 and top-5 accuracy."""
         self._log_scores(self.test_metrics, self.test_loss)
 
     def configure_optimizers(self) -> dict:

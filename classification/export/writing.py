@@ -153,8 +153,8 @@ class ClassifierExporter(Exporter):
         """Compare the logits of a file with those of PyTorch on the same pixels.
 
         Returns:
-            If the file itself resizes images, the label and value of a table row. The value is the difference of the
-            logits, measured on images that need no resizing. Otherwise None.
+            None, unless the file itself resizes images. Then the label and value of a table row: the difference of the
+            logits on images that already have the final size.
 
         Raises:
             InputError: the greatest difference is above ``TOLERANCE`` times the greatest magnitude of the logits.

@@ -50,8 +50,8 @@ class DenseHead(nn.Module):
         """Predict at every position of the maps.
 
         Args:
-            maps: map ``(B, C, H, W)`` by stride.
-            padding: mask ``(B, 1, H, W)`` by stride, bool, True on padding; empty if there is no padding.
+            maps: dictionary from stride to map ``(B, C, H, W)``.
+            padding: dictionary from stride to mask ``(B, 1, H, W)``, bool, True on padding; empty without padding.
             extent: ``(B, 2)``, width and height of the images without padding, in pixels.
 
         Returns:

@@ -136,8 +136,7 @@ class E2EMobileFormer(nn.Module):
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Return one detection per query: its best class and its box.
 
-        Other detectors with sigmoids return several classes per query. This detector returns only the best class, also
-        with ``focal``.
+        Only the best class of each query is returned, even with ``focal``, which predicts classes by sigmoids.
 
         Args:
             outputs: output of :meth:`forward`.

@@ -240,7 +240,7 @@ class _Page:
 
         Args:
             captions: caption of each column, by number of the token or query.
-            detects: whether the blocks are in E2E-MF's head. Their tokens are queries.
+            detects: whether the blocks are in E2E-MF's head, where the tokens are queries.
             others: whether there are more tokens or queries than columns.
         """
         token = "query" if detects else "token"

@@ -60,7 +60,7 @@ class Plan:
         options: the options of ``fit`` that all trials share.
         metric: the score or loss to optimise, a column of ``metrics.csv``.
         direction: "maximize" or "minimize".
-        score: the epoch whose metric is the score of a trial: "best" or "last".
+        score: which metric counts for a trial, that of its "best" or of its "last" epoch.
         trials: the number of trials. In a grid, only the first ``trials`` points are trained; None for all points.
         sampler: "tpe", "random" or "grid".
         pruner: ``startup_trials`` and ``warmup_epochs`` of Optuna's median pruner. No trial is pruned before
@@ -84,10 +84,10 @@ class Plan:
     runs: str | None = None
 
     def points(self) -> list[dict]:
-        """Return, for each trial, the parameters that are fixed in advance: all parameters in a grid, otherwise none.
+        """Return the parameter values that each trial has before it starts: all of them for a grid, otherwise none.
 
-        In a grid, the seed (``seed_everything``) changes slowest. An interrupted grid thus has all combinations of the
-        other parameters, with fewer seeds.
+        A grid runs all combinations with the first seed, then all with the second, and so on. If it is interrupted
+        after the first seed, every combination has a result.
         """
         if self.sampler != "grid":
             return [{} for _ in range(self.trials)]

@@ -372,7 +372,7 @@ def _head_masks(layer: nn.Linear, heads: int) -> Tensor:
 
 
 def _by_input(weight: Tensor) -> nn.Parameter:
-    """Transpose the weight ``(out, in)`` of a linear layer to ``(in, out)``, which is faster for few rows on a CPU."""
+    """Transpose the weight of a linear layer to ``(in, out)``: on a CPU, products of few tokens are faster with it."""
     return nn.Parameter(weight.detach().t().contiguous())
 
 

@@ -272,7 +272,7 @@ def _translations() -> dict:
 
 
 def _part_sums(onnx: ModuleType, graph: object) -> None:
-    """Split each Gemm whose third input is not a vector into Gemm and Add.
+    """Replace each Gemm that adds anything but a vector by a Gemm without that input and an Add.
 
     The quantiser expects that the third input of a Gemm is a bias vector.
     """
