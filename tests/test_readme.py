@@ -33,7 +33,7 @@ TIMED = ("--models", "mobile_former_26m", "--forms", "eager", "deployed", "--ima
 SMALLER = {"--data.short_sides": "[96]", "--data.short_side": "96"}
 
 # The commands take minutes; every test may be the one that runs them.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 
 def blocks(text, language):
