@@ -80,8 +80,11 @@ def fit(folder, data, task, processes, *options):
 def test_two_processes_with_half_the_batch_each_equal_one_with_the_whole(task, options, data, tmp_path):
     one, alone = fit(tmp_path, data, task, 1, *options)
     two, together = fit(tmp_path, data, task, 2, *options)
+    # Within 20 steps a detector amplifies float32 rounding to 4e-5 on some processors. A loss divisor of each process's
+    # own, the smallest defect that this test is for, gives 3e-4.
+    bound = 1e-5 if options is EXACT else 1e-4
     for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(two[name], tensor, atol=bound, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
     scores = [name for name in alone if name.startswith("val/") and name != "val/loss"]
     assert scores
     for name in scores:

@@ -274,7 +274,7 @@ def test_bad_files_are_reported_on_the_page_and_the_next_good_one_is_answered(se
     assert "<b>" in tab.locator("#message").inner_text()  # as text, not as markup
     assert "empty.png: an empty file" in drop(tab, files / "empty.png")
     assert "cut.jpg: cut short or damaged" in drop(tab, files / "cut.jpg")
-    assert "huge.png: more than the 178956970 pixels" in drop(tab, files / "huge.png")
+    assert "huge.png: more than 178956970 pixels" in drop(tab, files / "huge.png")
     assert tab.locator("#picture img").count() == 0
     assert "90x60 pixels" in drop(tab, files / "good.jpg")
     assert loaded(tab, "#picture") == 640
