@@ -1,28 +1,30 @@
-"""Optimiser, schedule and weight averaging of the published recipes."""
+"""AdamW, learning rate schedules and weight averaging, as used in the published training recipes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import EMAWeightAveraging
-from torch import nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from pytorch_lightning.callbacks import WeightAveraging
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mobile_former.errors import InputError
 
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Options of optimiser, learning rate schedule and weight averaging, shared by both tasks.
+    """Options of the optimiser, the learning rate schedule and the weight averaging.
 
     Attributes:
         learning_rate: peak learning rate.
         backbone_learning_rate: peak learning rate of the backbone. None: ``learning_rate``.
         learning_rate_batch: total batch size (images per optimiser step) that the learning rates are meant for. The
-            rates are scaled in proportion to the total batch size of the run. None: no scaling.
-        weight_decay: weight decay of all parameters except biases and norm layers.
+            rates are multiplied by the run's total batch size divided by this number. None: no scaling.
+        weight_decay: weight decay of all parameters, with the exceptions in :func:`parameter_groups` (such as biases).
         warmup_epochs: number of epochs at the start during which the learning rate rises.
         milestones: epochs after which the learning rate is divided by 10. None: a cosine schedule down to 0.
         ema_decay: decay of an exponential moving average of the weights. 0: no average.
@@ -56,31 +58,142 @@ class Optimisation:
         require(0 <= self.ema_decay < 1, "ema_decay", "0 (no average) to below 1")
 
     def configure(self, model: nn.Module, trainer: Trainer, backbone: nn.Module | None = None) -> dict:
-        """Build the optimiser and the schedule of a training run that is about to begin.
+        """Build the optimiser and the learning rate schedule of a training run that is about to start.
 
         Args:
             model: module to train.
             trainer: trainer of the run.
-            backbone: part of ``model`` that takes ``backbone_learning_rate``. None: there is no such part.
+            backbone: submodule of ``model`` that is trained with ``backbone_learning_rate``. None: all parameters are
+                trained with ``learning_rate``.
 
         Returns:
-            The dictionary that ``configure_optimizers`` returns.
+            A dictionary that ``LightningModule.configure_optimizers`` can return.
         """
-        factor = rate_factor(trainer, self.learning_rate_batch)
+        require_steps(trainer)
+        scale = rate_factor(trainer, self.learning_rate_batch)
         backbone_rate = self.backbone_learning_rate or self.learning_rate
-        return adamw(
+        optimizer = adamw(
             model,
-            learning_rate=self.learning_rate * factor,
+            learning_rate=self.learning_rate * scale,
             weight_decay=self.weight_decay,
-            warmup_epochs=self.warmup_epochs,
-            milestones=self.milestones,
-            learning_rates=None if backbone is None else {backbone: backbone_rate * factor},
-            **run_length(trainer),
+            learning_rates=None if backbone is None else {backbone: backbone_rate * scale},
         )
+        scheduler = ProgressSchedule(optimizer, lambda: self.factor(progress_of(trainer)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def factor(self, progress: "Progress") -> float:
+        """Return the factor by which the peak learning rates are multiplied in the next optimiser step.
+
+        Args:
+            progress: position of the run in its schedule.
+        """
+        steps, total = progress.steps_per_epoch, progress.total_steps
+        warmup = min(total, round(self.warmup_epochs * steps))
+        if self.milestones is None:
+            return warmup_cosine(progress.step, warmup, total)
+        return warmup_milestones(progress.step, warmup, [epoch * steps for epoch in self.milestones])
 
     def callbacks(self) -> list[Callback]:
-        """Return a list with the callback that averages the weights. The list is empty if ``ema_decay`` is 0."""
-        return [EMAWeightAveraging(decay=self.ema_decay)] if self.ema_decay > 0 else []
+        """Return a list with the weight averaging callback. The list is empty if ``ema_decay`` is 0."""
+        return [ExponentialAverage(self.ema_decay)] if self.ema_decay > 0 else []
+
+
+class Progress(NamedTuple):
+    """Position of a training run in its learning rate schedule, in optimiser steps.
+
+    Finished epochs are counted with the current number of steps per epoch.
+
+    Attributes:
+        step: number of finished epochs times ``steps_per_epoch``, plus the number of steps in the current epoch. After
+            a change of the batch size, this differs from the number of steps that were taken.
+        steps_per_epoch: number of optimiser steps in an epoch.
+        total_steps: value of ``step`` at which the run ends.
+    """
+
+    step: int
+    steps_per_epoch: int
+    total_steps: int
+
+
+def progress_of(trainer: Trainer) -> Progress:
+    """Return the position of a run in its learning rate schedule.
+
+    The position depends on the number of finished epochs and the finished fraction of the current epoch. It does not
+    depend on the number of optimiser steps taken. A run may therefore resume with another batch size, number of
+    devices, images or epochs, and continues at the right position.
+    """
+    loop, accumulated = trainer.fit_loop, trainer.accumulate_grad_batches
+    steps_per_epoch = math.ceil(trainer.num_training_batches / accumulated)
+    batches = loop.epoch_loop.batch_progress  # of the current epoch, including the current batch
+    # A checkpoint from the end of an epoch has the number of batches that an epoch had when it was written.
+    share = steps_per_epoch if batches.is_last_batch else math.ceil(batches.current.ready / accumulated)
+    step = trainer.current_epoch * steps_per_epoch + share
+    ends = [loop.max_epochs * steps_per_epoch] if loop.max_epochs not in (None, -1) else []
+    if trainer.max_steps != -1:
+        ends.append(step + trainer.max_steps - trainer.global_step)
+    return Progress(step, steps_per_epoch, min(ends))
+
+
+class ProgressSchedule(LRScheduler):
+    """Learning rate schedule whose rates depend only on the position of the run in its schedule.
+
+    The state of the schedule is not saved in checkpoints. A resumed run therefore uses its own options, not those of
+    the checkpoint.
+
+    Args:
+        optimizer: optimiser whose parameter groups have the peak learning rates.
+        factor: function without arguments. It returns the current factor of the peak learning rates.
+    """
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[], float]):
+        self.factor = factor
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        """Return a list of the learning rates for the next optimiser step, one for each parameter group."""
+        factor = self.factor()
+        return [peak * factor for peak in self.base_lrs]
+
+    def state_dict(self) -> dict:
+        """Return an empty dictionary, because the rates follow from the position of the run."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Set the learning rates for the position of the run that Lightning has just restored.
+
+        Args:
+            state_dict: not used. The argument is part of PyTorch's interface.
+        """
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+
+class ExponentialAverage(WeightAveraging):
+    """Callback that averages weights and buffers over the optimiser steps with exponential decay.
+
+    The average is evaluated and saved instead of the weights. After ``n`` steps the decay is ``min(decay, (1 + n) / (10
+    + n))``, as in TensorFlow's ExponentialMovingAverage. The initial weights therefore soon lose their influence, even
+    in runs that are shorter than ``1 / (1 - decay)`` steps.
+
+    Args:
+        decay: decay of the average in long runs, from 0 to below 1.
+    """
+
+    def __init__(self, decay: float):
+        def average(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+            steps = int(count)
+            get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averages, values, count)
+
+        super().__init__(multi_avg_fn=average)
+
+    @property
+    def state_key(self) -> str:
+        """Name of the callback's state in checkpoints.
+
+        It is the name that earlier versions of this project used.
+        """
+        return "EMAWeightAveraging"
 
 
 def adamw(
@@ -88,36 +201,32 @@ def adamw(
     *,
     learning_rate: float,
     weight_decay: float,
-    warmup_epochs: float,
-    total_steps: int,
-    steps_per_epoch: int,
-    milestones: Sequence[int] | None = None,
     learning_rates: Mapping[nn.Module, float] | None = None,
-) -> dict:
-    """Build AdamW and a learning rate schedule that changes the rate at every optimiser step.
+) -> AdamW:
+    """Build an AdamW optimiser that keeps its own options when the state of an earlier run is loaded.
+
+    PyTorch's AdamW would instead take the learning rates and the weight decay from the loaded state.
 
     Args:
         model: module to train.
-        learning_rate: peak learning rate, reached after the warm-up.
-        weight_decay: weight decay of all parameters except biases and norm layers.
-        warmup_epochs: length of the warm-up in epochs.
-        total_steps: number of optimiser steps of the run.
-        steps_per_epoch: number of optimiser steps of an epoch.
-        milestones: epochs after which the learning rate is divided by 10, see :func:`warmup_milestones`. None: the
-            schedule of :func:`warmup_cosine`.
-        learning_rates: dictionary from a submodule to its peak learning rate. Other submodules take ``learning_rate``.
-
-    Returns:
-        The dictionary that ``configure_optimizers`` returns.
+        learning_rate: peak learning rate.
+        weight_decay: weight decay of all parameters, with the exceptions in :func:`parameter_groups` (such as biases).
+        learning_rates: dictionary from a submodule to its peak learning rate. All other parameters use
+            ``learning_rate``. None: no submodule has its own rate.
     """
     optimizer = AdamW(parameter_groups(model, weight_decay, learning_rates), lr=learning_rate)
-    warmup_steps = min(total_steps, round(warmup_epochs * steps_per_epoch))
-    if milestones is None:
-        scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps))
-    else:
-        falls = [epoch * steps_per_epoch for epoch in milestones]
-        scheduler = LambdaLR(optimizer, lambda step: warmup_milestones(step, warmup_steps, falls))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    options = [
+        {name: value for name, value in group.items() if name != "params"} | {"initial_lr": group["lr"]}
+        for group in optimizer.param_groups
+    ]
+
+    def restore_options(optimizer: Optimizer) -> None:
+        # torch takes the options of a checkpoint, so that a new learning rate or weight decay would have no effect.
+        for group, given in zip(optimizer.param_groups, options, strict=True):
+            group.update(given)
+
+    optimizer.register_load_state_dict_post_hook(restore_options)
+    return optimizer
 
 
 def parameter_groups(
@@ -125,13 +234,17 @@ def parameter_groups(
 ) -> list[dict]:
     """Group the trainable parameters of a model by weight decay and learning rate.
 
-    Biases and norm layers have no weight decay. A submodule excludes further parameters by listing their names in its
-    attribute ``no_weight_decay``. These are parameters that should not be pulled towards 0.
+    Biases and the parameters of norm layers have no weight decay. A module can exclude more of its parameters from
+    weight decay by listing their names in an attribute ``no_weight_decay``.
 
     Args:
         model: module to train.
         weight_decay: weight decay of the parameters that are not excluded.
-        learning_rates: dictionary from a submodule to its learning rate. Other submodules take that of the optimiser.
+        learning_rates: dictionary from a submodule to its learning rate. All other parameters use the optimiser's
+            default.
+
+    Returns:
+        A list of parameter groups for a PyTorch optimiser.
     """
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
     rates = {part: rate for module, rate in (learning_rates or {}).items() for part in module.modules()}
@@ -150,12 +263,14 @@ def parameter_groups(
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Return the learning rate factor. It rises linearly from 1/warmup_steps to 1, then falls to 0 along half a cosine.
+    """Return the factor of the peak learning rate at an optimiser step, for warm-up and cosine decay.
+
+    The factor rises linearly from 1/warmup_steps to 1, then falls to 0 along half a cosine.
 
     Args:
-        step: number of optimiser steps so far.
-        warmup_steps: length of the linear rise.
-        total_steps: length of the whole schedule. The factor is 0 from this step on.
+        step: number of the optimiser step in the schedule, from 0.
+        warmup_steps: length of the linear rise in steps.
+        total_steps: length of the whole schedule in steps. The factor is 0 from this step on.
     """
     if step >= total_steps:
         return 0.0
@@ -166,11 +281,13 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 def warmup_milestones(step: int, warmup_steps: int, milestones: Sequence[int]) -> float:
-    """Return the learning rate factor. It rises linearly from 1/warmup_steps to 1; each milestone divides it by 10.
+    """Return the factor of the peak learning rate at an optimiser step, for warm-up and step decay.
+
+    The factor rises linearly from 1/warmup_steps to 1. It is divided by 10 at each milestone.
 
     Args:
-        step: number of optimiser steps so far.
-        warmup_steps: length of the linear rise.
+        step: number of the optimiser step in the schedule, from 0.
+        warmup_steps: length of the linear rise in steps.
         milestones: optimiser steps at which the factor is divided by 10.
     """
     warmup = (step + 1) / warmup_steps if step < warmup_steps else 1.0
@@ -178,14 +295,15 @@ def warmup_milestones(step: int, warmup_steps: int, milestones: Sequence[int]) -
 
 
 def total_batch(trainer: Trainer) -> int:
-    """Return the number of images per optimiser step, over all processes and accumulated batches."""
+    """Return the number of images per optimiser step: batch size x processes x accumulated batches."""
     return trainer.datamodule.hparams.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
 
 def rate_factor(trainer: Trainer, meant_for: int | None) -> float:
     """Return the factor that scales the learning rates to the total batch size of a run.
 
-    This is the linear scaling rule of Goyal et al., Accurate, Large Minibatch SGD (arXiv 1706.02677).
+    The factor follows the linear scaling rule of Goyal et al., Accurate, Large Minibatch SGD (arXiv 1706.02677). The
+    total batch size is the number of images per optimiser step.
 
     Args:
         trainer: trainer of the run.
@@ -194,17 +312,18 @@ def rate_factor(trainer: Trainer, meant_for: int | None) -> float:
     return 1.0 if meant_for is None else total_batch(trainer) / meant_for
 
 
-def run_length(trainer: Trainer) -> dict[str, int]:
-    """Return ``total_steps`` and ``steps_per_epoch`` of a run that is about to begin, in optimiser steps.
+def require_steps(trainer: Trainer) -> None:
+    """Check that a run that is about to start has batches to train on and a limited length.
+
+    Args:
+        trainer: trainer of the run. Its data loaders are set up.
 
     Raises:
-        InputError: there is no batch to train on, or the run is limited neither in epochs nor in steps.
+        InputError: there is no batch to train on, or neither the number of epochs nor the number of steps is limited.
     """
     trainer.fit_loop.setup_data()  # sets the number of batches
     batches = trainer.num_training_batches
     if batches == 0 or math.isinf(batches):
         raise InputError("there is no batch to train on: is --trainer.limit_train_batches 0?")
-    total_steps = trainer.estimated_stepping_batches
-    if math.isinf(total_steps):
+    if math.isinf(trainer.estimated_stepping_batches):
         raise InputError("the learning rate schedule needs an end: give --trainer.max_epochs or --trainer.max_steps")
-    return {"total_steps": int(total_steps), "steps_per_epoch": math.ceil(batches / trainer.accumulate_grad_batches)}

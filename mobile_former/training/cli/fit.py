@@ -1,4 +1,4 @@
-"""The ``fit`` command of both tasks: Lightning's command line with a run folder and a report."""
+"""The ``fit`` command: Lightning's command line with a folder for each training run and a report."""
 
 import inspect
 import shutil
@@ -32,19 +32,20 @@ _CONFIG_OPTIONS = ("--config", "-c")
 
 
 class FitCLI(LightningCLI):
-    """Command line that trains a model, scores it and writes a run folder.
+    """Command line that trains a model, scores it and writes the results to a run folder.
 
     Args:
-        task: name of the task, also of the subfolder that contains the run folders of the task.
-        model_class: LightningModule of the task. Its constructor takes ``class_names``. It has ``monitor`` (name of
-            the score to maximise), ``architecture`` (names of the options that determine which weights the
-            model has), and the attributes that :class:`RunReport` uses.
+        task: ``"classification"`` or ``"detection"``. The run folders of a task are in a subfolder of this name.
+        model_class: LightningModule of the task. Its constructor takes ``class_names``. It has the attributes
+            ``monitor`` (name of the score to maximise) and ``architecture`` (names of the options that determine the
+            model's architecture), and the attributes that :class:`RunReport` uses.
         data_class: LightningDataModule of the task. It has ``class_names``, ``dataset_name``, and the attributes that
             :class:`RunReport` uses.
-        configs: folder of the task's own configs.
-        embedded: name of the config in ``configs`` that is used if no config is given. It trains on embedded data, see
-            :mod:`mobile_former.training.data.digits`.
-        learned_from_data: names of the arguments of ``model_class`` that are read from the data module.
+        configs: folder with the YAML configs of the task.
+        embedded: file name of the config in ``configs`` that is used if the user gives no config. It trains on images
+            made from scikit-learn's digits, which need no files.
+        learned_from_data: names of attributes of the data module. The value of each attribute is passed to the argument
+            of ``model_class`` with the same name.
     """
 
     def __init__(
@@ -78,7 +79,10 @@ class FitCLI(LightningCLI):
         )
 
     def fit(self) -> None:
-        """Train, score the best checkpoint, and write the scores and pictures of the run."""
+        """Train, score the best checkpoint, and write the scores and pictures to the run folder.
+
+        With ``--trainer.fast_dev_run``, only the training is done.
+        """
         try:
             self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
         except (InputError, OSError):
@@ -95,7 +99,7 @@ class FitCLI(LightningCLI):
             self.report.finish(self.trainer, self.model, self.datamodule)
 
     def _remove_untrained_run(self) -> None:
-        """Delete the folder of a new run that failed before its first step, so that its name stays free."""
+        """Delete the folder of a new run that failed before its first step, so that its name can be used again."""
         # Never delete the folder of a resumed run: global_step is 0 until the checkpoint is loaded.
         untrained = self.folder and not self.checkpoint and self.trainer.global_step == 0
         if untrained and self.trainer.is_global_zero:
@@ -104,7 +108,7 @@ class FitCLI(LightningCLI):
     # Parsing
 
     def add_arguments_to_parser(self, parser: Parser) -> None:
-        """Add the options of the run."""
+        """Add the options for the run folder and the checkpoints, and pass values of the data to the model."""
         parser.add_argument(
             "--name", type=str | None, default=None, help="name of the run; default: names of the model and the data"
         )
@@ -126,7 +130,14 @@ class FitCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: Parser, args) -> None:
-        """Parse the command line and check the values that jsonargparse accepts but the classes do not."""
+        """Parse the command line and check the parsed values.
+
+        The checks find invalid values that jsonargparse accepts.
+
+        Raises:
+            InputError: a value is invalid.
+            FileNotFoundError: a config does not exist.
+        """
         arguments = self._with_config_paths(sys.argv[1:] if args is None else args)
         try:
             self.config = parser.parse_args(arguments)
@@ -146,7 +157,11 @@ class FitCLI(LightningCLI):
             raise InputError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
 
     def _with_config_paths(self, arguments: Sequence[str]) -> list[str]:
-        """Replace names of the task's own configs by paths. Without a config, add the config for embedded data."""
+        """Return the arguments with the names of the task's configs replaced by paths.
+
+        If no config is given, the default config is added. It trains on embedded data (made from scikit-learn's
+        digits).
+        """
         found: list[str] = []
         for argument in arguments:
             option, equals, value = argument.partition("=")
@@ -165,7 +180,7 @@ class FitCLI(LightningCLI):
         return found
 
     def _config_path(self, name: str) -> str:
-        """Return ``name`` if it is an existing path, otherwise the path of the task's own config with this name."""
+        """Return ``name`` if it is an existing path, otherwise the path of the task's config of this name."""
         if Path(name).exists():
             return name
         own = self.configs / Path(name).name
@@ -177,7 +192,11 @@ class FitCLI(LightningCLI):
     # Building
 
     def instantiate_classes(self) -> None:
-        """Build the data module, the module and the trainer. Convert a ValueError of a constructor to InputError."""
+        """Build the data module, the model and the trainer.
+
+        Raises:
+            InputError: a constructor raised a ValueError.
+        """
         try:
             super().instantiate_classes()
         except (InputError, FileNotFoundError):
@@ -187,7 +206,7 @@ class FitCLI(LightningCLI):
             raise InputError(f"the value of an option is invalid: {reason}") from error
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
-        """Build the trainer with the folder, the loggers and the callbacks of the run."""
+        """Build the trainer with the run folder, the loggers and the callbacks."""
         options = self.config_init["trainer"]
         if options.get("sync_batchnorm") and (options.get("accelerator") == "cpu" or not torch.cuda.is_available()):
             raise InputError("--trainer.sync_batchnorm: PyTorch's SyncBatchNorm needs a GPU; leave it out here")
@@ -213,10 +232,15 @@ class FitCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _start_run(self) -> int | None:
-        """Choose folder and checkpoint, save the config, return the step to resume from, or None for a new folder."""
+        """Choose the run folder and the checkpoint to resume from, and save the config in the folder.
+
+        Return the optimiser step to resume from, or None if the folder is new.
+        """
         name = self.config["name"] or f"{self.model.label}-{self.datamodule.dataset_name}".replace("/", "-")
         runs = Path(self.config["runs_folder"])
-        self.folder, self.checkpoint, step = start_run(runs, self.task, name, self.config["ckpt_path"], self.model)
+        self.folder, self.checkpoint, step = start_run(
+            runs, self.task, name, self.config["ckpt_path"], self.model, self.datamodule
+        )
         if rank_zero_only.rank == 0:
             self.folder.write_config(self.parser.dump(self.config), resumed=step is not None)
         return step

@@ -1,1 +1,1 @@
-"""A training run: folder, checkpoints, callbacks and report."""
+"""Code of a training run: folder, checkpoints, callbacks and report."""

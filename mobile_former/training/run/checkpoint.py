@@ -1,4 +1,4 @@
-"""Loading of a trained module, with its classes, image size and normalisation."""
+"""Loading a trained model from a checkpoint, together with the options of its data module."""
 
 import inspect
 import math
@@ -18,16 +18,16 @@ Module = TypeVar("Module", bound=LightningModule)
 
 
 def load_checkpoint(path: str | Path, module_class: type[Module], task: str) -> tuple[Module, dict]:
-    """Load a checkpoint that ``fit`` has written.
+    """Load a trained model from a checkpoint that the ``fit`` command has written.
 
     Args:
         path: path of the ``.ckpt`` file.
         module_class: LightningModule of the task.
-        task: name of the task.
+        task: ``"classification"`` or ``"detection"``.
 
     Returns:
-        The module in evaluation mode, on the CPU, and the options of the data module that it was trained with
-        (``root``, ``mean``, ``std``, …).
+        A tuple (module, options). The module is in evaluation mode, on the CPU. The options are a dictionary of the
+        options of the data module in training (``root``, ``mean``, ``std``, …).
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -58,10 +58,10 @@ def load_checkpoint(path: str | Path, module_class: type[Module], task: str) -> 
 
 
 def require_data_options(options: dict) -> None:
-    """Check the options of a checkpoint that describe how images are prepared.
+    """Check the image preprocessing options in a checkpoint.
 
     Args:
-        options: options of the data module, as read from the checkpoint.
+        options: dictionary of the options of the data module, as read from the checkpoint.
 
     Raises:
         ValueError, TypeError, KeyError: an option is missing, of another type or out of range.

@@ -1,4 +1,4 @@
-"""Checkpoints that are written completely or not at all."""
+"""Lightning plugin that writes each checkpoint completely or not at all."""
 
 import io
 import os
@@ -13,19 +13,20 @@ from mobile_former.whole_file import write_whole
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes each checkpoint completely or not at all, and keeps the previous ``last.ckpt`` as ``previous.ckpt``.
+    """Lightning plugin that writes each checkpoint completely or not at all.
 
-    Lightning's own plugin writes to the system's temporary folder first and then moves the file. Between two file
-    systems this move is a copy, which can stop half-way.
+    Before ``last.ckpt`` is replaced, the old file is kept as ``previous.ckpt``. Lightning's own plugin writes to the
+    system's temporary folder first and then moves the file. Between two file systems this move is a copy, which can
+    stop half-way.
     """
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
         """Write a checkpoint.
 
         Args:
-            checkpoint: content of the checkpoint.
+            checkpoint: dictionary with the content of the checkpoint.
             path: path of a local file.
-            storage_options: not used; part of Lightning's interface.
+            storage_options: not used. The argument is part of Lightning's interface.
 
         Raises:
             OSError: the file cannot be written. An existing checkpoint stays as it was.
@@ -48,7 +49,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Keep the file ``path`` under the name ``previous`` too, so that a new file can replace ``path``."""
+    """Make the content of the file ``path`` also available as ``previous``, by a hard link or a copy.
+
+    A new file can then replace ``path``.
+    """
     unfinished = previous.with_name(previous.name + ".part")
     unfinished.unlink(missing_ok=True)
     try:

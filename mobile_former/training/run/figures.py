@@ -1,4 +1,4 @@
-"""Pictures of a run: image sheets, curves and confusion matrices."""
+"""Pictures of a training run: image grids, metric curves and confusion matrices."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def image_sheet(
     colours: Sequence[str] | None = None,
     columns: int = 6,
 ) -> None:
-    """Write a grid of images with captions.
+    """Write a picture with a grid of images and their captions.
 
     Args:
         images: images ``(H, W, 3)`` uint8 RGB of any size.
@@ -48,11 +48,11 @@ def image_sheet(
 
 
 def draw_curves(rows: Sequence[dict[str, float]], panels: dict[str, Sequence[str]], path: Path) -> None:
-    """Write a picture with the curves of a run, one panel for each axis label.
+    """Write a picture with the curves of logged metrics over the epochs, in one or more panels.
 
     Args:
-        rows: logged metrics with ``epoch`` and ``step``, as returned by
-            :meth:`mobile_former.training.run.folder.RunFolder.history`.
+        rows: list of dictionaries from metric name to value, with the keys ``epoch`` and ``step``.
+            :meth:`mobile_former.training.run.folder.RunFolder.history` returns such a list.
         panels: dictionary from the label of a panel's vertical axis to the names of the metrics in this panel.
         path: path of the picture.
     """
@@ -76,10 +76,12 @@ def draw_curves(rows: Sequence[dict[str, float]], panels: dict[str, Sequence[str
 
 
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
-    """Write a picture of a confusion matrix. The colour of a cell shows its count divided by the sum of its row.
+    """Write a picture of a confusion matrix.
+
+    The colour of a cell shows its count divided by the sum of its row.
 
     Args:
-        matrix: counts ``(K, K)``; rows are true classes, columns are predicted classes.
+        matrix: counts ``(K, K)``. Rows are true classes, columns are predicted classes.
         class_names: names of the K classes.
         path: path of the picture.
     """
@@ -111,6 +113,9 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
 
 
 def _shorten(text: str, width: int = 28) -> str:
-    """Shorten each line to ``width`` characters. Cut the middle, where file names differ the least."""
+    """Shorten each line of a text to at most ``width`` characters.
+
+    The middle of a line is cut out, because file names differ more at the beginning and the end.
+    """
     half = (width - 1) // 2
     return "\n".join(line if len(line) <= width else f"{line[:half]}…{line[-half:]}" for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""Folder of a run: its path, its files, and the Lightning classes that write these files."""
+"""The folder of a training run: its path, its files, and the Lightning classes that write these files."""
 
 import csv
 import json
@@ -6,9 +6,11 @@ import shutil
 import warnings
 from pathlib import Path
 
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from torch import Tensor
 
 from mobile_former.errors import InputError
 from mobile_former.whole_file import write_whole
@@ -17,7 +19,7 @@ LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
 class RunFolder:
-    """Folder ``<runs>/<task>/<name>/`` of a run.
+    """The folder ``<runs>/<task>/<name>/``, which contains the files of one training run.
 
     Args:
         path: path of the folder.
@@ -28,10 +30,17 @@ class RunFolder:
 
     @classmethod
     def create(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Create a new folder. If the name is taken, try ``name-2``, ``name-3``, …, so that no run is overwritten.
+        """Create and return a new run folder.
+
+        If the name is taken, ``name-2``, ``name-3``, … are tried, so that no run is overwritten.
+
+        Args:
+            runs: folder of all runs.
+            task: ``"classification"`` or ``"detection"``, the name of a subfolder of ``runs``.
+            name: name of the run and its folder.
 
         Raises:
-            InputError: the name is not that of a single folder, or the folder cannot be created.
+            InputError: ``name`` is not a valid name for one folder, or the folder cannot be created.
         """
         _require_folder_name(name)
         number = 1
@@ -52,7 +61,10 @@ class RunFolder:
 
     @classmethod
     def restart(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Create a new folder. If a run of the same name stopped before its first checkpoint, delete its folder first.
+        """Create and return a new run folder, in place of a folder of the same name without results.
+
+        A folder has no results if its run stopped before the first checkpoint. Such a folder is deleted first. If a
+        folder of the same name has results, it is kept and the new folder gets a number, see :meth:`create`.
 
         Raises:
             InputError: see :meth:`create`.
@@ -65,10 +77,10 @@ class RunFolder:
 
     @classmethod
     def resume(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Return the folder of an interrupted run.
+        """Return the folder of an existing run that has a checkpoint to resume from.
 
         Raises:
-            InputError: the name is not that of a single folder.
+            InputError: ``name`` is not a valid name for one folder.
             FileNotFoundError: the run has no checkpoint to resume from.
         """
         _require_folder_name(name)
@@ -83,22 +95,25 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
+        """Path of the folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def best(self) -> Path:
-        """Checkpoint with the best score."""
+        """Path of the checkpoint with the best validation score."""
         return self.checkpoints / BEST
 
     @property
     def last(self) -> Path:
-        """Last checkpoint. A resumed run starts from this file."""
+        """Path of the last checkpoint. A resumed run starts from this file."""
         return self.checkpoints / LAST
 
     @property
     def previous(self) -> Path:
-        """Checkpoint before the last one. It is used if the last one is missing or damaged."""
+        """Path of the checkpoint before the last one.
+
+        A resumed run starts from this file if the last checkpoint is missing or damaged.
+        """
         return self.checkpoints / PREVIOUS
 
     @property
@@ -108,12 +123,12 @@ class RunFolder:
 
     @property
     def metrics_csv(self) -> Path:
-        """File of all logged metrics, with one row for each time that metrics were logged."""
+        """Path of the CSV file of all logged metrics, with one row for each time that metrics were logged."""
         return self.path / "metrics.csv"
 
     @property
     def metrics_json(self) -> Path:
-        """File of the final metrics."""
+        """Path of the JSON file of the final metrics."""
         return self.path / "metrics.json"
 
     @property
@@ -128,7 +143,10 @@ class RunFolder:
         return by_a_run and not self.is_finished and not any(self.checkpoints.glob("*.ckpt"))
 
     def history(self) -> list[dict[str, float]]:
-        """Return the rows of ``metrics.csv`` without empty cells, or an empty list if the file does not exist."""
+        """Return the rows of ``metrics.csv`` as a list of dictionaries from metric name to value.
+
+        Empty cells are left out. If the file does not exist, the list is empty.
+        """
         if not self.metrics_csv.is_file():
             return []
         with self.metrics_csv.open(newline="") as file:
@@ -139,15 +157,29 @@ class RunFolder:
         write_whole(self.path / ("config.resumed.yaml" if resumed else "config.yaml"), config.encode())
 
     def write_metrics(self, metrics: dict) -> None:
-        """Write the final metrics to ``metrics.json``. This file also marks the run as finished."""
+        """Write the final metrics to ``metrics.json``.
+
+        The existence of this file also marks the run as finished.
+        """
         write_whole(self.metrics_json, (json.dumps(metrics, indent=2) + "\n").encode())
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoint callback. A resumed run keeps its best score even if the run folder was moved."""
+    """Lightning's ModelCheckpoint for run folders that may be moved.
+
+    A resumed run keeps the best score so far, even if its folder was moved after the checkpoint was written.
+    """
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Return whether to keep this checkpoint as the best one.
+
+        Among scores below 0, which mean that nothing could be measured, the last one counts as the best.
+        """
+        unmeasured = current is not None and current < 0 and all(score < 0 for score in self.best_k_models.values())
+        return unmeasured or super().check_monitor_top_k(trainer, current)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore the state from a checkpoint, with all paths changed to the present checkpoint folder."""
+        """Restore the state from a checkpoint, with all paths changed to the current checkpoint folder."""
 
         def here(path: str) -> str:
             return str(Path(self.dirpath) / Path(path).name) if path else path
@@ -158,12 +190,12 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's CSV logger that writes ``metrics.csv`` to a run folder and keeps the rows of a resumed run.
+    """Lightning's CSVLogger that writes ``metrics.csv`` to a run folder and keeps earlier rows of a resumed run.
 
     Args:
         folder: folder of the run.
-        resumed_step: optimiser step that the run resumes from. Rows of later steps are dropped, because the resumed run
-            repeats these steps. None: a new run, no row is kept.
+        resumed_step: optimiser step from which the run resumes. Rows of this step and later steps are dropped, because
+            the resumed run repeats these steps. None: the run is new, and no row is kept.
     """
 
     def __init__(self, folder: RunFolder, resumed_step: int | None = None):
@@ -175,7 +207,10 @@ class ContinuedCSVLogger(CSVLogger):
 
     @property
     def experiment(self) -> ExperimentWriter:
-        """Writer of ``metrics.csv``. Its first rows are those kept from before the run was resumed."""
+        """Object that writes ``metrics.csv``.
+
+        In a resumed run, the file begins with the rows that were logged before the checkpoint.
+        """
         if self._experiment is None:
             with warnings.catch_warnings():
                 # The writer warns that it deletes the old file. The rows of this file are written again below.

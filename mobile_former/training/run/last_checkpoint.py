@@ -1,4 +1,4 @@
-"""Checkpoint to resume from: written after every epoch, every N steps, and when a signal stops the run."""
+"""Callback that writes the checkpoint to resume from, and stops the run on a signal."""
 
 import signal
 import sys
@@ -14,11 +14,12 @@ _DUPLICATE = 2.0  # seconds; launchers forward a signal that the terminal has al
 
 
 class LastCheckpoint(RunCheckpoint):
-    """Writes ``last.ckpt``, and stops the run on a signal without losing a step.
+    """Callback that writes ``last.ckpt``, and stops the run on a signal without losing a step.
 
-    On SIGTERM or Ctrl-C the current step, or the current validation, is finished and a checkpoint is written. Then the
-    process exits with the usual status of the signal (143 or 130). If there are several processes, a signal to one of
-    them stops all.
+    The checkpoint is written after every epoch and, if ``every_n_steps`` is given, also within epochs. On SIGTERM or
+    Ctrl-C the current step or validation is finished first, and then the checkpoint is written. The process exits with
+    the usual status of the signal (143 or 130). If there are several processes, a signal to one of them stops all. A
+    second signal stops the process at once.
 
     Args:
         folder: folder of the run.
@@ -38,7 +39,10 @@ class LastCheckpoint(RunCheckpoint):
         self._previous_handlers: dict[int, object] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's signal handlers, which would lose the steps of the current epoch."""
+        """Install handlers for SIGTERM and Ctrl-C.
+
+        Lightning's own handlers would lose the steps of the current epoch.
+        """
         super().on_train_start(trainer, pl_module)
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
@@ -47,7 +51,7 @@ class LastCheckpoint(RunCheckpoint):
             self._on_signal(signal.SIGTERM, None)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Write a checkpoint if one is due, and stop the run if a signal was received."""
+        """Write a checkpoint if it is due or a signal was received. After a signal, also stop the run."""
         # A checkpoint does not hold accumulated gradients.
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
         # A run that resumes here would skip a validation that is due now.
@@ -67,12 +71,12 @@ class LastCheckpoint(RunCheckpoint):
             self._stop()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the previous signal handlers."""
+        """Restore the signal handlers that were installed before training."""
         super().on_train_end(trainer, pl_module)
         self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore the previous signal handlers."""
+        """Restore the signal handlers that were installed before training."""
         super().on_exception(trainer, pl_module, exception)
         self._restore_handlers()
 

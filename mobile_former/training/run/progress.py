@@ -1,4 +1,4 @@
-"""Callbacks that show the progress of training and stop it if the loss diverges."""
+"""Lightning callbacks that show the progress of training and stop it if the loss is NaN or infinite."""
 
 import logging
 import time
@@ -17,12 +17,14 @@ _LEAST_STEPS = 20  # an epoch with fewer steps is not judged: the wait for its f
 
 
 class Throughput(Callback):
-    """Logs the speed of training and the time spent waiting for data; warns if data loading is the bottleneck.
+    """Callback that logs the speed of training and warns if data loading limits it.
 
-    ``images/s`` is the number of training images per second of wall time, including loading, over the last 20 steps.
-    ``data_wait`` is the mean time in seconds that these steps waited for their batches, measured by
-    :class:`mobile_former.training.data.timed_loader.TimedLoader`. ``gpu_memory_gb`` is the peak of allocated GPU memory
-    so far, in GiB.
+    The following metrics are logged:
+
+    - ``images/s``: number of training images per second over the last 20 steps. The time includes data loading.
+    - ``data_wait``: mean time in seconds that each of these steps waited for its batch, measured by
+      :class:`mobile_former.training.data.timed_loader.TimedLoader`.
+    - ``gpu_memory_gb``: peak of the allocated GPU memory so far, in GiB. It is logged only on CUDA devices.
     """
 
     def __init__(self):
@@ -31,17 +33,20 @@ class Throughput(Callback):
         self._warned = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock. Lightning does not call ``on_train_epoch_start`` if a run resumes within an epoch."""
+        """Start the clock of the speed measurement.
+
+        Lightning does not call ``on_train_epoch_start`` if a run resumes within an epoch.
+        """
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restart the clock, so that validation is not counted."""
+        """Restart the clock of the speed measurement, so that the time of validation is not counted."""
         self._recent.clear()
         self._recent.append((time.perf_counter(), 0, self._waited(trainer)))
         self._start, self._steps = self._recent[0], 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Measure and log a step."""
+        """Record the time of this step, and log speed, waiting time and GPU memory."""
         self._recent.append((time.perf_counter(), len(batch["image"]), self._waited(trainer)))
         self._steps += 1
         seconds = self._recent[-1][0] - self._recent[0][0]
@@ -53,7 +58,10 @@ class Throughput(Callback):
             pl_module.log("gpu_memory_gb", torch.cuda.max_memory_allocated(pl_module.device) / 2**30, batch_size=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn, once, if the epoch spent more than a quarter of its time waiting for data."""
+        """Log a warning if more than a quarter of the epoch's time was spent waiting for data.
+
+        The warning is logged at most once. Epochs of fewer than 20 steps are not checked.
+        """
         if self._warned or self._steps < _LEAST_STEPS:
             return
         seconds, waited = (self._recent[-1][number] - self._start[number] for number in (0, 2))
@@ -73,25 +81,34 @@ class Throughput(Callback):
 
 
 class GradientNorm(Callback):
-    """Logs ``grad_norm``, the norm of all gradients before clipping, every ``log_every_n_steps`` steps."""
+    """Callback that logs ``grad_norm``, the L2 norm of all gradients before clipping.
+
+    The option ``log_every_n_steps`` of Lightning's Trainer sets the number of steps between two values.
+    """
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer) -> None:
-        """Compute and log the norm."""
+        """Compute and log the gradient norm if this step is logged."""
         if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
             pl_module.log("grad_norm", torch.nn.utils.get_total_norm(gradients), batch_size=1)
 
 
 class StopOnNonFiniteLoss(Callback):
-    """Stops a run whose loss is NaN or infinite, before the optimiser step and before a checkpoint is written."""
+    """Callback that stops a run with InputError if its loss is NaN or infinite.
+
+    The run stops before the optimiser step and before a checkpoint is written.
+    """
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss) -> None:
-        """Check the training loss."""
+        """Raise InputError if the training loss is NaN or infinite."""
         if not loss.isfinite().all():
             self._stop(trainer, "training", loss.item())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the validation loss, before the checkpoint of this epoch is written."""
+        """Raise InputError if the validation loss is NaN or infinite.
+
+        This happens before the checkpoint of the epoch is written.
+        """
         loss = trainer.callback_metrics.get("val/loss")
         # trainer.training is False here, even within a fit.
         if trainer.state.fn == "fit" and not trainer.sanity_checking and loss is not None and not loss.isfinite():
@@ -109,29 +126,41 @@ class StopOnNonFiniteLoss(Callback):
 
 
 class TrainingBar(RichProgressBar):
-    """Lightning's rich progress bar without the version number of a run, because runs have names instead."""
+    """Lightning's RichProgressBar without the version number ``v_num``.
+
+    Runs of this project have names instead of version numbers.
+    """
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict:
-        """Return the metrics shown next to the bar."""
+        """Return the dictionary of metrics that are shown next to the progress bar, without ``v_num``."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
 
 
 class EpochLines(Callback):
-    """Prints one line after each epoch, for log files and pipes, which cannot show a progress bar."""
+    """Callback that prints one line of metrics after each epoch.
+
+    It is used instead of a progress bar if the output is a log file or a pipe.
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset clock and mean loss. Lightning omits ``on_train_epoch_start`` if a run resumes within an epoch."""
+        """Reset the clock and the mean loss.
+
+        Lightning does not call ``on_train_epoch_start`` if a run resumes within an epoch.
+        """
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the clock and the mean loss."""
+        """Reset the clock and the mean loss for a new epoch."""
         self._start = time.perf_counter()
         self._loss, self._steps, self._validated = 0.0, 0, False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record that the epoch has scores. An epoch without validation, or one that ends early, has none."""
+        """Remember that this epoch was validated.
+
+        The line of an epoch shows validation scores only if the epoch was validated.
+        """
         self._validated = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
@@ -141,7 +170,7 @@ class EpochLines(Callback):
         self._steps += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the line of the epoch."""
+        """Print one line with the losses, validation scores, speed and duration of the epoch."""
         metrics = trainer.callback_metrics  # gathered from all processes, so every process must read it
         if not trainer.is_global_zero:
             return

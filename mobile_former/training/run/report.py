@@ -1,4 +1,4 @@
-"""Report of a run: a header at its start, scores and pictures at its end."""
+"""Report of a training run: a header at its start, scores and pictures at its end."""
 
 import time
 
@@ -15,7 +15,7 @@ from mobile_former.training.run.folder import RunFolder
 
 
 def figure(value: float) -> str:
-    """Return a score as text. A negative score becomes ``"none to find"``.
+    """Format a score as text with four decimals. Format a negative score as ``"none to find"``.
 
     pycocotools returns -1 for a class or a size without objects.
     """
@@ -23,7 +23,10 @@ def figure(value: float) -> str:
 
 
 def describe_batch(trainer: Trainer) -> str:
-    """Describe in one line how many images make up an optimiser step."""
+    """Return a line that describes how many images make up an optimiser step.
+
+    An example is ``"64 images a step: 8 images a process x 4 processes x 2 batches accumulated"``.
+    """
     factors = {
         "images a process": trainer.datamodule.hparams.batch_size,
         "processes": trainer.world_size,
@@ -34,12 +37,23 @@ def describe_batch(trainer: Trainer) -> str:
 
 
 class RunReport(Callback):
-    """Prints a header, draws training images, measures the training time, and scores the best checkpoint at the end.
+    """Callback that reports on a run: a header at the start, scores and pictures at the end.
 
-    The LightningModule must have ``label``, ``curves`` (names of metrics by panel label, see
-    :func:`mobile_former.training.run.figures.draw_curves`), ``describe()`` (one line) and
-    ``draw_results(folder, datamodule)``. The data module must have ``dataset_name``, ``describe()`` and
-    ``draw_augmented(path)``.
+    It also draws augmented training images and measures the training time.
+
+    The LightningModule must have the following members:
+
+    - ``label``: name of the model;
+    - ``curves``: dictionary from the label of a panel to names of metrics, see
+      :func:`mobile_former.training.run.figures.draw_curves`;
+    - ``describe()``: return a description of the model in one line;
+    - ``draw_results(folder, datamodule)``: write pictures of the results.
+
+    The data module must have the following members:
+
+    - ``dataset_name``: name of the data set;
+    - ``describe()``: return a description of the data in one line;
+    - ``draw_augmented(path)``: write a picture of augmented training images.
 
     Args:
         folder: folder of the run.
@@ -51,11 +65,17 @@ class RunReport(Callback):
         self._start = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Send the path of the run folder from the first process to the others. The first process has created it."""
+        """Send the path of the run folder from the first process to the others.
+
+        Only the first process creates the folder and knows its path.
+        """
         self.folder.path = trainer.strategy.broadcast(self.folder.path)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the header and draw augmented images."""
+        """Print the header of the run and draw augmented training images to ``augmented.png``.
+
+        The header describes the model, the data, the batch and the run folder.
+        """
         if not trainer.is_global_zero:
             return
         print(f"model  {pl_module.describe()}")
@@ -66,23 +86,37 @@ class RunReport(Callback):
         print(f"run    {self.folder.path}/ (training images: {augmented.name})", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of the training time."""
+        """Start the clock that measures the training time."""
         self._start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock of the training time."""
+        """Stop the clock that measures the training time."""
         self._seconds, self._start = self._elapsed(), None
 
     def state_dict(self) -> dict:
-        """Return the training time so far in seconds. A resumed run continues from this time."""
+        """Return a dictionary with the training time so far, in seconds.
+
+        A resumed run adds its own time to this value.
+        """
         return {"seconds": self._elapsed()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore the training time from a checkpoint."""
+        """Restore the training time so far from a checkpoint."""
         self._seconds = state_dict["seconds"]
 
     def finish(self, trainer: Trainer, module: LightningModule, datamodule: LightningDataModule) -> None:
-        """Score the best checkpoint, write metrics and pictures, and print the summary."""
+        """Score the best checkpoint, write metrics and pictures to the run folder, and print a summary.
+
+        The last checkpoint is used if there is no best one. If validation is disabled, no scores are computed.
+
+        Args:
+            trainer: trainer of the run.
+            module: trained model.
+            datamodule: data module of the run.
+
+        Raises:
+            InputError: nothing was trained.
+        """
         # Read first: validating the checkpoint restores the state that the callbacks had in that checkpoint.
         finished_epochs, seconds = trainer.current_epoch, self._seconds
         speed = float(trainer.callback_metrics.get("images/s", 0))  # 0: a finished run was resumed

@@ -1,10 +1,11 @@
-"""Start of a run: its folder, and the checkpoint that it resumes from."""
+"""Start of a training run: choice of its folder and of the checkpoint to resume from."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from mobile_former.errors import InputError
@@ -13,14 +14,18 @@ from mobile_former.weights.files import read_file
 
 _logger = logging.getLogger(__name__)
 
+# Options of the modules that the optimiser state or the averaged weights of a checkpoint depend on.
+_FREEZING = ("freeze_backbone", "freeze_batch_norm")
+
 
 class RunStart(NamedTuple):
-    """Where a run starts.
+    """Folder of a run that is about to start, and the checkpoint to resume from.
 
     Attributes:
         folder: folder of the run.
-        checkpoint: checkpoint to resume from, if any.
-        step: number of optimiser steps before ``checkpoint`` if the run continues in its old folder. None: new folder.
+        checkpoint: path of the checkpoint to resume from. None: no checkpoint.
+        step: number of optimiser steps before ``checkpoint`` if ``folder`` is the existing folder of the interrupted
+            run. None: ``folder`` is new.
     """
 
     folder: RunFolder
@@ -28,38 +33,48 @@ class RunStart(NamedTuple):
     step: int | None
 
 
-def start_run(runs: Path, task: str, name: str, ckpt_path: str | None, module: LightningModule) -> RunStart:
+def start_run(
+    runs: Path, task: str, name: str, ckpt_path: str | None, module: LightningModule, datamodule: LightningDataModule
+) -> RunStart:
     """Choose the folder of a run and the checkpoint to resume from. Create the folder if it is new.
+
+    If there are several processes, only the first one creates the folder.
 
     Args:
         runs: folder of all runs.
-        task: name of the task.
+        task: ``"classification"`` or ``"detection"``, the name of a subfolder of ``runs``.
         name: name of the run.
-        ckpt_path: value of ``--ckpt_path``: a file, ``"last"``, ``"auto"`` or None.
-        module: module to train. The checkpoint must have the same classes and architecture.
+        ckpt_path: value of ``--ckpt_path``. A path: resume from this file in a new folder. ``"last"``: resume the run
+            of this name in its folder. ``"auto"``: resume like ``"last"`` if the run has a checkpoint, otherwise start
+            a new run. None: start a new run.
+        module: model to train. The checkpoint must have the same classes and architecture.
+        datamodule: training data. The options that differ from those of the checkpoint are printed.
 
     Raises:
-        InputError: the name is not that of a single folder, or the checkpoint is damaged or of another model.
+        InputError: ``name`` is not a valid name for one folder, or the checkpoint is damaged or of another model.
         FileNotFoundError: the checkpoint of ``ckpt_path`` does not exist.
     """
     named = RunFolder(runs / task / name)
     if ckpt_path == "last" or (ckpt_path == "auto" and named.has_checkpoint):
         folder = RunFolder.resume(runs, task, name)
-        checkpoint, step = _last_whole_checkpoint(folder, task, module)
-        if rank_zero_only.rank == 0:
-            print(f"from   {checkpoint}, step {step}")
+        checkpoint, step = _last_whole_checkpoint(folder, task, module, datamodule)
         return RunStart(folder, checkpoint, step)
     checkpoint = None if ckpt_path in (None, "auto") else Path(ckpt_path)
     if rank_zero_only.rank != 0:
         return RunStart(named, checkpoint, None)  # the first process creates the folder; RunReport sends its path
     if checkpoint is not None:
-        _resumed_step(checkpoint, read_file(checkpoint), task, module)
+        _resumed_step(checkpoint, read_file(checkpoint), task, module, datamodule)
     create = RunFolder.restart if ckpt_path == "auto" else RunFolder.create
     return RunStart(create(runs, task, name), checkpoint, None)
 
 
-def _last_whole_checkpoint(folder: RunFolder, task: str, module: LightningModule) -> tuple[Path, int]:
-    """Return path and step of the last checkpoint, or of the previous one if the last is damaged or missing."""
+def _last_whole_checkpoint(
+    folder: RunFolder, task: str, module: LightningModule, datamodule: LightningDataModule
+) -> tuple[Path, int]:
+    """Return a tuple of the path and the optimiser step of the last undamaged checkpoint of a run.
+
+    The previous checkpoint is used if the last one is damaged or missing. InputError is raised if all are damaged.
+    """
     damages = []
     for path in (folder.last, folder.previous):
         if not path.is_file():
@@ -69,21 +84,28 @@ def _last_whole_checkpoint(folder: RunFolder, task: str, module: LightningModule
         except InputError as error:
             damages.append(str(error))
             continue
-        step = _resumed_step(path, content, task, module)
+        step = _resumed_step(path, content, task, module, datamodule)
         if damages and rank_zero_only.rank == 0:
             _logger.warning("%s. Resuming from the previous checkpoint, %s, at step %d", damages[0], path, step)
         return path, step
     raise InputError(f"every checkpoint of the run is damaged: {'; '.join(damages)}")
 
 
-def _resumed_step(checkpoint: Path, content: object, task: str, module: LightningModule) -> int:
-    """Return the optimiser step of a checkpoint. Raise InputError if it has other classes or another architecture.
+def _resumed_step(
+    checkpoint: Path, content: object, task: str, module: LightningModule, datamodule: LightningDataModule
+) -> int:
+    """Check that a checkpoint fits the model to train, and return its optimiser step.
 
     Args:
-        checkpoint: path of the checkpoint, for messages.
+        checkpoint: path of the checkpoint, for error messages.
         content: content of the checkpoint.
-        task: name of the task.
-        module: module to train.
+        task: ``"classification"`` or ``"detection"``, for error messages.
+        module: model to train.
+        datamodule: training data.
+
+    Raises:
+        InputError: the file is not a checkpoint of the task, or it has other classes, another architecture or other
+            frozen parts, or only one of both runs averages its weights.
     """
     try:
         theirs, step = dict(content["hyper_parameters"]), content["global_step"]
@@ -96,4 +118,27 @@ def _resumed_step(checkpoint: Path, content: object, task: str, module: Lightnin
                 f"{module.hparams[option]}: give the options of that run, or start a new run from its weights with "
                 "--model.pretrained"
             )
+    averaged, averages = (bool(options.get("ema_decay")) for options in (theirs, module.hparams))
+    frozen, freezes = ([name for name in _FREEZING if options.get(name)] for options in (theirs, module.hparams))
+    if averaged != averages or frozen != freezes:
+        option = "ema_decay" if averaged != averages else (frozen + freezes)[0]
+        raise InputError(
+            f"--ckpt_path {checkpoint} was trained with {option} {theirs.get(option)}, but this run has "
+            f"{module.hparams.get(option)}, and the state of the optimiser does not fit both: give the options of that "
+            "run, or start a new run from its weights with --model.pretrained"
+        )
+    if rank_zero_only.rank == 0:
+        print(f"from   {checkpoint}, step {step}")
+        before = theirs | dict(content.get("datamodule_hyper_parameters", {}))
+        if changes := _changes(before, {**module.hparams, **datamodule.hparams}):
+            print(f"new    {', '.join(changes)}")
     return step
+
+
+def _changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """Return a list with one phrase for each option that a resumed run changes."""
+    return [
+        f"{name} {now[name]} (was {before[name]})"
+        for name in sorted(before.keys() & now.keys())
+        if name not in {"class_names", "category_ids"} and now[name] != before[name]
+    ]

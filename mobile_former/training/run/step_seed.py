@@ -1,4 +1,4 @@
-"""Seeds of training steps, so that a resumed run draws the same random numbers as an uninterrupted run."""
+"""Callback that seeds each training step, so that a resumed run draws the same random numbers."""
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -7,16 +7,17 @@ from mobile_former.training.data.sampler import mix_seeds
 
 
 class StepSeed(Callback):
-    """Seeds dropout and stochastic depth of each step from the seed of the run, the epoch, the batch and the process.
+    """Callback that seeds PyTorch's random numbers before each training step, such as those of dropout.
 
-    The random numbers of a step do not depend on earlier steps. A resumed run therefore draws the same numbers as an
-    uninterrupted one, without a generator state in the checkpoint.
+    The seed depends on the seed of the run, the epoch, the index of the batch and the rank of the process. The random
+    numbers of a step therefore do not depend on earlier steps. A resumed run draws the same numbers as an uninterrupted
+    run, and the checkpoint needs no generator state.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the seed that ``seed_everything`` has set."""
+        """Store the seed of the run, which ``seed_everything`` has set."""
         self._seed = torch.initial_seed()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
-        """Seed the step."""
+        """Seed PyTorch's random number generators for this step."""
         torch.manual_seed(mix_seeds(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -68,10 +69,10 @@ def test_a_step_without_gradient_changes_only_parameters_that_decay():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     nn.init.ones_(model[0].bias)
     before = {name: parameter.clone() for name, parameter in model.state_dict().items()}
-    chosen = adamw(model, learning_rate=0.1, weight_decay=0.5, warmup_epochs=0, total_steps=10, steps_per_epoch=10)
+    optimizer = adamw(model, learning_rate=0.1, weight_decay=0.5)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    chosen["optimizer"].step()
+    optimizer.step()
     torch.testing.assert_close(model[0].weight.data, before["0.weight"] * (1 - 0.1 * 0.5))
     for name in ("0.bias", "1.weight", "1.bias"):
         assert torch.equal(model.state_dict()[name], before[name])
@@ -94,27 +95,35 @@ def test_the_factor_rises_linearly_and_falls_along_half_a_cosine_to_zero(warmup,
 class Recorder(LightningModule):
     """A linear layer that records the learning rate of each optimiser step."""
 
-    def __init__(self, warmup_epochs):
+    def __init__(self, warmup_epochs, **options):
         super().__init__()
         self.layer = nn.Linear(2, 1)
-        self.warmup_epochs = warmup_epochs
+        self.optimisation = Optimisation(**({"learning_rate": 0.5, "warmup_epochs": warmup_epochs} | options))
         self.rates = []
 
     def training_step(self, batch, batch_idx):
         return self.layer(batch).square().mean()
 
     def configure_optimizers(self):
-        return adamw(
-            self.layer,
-            learning_rate=0.5,
-            weight_decay=0.0,
-            warmup_epochs=self.warmup_epochs,
-            total_steps=int(self.trainer.estimated_stepping_batches),
-            steps_per_epoch=math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches),
-        )
+        return self.optimisation.configure(self.layer, self.trainer)
 
     def on_before_optimizer_step(self, optimizer):
         self.rates.append([group["lr"] for group in optimizer.param_groups])
+
+
+def fit(module, folder, *, batch_size=2, images=12, ckpt_path=None, **options):
+    """Train ``module`` on 12 images and return the trainer, whose last checkpoint is ``folder/last.ckpt``."""
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[ModelCheckpoint(dirpath=folder, save_last=True, enable_version_counter=False)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    data = torch.randn(images, 2, generator=torch.Generator().manual_seed(0))
+    trainer.fit(module, DataLoader(data, batch_size=batch_size), ckpt_path=ckpt_path, weights_only=True)
+    return trainer
 
 
 @pytest.mark.parametrize(
@@ -133,21 +142,48 @@ def test_lightning_advances_the_schedule_once_per_optimiser_step(
     tmp_path, warmup_epochs, accumulate, warmup_steps, total_steps
 ):
     module = Recorder(warmup_epochs)
-    trainer = Trainer(
-        max_epochs=4,
-        accumulate_grad_batches=accumulate,
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, DataLoader(torch.randn(12, 2, generator=torch.Generator().manual_seed(0)), batch_size=2))
+    trainer = fit(module, tmp_path, max_epochs=4, accumulate_grad_batches=accumulate)
     assert trainer.global_step == len(module.rates) == total_steps
     expected = schedule(warmup_steps, total_steps)[:total_steps]
     assert [rates[0] for rates in module.rates] == pytest.approx([0.5 * factor for factor in expected])
     assert all(rates[0] == rates[1] for rates in module.rates)
+
+
+def test_a_run_that_is_limited_in_steps_ends_its_schedule_there(tmp_path):
+    module = Recorder(1)
+    fit(module, tmp_path, max_steps=15, max_epochs=-1)
+    assert [rates[0] for rates in module.rates] == pytest.approx([0.5 * factor for factor in schedule(6, 15)[:15]])
+
+
+@pytest.mark.parametrize(
+    ("changed", "warmup", "steps", "total_steps"),
+    [
+        ({}, 6, range(12, 24), 24),
+        ({"batch_size": 4}, 3, range(6, 12), 12),
+        ({"batch_size": 1}, 12, range(24, 48), 48),
+        ({"accumulate_grad_batches": 3}, 2, range(4, 8), 8),
+        ({"images": 18}, 9, range(18, 36), 36),
+        ({"max_epochs": 8}, 6, range(12, 48), 48),
+    ],
+    ids=str,
+)
+def test_a_resumed_run_goes_on_at_the_right_place_of_its_present_schedule(
+    tmp_path, changed, warmup, steps, total_steps
+):
+    fit(Recorder(1), tmp_path, max_epochs=2)
+    resumed = Recorder(1)
+    fit(resumed, tmp_path, **({"max_epochs": 4} | changed), ckpt_path=tmp_path / "last.ckpt")
+    whole = schedule(warmup, total_steps)
+    assert [rates[0] for rates in resumed.rates] == pytest.approx([0.5 * whole[step] for step in steps])
+
+
+def test_a_resumed_run_takes_its_own_learning_rate_and_weight_decay(tmp_path):
+    first, second = Recorder(1), Recorder(1, learning_rate=2e-3, weight_decay=0.25)
+    fit(first, tmp_path, max_epochs=2)
+    trainer = fit(second, tmp_path, max_epochs=4, ckpt_path=tmp_path / "last.ckpt")
+    assert [rates[0] for rates in second.rates] == pytest.approx([2e-3 * f for f in schedule(6, 24)[12:24]])
+    decays = [(group["weight_decay"], group["initial_lr"]) for group in trainer.optimizers[0].param_groups]
+    assert decays == [(0.25, 2e-3), (0.0, 2e-3)]
 
 
 @pytest.mark.parametrize(("meant_for", "factor"), [(None, 1.0), (48, 1.0), (12, 4.0), (192, 0.25)])
@@ -185,3 +221,22 @@ def test_the_error_for_a_value_out_of_range_names_the_option(option, value):
 def test_weights_are_averaged_only_with_a_decay():
     assert Optimisation(0.1).callbacks() == []
     assert len(Optimisation(0.1, ema_decay=0.9).callbacks()) == 1
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.999])
+def test_the_decay_of_the_average_is_warmed_up(tmp_path, decay):
+    (average,) = Optimisation(0.1, ema_decay=decay).callbacks()
+    layer = nn.BatchNorm1d(1)
+    module = Recorder(0)
+    module.layer = layer
+    average.setup(None, module, "fit")
+    expected = None
+    for step in range(30):
+        nn.init.constant_(layer.weight, step**2)
+        layer.running_mean.fill_(step)
+        average.on_train_batch_end(SimpleNamespace(global_step=step + 1), module, None, None, step)
+        factor = min(decay, (1 + step) / (10 + step)) if step else 0
+        values = (step**2, step)
+        expected = [factor * old + (1 - factor) * new for old, new in zip(expected or values, values, strict=True)]
+    averaged = average._average_model.module.layer
+    assert [averaged.weight.item(), averaged.running_mean.item()] == pytest.approx(expected, rel=1e-5)

@@ -2,6 +2,7 @@ import csv
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mobile_former.errors import InputError
-from mobile_former.training.run.folder import ContinuedCSVLogger, RunFolder
+from mobile_former.training.run.folder import ContinuedCSVLogger, RunCheckpoint, RunFolder
 
 
 def finish_an_epoch(folder):
@@ -191,3 +192,16 @@ def test_the_history_has_numbers_without_empty_cells(tmp_path):
         {"epoch": 0, "step": 2, "loss": 0.25},
         {"epoch": 1, "step": 3, "loss": float("inf")},
     ]
+
+
+@pytest.mark.parametrize(("scores", "best"), [([-1, -1, -1], 3), ([-1, 0.2, -1], 2), ([0.1, 0.3, 0.2], 2)])
+def test_the_best_checkpoint_is_the_last_one_until_a_score_can_be_measured(tmp_path, scores, best):
+    callback = RunCheckpoint(dirpath=tmp_path, filename="best", monitor="val/AP", mode="max")
+    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=bool))
+    for epoch, score in enumerate(scores, start=1):
+        current = torch.tensor(float(score))
+        if callback.check_monitor_top_k(trainer, current):
+            callback.best_k_models = {"best.ckpt": current}
+            callback.kth_best_model_path = "best.ckpt"
+            kept = epoch
+    assert kept == best

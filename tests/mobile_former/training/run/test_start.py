@@ -6,16 +6,20 @@ import torch
 from mobile_former.errors import InputError
 from mobile_former.training.run.start import start_run
 
-MODULE = SimpleNamespace(architecture=("name",), hparams={"class_names": ["a", "b"], "name": "small"})
+MODULE = SimpleNamespace(
+    architecture=("name",), hparams={"class_names": ["a", "b"], "name": "small", "learning_rate": 0.1, "ema_decay": 0.0}
+)
+DATA = SimpleNamespace(hparams={"batch_size": 4})
 
 
 def write_checkpoint(path, step, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"hyper_parameters": MODULE.hparams | options, "global_step": step}, path)
+    content = {"hyper_parameters": MODULE.hparams | options, "global_step": step}
+    torch.save(content | {"datamodule_hyper_parameters": {"batch_size": options.get("batch_size", 4)}}, path)
 
 
 def start(runs, ckpt_path=None):
-    return start_run(runs, "task", "x", ckpt_path, MODULE)
+    return start_run(runs, "task", "x", ckpt_path, MODULE, DATA)
 
 
 @pytest.fixture
@@ -75,6 +79,22 @@ def test_a_checkpoint_of_another_model_or_other_classes_is_an_error(tmp_path, op
     with pytest.raises(InputError, match=rf"other\.ckpt was trained with {option} .*--model\.pretrained"):
         start(tmp_path, str(tmp_path / "other.ckpt"))
     assert not (tmp_path / "task").exists()
+
+
+def test_options_that_a_resumed_run_changes_are_named(tmp_path, capsys):
+    path = tmp_path / "task" / "x" / "checkpoints" / "last.ckpt"
+    write_checkpoint(path, 6, learning_rate=0.5, batch_size=2)
+    start(tmp_path, "last")
+    assert capsys.readouterr().out == (
+        f"from   {path}, step 6\nnew    batch_size 4 (was 2), learning_rate 0.1 (was 0.5)\n"
+    )
+
+
+@pytest.mark.parametrize(("option", "value"), [("ema_decay", 0.9), ("freeze_backbone", True)])
+def test_a_checkpoint_with_other_averaged_or_frozen_weights_is_an_error(tmp_path, option, value):
+    write_checkpoint(tmp_path / "other.ckpt", 1, **{option: value})
+    with pytest.raises(InputError, match=rf"other\.ckpt was trained with {option} {value}, .*--model\.pretrained"):
+        start(tmp_path, str(tmp_path / "other.ckpt"))
 
 
 def test_a_file_that_is_not_a_checkpoint_is_an_error(tmp_path):
