@@ -1,4 +1,4 @@
-"""Object detection with Mobile-Former."""
+"""Object detection with Mobile-Former: detectors, losses, training and evaluation."""
 
 import mobile_former.training  # noqa: F401, I001  # first: it names the missing extra before a detector fails on it
 import detection.models.deploy  # noqa: F401  # registers the inference forms of the detectors' parts

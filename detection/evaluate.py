@@ -1,4 +1,4 @@
-"""Scoring of a checkpoint on images with boxes, for the commands ``validate`` and ``test``."""
+"""Shared code of the commands ``validate`` and ``test``, which evaluate a detection checkpoint on annotated images."""
 
 import json
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from mobile_former.training.run.checkpoint import load_checkpoint
 
 
 def evaluate(stage: str) -> None:
-    """Parse the command line and score a checkpoint.
+    """Parse the command line, and evaluate a detection checkpoint on annotated images.
 
     Args:
-        stage: ``"validate"`` to print the scores, or ``"test"`` to also write the scores to a folder.
+        stage: ``"validate"`` prints the COCO scores. ``"test"`` prints them too, and writes them to a folder.
     """
     parser = evaluation_parser("detection", stage)
     parser.add_argument(
@@ -67,12 +67,13 @@ def evaluate(stage: str) -> None:
 
 
 def labelled_data(data_options: dict, given: Mapping) -> DetectionData:
-    """Build the data module for scoring: with the checkpoint's data, or with other data if a path is given.
+    """Build the data module that reads the images and annotations for an evaluation.
 
     Args:
-        data_options: data module options that are stored in the checkpoint.
-        given: new values of some options, such as ``root``, ``annotations`` or ``batch_size``. None keeps the stored
-            value. If ``root`` or ``annotations`` is given, no stored path is kept.
+        data_options: dictionary from name to value of the data module's options, as stored in the checkpoint.
+        given: dictionary from name to value of options that replace stored ones, such as ``root`` or ``batch_size``.
+            None keeps the stored value. If ``root`` or ``annotations`` is given, all stored paths are dropped, and the
+            data set is read in COCO format.
 
     Raises:
         InputError: an option is out of range.

@@ -34,14 +34,15 @@ NUMBERS = (
 
 
 class CocoAP(Metric):
-    """The twelve COCO numbers and the AP of each class, over the images that were evaluated.
+    """Metric that computes the twelve COCO scores and the average precision (AP) of each class.
 
-    pycocotools computes the numbers from :meth:`results`. A number is -1 if the evaluated images have no objects of the
-    class or size. An image that is evaluated twice, for example by a distributed sampler, counts once.
+    pycocotools computes the scores from the detections in :meth:`results`. A score is -1 if the evaluated images have
+    no objects of the size or class that it covers. If an image is evaluated twice, for example by a distributed
+    sampler, it counts once.
 
     Args:
-        ground_truth: images, annotations and categories in COCO format.
-        category_ids: category ids in the order of the labels.
+        ground_truth: dictionary with the lists ``images``, ``annotations`` and ``categories``, in COCO format.
+        category_ids: COCO category ids in the order of the labels.
     """
 
     full_state_update = False
@@ -61,9 +62,9 @@ class CocoAP(Metric):
         """Add the detections of some images.
 
         Args:
-            detections: per image ``boxes`` ``(n, 4)``, xyxy in original pixels, ``scores`` ``(n,)`` in [0, 1] and
-                ``labels`` ``(n,)``.
-            image_ids: ids of the images.
+            detections: list with one dictionary for each image: ``boxes`` ``(n, 4)``, xyxy in pixels of the original
+                image, ``scores`` ``(n,)`` in [0, 1], and ``labels`` ``(n,)``.
+            image_ids: COCO ids of these images, in the same order.
         """
         if not len(detections):
             return
@@ -74,7 +75,10 @@ class CocoAP(Metric):
         self.labels.append(torch.cat([found["labels"] for found in detections]))
 
     def compute(self) -> dict[str, float | dict[str, float]]:
-        """Return a dictionary of the twelve ``NUMBERS``, and of ``"per_class"``, a dictionary of AP by class name."""
+        """Return a dictionary from the name of each COCO score, such as ``"AP50"``, to its value.
+
+        The additional key ``"per_class"`` holds a dictionary from class name to AP.
+        """
         image_ids, rows = self._gathered()
         evaluation = COCOeval(self.ground_truth, _detections(rows, self.ground_truth), "bbox")
         evaluation.params.imgIds = image_ids
@@ -94,12 +98,15 @@ class CocoAP(Metric):
         }
 
     def results(self) -> list[dict]:
-        """Return the detections in COCO results format, sorted by image. All processes must call this method."""
+        """Return the list of all detections in COCO results format, sorted by image id.
+
+        Every process must call this method, because it gathers the detections from all processes.
+        """
         with self.sync_context():
             return self._gathered()[1]
 
     def sync(self, *args, **kwargs) -> None:
-        """Gather the detections from all processes. A process without images contributes empty tensors."""
+        """Gather the detections from all processes. A process that evaluated no images contributes empty tensors."""
         self._begin()
         super().sync(*args, **kwargs)
 
@@ -110,7 +117,7 @@ class CocoAP(Metric):
             self.boxes, self.scores = [torch.zeros((0, 4), device=self.device)], [none.float()]
 
     def _gathered(self) -> tuple[list[int], list[dict]]:
-        """Return the ids of the evaluated images, and the detections in COCO results format."""
+        """Return a tuple (list of the evaluated image ids, list of the detections in COCO results format)."""
         self._begin()
         image_ids, counts, boxes, scores, labels = (
             dim_zero_cat(getattr(self, name)).cpu().numpy()
@@ -136,7 +143,10 @@ class CocoAP(Metric):
 
 
 def _detections(rows: list[dict], ground_truth: COCO) -> COCO:
-    """Index detections for pycocotools. Its own function ``loadRes`` rejects an empty list."""
+    """Return the pycocotools object ``COCO`` for a list of detections in COCO results format.
+
+    pycocotools' own function ``loadRes`` is not used, because it rejects an empty list.
+    """
     annotations = [
         row | {"area": row["bbox"][2] * row["bbox"][3], "id": number, "iscrowd": 0}
         for number, row in enumerate(rows, start=1)

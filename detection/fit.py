@@ -11,7 +11,10 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def main() -> None:
-    """Parse the command line and train. Without --config, train on the scenes of :mod:`detection.data.scenes`."""
+    """Parse the command line and train a detector.
+
+    Without ``--config``, the built-in data set of :mod:`detection.data.scenes` (digits on photographs) is used.
+    """
     FitCLI(
         "detection",
         DetectionModule,

@@ -1,4 +1,4 @@
-"""The LightningModule of detection."""
+"""LightningModule that trains and evaluates a detector."""
 
 import json
 from collections.abc import Sequence
@@ -39,31 +39,36 @@ class DetectionModule(LightningModule):
     Args:
         class_names: class names in the order of the labels.
         name: name of a detector, see :func:`detection.list_detectors`.
-        backbone: name of a backbone that replaces the detector's own: another Mobile-Former, or, with the extra
-            "baselines", timm/NAME or transformers/resnet18 to 101.
-        pretrained: weights file to start from. The file of a classifier (the authors' or this project's) gives only the
-            backbone. The file of a detector of this project may have the same or other classes.
-        ablation: parts to leave out, separated by commas, see :func:`detection.models.ablation.ablate`.
-        focal: predict classes by sigmoids with focal loss, instead of a softmax with the class "no object". Only E2E-MF
-            uses focal, refine_boxes, dense_head and choose_queries.
-        refine_boxes: let each block correct the boxes of the previous block, and queries attend around their boxes.
-        dense_head: in training, predict at every position of the feature maps too. The backbone then learns faster.
-        choose_queries: start queries from the best positions of the dense head. The dense head then also runs in
-            inference.
+        backbone: name of a backbone that replaces the detector's own: another Mobile-Former, timm/NAME, or
+            transformers/resnet18, 34, 50 or 101. timm and transformers need the pip extra "baselines". Default: the
+            detector's own backbone.
+        pretrained: weights file to start from. From the file of a classifier (by the paper's authors or this project),
+            only the backbone is loaded. A file of a detector of this project may have other classes than class_names.
+            Default: random weights.
+        ablation: names of ablations, separated by commas, see :func:`detection.models.ablation.ablate`. Each ablation
+            removes a part of the detector. Default: none.
+        focal: predict classes by sigmoids with focal loss. If false, a softmax with the class "no object" is used.
+            RetinaNet and DETR ignore focal, refine_boxes, dense_head and choose_queries.
+        refine_boxes: each block of the detection head corrects the boxes of the previous block, and each object query
+            attends mainly to the area around its box. If false, each block predicts new boxes.
+        dense_head: in training, add a head that predicts at every position of the feature maps. The backbone then
+            learns faster.
+        choose_queries: initialise the object queries from the best predictions of the dense head. The dense head then
+            also runs in inference. Needs refine_boxes and dense_head.
         learning_rate: peak learning rate.
         backbone_learning_rate: peak learning rate of the backbone. Default: learning_rate.
-        learning_rate_batch: total batch size that the learning rates are meant for. The learning rates are scaled in
-            proportion to the total batch size of the run. Default: no scaling.
-        weight_decay: weight decay of all parameters except biases and norms.
-        warmup_epochs: epochs in which the learning rates rise.
-        milestones: epochs at which the learning rates fall to a tenth. Default: cosine decay to 0.
+        learning_rate_batch: total batch size that the learning rates are meant for. If the total batch size of the run
+            differs, the learning rates are scaled in proportion. Default: no scaling.
+        weight_decay: weight decay of all parameters except biases and norm layers.
+        warmup_epochs: number of epochs at the start during which the learning rates rise.
+        milestones: epochs after which the learning rates are divided by 10. Default: cosine decay to 0.
         ema_decay: decay of an exponential moving average of the weights. The average is evaluated and saved instead of
             the weights. 0: no average.
-        freeze_batch_norm: keep the BatchNorms of the backbone fixed, as is usual with small batches and a pretrained
-            backbone.
-        checkpoint_gradients: recompute blocks in the backward pass. This takes less memory and more time. Only for
-            Mobile-Former backbones.
-        category_ids: COCO category ids in the order of the labels, for detection results.
+        freeze_batch_norm: keep the weights and statistics of the backbone's BatchNorm layers fixed, as is usual with
+            small batches and a pretrained backbone.
+        checkpoint_gradients: recompute activations in the backward pass instead of storing them. This takes less memory
+            and more time. Only for Mobile-Former backbones.
+        category_ids: COCO category ids in the order of the labels, for detection results. Default: 1, 2, 3 and so on.
 
     Raises:
         InputError: the name is unknown, a value is out of range, or the weights file does not fit.
@@ -147,7 +152,7 @@ class DetectionModule(LightningModule):
         return model
 
     def train(self, mode: bool = True) -> "DetectionModule":
-        """Set training mode, except for frozen BatchNorms, which stay in evaluation mode."""
+        """Switch between training and evaluation mode. Frozen BatchNorm layers always stay in evaluation mode."""
         super().train(mode)
         if self.hparams.freeze_batch_norm:
             for norm in _batch_norms(self.model.backbone):
@@ -155,11 +160,14 @@ class DetectionModule(LightningModule):
         return self
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict:
-        """Run the detector on normalised images ``(B, 3, H, W)``; see the forward method of the detector."""
+        """Return the detector's output for normalised images ``(B, 3, H, W)``, see its own ``forward`` method.
+
+        ``padding_mask`` ``(B, H, W)`` is True on padding. None: there is no padding.
+        """
         return self.model(images, padding_mask)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        """Compute and log the losses of a batch."""
+        """Compute and log the losses of a batch. Return the total loss."""
         outputs = self.model(batch["image"], batch["padding_mask"])
         losses = self.model.loss(outputs, batch["targets"])
         count = len(batch["image"])
@@ -173,60 +181,64 @@ class DetectionModule(LightningModule):
         return losses["total"]
 
     def setup(self, stage: str) -> None:
-        """Prepare the COCO metric with the ground truth of the data that is scored."""
+        """Create the COCO metric for the test set if ``stage`` is ``"test"``, otherwise for the validation set."""
         data = self.trainer.datamodule
         source = (data.test_set if stage == "test" else data.val_set).source
         self.average_precision = CocoAP(source.ground_truth(), source.category_ids)
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the scores."""
+        """Reset the COCO metric."""
         self.average_precision.reset()
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """Add the loss and the detections of a batch to the metrics."""
+        """Update the metrics with the loss and the detections of a batch."""
         self._evaluate(batch, self.val_loss)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the loss and the twelve COCO numbers."""
+        """Log the mean loss and the twelve COCO scores."""
         self._log_scores("val", self.val_loss)
 
     def on_test_epoch_start(self) -> None:
-        """Reset the scores."""
+        """Reset the COCO metric."""
         self.average_precision.reset()
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
-        """Add the loss and the detections of a batch to the metrics."""
+        """Update the metrics with the loss and the detections of a batch."""
         self._evaluate(batch, self.test_loss)
 
     def on_test_epoch_end(self) -> None:
-        """Log the loss and the twelve COCO numbers."""
+        """Log the mean loss and the twelve COCO scores."""
         self._log_scores("test", self.test_loss)
 
     def configure_optimizers(self) -> dict:
-        """Build AdamW and the learning-rate schedule."""
+        """Return AdamW and its learning rate schedule, as the dictionary that Lightning expects."""
         return self.optimisation.configure(self.model, self.trainer, self.model.backbone)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Build the callback that averages the weights, if ``ema_decay`` is set."""
+        """Return a list with the callback that averages the weights. The list is empty if ``ema_decay`` is 0."""
         return self.optimisation.callbacks()
 
     @property
     def label(self) -> str:
-        """Short name of the model, for tables and names of folders."""
+        """Short name for tables and folders: the names of detector, backbone and ablations, joined by hyphens."""
         ablations = ablation_names(self.hparams.ablation or "")
         return "-".join(filter(None, (self.hparams.name, self.hparams.backbone, *ablations)))
 
     @property
     def category_ids(self) -> list[int]:
-        """COCO category ids in the order of the labels, for detection results. Default: 1, 2, 3, …."""
+        """COCO category ids in the order of the labels, for detection results. Default: 1, 2, 3 and so on."""
         return list(self.hparams.category_ids or range(1, len(self.hparams.class_names) + 1))
 
     def describe(self) -> str:
-        """Describe the model in one line."""
+        """Return one line with the short name of the model and its number of parameters in millions."""
         return f"{self.label}: {sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M parameters"
 
     def draw_results(self, folder: Path, datamodule: DetectionData) -> None:
-        """Write ``ap.json``, print the AP of each class, and draw validation images with objects and detections."""
+        """Write the files ``ap.json`` and ``predictions.png`` to a folder, and print the AP of each class.
+
+        ``ap.json`` contains the scores of the last evaluation. ``predictions.png`` shows some validation images, each
+        with its true boxes and with the detected boxes.
+        """
         self.write_scores(folder / "ap.json")
         self.print_classes()
         dataset = datamodule.val_set
@@ -247,17 +259,18 @@ class DetectionModule(LightningModule):
     def detect(
         self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], mean: Sequence[float], std: Sequence[float]
     ) -> list[dict[str, Tensor]]:
-        """Detect objects in images after :func:`detection.transforms.eval_transform`.
+        """Detect objects in images that were resized by :func:`detection.transforms.eval_transform`.
 
         Args:
-            images: images of any sizes, each ``(3, H, W)`` uint8.
-            sizes: output height and width of each image, usually the original size. Boxes are scaled to it.
-            mean: mean of each channel, in 0..1.
-            std: standard deviation of each channel, in 0..1.
+            images: list of images of any sizes, each ``(3, H, W)`` uint8.
+            sizes: list with a tuple (height, width) for each image, usually its original size. Boxes are scaled to this
+                size.
+            mean: mean of each channel for the normalisation, in 0..1.
+            std: standard deviation of each channel for the normalisation, in 0..1.
 
         Returns:
-            Per image ``boxes`` ``(n, 4)``, xyxy in pixels of the output size, ``scores`` and ``labels`` ``(n,)``, best
-            first, on the CPU.
+            List with one dictionary for each image, on the CPU: ``boxes`` ``(n, 4)``, xyxy in pixels of the image size
+            in ``sizes``, ``scores`` ``(n,)`` and ``labels`` ``(n,)``. Detections are sorted by descending score.
         """
         was_training = self.training
         self.eval()
@@ -270,18 +283,21 @@ class DetectionModule(LightningModule):
         ]
 
     def write_scores(self, path: Path) -> None:
-        """Write the COCO numbers and the AP of each class as JSON, from the last evaluation."""
+        """Write the scores of the last evaluation to a JSON file: the COCO scores and the AP of each class."""
         path.write_text(json.dumps(self.scores | {"per_class": self.per_class}, indent=2, ensure_ascii=False) + "\n")
 
     def print_scores(self, title: str) -> None:
-        """Print the twelve COCO numbers of the last evaluation."""
+        """Print a table of the twelve COCO scores of the last evaluation, with a title."""
         table = Table(title=escape(title), title_justify="left", show_header=False)
         for name in NUMBERS:
             table.add_row(name, figure(self.scores[name]))
         console().print(table)
 
     def print_classes(self, most: int = 30) -> None:
-        """Print the AP of at most ``most`` classes, lowest first. Classes without objects come last."""
+        """Print a table of the AP of at most ``most`` classes in the last evaluation, lowest first.
+
+        Classes without objects come last.
+        """
         rows = sorted(self.per_class.items(), key=lambda row: row[1])
         rows = [row for row in rows if row[1] >= 0] + [row for row in rows if row[1] < 0]
         title = "AP by class" + (f" (the lowest {most} of {len(rows)})" if len(rows) > most else "")

@@ -1,4 +1,4 @@
-"""Drawings of images with boxes."""
+"""Drawing of images with boxes and captions."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -27,14 +27,14 @@ _FONT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 def draw_detections(
     image: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int], captions: Sequence[str], path: Path
 ) -> None:
-    """Draw boxes on an image and write the picture.
+    """Draw boxes with captions on an image, and save the result as an image file.
 
     Args:
         image: image ``(H, W, 3)``, uint8 RGB.
-        boxes: boxes, xyxy in pixels.
-        labels: labels of the boxes.
-        captions: captions of the boxes.
-        path: path of the picture. The suffix decides the format.
+        boxes: list of boxes, each xyxy in pixels.
+        labels: class label of each box. The label determines the colour.
+        captions: text of each box.
+        path: path of the file. The suffix determines the format.
     """
     # JPEG: without colour subsampling, which blurs thin lines and letters
     with_detections(image, boxes, labels, captions).save(path, quality=92, subsampling=0)
@@ -43,13 +43,15 @@ def draw_detections(
 def with_detections(
     image: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int], captions: Sequence[str]
 ) -> Image.Image:
-    """Return an image with boxes drawn on it. Small images are enlarged so that captions are legible.
+    """Return a copy of an image with boxes and captions drawn on it.
+
+    A small image is enlarged, so that the captions are legible.
 
     Args:
         image: image ``(H, W, 3)``, uint8 RGB.
-        boxes: boxes, xyxy in pixels. Earlier boxes are drawn over later ones.
-        labels: labels of the boxes, which decide the colours.
-        captions: captions of the boxes.
+        boxes: list of boxes, each xyxy in pixels. Earlier boxes are drawn over later ones.
+        labels: class label of each box. The label determines the colour.
+        captions: text of each box.
     """
     height, width = image.shape[:2]
     scale = max(1.0, _LEAST_SIDE / max(height, width))
@@ -67,13 +69,14 @@ def draw_sheet(
     title: str,
     columns: int = 4,
 ) -> None:
-    """Write a grid of images with their objects.
+    """Draw images with their labelled boxes in a grid, and save the grid as an image file.
 
     Args:
         images: images of any sizes, each ``(H, W, 3)`` uint8 RGB.
-        targets: per image ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``, cxcywh normalised to [0, 1].
+        targets: list with one dictionary for each image: ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``, cxcywh,
+            normalised to [0, 1].
         class_names: class names in the order of the labels.
-        path: path of the picture.
+        path: path of the file.
         title: title above the grid.
         columns: maximum number of images in a row.
     """
@@ -90,14 +93,15 @@ def draw_comparison(
     *,
     threshold: float,
 ) -> None:
-    """Write a sheet that shows each image twice, side by side: with its objects, and with the detections.
+    """Draw each image twice, side by side, with its true boxes and with its detected boxes, and save the grid.
 
     Args:
         images: images of any sizes, each ``(H, W, 3)`` uint8 RGB.
-        targets: objects of each image, see :func:`draw_sheet`.
-        detections: per image ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` and ``labels`` ``(n,)``, best first.
+        targets: labels and true boxes of each image, as in :func:`draw_sheet`.
+        detections: list with one dictionary for each image: ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` ``(n,)``
+            and ``labels`` ``(n,)``, sorted by descending score.
         class_names: class names in the order of the labels.
-        path: path of the picture.
+        path: path of the file.
         threshold: minimum score of the detections that are drawn.
     """
     cells = []
@@ -113,7 +117,7 @@ def draw_comparison(
 
 
 def caption(class_name: str, score: float) -> str:
-    """Return the caption of a detection: its class, and its score as a percentage."""
+    """Return the caption of a detection: class name and score in percent, such as ``dog: 87%``."""
     return f"{class_name}: {score:.0%}"
 
 
@@ -155,9 +159,10 @@ def _draw(
     scale: float,
     letters: int,
 ) -> Image.Image:
-    """Resize an image by ``scale``, and draw boxes and captions in a font of ``letters`` pixels.
+    """Return a copy of an image, resized by the factor ``scale``, with boxes and captions drawn on it.
 
-    Pillow is used because matplotlib knows neither pixel positions nor the size of a text before drawing.
+    The font has ``letters`` pixels. Pillow is used, because matplotlib gives neither pixel positions nor text sizes
+    before it draws.
     """
     picture = Image.fromarray(image)
     if scale != 1:
@@ -191,7 +196,10 @@ def _draw(
 
 
 def _frame(box: Sequence[float], scale: float, margin: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return the outermost pixels of the line around a box as a rectangle, xyxy, clipped to the picture."""
+    """Scale a box, enlarge it by ``margin`` pixels on each side, and clip it to the picture of the given size.
+
+    Return left, top, right and bottom. The pixels at right and bottom belong to the enlarged box.
+    """
     left, top, right, bottom = (round(scale * value) for value in box)
     width, height = size
     left, top = min(max(0, left - margin), width - 1), min(max(0, top - margin), height - 1)
@@ -205,16 +213,16 @@ def _free_place(
     picture: tuple[int, int],
     taken: Sequence[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int]:
-    """Choose the place of a caption, as an xyxy rectangle within the picture.
+    """Choose a rectangle for a caption, xyxy, inside the picture.
 
-    The candidates are above, below and inside the frame of the box. The one that covers the fewest pixels of other
-    captions is taken. Among equal candidates, one that covers at most a quarter of the frame is preferred.
+    The candidates are above, below and inside the outline of the caption's box. The candidate that overlaps other
+    captions by the fewest pixels wins. In a tie, a candidate that covers at most a quarter of the outlined area wins.
 
     Args:
-        frame: rectangle drawn around the box that the caption belongs to, xyxy.
+        frame: outline of the caption's box, xyxy.
         size: width and height of the caption.
         picture: width and height of the picture.
-        taken: places of other captions, xyxy.
+        taken: rectangles of the captions that already have a place, xyxy.
     """
     left, top, right, bottom = frame
     width, height = size
@@ -239,7 +247,10 @@ def _overlap(first: tuple[int, int, int, int], second: tuple[int, int, int, int]
 
 
 def _colours(label: int) -> tuple[str, str]:
-    """Return the colour of a class, and black or white, whichever contrasts more with that colour."""
+    """Return a tuple (colour of a class, colour of text on it).
+
+    The text is black or white, whichever has more contrast.
+    """
     colour = COLOURS[label % len(COLOURS)]
     red, green, blue = ((value / 255) ** 2.2 for value in ImageColor.getrgb(colour))
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
@@ -248,7 +259,10 @@ def _colours(label: int) -> tuple[str, str]:
 
 
 def _legible(text: str, letters: int, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Shorten a text to ``width`` pixels by cutting its middle. Return the text, on one line, and a suitable font."""
+    """Fit a text into one line of ``width`` pixels. Return a tuple (text, font).
+
+    If the text is too wide, ``…`` replaces its middle.
+    """
     text, path = with_font(text)
     font = ImageFont.truetype(path, letters)
     kept = len(text)
@@ -260,9 +274,10 @@ def _legible(text: str, letters: int, width: int) -> tuple[str, ImageFont.FreeTy
 
 
 def with_font(text: str) -> tuple[str, str]:
-    """Return a text on one line, and the file of a font that has all characters of the text.
+    """Return a tuple (text on one line, path of a font file with all characters of the text).
 
-    If no font has them all, the font is DejaVu Sans, and characters missing in it become code points (``U+1F600``).
+    If no font has all characters, the font is DejaVu Sans. Characters that DejaVu Sans lacks are then replaced by their
+    code points, such as ``U+1F600``.
     """
     text = " ".join(text.split())
     path = _font_of(frozenset(text))
@@ -273,7 +288,10 @@ def with_font(text: str) -> tuple[str, str]:
 
 @cache
 def _font_of(characters: frozenset[str]) -> str | None:
-    """Return the file of a font that has all characters, preferring DejaVu Sans; None if no font has them all."""
+    """Return the path of a font file that has all given characters, preferably DejaVu Sans.
+
+    Return None if no font has all of them.
+    """
     codes = {ord(char) for char in characters}
     if codes <= _characters(_FONT):
         return _FONT
@@ -284,6 +302,6 @@ def _font_of(characters: frozenset[str]) -> str | None:
 
 @cache
 def _characters(path: str) -> frozenset[int]:
-    """Return the code points of the characters in a font file. A font that cannot be scaled counts as empty."""
+    """Return the set of code points in a font file. The set is empty if the font is not scalable."""
     font = FT2Font(path)
     return frozenset(font.get_charmap()) if font.scalable else frozenset()

@@ -1,4 +1,4 @@
-"""``python -m detection.predict``: detect objects in images, folders and globs."""
+"""``python -m detection.predict``: detect objects in image files."""
 
 import csv
 import itertools
@@ -84,12 +84,13 @@ def main() -> None:
 
 
 class Detector(Protocol):
-    """Interface of the detectors that :func:`predict` can run: a checkpoint or an ONNX file.
+    """Interface of a detector that :func:`predict` can run. The detector comes from a checkpoint or an ONNX file.
 
     Attributes:
         class_names: class names in the order of the labels.
-        category_ids: category ids in the order of the labels.
-        transform: preprocessing of a raw image ``(H, W, 3)`` uint8, before :meth:`detect`.
+        category_ids: COCO category ids in the order of the labels.
+        transform: function that prepares an image ``(H, W, 3)`` uint8 for :meth:`detect`. It is called like an
+            albumentations pipeline.
     """
 
     class_names: list[str]
@@ -100,21 +101,22 @@ class Detector(Protocol):
         """Detect objects in one or more images.
 
         Args:
-            images: transformed images, each ``(3, H, W)`` uint8.
-            sizes: output height and width of each image, usually the original size. Boxes are scaled to it.
+            images: images prepared by ``transform``, each ``(3, H, W)`` uint8.
+            sizes: list with a tuple (height, width) for each image, usually its original size. Boxes are scaled to this
+                size.
 
         Returns:
-            Per image ``boxes`` ``(n, 4)``, xyxy in pixels of the output size, ``scores`` and ``labels`` ``(n,)``, best
-            first, on the CPU.
+            List with one dictionary for each image, on the CPU: ``boxes`` ``(n, 4)``, xyxy in pixels of the image size
+            in ``sizes``, ``scores`` ``(n,)`` and ``labels`` ``(n,)``. Detections are sorted by descending score.
         """
 
 
 class CheckpointDetector:
-    """A :class:`Detector` that runs a checkpoint.
+    """Detector from a checkpoint, with the interface of :class:`Detector`.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: options of the data module, from the same checkpoint.
+        data_options: dictionary from name to value of the data module's options, from the same checkpoint.
         device: device of the model. Default: the GPU if present, else the CPU.
     """
 
@@ -126,7 +128,7 @@ class CheckpointDetector:
         self.mean, self.std = data_options["mean"], data_options["std"]
 
     def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """See :meth:`Detector.detect`."""
+        """Detect objects in one or more images. See :meth:`Detector.detect` for arguments and result."""
         return self.module.detect(images, sizes, self.mean, self.std)
 
 
@@ -139,12 +141,13 @@ def predict(
         detector: detector to run.
         paths: paths of the images.
         score_threshold: minimum score of a detection, in [0, 1].
-        batch_size: images per batch.
+        batch_size: number of images in a batch.
 
     Yields:
-        Per image, in order, ``{"path", "width", "height", "detections"}``. ``detections`` is a list of ``{"label",
-        "class", "score", "box"}``, best first, with ``box`` xyxy in pixels of the image. An image that cannot be read
-        gives ``{"path", "error"}`` instead.
+        One dictionary for each path, in the given order. It has the keys ``path``, ``width``, ``height`` and
+        ``detections``. ``detections`` is a list of dictionaries, sorted by descending score, with the keys ``label``,
+        ``class`` (name of the class), ``score`` and ``box`` (xyxy in pixels of the image). If an image cannot be read,
+        its dictionary has only the keys ``path`` and ``error`` (a message).
     """
     images = ImageFiles(paths, detector.transform, bboxes=np.zeros((0, 4)), labels=[])
     workers = default_workers() if len(paths) > 4 * batch_size else 0
@@ -166,12 +169,12 @@ def predict(
 
 
 def listed(found: dict[str, torch.Tensor], names: Sequence[str], score_threshold: float) -> list[dict]:
-    """Convert the detections of an image to the list that :func:`predict` yields.
+    """Convert the detections of an image from tensors to a list of dictionaries, as in :func:`predict`.
 
     Detections below the minimum score and boxes that are not finite are left out.
 
     Args:
-        found: detections of the image, see :meth:`Detector.detect`.
+        found: detections of the image: one dictionary of the list that :meth:`Detector.detect` returns.
         names: class names in the order of the labels.
         score_threshold: minimum score, in [0, 1].
     """
@@ -185,9 +188,10 @@ def listed(found: dict[str, torch.Tensor], names: Sequence[str], score_threshold
 
 
 def _drawing_paths(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """Choose the path of each image's drawing in the folder.
+    """Return a list with one output path in ``folder`` for the drawing of each image.
 
-    A drawing has the file name of its image. If two names are equal, the names of parent folders are put in front.
+    A drawing has the file name of its image. ``.png`` is appended unless the image is JPEG or PNG. If another drawing
+    already has this name, the names of parent folders are put in front.
 
     Raises:
         InputError: a drawing would replace one of the images.

@@ -1,4 +1,7 @@
-"""``python -m detection.scenes``: write the scenes of :mod:`detection.data.scenes` in COCO format."""
+"""``python -m detection.scenes``: write the built-in detection data set in COCO format.
+
+The data set shows handwritten digits on photographs, see :mod:`detection.data.scenes`.
+"""
 
 from detection.data.scenes import COUNTS, write_coco
 from mobile_former.training.cli.command import run_command
@@ -6,7 +9,7 @@ from mobile_former.training.cli.parser import parse_folder_and_limit
 
 
 def main() -> None:
-    """Parse the command line and write the scenes in COCO format."""
+    """Parse the command line, and write the built-in data set of digits on photographs in COCO format."""
     arguments = parse_folder_and_limit(
         "python -m detection.scenes",
         "Write the embedded scenes in COCO's format.",

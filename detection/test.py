@@ -1,4 +1,4 @@
-"""``python -m detection.test``: score a checkpoint and write the scores to a folder."""
+"""``python -m detection.test``: evaluate a checkpoint, print its COCO scores and write them to a folder."""
 
 from functools import partial
 

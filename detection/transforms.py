@@ -1,4 +1,7 @@
-"""Transforms of images and boxes: DETR's training recipe, the recipe of the embedded scenes, and evaluation."""
+"""albumentations pipelines for images with boxes.
+
+There are pipelines for training as in DETR, for training on the built-in data set of digits, and for evaluation.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,14 +30,14 @@ _FILL = (124, 116, 104)
 
 @dataclass(frozen=True)
 class TransformOptions:
-    """Options of the transforms of training and evaluation.
+    """Options of the training and evaluation pipelines.
 
     Attributes:
-        short_sides: lengths in pixels from which the shorter side of a training image is drawn.
+        short_sides: lengths in pixels. One of them is drawn for the shorter side of each training image.
         short_side: length in pixels of the shorter side in evaluation.
         longest: maximum length in pixels of the longer side.
-        flip: probability of a horizontal flip.
-        crop: probability of a random crop.
+        flip: probability of a horizontal flip in training.
+        crop: probability of a random crop in training.
 
     Raises:
         InputError: a value is out of range.
@@ -63,13 +66,13 @@ class TransformOptions:
                 raise InputError(f"--data.{name} is {getattr(self, name)}: give a probability from 0 to 1")
 
     def training(self, custom: Sequence[Serializable] | None = None) -> A.Compose:
-        """Build the training pipeline: the ``custom`` transforms if given, else :func:`train_transform`."""
+        """Build the training pipeline from ``custom`` transforms if given, otherwise by :func:`train_transform`."""
         if custom is not None:
             return custom_transform(custom)
         return train_transform(self.short_sides, self.longest, flip=self.flip, crop=self.crop)
 
     def evaluation(self) -> A.Compose:
-        """Build the evaluation pipeline, see :func:`eval_transform`."""
+        """Build the evaluation pipeline by :func:`eval_transform`."""
         return eval_transform(self.short_side, self.longest)
 
 
@@ -79,27 +82,28 @@ def train_transform(
     """Build DETR's training pipeline: flip, random crop, resize.
 
     Args:
-        short_sides: lengths in pixels from which the shorter side is drawn.
+        short_sides: lengths in pixels. One of them is drawn for the shorter side of each image.
         longest: maximum length in pixels of the longer side.
         flip: probability of a horizontal flip.
         crop: probability of a random crop.
 
     Returns:
         A pipeline that takes and returns ``image`` ``(H, W, 3)`` uint8 RGB, ``bboxes`` ``(n, 4)`` xyxy in pixels and
-        ``labels`` ``(n,)``. A crop cuts boxes to their visible parts, however small, as in DETR.
+        ``labels`` ``(n,)``. A crop cuts boxes to their visible parts, as in DETR. A box is dropped if it ends up less
+        than a pixel wide or high.
     """
     cropping = A.Sequential([ResizeShortSide(_CROP_SHORT_SIDES, _CROP_LONGEST), RandomSizeCrop(*_CROP_SIDES)], p=crop)
     return _compose([A.HorizontalFlip(p=flip), cropping, ResizeShortSide(short_sides, longest)])
 
 
 def scenes_transform() -> A.Compose:
-    """Build the training pipeline of the embedded scenes: slight scaling, shift and colour changes.
+    """Build the training pipeline of the built-in data set of handwritten digits: scaling, shift and colour changes.
 
-    There is no flip, because digits must not be mirrored.
+    The changes are slight. There is no flip, because digits must not be mirrored.
 
     Returns:
-        A pipeline with the inputs and outputs of :func:`train_transform`. It keeps the size of the image. A box that
-        loses more than half of its area is dropped, because the rest of a digit does not show how far its box reached.
+        A pipeline with the inputs and outputs of :func:`train_transform`. The size of the image does not change. A box
+        that loses more than half of its area is dropped, because the visible rest does not show how large the digit is.
     """
     move = A.Affine(
         scale=(0.8, 1.2),
@@ -122,12 +126,12 @@ def custom_transform(transforms: Sequence[Serializable]) -> A.Compose:
 def eval_transform(
     short_side: int = SHORT_SIDE, longest: int = LONGEST, frame: tuple[int, int] | None = None
 ) -> A.Compose:
-    """Build the evaluation pipeline: resize the shorter side to ``short_side``, the longer side at most to ``longest``.
+    """Build the evaluation pipeline, which resizes images and keeps their aspect ratio.
 
     Args:
-        short_side: length of the shorter side in pixels.
+        short_side: length of the shorter side in pixels. It becomes smaller if ``longest`` requires it.
         longest: maximum length of the longer side in pixels.
-        frame: height and width that the result must fit into. Default: no limit.
+        frame: maximum height and width of the result in pixels. Default: no limit.
 
     Returns:
         A pipeline with the inputs and outputs of :func:`train_transform`.
@@ -136,12 +140,14 @@ def eval_transform(
 
 
 class ResizeShortSide(A.DualTransform):
-    """Resize images to a random length of the shorter side, antialiased. The aspect ratio is kept.
+    """Resize an image so that its shorter side has a random length. The aspect ratio is kept.
+
+    The resizing is antialiased.
 
     Args:
-        sizes: lengths in pixels from which the shorter side is drawn.
+        sizes: lengths in pixels. One of them is drawn for the shorter side.
         longest: maximum length of the longer side in pixels. It takes precedence over ``sizes``. Default: no limit.
-        frame: height and width that the result must fit into. Default: no limit.
+        frame: maximum height and width of the result in pixels. Default: no limit.
         p: probability of applying the transform.
     """
 
@@ -154,15 +160,15 @@ class ResizeShortSide(A.DualTransform):
         self.frame = frame
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
-        """Draw ``size``: height and width of the result."""
+        """Draw the new size of an image. Return it as ``{"size": (height, width)}``."""
         return {"size": resized(*params["shape"][:2], self.py_random.choice(self.sizes), self.longest, self.frame)}
 
     def apply(self, img: np.ndarray, size: tuple[int, int], **params) -> np.ndarray:
-        """Resize an ``(H, W, 3)`` image."""
+        """Resize an ``(H, W, 3)`` image to ``size``, a tuple (height, width)."""
         return resize(img, *size)
 
     def apply_to_bboxes(self, bboxes: np.ndarray, **params) -> np.ndarray:
-        """Return the boxes unchanged: albumentations passes them in normalised coordinates."""
+        """Return the boxes unchanged, because albumentations passes them in normalised coordinates."""
         return bboxes
 
 
@@ -181,7 +187,7 @@ class RandomSizeCrop(A.DualTransform):
         self.longest = longest
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
-        """Draw ``crop``: left, top, right and bottom in pixels."""
+        """Draw a rectangle. Return it in pixels as ``{"crop": (left, top, right, bottom)}``."""
         height, width = params["shape"][:2]
         across, down = (
             self.py_random.randint(min(self.shortest, side), min(self.longest, side)) for side in (width, height)
@@ -190,14 +196,15 @@ class RandomSizeCrop(A.DualTransform):
         return {"crop": (left, top, left + across, top + down)}
 
     def apply(self, img: np.ndarray, crop: tuple[int, int, int, int], **params) -> np.ndarray:
-        """Crop an ``(H, W, 3)`` image."""
+        """Return the rectangle ``crop`` (left, top, right, bottom) of an ``(H, W, 3)`` image."""
         left, top, right, bottom = crop
         return img[top:bottom, left:right]
 
     def apply_to_bboxes(self, bboxes: np.ndarray, crop: tuple[int, int, int, int], **params) -> np.ndarray:
-        """Convert boxes ``(n, 4+)`` from normalised coordinates of the image to those of the crop.
+        """Convert boxes from normalised coordinates of the image to normalised coordinates of the crop.
 
-        albumentations then clips the boxes and drops those outside the crop.
+        The boxes ``(n, 4 or more)`` are xyxy in their first four columns. albumentations then clips the boxes and drops
+        those outside the crop.
         """
         left, top, right, bottom = crop
         height, width = params["shape"][:2]
@@ -210,7 +217,7 @@ class RandomSizeCrop(A.DualTransform):
 def resized(
     height: int, width: int, short_side: int, longest: int | None, frame: tuple[int, int] | None = None
 ) -> tuple[int, int]:
-    """Compute the height and width of an image after resizing that keeps the aspect ratio.
+    """Return the height and width of an image after it is resized with its aspect ratio kept. All sizes are in pixels.
 
     Args:
         height: height of the image.
@@ -218,7 +225,7 @@ def resized(
         short_side: length of the shorter side of the result.
         longest: maximum length of the longer side of the result. It takes precedence over ``short_side``. None: no
             limit.
-        frame: height and width that the result must fit into. None: no limit.
+        frame: maximum height and width of the result. None: no limit.
     """
     shorter, longer = min(height, width), max(height, width)
     if longest is not None and longer * short_side > longest * shorter:
@@ -236,10 +243,10 @@ def resized(
 
 
 def _compose(transforms: Sequence, min_visibility: float = 0.0) -> A.Compose:
-    """Build a pipeline for images with boxes.
+    """Build a pipeline of albumentations transforms for images with boxes.
 
-    Boxes are clipped to the image. Boxes outside the image, and boxes that end up less than a pixel wide or high, are
-    dropped.
+    Boxes are clipped to the image. A box is dropped if it is outside the image, less than a pixel wide or high, or if
+    less than the fraction ``min_visibility`` of its area remains.
     """
     boxes = A.BboxParams(
         "pascal_voc",

@@ -1,4 +1,4 @@
-"""``python -m detection.validate``: score a checkpoint and print the scores."""
+"""``python -m detection.validate``: evaluate a checkpoint and print its COCO scores."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""RetinaNet's anchors, and boxes encoded as offsets from anchors.
+"""RetinaNet's anchors, and the encoding of boxes as offsets from anchors.
 
 Anchors: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017. Offsets: Girshick, Fast R-CNN, ICCV 2015.
 """
@@ -17,16 +17,17 @@ _MAX_LOG_SCALE = math.log(1000 / 16)  # upper bound of log(side / anchor side), 
 
 
 def make_anchors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], base: float, device: torch.device) -> Tensor:
-    """Return the anchors at all positions of the maps.
+    """Return the anchors at all positions of the feature maps.
 
     Args:
-        sizes: height and width of each map.
-        strides: stride of each map in pixels.
-        base: side of the smallest square anchor, in units of the map's stride.
+        sizes: list with a tuple (height, width) for each feature map.
+        strides: stride of each feature map in pixels.
+        base: side of the smallest square anchor, in units of the feature map's stride.
         device: device of the result.
 
     Returns:
-        Anchors ``(A, 4)``, cxcywh in pixels. They are ordered by map, row, column, octave and ratio.
+        Anchors ``(A, 4)``, cxcywh in pixels. They are ordered by feature map, row, column, scale (1, 2^⅓, 2^⅔) and
+        aspect ratio (height / width 0.5, 1, 2).
     """
     shapes = torch.tensor(
         [[octave / ratio**0.5, octave * ratio**0.5] for octave in OCTAVES for ratio in RATIOS], device=device
@@ -40,40 +41,40 @@ def make_anchors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], base:
 
 
 def cell_centres(size: tuple[int, int], stride: int, device: torch.device) -> Tensor:
-    """Return the centres of a map's cells.
+    """Return the centres of the positions of a feature map, in pixels of the image.
 
     Args:
-        size: height H and width W of the map.
-        stride: stride of the map in pixels.
+        size: height H and width W of the feature map.
+        stride: stride of the feature map in pixels.
         device: device of the result.
 
     Returns:
-        Centres ``(H·W, 2)``, x and y in pixels, row by row.
+        Centres ``(H·W, 2)``, x and y, row by row.
     """
     ys, xs = torch.meshgrid(*(torch.arange(length, device=device) for length in size), indexing="ij")
     return (torch.stack([xs, ys], dim=-1).reshape(-1, 2) + 0.5) * stride
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Return the offsets of boxes from anchors.
+    """Return the offsets of boxes from anchors, as in Fast R-CNN.
 
     Args:
         boxes: ``(n, 4)``, cxcywh in pixels, sides above 0.
         anchors: ``(n, 4)``, cxcywh in pixels, sides above 0.
 
     Returns:
-        Offsets ``(n, 4)``: the distance of the centres in units of the anchor's sides, and the logarithm of the box's
-        sides in the same units.
+        Offsets ``(n, 4)``. The first two values are the difference of the centres, divided by the sides of the anchor.
+        The last two are the logarithms of the ratios of the sides, box to anchor.
     """
     centres = (boxes[:, :2] - anchors[:, :2]) / anchors[:, 2:]
     return torch.cat([centres, (boxes[:, 2:] / anchors[:, 2:]).log()], dim=1)
 
 
 def decode(offsets: Tensor, anchors: Tensor) -> Tensor:
-    """Return the boxes at the given offsets from anchors; the inverse of :func:`encode`.
+    """Return the boxes at the given offsets from anchors. This is the inverse of :func:`encode`.
 
     Args:
-        offsets: ``(..., n, 4)``. Logarithms of sides are limited to log(1000 / 16).
+        offsets: ``(..., n, 4)``. The last two values, the logarithms, are limited to at most log(1000 / 16).
         anchors: ``(n, 4)``, cxcywh in pixels.
 
     Returns:

@@ -1,17 +1,17 @@
-"""Box formats and overlaps."""
+"""Conversion of box formats, and overlaps of boxes."""
 
 import torch
 from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Convert boxes ``(..., 4)`` from centre, width and height to corners."""
+    """Convert boxes ``(..., 4)`` from (centre x, centre y, width, height) to (left, top, right, bottom)."""
     centre, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Convert boxes ``(..., 4)`` from corners to centre, width and height."""
+    """Convert boxes ``(..., 4)`` from (left, top, right, bottom) to (centre x, centre y, width, height)."""
     first, second = boxes[..., :2], boxes[..., 2:]
     return torch.cat([(first + second) / 2, second - first], dim=-1)
 
@@ -24,7 +24,7 @@ def generalised_iou(first: Tensor, second: Tensor) -> Tensor:
         second: boxes ``(..., 4)``, xyxy, broadcast against ``first``.
 
     Returns:
-        ``(...)``, in −1..1. It is 1 for equal boxes, also for equal boxes of area 0.
+        Values ``(...)`` in −1..1. The value is 1 for equal boxes, even if their area is 0.
     """
     intersection, union = _intersection_and_union(first, second)
     outer = torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
@@ -43,7 +43,7 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
         second: boxes ``(..., 4)``, xyxy, broadcast against ``first``.
 
     Returns:
-        ``(...)``, in 0..1; 0 for boxes of area 0.
+        Values ``(...)`` in 0..1. The value is 0 if the area of a box is 0.
     """
     intersection, union = _intersection_and_union(first, second)
     return intersection / union.clamp(min=torch.finfo(first.dtype).tiny)

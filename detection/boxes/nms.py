@@ -1,4 +1,4 @@
-"""Non-maximum suppression per class."""
+"""Non-maximum suppression that treats each class separately."""
 
 import cv2
 import numpy as np
@@ -7,15 +7,16 @@ from torch import Tensor
 
 
 def nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Drop each box that overlaps a kept box of the same class with a higher score.
+    """Apply non-maximum suppression: drop each box that overlaps a kept box of the same class with a higher score.
 
-    The result is deterministic: the same on every machine.
+    Boxes with a score of 0 or less are dropped too. The result is the same on every machine.
 
     Args:
         boxes: ``(n, 4)``, xyxy in pixels.
         scores: ``(n,)``.
-        labels: ``(n,)``.
-        threshold: intersection over union above which the box of lower score is dropped, in 0..1.
+        labels: class labels ``(n,)``.
+        threshold: intersection over union (IoU), in 0..1. If the IoU of two boxes is above it, the box of lower score
+            is dropped.
 
     Returns:
         Indices of the kept boxes ``(m,)``, by descending score.

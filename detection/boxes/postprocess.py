@@ -1,4 +1,4 @@
-"""Detections from the predictions of object queries."""
+"""Conversion of the predictions of object queries to detections."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ from detection.boxes.geometry import cxcywh_to_xyxy
 
 
 def best_classes(probabilities: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-    """Return the best class and the box of each query, sorted by score.
+    """Return the best class, its probability and the box of each query.
 
     Args:
         probabilities: class probabilities ``(B, Q, K)``.
         boxes: ``(B, Q, 4)``, cxcywh, normalised to 0..1.
 
     Returns:
-        A dictionary. The detections of each image are sorted by descending score:
+        A dictionary. The queries of each image are sorted by descending score:
 
         - ``boxes``: ``(B, Q, 4)``, xyxy, clipped to 0..1;
-        - ``scores``: ``(B, Q)``, in 0..1;
-        - ``labels``: ``(B, Q)`` long.
+        - ``scores``: ``(B, Q)``, probability of the best class, in 0..1;
+        - ``labels``: ``(B, Q)`` long, index of the best class.
     """
     scores, labels = probabilities.max(-1)
     corners = cxcywh_to_xyxy(boxes.float()).clamp(0, 1)
@@ -29,14 +29,17 @@ def best_classes(probabilities: Tensor, boxes: Tensor) -> dict[str, Tensor]:
 
 
 def to_pixels(detections: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-    """Scale the detections of a batch to pixels and split them by image.
+    """Scale the boxes of a batch from 0..1 to pixels, and split the batch into images.
 
     Args:
-        detections: ``boxes`` ``(B, N, 4)``, xyxy, normalised to 0..1; ``scores`` ``(B, N)``; ``labels`` ``(B, N)``.
-        image_sizes: output height and width of each image, usually the original size. Boxes are scaled to it.
+        detections: dictionary with ``boxes`` ``(B, N, 4)``, xyxy, normalised to 0..1, ``scores`` ``(B, N)`` and
+            ``labels`` ``(B, N)``.
+        image_sizes: list with a tuple (height, width) for each image, usually its original size. Boxes are scaled to
+            this size.
 
     Returns:
-        One dictionary per image: ``boxes`` ``(N, 4)``, xyxy in pixels; ``scores`` ``(N,)``; ``labels`` ``(N,)``.
+        List with one dictionary for each image: ``boxes`` ``(N, 4)``, xyxy in pixels, ``scores`` ``(N,)`` and
+        ``labels`` ``(N,)``.
     """
     boxes, scores, labels = (detections[name] for name in ("boxes", "scores", "labels"))
     frames = boxes.new_tensor([[width, height, width, height] for height, width in image_sizes])

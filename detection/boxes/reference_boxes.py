@@ -1,7 +1,8 @@
-"""Reference boxes of object queries: initial values, corrections, and attention limited to the boxes.
+"""Reference boxes of object queries: initial boxes, corrections, and the attention around a box.
 
-Each block corrects the box of a query (Liu et al., DAB-DETR, ICLR 2022). A query attends mainly to its
-box, weighted by a Gaussian (Gao et al., Fast Convergence of DETR with Spatially Modulated Co-Attention, ICCV 2021).
+Each decoder block corrects the box of a query (Liu et al., DAB-DETR, ICLR 2022). A query attends mainly to the area
+around its box, because a Gaussian weights the attention (Gao et al., Fast Convergence of DETR with Spatially Modulated
+Co-Attention, ICCV 2021).
 """
 
 import math
@@ -19,7 +20,8 @@ def grid_boxes(count: int) -> Tensor:
         count: number of boxes.
 
     Returns:
-        Boxes ``(count, 4)``, cxcywh, normalised to 0..1. Both sides of a box are 1.5 times the distance between rows.
+        Boxes ``(count, 4)``, cxcywh, normalised to 0..1. Both sides of a box are 1.5 times the distance between rows,
+        at most 1.
     """
     rows = round(math.sqrt(count))
     boxes = []
@@ -30,28 +32,28 @@ def grid_boxes(count: int) -> Tensor:
 
 
 def correct(boxes: Tensor, correction: Tensor) -> Tensor:
-    """Correct boxes: add a correction to the logits of their coordinates.
+    """Add corrections to the logits (inverse sigmoid) of box coordinates, and return the corrected boxes.
 
     Args:
         boxes: ``(B, Q, 4)``, cxcywh, normalised to 0..1.
-        correction: ``(B, Q, 4)``, added to the logits of the coordinates.
+        correction: ``(B, Q, 4)``, added to the logits.
 
     Returns:
-        Corrected boxes ``(B, Q, 4)``, in 0..1.
+        Corrected boxes ``(B, Q, 4)``, cxcywh in 0..1.
     """
     return (boxes.clamp(_EDGE, 1 - _EDGE).logit() + correction).sigmoid()
 
 
 def attention_bias(boxes: Tensor, size: tuple[int, int], stride: int, extent: Tensor) -> Tensor:
-    """Return an attention bias that falls with the distance from the boxes.
+    """Return an attention bias that decreases with the distance of a map position from the box of a query.
 
-    The bias is the logarithm of a Gaussian at the centre of the box. The standard deviations are half the sides of the
-    box plus a quarter of a cell, so that even the smallest box reaches a cell.
+    The bias is the logarithm of a Gaussian that is centred on the box and has the maximum 1. Its standard deviations
+    are half the sides of the box plus a quarter of the stride, so that even the smallest box reaches a position.
 
     Args:
         boxes: ``(B, Q, 4)``, cxcywh, normalised by the size of the image without padding.
-        size: height H and width W of the map.
-        stride: stride of the map in pixels.
+        size: height H and width W of the feature map.
+        stride: stride of the feature map in pixels.
         extent: ``(B, 2)``, width and height of the images without padding, in pixels.
 
     Returns:

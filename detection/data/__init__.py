@@ -1,1 +1,1 @@
-"""COCO data sets, the embedded scenes, batches of images of different sizes, and the data module."""
+"""Data for object detection: COCO data sets, built-in synthetic images, padded batches and data module."""

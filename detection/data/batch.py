@@ -1,6 +1,6 @@
-"""Samples of images with boxes, and padded batches of samples."""
+"""Functions and a sampler that build samples of images with boxes, and padded batches of these samples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import albumentations as A
@@ -19,40 +19,45 @@ _WINDOW = 50  # batches that are grouped by shape together
 
 
 class Source(ImageSource, Protocol):
-    """A source of images with boxes."""
+    """Interface of a detection data set: images with boxes, read by index."""
 
     class_names: Sequence[str]
     category_ids: Sequence[int]
+    left_out: Mapping[str, int]  # number of objects that are not trained on, by reason
 
     def boxes(self, index: int) -> np.ndarray:
-        """Return the boxes for training: ``(n, 4)``, xyxy in pixels, clipped to the image."""
+        """Return the boxes of an image for training: ``(n, 4)``, xyxy in pixels, clipped to the image."""
 
     def labels(self, index: int) -> np.ndarray:
-        """Return the labels of the boxes for training: ``(n,)``."""
+        """Return the class labels of the boxes that :meth:`boxes` returns: ``(n,)``."""
 
     def image_id(self, index: int) -> int:
-        """Return the id of the image in COCO results."""
+        """Return the id that the image has in COCO results."""
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return height and width in pixels."""
+        """Return the height and width of an image in pixels."""
 
     def ground_truth(self) -> dict[str, list[dict]]:
-        """Return the annotations that detections are scored against, in COCO format."""
+        """Return the ground truth for scoring, as a dictionary in COCO format."""
 
 
 def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Compose) -> dict:
     """Transform an image and its boxes into a sample for :func:`collate`.
 
     Args:
-        source: source of the image.
-        index: index of the image.
-        image: raw image ``(H, W, 3)``, uint8 RGB.
-        transforms: transforms of image and boxes.
+        source: data set of the image.
+        index: index of the image in the data set.
+        image: original image ``(H, W, 3)``, uint8 RGB.
+        transforms: albumentations transforms of an image and its boxes.
 
     Returns:
-        A dictionary: ``image`` ``(3, H, W)`` uint8; ``target``, a dictionary of ``labels`` ``(n,)`` long and ``boxes``
-        ``(n, 4)`` float, cxcywh normalised to [0, 1]; ``image_id``; and ``size``, height and width before the
-        transforms.
+        A dictionary with
+
+        - ``image``: ``(3, H, W)`` uint8;
+        - ``target``: a dictionary with ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)`` float, cxcywh normalised to
+          [0, 1];
+        - ``image_id``: id of the image in COCO results;
+        - ``size``: tuple (height, width) in pixels, before the transforms.
     """
     labels = np.asarray(source.labels(index), dtype=np.int64)
     result = transforms(image=image, bboxes=np.asarray(source.boxes(index), dtype=np.float64), labels=labels)
@@ -71,17 +76,17 @@ def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Com
 
 
 class ShapeBatchSampler(Sampler[list[Draw]]):
-    """Sampler of batches whose images have similar aspect ratios. Such batches need less padding.
+    """Batch sampler that groups images of similar aspect ratio. Such batches need less padding.
 
-    The order of ``sampler`` is cut into windows of 50 batches. Each window is sorted by aspect ratio and cut into
-    batches, and the batches are shuffled. The batches of an epoch depend only on the seed and the number of the epoch.
-    Every process has the same number of batches.
+    The sequence of ``sampler`` is cut into windows of 50 batches. Each window is sorted by aspect ratio and cut into
+    batches. Then all batches of the epoch are shuffled. The batches depend only on the seed and the number of the
+    epoch. Every process has the same number of batches.
 
     Args:
-        sampler: sampler that yields each image once per epoch. Lightning finds it as the attribute ``sampler``
-            and sets its epoch.
-        source: source of the images.
-        batch_size: images per batch.
+        sampler: sampler that yields each image once per epoch. Lightning sets the epoch of this sampler, which it finds
+            as the attribute ``sampler``.
+        source: data set of the images.
+        batch_size: number of images per batch.
         drop_last: whether to drop the last, incomplete batch.
     """
 
@@ -110,19 +115,22 @@ class ShapeBatchSampler(Sampler[list[Draw]]):
 
 
 def collate(samples: list[dict]) -> dict:
-    """Build a batch. Images are padded on the right and below to the largest sides, rounded up to multiples of 32.
+    """Build a batch of padded images from samples of :func:`make_sample`.
+
+    Images are padded on the right and below to the largest height and width, rounded up to multiples of 32.
 
     Returns:
         A dictionary with
 
         - ``image``: ``(B, 3, H, W)`` uint8, 0 on padding;
         - ``padding_mask``: ``(B, H, W)`` bool, True on padding; None if nothing is padded;
-        - ``targets``: per image ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)`` float, cxcywh normalised to [0, 1] by
-          the size of the image without padding;
+        - ``targets``: list of one dictionary per image, with ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)`` float.
+          The boxes are cxcywh, normalised to [0, 1] by the size of the image without padding;
         - ``image_ids``: ``(B,)`` long;
-        - ``image_sizes``: ``(B, 2)`` long, height and width before the transforms;
-        - ``failures`` and ``errors``, see :func:`split_messages`. If no image could be read, the dictionary has
-          only these two.
+        - ``image_sizes``: ``(B, 2)`` long, height and width in pixels before the transforms;
+        - ``failures`` and ``errors``: lists of error messages, see :func:`split_messages`.
+
+        If no image could be read, the dictionary has only ``failures`` and ``errors``.
     """
     samples, messages = split_messages(samples)
     if not samples:
@@ -144,7 +152,7 @@ def pad(
 
     Args:
         images: images of any sizes, each ``(3, H, W)`` uint8.
-        frame: height and width of the result. Default: the largest sides, rounded up to multiples of 32.
+        frame: height and width of the result in pixels. Default: the largest sides, rounded up to multiples of 32.
 
     Returns:
         The batch ``(B, 3, H, W)`` uint8, and the mask ``(B, H, W)`` bool, True on padding. The mask is None if nothing

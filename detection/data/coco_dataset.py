@@ -1,5 +1,6 @@
-"""Images with boxes in COCO format. The data set maps category ids to labels and back."""
+"""A data set of images with boxes in COCO format. It maps category ids to labels and back."""
 
+import itertools
 import json
 import logging
 import os
@@ -29,18 +30,25 @@ _TOLERANCE = 1e-3  # pixels
 class CocoDataset:
     """Images and boxes of one COCO annotation file.
 
-    Labels start at 0 and follow the order of the category ids, or of ``class_names``. Every category of the file is a
-    class, even if no object belongs to it. Boxes for training are clipped to their image. Crowd regions and boxes
-    without area are left out of training. :meth:`ground_truth` keeps the original boxes and the crowd regions.
+    Labels start at 0. They follow the order of ``class_names`` if given, and otherwise the order of the category ids.
+    Every category of the file is a class, even if the file has no box of this category.
+
+    In training, boxes are clipped to their image. Crowd regions and boxes without area are left out.
+    :meth:`ground_truth` keeps the original boxes and the crowd regions.
 
     Args:
         annotations: path of the JSON file.
-        images: folder that the file names in the JSON file are relative to.
-        class_names: class names of a trained model in the order of its labels. None: the categories of the file.
+        images: image folder. The file names in the JSON file are relative to this folder.
+        class_names: class names of a trained model in the order of its labels. The file may have fewer categories.
+            None: the categories of the file.
+
+    Attributes:
+        left_out: dictionary from a reason to the number of boxes that are left out of training for it.
 
     Raises:
         FileNotFoundError: the file, the folder or an image is missing.
-        InputError: the file is not in COCO format, is inconsistent, or has other categories than ``class_names``.
+        InputError: the file is not in COCO format, contradicts itself, or has a category that is not in
+            ``class_names``.
     """
 
     def __init__(self, annotations: Path, images: Path, class_names: Sequence[str] | None = None):
@@ -55,11 +63,11 @@ class CocoDataset:
         return len(self._image_ids)
 
     def read(self, index: int) -> np.ndarray:
-        """Read an image ``(H, W, 3)``, uint8 RGB, rotated by its EXIF orientation.
+        """Read an image ``(H, W, 3)``, uint8 RGB, with its EXIF rotation applied.
 
         Raises:
             ImageError: the file cannot be read.
-            InputError: the size of the image differs from the size recorded in the annotation file.
+            InputError: the image has another size than the annotation file says.
         """
         image = read_image(self.name(index))
         found, expected = image.shape[:2], self.size(index)
@@ -78,27 +86,30 @@ class CocoDataset:
         return image
 
     def boxes(self, index: int) -> np.ndarray:
-        """Return the boxes for training: ``(n, 4)`` float32, xyxy in pixels, clipped to the image."""
+        """Return the boxes of an image for training: ``(n, 4)`` float32, xyxy in pixels, clipped to the image."""
         return self._boxes[self._first[index] : self._first[index + 1]]
 
     def labels(self, index: int) -> np.ndarray:
-        """Return the labels of the boxes for training: ``(n,)`` int64."""
+        """Return the class labels of the boxes that :meth:`boxes` returns: ``(n,)`` int64."""
         return self._labels[self._first[index] : self._first[index + 1]]
 
     def image_id(self, index: int) -> int:
-        """Return the id of the image in the annotation file and in results."""
+        """Return the id that the image has in the annotation file and in COCO results."""
         return self._image_ids[index]
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return height and width in pixels."""
+        """Return the height and width of an image in pixels, as the annotation file says."""
         return self._sizes[index]
 
     def name(self, index: int) -> str:
-        """Return the path of the image, for messages."""
+        """Return the path of an image, for messages."""
         return os.path.join(self.folder, self._file_names[index])
 
     def ground_truth(self) -> dict[str, list[dict]]:
-        """Return images, categories and annotations in COCO format for scoring, including crowd regions."""
+        """Return the ground truth for scoring, as a dictionary in COCO format.
+
+        It has all images, categories and annotations, including crowd regions.
+        """
         return {
             "images": [
                 {"id": image_id, "file_name": name, "height": height, "width": width}
@@ -143,14 +154,17 @@ class CocoDataset:
         if class_names is None:
             self.category_ids = sorted(names)
         else:
-            if set(names.values()) != set(class_names):
+            if unknown := set(names.values()) - set(class_names):
                 raise InputError(
-                    f"{self.path} and the model differ in their categories: the file has {_listed(names.values())}; "
-                    f"the model has {_listed(class_names)}. Give data with the categories of the model (ids and order "
-                    "may differ, names may not), or train on this file"
+                    f"{self.path} and the model differ in their categories: the file has {_listed(sorted(unknown))}, "
+                    f"which the model does not have; the model has {_listed(class_names)}. Give data with categories "
+                    "of the model (ids and order may differ, names may not), or train on this file"
                 )
             ids = {name: category_id for category_id, name in names.items()}
-            self.category_ids = [ids[name] for name in class_names]
+            # Classes that the file does not list take free ids, so that detections of them can be written.
+            free = itertools.count(max(names) + 1)
+            self.category_ids = [ids[name] if name in ids else next(free) for name in class_names]
+            names |= dict(zip(self.category_ids, class_names, strict=True))
         self.class_names = [names[category_id] for category_id in self.category_ids]
 
     def _read_images(self, records: list) -> None:
@@ -217,14 +231,19 @@ class CocoDataset:
                     f"{what} (of image {image_id}) has the bbox {brief(box)}: give [left, top, width, height]"
                 )
             area = record.get("area")
+            if area is not None and not _is_number(area):
+                raise InputError(f"{what} (of image {image_id}) has the area {brief(area)}: give a number of pixels")
+            crowd = record.get("iscrowd", 0)
+            if crowd not in (0, 1):  # True and False are accepted too
+                raise InputError(f"{what} (of image {image_id}) has 'iscrowd' {brief(crowd)}: give the number 0 or 1")
             rows.append(
                 (
                     position + 1 if "id" not in record else _whole(record, "id", what),
                     self._index[image_id],
                     labels[category_id],
                     box,
-                    area if _is_number(area) else box[2] * box[3],
-                    int(bool(record.get("iscrowd", 0))),
+                    box[2] * box[3] if area is None else area,
+                    int(crowd),
                 )
             )
         names = ("id", "image", "label", "box", "area", "crowd")
@@ -245,11 +264,12 @@ class CocoDataset:
             )
 
     def _choose_training_boxes(self) -> None:
-        """Clip boxes to their image, and leave out crowd regions and boxes without area.
+        """Select the boxes for training: clip boxes to their image, and leave out crowd regions and boxes without area.
 
-        Log the number of clipped boxes and of boxes without area.
+        Log the number of clipped boxes and the number of boxes without area. Raise InputError if all boxes seem to be
+        normalised instead of in pixels.
         """
-        annotations = {name: column[self._annotations["crowd"] == 0] for name, column in self._annotations.items()}
+        annotations, crowd = self._annotations, self._annotations["crowd"] == 1
         limits = np.array(self._sizes, dtype=np.float64)[annotations["image"]][:, [1, 0, 1, 0]]
         corners = annotations["box"].copy()
         corners[:, 2:] += corners[:, :2]
@@ -259,21 +279,24 @@ class CocoDataset:
                 "top, width, height] are pixels: multiply them by width and height of their image"
             )
         boxes = np.clip(corners, 0, limits)
-        usable = (annotations["box"][:, 2:] > 0).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-        clipped = usable & (np.abs(boxes - corners).max(1, initial=0) > _TOLERANCE)
-        if changed := np.flatnonzero(clipped | ~usable).tolist():
-            kinds = {
-                "clipped to their image": clipped.sum(),
-                "left out of training, because they have no area in their image": (~usable).sum(),
-            }
+        has_area = (annotations["box"][:, 2:] > 0).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        kept = has_area & ~crowd
+        clipped = kept & (np.abs(boxes - corners).max(1, initial=0) > _TOLERANCE)
+        reasons = {"no area in their image": ~has_area & ~crowd, "crowd regions with iscrowd 1": crowd}
+        self.left_out = {reason: int(chosen.sum()) for reason, chosen in reasons.items() if chosen.any()}
+        if changed := np.flatnonzero(clipped | ~kept).tolist():
+            effects = [f"clipped to their image ({clipped.sum()})"] if clipped.any() else []
+            effects += [f"left out of training: {reason} ({count})" for reason, count in self.left_out.items()]
+            gone = sorted(set(annotations["label"].tolist()) - set(annotations["label"][kept].tolist()))
             _logger.warning(
-                "%s: boxes are %s (the first: annotation %d of image %d)",
+                "%s: boxes are %s (the first: annotation %d of image %d)%s",
                 self.path,
-                " and ".join(f"{kind} ({count})" for kind, count in kinds.items() if count),
+                " and ".join(effects),
                 annotations["id"][changed[0]],
                 self._image_ids[annotations["image"][changed[0]]],
+                f"; no object is left of {_listed(self.class_names[label] for label in gone)}" if gone else "",
             )
-        order = np.flatnonzero(usable)
+        order = np.flatnonzero(kept)
         order = order[np.argsort(annotations["image"][order], kind="stable")]
         self._boxes = boxes[order].astype(np.float32)
         self._labels = annotations["label"][order]
@@ -284,18 +307,18 @@ class CocoDataset:
 def find_split(
     root: Path | None, split: str, annotations: Path | None = None, images: Path | None = None
 ) -> tuple[Path, Path]:
-    """Find the annotation file and the image folder of a split.
+    """Return the paths of the annotation file and the image folder of a split.
 
     Args:
-        root: data folder: ``annotations/instances_<split>.json`` and ``images/``, or COCO's own layout,
+        root: data folder with ``annotations/instances_<split>.json`` and ``images/``, or in COCO's own layout, with
             ``annotations/instances_<split>2017.json`` and ``<split>2017/``. Not needed if both paths are given.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        annotations: path of the annotation file, if it is not in ``root``.
-        images: path of the image folder, if it is not in ``root``.
+        annotations: path of the annotation file. None: search in ``root``.
+        images: path of the image folder. None: search in ``root``.
 
     Raises:
         FileNotFoundError: ``root`` or its annotation file does not exist.
-        InputError: neither ``root`` nor both paths are given.
+        InputError: ``root`` is None, and ``annotations`` or ``images`` is None too.
     """
     if annotations is not None and images is not None:
         return Path(annotations), Path(images)
@@ -349,7 +372,7 @@ def _id_or_position(record: dict, position: int) -> str:
 
 
 def _whole(record: dict, name: str, what: str) -> int:
-    """Return a field of a record as an integer. Raise InputError if it is not a whole number."""
+    """Return the field ``name`` of a JSON object as an integer. Raise InputError if it is not a whole number."""
     value = record.get(name)
     if not _is_number(value) or value != int(value) or abs(value) >= 2**63:
         raise InputError(f"{what} has {name!r} {brief(value)}, where a whole number is needed")

@@ -1,5 +1,6 @@
-"""The LightningDataModule of detection."""
+"""The LightningDataModule of object detection."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from mobile_former.training.data.module import ImageData
 from mobile_former.training.data.sampler import Draw, EpochSampler
 from mobile_former.weights.usage import IMAGENET_MEAN, IMAGENET_STD
 
+_logger = logging.getLogger(__name__)
+
 SPLITS = ("train", "val", "test")
 
 
@@ -27,25 +30,30 @@ class DetectionData(ImageData):
     """Images with boxes for training and evaluation.
 
     Args:
-        dataset: "coco" (a folder in COCO format) or "scenes" (embedded: handwritten digits on photographs).
-        root: data folder with annotations/instances_{train,val,test}.json and images/, or in COCO's own layout.
-        annotations: annotation files outside the data folder, by split: "train", "val", "test".
-        images: image folders outside the data folder, by split.
-        batch_size: images per batch and process.
-        num_workers: number of loading processes. Default: number of cores minus one, at most 16; 0 for scenes.
+        dataset: "coco" (a folder in COCO format) or "scenes" (built-in synthetic images: handwritten digits on
+            photographs).
+        root: data folder with annotations/instances_{train,val,test}.json and images/, or in COCO's own layout, with
+            annotations/instances_{train,val,test}2017.json and {train,val,test}2017/.
+        annotations: dictionary from a split ("train", "val" or "test") to its annotation file, if outside root.
+        images: dictionary from a split to its image folder, if outside root.
+        batch_size: number of images per batch in each process.
+        num_workers: number of processes that load data. Default: number of cores minus one (1 to 16); 0 for scenes.
         short_sides: lengths in pixels from which the shorter side of a training image is drawn.
-        short_side: length in pixels of the shorter side in evaluation. Scenes keep their size.
+        short_side: length in pixels of the shorter side in evaluation. It has no effect on scenes, which keep their
+            size.
         longest: maximum length in pixels of the longer side.
         flip: probability of a horizontal flip.
         crop: probability of a random crop.
-        train_transforms: albumentations transforms of image and boxes that replace flip, crop and resizing.
-        group_shapes: build batches of images with similar aspect ratios. Such batches need less padding.
-        split: split that ``validate`` and ``test`` score: "val", "test" or "train".
-        mean: mean of each channel, in 0..1.
-        std: standard deviation of each channel, in 0..1.
+        train_transforms: albumentations transforms of image and boxes that replace flip, crop and resizing. Default:
+            flip, crop and resizing.
+        group_shapes: whether to build batches of images with similar aspect ratios. Such batches need less padding.
+        split: split to score: "val", "test" or "train". Default: ``validate`` scores "val", and ``test`` scores "test"
+            or, without a test split, "val".
+        mean: mean of each channel that normalisation subtracts, for pixel values in [0, 1].
+        std: standard deviation of each channel that normalisation divides by, for pixel values in [0, 1].
 
     Raises:
-        InputError: a value is out of range, or "coco" is given without data.
+        InputError: a value is out of range, "coco" is given without data, or options contradict each other.
     """
 
     def __init__(
@@ -109,12 +117,12 @@ class DetectionData(ImageData):
 
     @property
     def category_ids(self) -> list[int]:
-        """Category ids of the training data in the order of the labels."""
+        """List of the COCO category ids of the training data, in the order of the labels."""
         return list(self.train_source.category_ids)
 
     @property
     def train_source(self) -> Source:
-        """Training data. The classes are those of the data itself, not of a trained model."""
+        """Training images with boxes. The classes are those of the training data, not those of a trained model."""
         return self._source("train", None)
 
     @property
@@ -127,35 +135,49 @@ class DetectionData(ImageData):
         return Path(next(iter(self.hparams.annotations.values()))).stem
 
     def setup(self, stage: str) -> None:
-        """Read the annotations of a stage: ``"fit"``, ``"validate"`` or ``"test"``."""
+        """Create the data sets of a Lightning stage: ``"fit"``, ``"validate"`` or ``"test"``."""
         if stage == "fit":
             if self.split is not None:
                 raise InputError(
                     f"--data.split is {self.split}, but training validates on 'val': leave it out; "
                     "python -m detection.validate and test take it"
                 )
-            if not any(len(self.train_source.labels(index)) for index in range(len(self.train_source))):
-                raise InputError(f"{self.dataset_name}: no image of the training data has an object to learn")
+            if not _objects(self.train_source):
+                reasons = ", ".join(f"{reason} ({count})" for reason, count in self.train_source.left_out.items())
+                raise InputError(
+                    f"{self.dataset_name}: no image of the training data has an object to learn"
+                    + (f"; left out are {reasons}" if reasons else "")
+                )
             # seed_everything has set the seed of the process.
             self.train_set = TrainingImages(self.train_source, self.train_transforms, make_sample, torch.initial_seed())
         if stage in {"fit", "validate"}:
             self.val_split = (stage == "validate" and self.split) or "val"
             self.val_set = self._evaluation_set(self.val_split)
+            if stage == "fit" and not _objects(self.val_set.source):
+                _logger.warning(
+                    "%s: no validation image has an object, so AP cannot be measured; best.ckpt is then the last epoch",
+                    self.dataset_name,
+                )
         if stage == "test":
             self.test_split = self.split or ("test" if self._has_test() else "val")
             self.test_set = self._evaluation_set(self.test_split)
 
     def train_batches(self, sampler: EpochSampler) -> Sampler[list[Draw]]:
-        """Group the samples of an epoch into batches, by aspect ratio if ``group_shapes`` is set."""
+        """Return a batch sampler for the samples of an epoch.
+
+        Args:
+            sampler: sampler of the single images. If ``group_shapes`` is set, images of similar aspect ratio share a
+                batch.
+        """
         if not self.group_shapes:
             return super().train_batches(sampler)
         size = self.hparams.batch_size
         return ShapeBatchSampler(sampler, self.train_source, size, drop_last=len(sampler) >= size)
 
     def describe(self) -> str:
-        """Describe the data in one line."""
+        """Return one line of text: name, number of images, objects and classes, and batch size."""
         source = self.train_source
-        objects = sum(len(source.labels(index)) for index in range(len(source)))
+        objects = _objects(source)
         return (
             f"{self.dataset_name}: {len(self.train_set)} training images with {objects} objects and "
             f"{len(self.val_set)} validation images, of {len(self.class_names)} classes, batches of "
@@ -163,7 +185,7 @@ class DetectionData(ImageData):
         )
 
     def draw_augmented(self, path: Path) -> None:
-        """Draw a sheet of augmented training images with their boxes."""
+        """Write a picture of up to 12 augmented training images with their boxes to ``path``."""
         samples = self.samples_to_draw(12)
         draw_sheet(
             [sample["image"].permute(1, 2, 0).numpy() for sample in samples],
@@ -197,10 +219,15 @@ class DetectionData(ImageData):
         return self._sources[key]
 
     def _paths(self, split: str) -> tuple[Path | None, str, Path | None, Path | None]:
-        """Return the arguments of :func:`find_split` for a split."""
+        """Return the arguments of :func:`find_split` for a split: (root, split, annotation file, image folder)."""
         given = [(paths or {}).get(split) for paths in (self.hparams.annotations, self.hparams.images)]
         root = self.hparams.root
         return None if root is None else Path(root), split, *(None if path is None else Path(path) for path in given)
+
+
+def _objects(source: Source) -> int:
+    """Return the number of objects of all images."""
+    return sum(len(source.labels(index)) for index in range(len(source)))
 
 
 def _absolute(paths: dict[str, str] | None) -> dict[str, str] | None:
@@ -210,7 +237,7 @@ def _absolute(paths: dict[str, str] | None) -> dict[str, str] | None:
 def _require_place(
     dataset: str, root: str | None, annotations: dict[str, str] | None, images: dict[str, str] | None
 ) -> None:
-    """Raise InputError if the options give no data, name an unknown split, or contradict each other."""
+    """Raise InputError if the options name no data or an unknown split, or contradict each other."""
     for name, paths in (("annotations", annotations), ("images", images)):
         if unknown := set(paths or {}) - set(SPLITS):
             raise InputError(f"--data.{name} names {sorted(unknown)}: the splits are {', '.join(SPLITS)}")

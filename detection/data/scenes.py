@@ -1,9 +1,9 @@
-"""The embedded data set of detection: handwritten digits on photographs."""
+"""A built-in data set for detection: handwritten digits at random positions on photographs."""
 
 import json
 import random
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,7 +23,10 @@ _ENLARGED = 64  # pixels, longer side of the stored digits
 
 
 class Digit(NamedTuple):
-    """One digit of a scene."""
+    """One digit of a synthetic image.
+
+    It has the class label, the left and top edge in pixels, and the opacity mask ``(h, w)`` uint8.
+    """
 
     label: int
     left: int
@@ -32,24 +35,25 @@ class Digit(NamedTuple):
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """Box of the digit, xyxy in pixels."""
+        """Bounding box of the digit, xyxy in pixels."""
         height, width = self.ink.shape
         return self.left, self.top, self.left + width, self.top + height
 
 
 class Scenes:
-    """Images of scikit-learn's handwritten digits, at random sizes and positions on scikit-learn's two photographs.
+    """Synthetic images (scenes): scikit-learn's digits at random sizes and positions on scikit-learn's two photographs.
 
-    A scene depends only on split and index. The digits are split as in the classification task, by
+    A scene depends only on its split and index. The digits are split as in the classification task, by
     :func:`mobile_former.training.data.digits.digits_of`. The two splits share no digits and no parts of photographs.
 
     Args:
         split: ``"train"`` or ``"val"``.
-        count: number of scenes. Default: the number in ``COUNTS``.
+        count: number of scenes. Default: 4000 for training, 400 for validation.
     """
 
     class_names = tuple(str(digit) for digit in range(10))
     category_ids = tuple(range(1, 11))
+    left_out: ClassVar[dict[str, int]] = {}
 
     def __init__(self, split: str, count: int | None = None):
         self.split = split
@@ -62,7 +66,7 @@ class Scenes:
         return self.count
 
     def read(self, index: int) -> np.ndarray:
-        """Paint a scene ``(128, 128, 3)``, uint8 RGB."""
+        """Return a synthetic image ``(128, 128, 3)``, uint8 RGB."""
         draw = self._draw(index, "picture")
         image = self._background(draw)
         for digit in self._digits(index):
@@ -70,27 +74,27 @@ class Scenes:
         return image
 
     def boxes(self, index: int) -> np.ndarray:
-        """Return the smallest boxes around the painted digits: ``(n, 4)`` float32, xyxy in pixels."""
+        """Return the smallest boxes around the digits of an image: ``(n, 4)`` float32, xyxy in pixels."""
         return np.array([digit.box for digit in self._digits(index)], dtype=np.float32)
 
     def labels(self, index: int) -> np.ndarray:
-        """Return the labels of the boxes: ``(n,)`` int64. The label of a digit is its value, 0 to 9."""
+        """Return the labels of an image's boxes: ``(n,)`` int64. The label of a digit is its value, 0 to 9."""
         return np.array([digit.label for digit in self._digits(index)])
 
     def image_id(self, index: int) -> int:
-        """Return the id of the scene in COCO results."""
+        """Return the id that the image has in COCO results: its index plus 1."""
         return index + 1
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return height and width in pixels."""
+        """Return the height and width of an image in pixels: 128 and 128."""
         return SIDE, SIDE
 
     def name(self, index: int) -> str:
-        """Return the name of the scene, for messages."""
+        """Return the name of an image for messages, such as ``val scene 3``."""
         return f"{self.split} scene {index}"
 
     def ground_truth(self) -> dict[str, list[dict]]:
-        """Return the annotations that detections are scored against, in COCO format."""
+        """Return the ground truth for scoring, as a dictionary in COCO format."""
         annotations = []
         for index in range(len(self)):
             for digit in self._digits(index):
@@ -125,9 +129,9 @@ class Scenes:
         return random.Random(f"{_SEEDS[self.split]} {index} {purpose}")
 
     def _digits(self, index: int) -> list[Digit]:
-        """Return the digits of a scene.
+        """Return the digits of an image.
 
-        The last result is cached, because ``read``, ``boxes`` and ``labels`` are called in turn for one scene.
+        The last result is cached, because ``read``, ``boxes`` and ``labels`` are called one after another for an image.
         """
         if self._last is None or self._last[0] != index:
             self._last = index, self._place(self._draw(index, "digits"))
@@ -148,7 +152,7 @@ class Scenes:
         return digits
 
     def _background(self, draw: random.Random) -> np.ndarray:
-        """Cut out a random part of a photograph, with random scale, contrast and brightness."""
+        """Return a random part of a photograph as background, with random scale, flip, contrast and brightness."""
         photograph = self._photographs[_below(draw, len(self._photographs))]
         side = 80 + _below(draw, 81)
         top, left = (_below(draw, length - side + 1) for length in photograph.shape[:2])
@@ -163,12 +167,14 @@ class Scenes:
 
 
 def write_coco(folder: Path, split: str, count: int | None = None) -> None:
-    """Write scenes as ``FOLDER/annotations/instances_<split>.json`` and ``FOLDER/images/<split>_<number>.png``.
+    """Write synthetic images in COCO format.
+
+    The files are ``FOLDER/annotations/instances_<split>.json`` and ``FOLDER/images/<split>_<number>.png``.
 
     Args:
         folder: output folder. It is created if it is missing.
         split: ``"train"`` or ``"val"``.
-        count: number of scenes. Default: the number in ``COUNTS``.
+        count: number of images. Default: 4000 for training, 400 for validation.
     """
     scenes = Scenes(split, count)
     for name in ("annotations", "images"):
@@ -180,7 +186,7 @@ def write_coco(folder: Path, split: str, count: int | None = None) -> None:
 
 
 def _paint(image: np.ndarray, digit: Digit, draw: random.Random) -> None:
-    """Blend a digit into an image, with a light colour on dark ground and a dark colour on light ground."""
+    """Blend a digit into an image in a random colour, light on dark ground and dark on light ground."""
     left, top, right, bottom = digit.box
     below = image[top:bottom, left:right]
     dark = sum(cv2.mean(below)[:3]) / 3 > 127
@@ -190,20 +196,20 @@ def _paint(image: np.ndarray, digit: Digit, draw: random.Random) -> None:
 
 
 def _shrink(ink: np.ndarray, length: int) -> np.ndarray:
-    """Resize the ink mask (opacity) of a digit to a longer side of ``length`` pixels, and crop it by :func:`_tight`."""
+    """Resize the opacity mask of a digit to a longer side of ``length`` pixels, and crop it by :func:`_tight`."""
     scale = length / max(ink.shape)
     height, width = (max(1, round(side * scale)) for side in ink.shape)
     return _tight(cv2.resize(ink, (width, height), interpolation=cv2.INTER_AREA))
 
 
 def _tight(ink: np.ndarray) -> np.ndarray:
-    """Crop the ink mask of a digit to the bounding box of the pixels with an opacity above one half."""
+    """Crop the opacity mask of a digit to the bounding box of the pixels with an opacity above one half."""
     left, top, width, height = cv2.boundingRect(cv2.compare(ink, 127, cv2.CMP_GT))
     return ink[top : top + height, left : left + width]
 
 
 def _overlap(first: tuple[int, ...], second: tuple[int, ...]) -> float:
-    """Return the intersection of two xyxy boxes over the smaller area."""
+    """Return the area of the intersection of two xyxy boxes, divided by the area of the smaller box."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
@@ -211,14 +217,14 @@ def _overlap(first: tuple[int, ...], second: tuple[int, ...]) -> float:
 
 
 def _below(draw: random.Random, limit: int) -> int:
-    """Draw an integer from 0 to ``limit - 1``."""
+    """Draw a random integer from 0 to ``limit - 1``."""
     return int(draw.random() * limit)
 
 
 def _enlarged_digits(split: str) -> tuple[list[np.ndarray], list[int]]:
-    """Return the digits of a split as smooth ink masks, and the labels of the digits.
+    """Return two lists: the digits of a split as smooth opacity masks, and the labels of the digits.
 
-    An ink mask is the opacity of a digit: ``(h, w)`` uint8, with a longer side of 64 pixels.
+    A mask is ``(h, w)`` uint8. Its longer side is at most 64 pixels.
     """
     images, labels = digits_of(split)
     inks = []
@@ -232,7 +238,10 @@ def _enlarged_digits(split: str) -> tuple[list[np.ndarray], list[int]]:
 
 
 def _photographs(split: str) -> list[np.ndarray]:
-    """Return parts of two photographs ``(H, W, 3)``, uint8 RGB: the left 70 % for training, the rest for validation."""
+    """Return a part of each of scikit-learn's two photographs, ``(H, W, 3)`` uint8 RGB.
+
+    The training split uses the left 70 % of a photograph, and the validation split the rest.
+    """
     parts = []
     for photograph in load_sample_images().images:
         border = photograph.shape[1] * 7 // 10

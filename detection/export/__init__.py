@@ -1,1 +1,1 @@
-"""``python -m detection.export``: write a detector as an ONNX file."""
+"""``python -m detection.export``: export a detector to an ONNX file."""

@@ -1,4 +1,4 @@
-"""``python -m detection.export``: write a checkpoint as an ONNX file and check it against PyTorch on real images."""
+"""``python -m detection.export``: export a checkpoint to an ONNX file, and compare the file with PyTorch."""
 
 from jsonargparse import Namespace
 
@@ -14,7 +14,7 @@ from mobile_former.training.run.checkpoint import load_checkpoint
 
 
 def main() -> None:
-    """Parse the command line and export a checkpoint."""
+    """Parse the command line, export the checkpoint, and compare the ONNX file with PyTorch."""
     options = _parse()
     output = output_path(options)
     if output.suffix != ".onnx":

@@ -1,4 +1,4 @@
-"""Detection with an ONNX file that ``python -m detection.export`` wrote."""
+"""Detect objects with an ONNX file that ``python -m detection.export`` has written."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,15 +20,15 @@ from mobile_former.training.run.checkpoint import require_data_options
 
 
 class ExportedDetector:
-    """A :class:`detection.predict.Detector` that runs an ONNX file.
+    """Detector that runs an ONNX file. It has the interface of :class:`detection.predict.Detector`.
 
     Args:
-        model: the opened ONNX file.
+        model: opened ONNX file.
 
     Attributes:
         class_names: class names in the order of the labels.
-        category_ids: category ids in the order of the labels.
-        transform: preprocessing of a raw image ``(H, W, 3)`` uint8, before :meth:`detect`.
+        category_ids: COCO category ids in the order of the labels.
+        transform: transform that prepares an original image ``(H, W, 3)`` uint8 for :meth:`detect`.
 
     Raises:
         InputError: the metadata of the file is damaged.
@@ -61,12 +61,12 @@ class ExportedDetector:
         """Detect objects in one or more images.
 
         Args:
-            images: images after :attr:`transform`, each ``(3, H, W)`` uint8.
-            sizes: output height and width of each image, usually the original size. Boxes are scaled to it.
+            images: images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
+            sizes: output height and width of each image, usually the original size. Boxes are scaled to this size.
 
         Returns:
-            Per image ``boxes`` ``(n, 4)``, xyxy in pixels of the output size, ``scores`` and ``labels`` ``(n,)``, best
-            first.
+            One dictionary per image, sorted by descending score: ``boxes`` ``(n, 4)``, xyxy in pixels of the output
+            size, ``scores`` ``(n,)`` and ``labels`` ``(n,)``.
         """
         detections, start = [], 0
         for inputs in self._prepare(images):
@@ -80,7 +80,11 @@ class ExportedDetector:
         return detections
 
     def batches(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
-        """Yield the inputs of each call of the ONNX graph. ``images`` are as in :meth:`detect`."""
+        """Yield the list of input arrays for each call of the ONNX graph.
+
+        Args:
+            images: images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
+        """
         for inputs in self._prepare(images):
             yield from self.model.batches(*inputs)
 
@@ -95,7 +99,10 @@ class ExportedDetector:
     def _in_frames(
         self, outputs: dict[str, Tensor], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Split the decoded detections of a batch by image, and scale boxes from ``images`` to ``sizes``."""
+        """Return the detections of each image of a batch, for a graph that returns detections.
+
+        Boxes are scaled from the sizes of ``images`` to the output ``sizes``.
+        """
         normalised = outputs["boxes"] / _corners([image.shape[1:] for image in images])
         detections = to_pixels(outputs | {"boxes": normalised}, sizes)
         return [
@@ -106,7 +113,10 @@ class ExportedDetector:
     def _decode(
         self, outputs: dict[str, Tensor], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Convert raw logits and boxes to detections, as the detector's ``postprocess`` does in PyTorch."""
+        """Return the detections of each image of a batch, for a graph that returns raw logits and boxes.
+
+        The conversion is that of the detector's ``postprocess`` in PyTorch.
+        """
         logits, boxes = outputs["logits"], outputs["boxes"]
         if not self.of_anchors:
             probabilities = logits.sigmoid() if self.of_sigmoid else logits.softmax(-1)[..., :-1]
@@ -123,10 +133,13 @@ class ExportedDetector:
 
 
 def _corners(sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Return the factors ``(B, 1, 4)`` that scale normalised xyxy boxes to pixels: width, height, width and height."""
+    """Return the factors (width, height, width, height) that scale normalised xyxy boxes to pixels: ``(B, 1, 4)``."""
     return torch.tensor([[width, height, width, height] for height, width in sizes], dtype=torch.float32)[:, None]
 
 
 def _as_it_is(**data: Any) -> dict[str, Any]:
-    """Return the data unchanged. This is the transform for a graph that includes the preprocessing."""
+    """Return the keyword arguments as a dictionary.
+
+    This function is the transform for a graph that contains the preprocessing.
+    """
     return data

@@ -1,4 +1,4 @@
-"""The ONNX graph of a detector. It has only standard ONNX operators."""
+"""The module that is exported as the ONNX graph of a detector, with standard ONNX operators only."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,11 +16,11 @@ DECODED_OUTPUTS = ("boxes", "scores", "labels", "counts")
 
 
 class DetectionGraph(nn.Module):
-    """Wrapper of a detector. Its inputs and outputs are only tensors.
+    """Module to export: a detector whose inputs and outputs are only tensors.
 
     Args:
-        model: the detector, in evaluation mode.
-        decode: whether the graph returns detections instead of raw logits and boxes.
+        model: detector in evaluation mode.
+        decode: whether to return detections. If False, return raw logits and boxes.
     """
 
     def __init__(self, model: nn.Module, *, decode: bool):
@@ -29,23 +29,32 @@ class DetectionGraph(nn.Module):
         self.decode = decode
 
     def forward(self, images: Tensor, sizes: Tensor, frames: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Detect objects.
+        """Detect objects in a batch of images.
 
         Args:
-            images: normalised images ``(B, 3, H, W)``, padded on the right and below; H and W are multiples of 32.
+            images: normalised images ``(B, 3, H, W)``, padded on the right and below. H and W are multiples of 32.
             sizes: ``(B, 2)`` long, height and width in pixels of each image without its padding.
-            frames: ``(B, 2)`` long, output height and width of each image. Decoded boxes are scaled to it. Default:
-                ``sizes``.
+            frames: ``(B, 2)`` long, output height and width of each image. Detected boxes are scaled to this size.
+                Default: ``sizes``.
 
         Returns:
-            With ``decode``, ``DECODED_OUTPUTS``: ``boxes`` ``(B, N, 4)``, xyxy in pixels of ``frames``, clipped to the
-            image; ``scores`` ``(B, N)`` in [0, 1], best first; ``labels`` ``(B, N)`` long; and ``counts`` ``(B,)``
-            long, the number of detections. Entries after the detections have score 0 and label -1. N is the number of
-            queries. For RetinaNet, N is 100, after non-maximum suppression.
+            With ``decode``, a tuple of four tensors, named by ``DECODED_OUTPUTS``:
 
-            Without ``decode``, ``RAW_OUTPUTS``: ``logits`` ``(B, N, K)``, or ``(B, N, K+1)`` with "no object" as last
-            class, and ``boxes`` ``(B, N, 4)``, cxcywh, normalised to [0, 1] by the size of the image without padding. N
-            is the number of queries or anchors. Anchors on padding have the lowest finite logits.
+            - ``boxes``: ``(B, N, 4)``, xyxy in pixels of ``frames``, clipped to the image;
+            - ``scores``: ``(B, N)`` in [0, 1], best first;
+            - ``labels``: ``(B, N)`` long;
+            - ``counts``: ``(B,)`` long, number of detections of each image.
+
+            N is the number of queries, or 100 for RetinaNet, after non-maximum suppression. Entries after the
+            detections have score 0 and label -1.
+
+            Without ``decode``, a tuple of two tensors, named by ``RAW_OUTPUTS``:
+
+            - ``logits``: ``(B, N, K)`` for K classes, or ``(B, N, K+1)`` if the last class is "no object";
+            - ``boxes``: ``(B, N, 4)``, cxcywh, normalised to [0, 1] by the size of the image without padding.
+
+            Here N is the number of queries, or of anchors for RetinaNet. Anchors on padding have the lowest finite
+            logits.
         """
         height, width = images.shape[2:]
         rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
@@ -82,16 +91,16 @@ class DetectionGraph(nn.Module):
 
 @torch.library.custom_op("detection::suppress", mutates_args=())
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Apply non-maximum suppression to a batch, as one PyTorch operator that the exporter can translate.
+    """Apply non-maximum suppression to each image of a batch. The exporter can translate this single PyTorch operator.
 
     Args:
         boxes: ``(B, N, 4)``, xyxy in pixels, not negative.
-        scores: ``(B, N)``, 0 for entries without a candidate.
-        labels: ``(B, N)`` long.
+        scores: ``(B, N)``. Entries with score 0 are ignored.
+        labels: ``(B, N)`` long. Boxes suppress only boxes with the same label.
         num_classes: number of classes K.
 
     Returns:
-        ``(B, 100)`` long: indices of the boxes that are kept, best first, then -1.
+        ``(B, 100)`` long: indices of the boxes that are kept, best first. Unused entries at the end are -1.
     """
     order = labels.new_full((boxes.shape[0], DETECTIONS), -1)
     for image in range(len(boxes)):
@@ -107,7 +116,10 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor
 
 
 def translations() -> dict[Callable, Callable]:
-    """Return a dictionary from PyTorch operators, :func:`suppress` and stable sort, to ONNX. Needs onnxscript."""
+    """Return a dictionary from PyTorch operators to functions that translate them to ONNX.
+
+    The operators are :func:`suppress` and the stable sort. The package onnxscript must be installed.
+    """
     from onnxscript import opset20 as op
 
     def number(value: float, kind: type = int):
@@ -142,7 +154,7 @@ def translations() -> dict[Callable, Callable]:
         return op.Where(op.Greater(best, number(0.0, float)), order, number(-1))
 
     def sort(values, *, stable, dim: int, descending: bool):
-        """Translate a stable sort to TopK, which returns equal values in their original order."""
+        """Translate a stable sort to ONNX's TopK, which returns equal values in their original order."""
         return op.TopK(values, op.Shape(values, start=dim, end=dim + 1), axis=dim, largest=int(descending))
 
     return {torch.ops.detection.suppress.default: translated, torch.ops.aten.sort.stable: sort}
@@ -156,20 +168,21 @@ def preparation(
     frame: tuple[int, int] | None,
     batch_size: int | None,
 ) -> str:
-    """Write the preprocessing for :class:`DetectionGraph` as a graph in ONNX's text format.
+    """Return the preprocessing for :class:`DetectionGraph` as an ONNX model in text format.
 
     Args:
-        short_side: length of the shorter side in pixels.
-        longest: maximum length of the longer side in pixels.
-        mean: mean of each channel, in 0..1.
-        std: standard deviation of each channel, in 0..1.
-        frame: fixed height and width of the detector's input. None: any.
+        short_side: length of the shorter side in pixels, after resizing.
+        longest: maximum length of the longer side in pixels, after resizing.
+        mean: mean of each channel, for pixel values in [0, 1].
+        std: standard deviation of each channel, for pixel values in [0, 1].
+        frame: fixed height and width of the detector's input in pixels. None: any.
         batch_size: fixed number of images. None: any.
 
     Returns:
-        The text of an ONNX model. Its input is ``image`` ``(B, H, W, 3)``, uint8 RGB. Its outputs ``prepared_images``,
-        ``prepared_sizes`` and ``prepared_frames`` are the three inputs of :meth:`DetectionGraph.forward`. The model
-        resizes images as :func:`detection.transforms.eval_transform` does, then normalises and pads them.
+        Text of an ONNX model that resizes images as :func:`detection.transforms.eval_transform` does, and then
+        normalises and pads them. The input of the model is ``image`` ``(B, H, W, 3)``, uint8 RGB. The outputs
+        ``prepared_images``, ``prepared_sizes`` and ``prepared_frames`` are the three inputs of
+        :meth:`DetectionGraph.forward`.
     """
     if frame is None:
         height, width = "prepared_height", "prepared_width"

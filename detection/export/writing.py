@@ -1,4 +1,4 @@
-"""Write a detector as an ONNX file and compare it with PyTorch."""
+"""Export a detector to an ONNX file, and compare the file with PyTorch."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -47,20 +47,20 @@ def write_detector(
     preprocessing: bool = False,
     decode: bool = True,
 ) -> None:
-    """Write the inference form of a detector (:func:`mobile_former.deploy`) as an ONNX file.
+    """Write the inference form of a detector (:func:`mobile_former.deploy`) to an ONNX file.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: options of the data module, from the same checkpoint.
+        data_options: options of the data module, from the checkpoint of ``module``.
         path: path of the file.
-        image_size: height and width of the graph's images, multiples of 32. None: any.
-        batch_size: number of images per call. None: any.
-        preprocessing: whether the graph takes raw uint8 images, and resizes, normalises and pads them itself.
-        decode: whether the graph returns detections instead of raw logits and boxes. RetinaNet's detections are those
-            after non-maximum suppression.
+        image_size: fixed height and width of the detector's input in pixels, multiples of 32. None: any.
+        batch_size: number of images per batch. None: any number.
+        preprocessing: whether the graph takes original uint8 images, and resizes, normalises and pads them itself.
+        decode: whether the graph returns detections, for RetinaNet after non-maximum suppression. If False, the graph
+            returns raw logits and boxes.
 
     Raises:
-        InputError: the extra "export" is missing, or the model cannot be exported.
+        InputError: the packages of the pip extra "export" are missing, or the model cannot be exported.
     """
     model = mobile_former.deploy(module.model)
     # torch.export fixes sizes that are equal or 1: examples of dynamic sizes must differ from each other and from 1.
@@ -109,7 +109,7 @@ def _by_sigmoid(model: torch.nn.Module) -> bool:
 
 
 def _describe_input(preprocessing: bool) -> str:
-    """Describe the inputs, for the authors of programs that run the file."""
+    """Return the text in the metadata of the file that describes the shape, type and values of the inputs."""
     if preprocessing:
         return "image: uint8 (batch, height, width, 3), RGB of 0..255, as read"
     return (
@@ -133,12 +133,12 @@ def _describe_output(decode: bool, preprocessing: bool, anchors: bool, model: to
 
 
 class DetectorExporter(Exporter):
-    """The steps of the ``export`` command that are specific to detectors.
+    """Steps of the ``export`` command that are specific to detection.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: options of the data module, from the same checkpoint.
-        options: options of the command.
+        data_options: options of the data module, from the checkpoint of ``module``.
+        options: parsed options of the command line.
     """
 
     embedded_name = "scenes"
@@ -152,21 +152,27 @@ class DetectorExporter(Exporter):
         )
 
     def data(self) -> DetectionData:
-        """Build the data module: with the data in ``--data.root`` if given, else with the checkpoint's data."""
+        """Build the data module with the options in the checkpoint.
+
+        If ``--data.root`` is given, the data in this folder replaces the data of the checkpoint.
+        """
         data = labelled_data(self.data_options, {"root": self.options.data.root})
         data.class_names = self.module.hparams.class_names
         return data
 
     def training_images(self) -> ImageSource:
-        """Read the list of training images."""
+        """Return the training images, without transforms."""
         return self.data().train_source
 
     def embedded_images(self) -> ImageSource:
-        """Build the validation split of the embedded scenes, see :class:`detection.data.scenes.Scenes`."""
+        """Return the validation split of the built-in synthetic images.
+
+        See :class:`detection.data.scenes.Scenes`.
+        """
         return Scenes("val")
 
     def write(self, path: Path) -> None:
-        """Write the float32 ONNX file."""
+        """Write the detector to an ONNX file with float32 weights."""
         write_detector(
             self.module,
             self.data_options,
@@ -178,18 +184,20 @@ class DetectorExporter(Exporter):
         )
 
     def read(self, path: Path) -> ExportedDetector:
-        """Open an exported ONNX file."""
+        """Open an ONNX file that :meth:`write` has written."""
         return ExportedDetector(OnnxModel(path, "detection"))
 
     def inputs(self, file: ExportedDetector, image: np.ndarray) -> Iterable[list[np.ndarray]]:
-        """Yield the inputs of the graph for a raw image ``(H, W, 3)`` uint8."""
+        """Yield the list of input arrays for each call of the graph on an original image ``(H, W, 3)`` uint8."""
         return file.batches([_planes(file, image)])
 
     def check(self, file: ExportedDetector, source: ImageSource) -> tuple[str, str] | None:
-        """Compare the detections of a file with those of PyTorch, on the same resized images, by :func:`differences`.
+        """Compare the detections of a file with those of PyTorch on the same resized images.
+
+        The comparison uses :func:`differences`.
 
         Returns:
-            With ``--preprocessing``, a row for the table of :meth:`compare`: its name and its value. Otherwise None.
+            With ``--preprocessing``: label and value of a row for the table of :meth:`compare`. Otherwise None.
 
         Raises:
             InputError: the detections differ by more than ``BOX_TOLERANCE`` or ``SCORE_TOLERANCE``.
@@ -226,7 +234,7 @@ class DetectorExporter(Exporter):
         return "both without resizing", f"{worst[0]:.1e}, {worst[1]:.1e}"
 
     def compare(self, files: dict[str, ExportedDetector], images: CheckImages) -> Table:
-        """Build the table that compares PyTorch and the files."""
+        """Return a table that compares PyTorch and the files in size, detections, AP and time."""
         columns = {"PyTorch": self.checkpoint, **files}
         detectors = list(columns.values())
         metrics = [
@@ -268,22 +276,23 @@ def _planes(detector: Detector, image: np.ndarray) -> torch.Tensor:
 def differences(
     found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, complete: bool = False
 ) -> tuple[float, float]:
-    """Compute the largest differences between two lists of detections of one image.
+    """Return the largest differences of boxes and scores between two sets of detections of one image.
 
-    Detections of the same class are matched with the smallest total difference, because the order of detections with
-    nearly equal scores may change. The boxes of a match differ by less than a pixel. The score of a detection without a
-    match is compared with the lowest score of the other list if that list has the maximum length, else with RetinaNet's
-    score threshold.
+    Detections are matched first, because nearly equal scores may change their order. Two detections can match if they
+    have the same class and their boxes differ by less than a pixel. The total difference of all matches is minimised.
+
+    A detection without a match is compared with the lowest score that the other set can contain. This is the lowest
+    score of the other set if that set has the maximum length, and otherwise RetinaNet's score threshold.
 
     Args:
-        found: ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` and ``labels`` ``(n,)``.
-        expected: ``m`` detections in the same format.
-        complete: whether both lists have all predictions. Then each prediction needs a match, however low its score.
-            Predictions with low scores may match in spite of different classes.
+        found: dictionary with ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` ``(n,)`` and ``labels`` ``(n,)``.
+        expected: dictionary of ``m`` detections in the same format.
+        complete: whether both sets contain all predictions of the model. If True, every prediction needs a match, even
+            if its score is low. Predictions with low scores can then match although their classes differ.
 
     Returns:
-        The largest difference of a box coordinate in pixels, and the largest difference of a score. Both are infinite
-        if a box or score is not finite.
+        The largest difference of a box coordinate in pixels, and the largest difference of a score. Both values are
+        infinite if any input is not finite.
     """
     pair = [{name: values.double().numpy() for name, values in each.items()} for each in (found, expected)]
     if not all(np.isfinite(values).all() for each in pair for values in each.values()):

@@ -1,1 +1,1 @@
-"""Matching of predictions with objects, and losses."""
+"""Losses of the detectors, and the matching of predictions with objects."""

@@ -1,4 +1,4 @@
-"""DETR's set loss (Carion et al., ECCV 2020, section 3.1)."""
+"""DETR's loss between a set of predictions and a set of objects (Carion et al., ECCV 2020, section 3.1)."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,16 @@ from mobile_former.errors import InputError
 
 
 class SetCriterion(nn.Module):
-    """Classification, L1 and generalised IoU losses between matched queries and objects, for every layer.
+    """DETR's losses between queries and the objects that they are matched with, at every decoder layer.
+
+    These are a classification loss, and an L1 loss and a generalised IoU loss of the boxes.
 
     Args:
         num_classes: number of classes K. Class K is "no object".
         focal: whether class probabilities are sigmoids, without a class "no object". The classification loss is then
             the focal loss, divided by the number of objects.
-        matcher: assigns queries to objects. Default: with DETR's costs, or with ``focal``, Deformable DETR's costs.
+        matcher: assigns queries to objects. Default: a matcher with DETR's costs, or with Deformable DETR's costs if
+            ``focal`` is set.
         no_object_weight: weight of "no object" in the cross-entropy.
         weight_ce: weight of the classification loss in the total. Default: 1, or 2 with ``focal``.
         weight_bbox: weight of the L1 loss in the total.
@@ -61,12 +64,14 @@ class SetCriterion(nn.Module):
         """Match predictions with objects and compute the losses.
 
         Args:
-            outputs: ``logits`` ``(B, Q, K+1)`` (with ``focal``: ``(B, Q, K)``); ``boxes`` ``(B, Q, 4)``, cxcywh,
-                normalised to 0..1; optionally ``auxiliary``, a list of the ``logits`` and ``boxes`` of earlier layers.
-            targets: per image ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1.
+            outputs: dictionary with ``logits`` ``(B, Q, K+1)``, or ``(B, Q, K)`` with ``focal``, and ``boxes``
+                ``(B, Q, 4)``, cxcywh, normalised to 0..1. These are the predictions of the last layer. The optional key
+                ``auxiliary`` holds a list of such dictionaries, one for each earlier layer.
+            targets: list with one dictionary for each image: ``labels`` ``(n,)`` long, and ``boxes`` ``(n, 4)``,
+                cxcywh, normalised to 0..1.
 
         Returns:
-            A dictionary of scalars:
+            A dictionary from name to scalar:
 
             - ``loss_ce``, ``loss_bbox``, ``loss_giou``: losses of the last layer, unweighted. The cross-entropy is
               divided by the sum of the class weights of all queries. The focal loss and the box losses are divided by

@@ -1,4 +1,4 @@
-"""Task-aligned one-to-many assignment and the losses of the dense head (Feng et al., TOOD, ICCV 2021)."""
+"""Losses of the dense detection head, with task-aligned one-to-many assignment (Feng et al., TOOD, ICCV 2021)."""
 
 from collections.abc import Sequence
 
@@ -19,12 +19,15 @@ _NEGATIVE_WEIGHT = 0.75  # Zhang et al., VarifocalNet, CVPR 2021
 
 
 class DenseCriterion(nn.Module):
-    """Losses of the dense head, which predicts at every position of the feature maps.
+    """Losses of the dense head, which predicts class logits and a box at every position of the feature maps.
 
-    The alignment of a position with an object is ``score^½ · IoU⁶``. Each object takes the ten positions inside it with
-    the highest alignment, or the nearest position if none is inside. A position taken by several objects is assigned to
-    the object of highest IoU. The target score of a position is its alignment, scaled per object: the best alignment of
-    an object becomes the best IoU of that object.
+    The alignment of a position with an object is ``score^½ · IoU⁶``. Here, ``score`` is the predicted probability of
+    the object's class, and ``IoU`` compares the predicted box with the object's box. Each object takes the ten
+    positions inside its box with the highest alignment, or the nearest position if none is inside. If several objects
+    take the same position, the position is assigned to the object with the highest IoU.
+
+    The target score of a position is its alignment times a factor. All positions of an object have the same factor. It
+    makes the highest target score of the object equal to the highest IoU of the object.
     """
 
     def forward(self, dense: dict[str, Tensor], targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -32,11 +35,12 @@ class DenseCriterion(nn.Module):
 
         Args:
             dense: output of :class:`detection.models.dense_head.DenseHead`.
-            targets: per image ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1.
+            targets: list with one dictionary for each image: ``labels`` ``(n,)`` long, and ``boxes`` ``(n, 4)``,
+                cxcywh, normalised to 0..1.
 
         Returns:
-            A dictionary of scalars. Each loss is unweighted and divided by the sum of the target scores, at least 1; in
-            training the sum is averaged over processes.
+            A dictionary from name to scalar. Each loss is unweighted and divided by the sum of the target scores, at
+            least 1. In training, this sum is averaged over processes.
 
             - ``loss_dense_ce``: cross-entropy with the target scores. Easy negatives are down-weighted.
             - ``loss_dense_bbox``: L1 distance of the boxes, weighted by the target scores.
@@ -78,18 +82,19 @@ class DenseCriterion(nn.Module):
 def assign(
     logits: Tensor, boxes: Tensor, centres: Tensor, padding: Tensor, target: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Assign the objects of one image to positions, see :class:`DenseCriterion`.
+    """Assign the objects of one image to positions of the feature maps, as described in :class:`DenseCriterion`.
 
     Args:
         logits: class logits of the positions ``(P, K)``.
         boxes: predicted boxes ``(P, 4)``, cxcywh, normalised to 0..1.
         centres: centres of the positions ``(P, 2)``, x and y, normalised to 0..1.
         padding: ``(P,)`` bool, True on padding.
-        target: ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1, with n at least 1.
+        target: dictionary with ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1. n is at
+            least 1.
 
     Returns:
-        Three tensors ``(m,)``: the indices of the positions with an object, the indices of the objects, and the target
-        scores in 0..1.
+        A tuple of three tensors ``(m,)``: the indices of the positions with an object, the indices of their objects,
+        and the target scores in 0..1.
     """
     corners = cxcywh_to_xyxy(target["boxes"].to(boxes))  # (n, 4)
     distance = (centres[:, None] - target["boxes"][:, :2].to(boxes)).square().sum(-1)  # (P, n)

@@ -13,14 +13,14 @@ PRIOR_LOGIT = -math.log((1 - 0.01) / 0.01)
 
 
 def focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Return the focal loss: elementwise binary cross-entropy that down-weights good predictions.
+    """Return the focal loss of each element: binary cross-entropy that down-weights good predictions.
 
     Args:
         logits: class logits ``(...)``.
-        wanted: ``(...)``, 1 if the class is present, else 0.
+        wanted: targets ``(...)``, 1 if the class is present, else 0.
 
     Returns:
-        Loss of each element ``(...)``.
+        Losses ``(...)``.
     """
     probability = logits.sigmoid()
     missed = wanted * (1 - probability) + (1 - wanted) * probability

@@ -15,17 +15,17 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 
 class HungarianMatcher:
-    """The one-to-one assignment of queries to objects that has the lowest total cost.
+    """Matcher that assigns queries to objects one to one, with the lowest total cost.
 
     The cost of a query and an object is a weighted sum of a class cost, the L1 distance of the boxes, and the negative
     generalised IoU of the boxes. The class cost is the negative predicted probability of the object's class. With
-    ``focal``, the class cost is the focal loss with this class present, minus the focal loss with this class absent
-    (Zhu et al., Deformable DETR, ICLR 2021).
+    ``focal``, the class cost is instead the focal loss with this class present, minus the focal loss with this class
+    absent (Zhu et al., Deformable DETR, ICLR 2021).
 
     Args:
         cost_class: weight of the class cost.
         cost_l1: weight of the L1 distance.
-        cost_giou: weight of the generalised IoU.
+        cost_giou: weight of the negative generalised IoU.
         focal: whether class probabilities are sigmoids, without a class "no object".
 
     Raises:
@@ -41,29 +41,33 @@ class HungarianMatcher:
         self.focal = focal
 
     def __call__(self, outputs: dict[str, Tensor], targets: Sequence[dict[str, Tensor]]) -> Pairs:
-        """Match the predictions of one layer.
+        """Match the predictions of one decoder layer with the objects.
 
         Args:
-            outputs: ``logits`` ``(B, Q, K+1)``, class K being "no object" (with ``focal``: ``(B, Q, K)``); ``boxes``
-                ``(B, Q, 4)``, cxcywh, normalised to 0..1.
-            targets: per image ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1.
+            outputs: dictionary with ``logits`` ``(B, Q, K+1)``, class K being "no object", or ``(B, Q, K)`` with
+                ``focal``; and ``boxes`` ``(B, Q, 4)``, cxcywh, normalised to 0..1.
+            targets: list with one dictionary for each image: ``labels`` ``(n,)`` long, and ``boxes`` ``(n, 4)``,
+                cxcywh, normalised to 0..1.
 
         Returns:
-            Per image two long tensors ``(min(Q, n),)``: the indices of the matched queries, ascending, and the indices
-            of their objects.
+            List with a tuple of two long tensors ``(min(Q, n),)`` for each image: the indices of the matched queries,
+            ascending, and the indices of their objects.
         """
         return self.match_layers([outputs], targets)[0]
 
     @torch.no_grad()
     def match_layers(self, layers: Sequence[dict[str, Tensor]], targets: Sequence[dict[str, Tensor]]) -> list[Pairs]:
-        """Match the predictions of several layers, with one computation of costs and one transfer to the CPU.
+        """Match the predictions of several decoder layers with the objects.
+
+        The costs of all layers are computed together and transferred to the CPU once.
 
         Args:
-            layers: predictions of each layer, see :meth:`__call__`; all layers have the same shapes.
+            layers: list with the dictionary ``outputs`` of each layer, see :meth:`__call__`. All layers have the same
+                shapes.
             targets: objects of each image, see :meth:`__call__`.
 
         Returns:
-            The matches of each layer, see :meth:`__call__`.
+            List with the result of :meth:`__call__` for each layer.
         """
         device = layers[0]["logits"].device
         with without_autocast(device):
@@ -82,9 +86,10 @@ class HungarianMatcher:
         ]
 
     def _costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tensor:
-        """Return the costs of all layers ``(L, B, Q, N)``, where N is the largest number of objects in an image.
+        """Return the matching costs ``(L, B, Q, N)`` of L layers, B images and Q queries.
 
-        For an image with fewer than N objects, the last columns are meaningless.
+        N is the largest number of objects in an image. For an image with fewer objects, the last columns are
+        meaningless.
         """
         labels = pad_sequence([target["labels"].to(logits.device) for target in targets], batch_first=True)
         objects = pad_sequence([target["boxes"].to(boxes) for target in targets], batch_first=True, padding_value=0.5)

@@ -1,4 +1,4 @@
-"""Full precision for boxes, losses and matching costs in mixed-precision training."""
+"""Functions that keep boxes, losses and matching costs in full precision during mixed-precision training."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,14 +7,17 @@ from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Convert half precision to float32 and keep float64; half precision is too coarse for boxes, losses and costs."""
+    """Convert a tensor to float32. A float64 tensor is returned unchanged.
+
+    Half precision is too coarse for boxes, losses and matching costs.
+    """
     return x if x.dtype == torch.float64 else x.float()
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
-    """Return a context that disables autocast on a device.
+    """Return a context manager that disables autocast on a device.
 
-    If autocast is already disabled, the context is empty: exporters do not support autocast contexts.
+    If autocast is already disabled, the context manager does nothing, because exporters do not support autocast.
     """
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)

@@ -1,15 +1,15 @@
-"""The divisor of losses, shared by all processes of a distributed run."""
+"""Divisor of a loss in distributed training."""
 
 import torch
 from torch import Tensor
 
 
 def normaliser(count: Tensor, *, training: bool) -> Tensor:
-    """Return the divisor of a loss: a count, at least 1, averaged over processes in training.
+    """Return the divisor of a loss: ``count``, at least 1. In training, ``count`` is averaged over all processes first.
 
     Gradients are averaged over processes. With the averaged divisor, the averaged gradients equal the gradients of one
     process that holds the whole batch. In training, every process must call this function. Evaluation uses the local
-    count: processes may have different numbers of batches, and a reduction would wait forever.
+    count, because processes may have different numbers of batches, and a reduction would then wait forever.
 
     Args:
         count: number of objects or sum of weights in this process, of any shape.

@@ -1,4 +1,4 @@
-"""Assignment of objects to anchors, and RetinaNet's losses (Lin et al., ICCV 2017, section 4)."""
+"""RetinaNet's losses, and its assignment of anchors to objects (Lin et al., ICCV 2017, section 4)."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,10 @@ IGNORED, BACKGROUND = -2, -1
 
 
 class RetinaNetCriterion(nn.Module):
-    """Focal loss of all anchors that are not ignored, and L1 loss of the box offsets of anchors with an object.
+    """RetinaNet's losses: the focal loss of the classes and the L1 loss of the box offsets.
+
+    The focal loss covers all anchors except those on padding and those that :func:`assign` ignores. The L1 loss covers
+    only the anchors that are assigned to an object.
 
     Args:
         num_classes: number of classes K.
@@ -29,15 +32,16 @@ class RetinaNetCriterion(nn.Module):
         self.num_classes = num_classes
 
     def forward(self, outputs: dict, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Assign objects to anchors and compute the losses.
+        """Assign anchors to objects and compute the losses.
 
         Args:
             outputs: output of :class:`detection.models.retinanet.RetinaNet`.
-            targets: per image ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1.
+            targets: list with one dictionary for each image: ``labels`` ``(n,)`` long, and ``boxes`` ``(n, 4)``,
+                cxcywh, normalised to 0..1.
 
         Returns:
-            A dictionary of scalars. Losses are divided by the number of anchors with an object, at least 1; in training
-            this number is averaged over processes.
+            A dictionary from name to scalar. Losses are divided by the number of anchors with an object, at least 1. In
+            training, this number is averaged over processes.
 
             - ``loss_ce``: focal loss.
             - ``loss_bbox``: L1 loss of the offsets.
@@ -76,11 +80,12 @@ class RetinaNetCriterion(nn.Module):
 
 @torch.no_grad()
 def assign(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """Assign each anchor of one image to an object, to the background, or to neither (ignored).
+    """Assign each anchor of one image to an object or to the background, or ignore it.
 
-    The highest intersection over union (IoU) of an anchor with an object decides. From 0.5, the anchor is assigned to
-    this object. Below 0.4, the anchor is background. Between the two, the anchor is ignored. In addition, each object
-    is assigned to the anchors that have the highest IoU with this object, if this IoU is above 0.
+    Each anchor is compared with the object that it overlaps most, by intersection over union (IoU). If the IoU is 0.5
+    or more, the anchor is assigned to this object. If the IoU is below 0.4, the anchor is background. Between these
+    limits, the anchor is ignored. In addition, each object gets the anchors that have the highest IoU with
+    this object. This IoU may be below 0.5 but must be above 0.
 
     Args:
         anchors: ``(A, 4)``, cxcywh in pixels.

@@ -1,4 +1,4 @@
-"""Validation of the targets that a criterion takes."""
+"""Function that checks the targets (labels and boxes) of a loss."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,13 @@ from mobile_former.errors import InputError
 
 
 def check_targets(targets: Sequence[dict[str, Tensor]], images: int, num_classes: int) -> None:
-    """Check the number, shapes, types and values of targets.
+    """Raise an error if targets have a wrong number, shape, type or value.
 
-    Values are checked only on the CPU: on a GPU, the check would make the CPU wait.
+    Values are checked only if the targets are on the CPU. On a GPU, the check would make the CPU wait for the GPU.
 
     Args:
-        targets: per image ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1.
+        targets: list with one dictionary for each image: ``labels`` ``(n,)`` long, and ``boxes`` ``(n, 4)``, cxcywh,
+            normalised to 0..1.
         images: number of images in the batch.
         num_classes: number of classes K.
 

@@ -1,1 +1,1 @@
-"""Detectors: E2E-MF, RetinaNet and DETR."""
+"""Detectors: E2E-MF (the DETR-like detector of the Mobile-Former paper), RetinaNet and DETR."""

@@ -1,4 +1,4 @@
-"""Ablations of detectors: removal of parts of the Mobile-Former backbone or of E2E-MF's head."""
+"""Ablations of detectors: each removes a part of the Mobile-Former backbone or of the detection head."""
 
 from torch import Tensor, nn
 
@@ -11,16 +11,17 @@ def ablate(detector: nn.Module, names: str) -> None:
     """Remove parts from a detector, in place.
 
     The ablations of :func:`mobile_former.ablation.ablate` apply to the backbone. All of these except ``no_bridge`` and
-    ``tokens=N`` apply to E2E-MF's head too. Detectors have three more ablations:
+    ``tokens=N`` also apply to the head of E2E-MF, the DETR-like detector of the Mobile-Former paper. Detectors have
+    three more ablations:
 
     - ``shared_dynamic_relu``: the backbone's dynamic ReLU is spatially shared instead of spatially aware.
-    - ``no_position_adaption`` (E2E-MF): the positions of queries keep their initial values.
-    - ``scales=32`` or ``scales=32+16`` (E2E-MF): the head uses only these scales. Blocks of the removed scales work on
-      the finest remaining scale.
+    - ``no_position_adaption`` (E2E-MF): the position embeddings of the queries stay the same in all blocks.
+    - ``scales=32`` or ``scales=32+16`` (E2E-MF): the head uses only the feature maps at these strides. Blocks of the
+      removed strides work on the finest remaining map.
 
     Args:
         detector: newly built detector, before weights are loaded.
-        names: one or several ablations, separated by commas.
+        names: name of an ablation, or several names separated by commas.
 
     Raises:
         InputError: a name or value is unknown, or the detector does not have the part to remove.
@@ -29,18 +30,20 @@ def ablate(detector: nn.Module, names: str) -> None:
 
 
 class FixedPosition(Ablated, nn.Module):
-    """Replacement of ``adapt`` in :class:`HeadBlock`: leaves the positions of queries unchanged."""
+    """Module that leaves the position embeddings of queries unchanged. It replaces ``adapt`` in :class:`HeadBlock`."""
 
     def forward(self, content: Tensor) -> Tensor:
-        """Return 0, a scalar, as the change of the positions for any contents ``(B, Q, d)``."""
+        """Return the scalar 0 as the change of the position embeddings, for any query features ``(B, Q, d)``."""
         return content.new_zeros(())
 
 
 class FixedStart(Ablated, QueryStart):
-    """Queries whose position embeddings stay the same in all blocks. Each block still corrects the boxes.
+    """Replacement of :class:`QueryStart` that never changes the position embeddings of the queries.
+
+    The blocks still correct the boxes of the queries.
 
     Args:
-        part: the module to replace. The new module has the same parameters.
+        part: the module to replace. The new module shares its parameters.
     """
 
     def __init__(self, part: QueryStart):
@@ -48,7 +51,10 @@ class FixedStart(Ablated, QueryStart):
         self.__dict__.update(part.__dict__)
 
     def move(self, queries: Queries, boxes: Tensor) -> Queries:
-        """Replace the boxes of the queries and keep the positions, see :meth:`QueryStart.move`."""
+        """Return the queries with new boxes ``(B, Q, 4)`` and the same position embeddings.
+
+        Queries without boxes are returned unchanged. This method overrides :meth:`QueryStart.move`.
+        """
         if self.embed is None:
             return queries
         return Queries(queries.content, queries.position, boxes.detach())

@@ -1,4 +1,4 @@
-"""Backbones of the detectors: Mobile-Formers, and networks of timm and transformers."""
+"""Backbones of the detectors: Mobile-Former variants, and networks of timm and transformers."""
 
 from pathlib import Path
 
@@ -24,15 +24,18 @@ def create_backbone(name: str) -> nn.Module:
     """Build a detector's backbone.
 
     Args:
-        name: a published Mobile-Former, here with spatially aware dynamic ReLU; ``timm/NAME`` for a model of timm with
-            maps at strides 8, 16 and 32; ``transformers/resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``.
+        name: name of a Mobile-Former variant, which then has spatially aware dynamic ReLU; ``timm/NAME`` for a model of
+            timm with feature maps at strides 8, 16 and 32; or ``transformers/resnet18``, ``resnet34``, ``resnet50`` or
+            ``resnet101``.
 
     Returns:
-        A module with ``channels``, a dictionary of channels by stride. Its ``forward(images, padding_mask)`` returns a
-        dictionary of maps by stride, and the tokens. The tokens are None for networks of other libraries.
+        A module with the attribute ``channels``, a dictionary from stride to number of channels. Its
+        ``forward(images, padding_mask)`` returns a tuple (dictionary from stride to feature map, tokens). The tokens
+        are None for networks of other libraries.
 
     Raises:
-        InputError: the name is unknown, the library cannot be imported, or the network lacks maps at these strides.
+        InputError: the name is unknown, the library cannot be imported, or the network lacks a feature map at stride 8,
+            16 or 32.
     """
     if name in VARIANTS:
         return Backbone(VARIANTS[name], spatial_dynamic_relu=True)
@@ -45,15 +48,15 @@ def create_backbone(name: str) -> nn.Module:
 
 
 def load_pretrained_backbone(backbone: nn.Module, name: str, path: Path) -> None:
-    """Load a classifier's weights file into a backbone, in place.
+    """Load the backbone weights in a classifier's weights file into a backbone, in place.
 
     Args:
         backbone: a backbone built by :func:`create_backbone`, or the ResNet of DETR.
         name: name of the backbone.
-        path: weights file in the layout of the backbone's library.
+        path: weights file of a classifier, with the tensor names of the backbone's library.
 
     Raises:
-        InputError: the file does not fit.
+        InputError: the file does not fit the backbone.
         FileNotFoundError: the file does not exist.
     """
     if isinstance(backbone, Backbone):
@@ -67,11 +70,11 @@ def load_pretrained_backbone(backbone: nn.Module, name: str, path: Path) -> None
 class BaselineBackbone(nn.Module):
     """A network of another library, with the interface of Mobile-Former's backbone.
 
-    Padding is set to zero only in the image; Mobile-Former sets padding to zero in every map. As usual with these
-    networks, features near the border between image and padding depend on the amount of padding.
+    Only the image is set to zero on padding. Mobile-Former's backbone also sets every feature map to zero there.
+    Without this, features near the padding depend on the amount of padding, as usual with these networks.
 
     Args:
-        network: module that returns a list of maps, fine to coarse.
+        network: module that computes feature maps, fine to coarse.
         strides: strides of these maps in pixels.
         channels: channels of these maps.
         name: name of the network in error messages.
@@ -91,27 +94,27 @@ class BaselineBackbone(nn.Module):
         self.channels = dict(zip(strides, channels, strict=True))
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], None]:
-        """Return the maps of images, and None, because these networks have no tokens.
+        """Compute the feature maps of images.
 
         Args:
             images: normalised images ``(B, 3, H, W)``.
             padding_mask: ``(B, H, W)`` bool, True on padding; None if there is no padding.
 
         Returns:
-            Two values: the maps by stride, ``{8: (B, C, ⌈H/8⌉, ⌈W/8⌉), 16: …, 32: …}`` and any further strides of the
-            network; and None.
+            A tuple (dictionary from stride to feature map, None). The dictionary is ``{8: (B, C, ⌈H/8⌉, ⌈W/8⌉), 16: …,
+            32: …}`` with any further strides of the network. The second value is None because there are no tokens.
         """
         if padding_mask is not None:
             images = zero_padding(images, padding_mask[:, None])
         return dict(zip(self.strides, self.maps(images), strict=True)), None
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Return the maps of normalised images, fine to coarse."""
+        """Return a list of the feature maps of normalised images ``(B, 3, H, W)``, fine to coarse."""
         return self.network(images)
 
 
 class TimmBackbone(BaselineBackbone):
-    """A network of timm with maps at strides 8, 16 and 32.
+    """A network of timm with feature maps at strides 8, 16 and 32.
 
     Args:
         name: name of the network in timm.
@@ -124,7 +127,7 @@ class TimmBackbone(BaselineBackbone):
         self.name = name
 
     def load(self, path: Path) -> None:
-        """Load a weights file in the layout of timm."""
+        """Load a weights file with timm's tensor names, in place."""
         self.network.load_state_dict(timm_model(self.name, path, features_only=True).state_dict())
 
 
@@ -141,9 +144,9 @@ class TransformersBackbone(BaselineBackbone):
         super().__init__(network, list(STRIDES), network.channels, f"transformers/{name}")
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Return the maps of normalised images, fine to coarse."""
+        """Return a list of the feature maps of normalised images ``(B, 3, H, W)``, fine to coarse."""
         return list(self.network(images).feature_maps)
 
     def load(self, path: Path) -> None:
-        """Load a weights file in the layout of transformers, with or without a classifier."""
+        """Load a weights file with the tensor names of transformers. A classifier in the file is ignored."""
         load_transformers_weights(self.network, path)

@@ -1,6 +1,6 @@
-"""A dense one-to-many head: every position of the maps predicts, as in one-stage detectors.
+"""Dense detection head: it predicts at every position of the feature maps, as in one-stage detectors.
 
-The backbone learns faster from this head than from the queries, because each object trains many positions. The best
+The backbone learns faster from this head than from object queries, because each object trains many positions. The best
 positions of the head are good initial queries (Zhu et al., Deformable DETR, ICLR 2021, section 4.2; Zong et al.,
 Co-DETR, ICCV 2023).
 """
@@ -22,11 +22,13 @@ _MAX_LOG_SCALE = 4.0  # bound of |log(side / (4 · stride))|
 
 
 class DenseHead(nn.Module):
-    """Predict class logits and a box at each position of the feature maps, after a top-down path over the maps.
+    """Module that predicts class logits and a box at each position of the feature maps.
+
+    A top-down path comes first: it adds each coarser feature map to the next finer one.
 
     Args:
-        width: channels of the maps.
-        strides: strides of the maps in pixels, coarse to fine.
+        width: channels of the feature maps.
+        strides: strides of the feature maps in pixels, coarse to fine.
         num_classes: number of classes K.
     """
 
@@ -47,15 +49,15 @@ class DenseHead(nn.Module):
         nn.init.zeros_(self.box.bias)
 
     def forward(self, maps: dict[int, Tensor], padding: dict[int, Tensor], extent: Tensor) -> dict[str, Tensor]:
-        """Predict at every position of the maps.
+        """Predict class logits and a box at each position of the feature maps.
 
         Args:
-            maps: dictionary from stride to map ``(B, C, H, W)``.
+            maps: dictionary from stride to feature map ``(B, C, H, W)``.
             padding: dictionary from stride to mask ``(B, 1, H, W)``, bool, True on padding; empty without padding.
             extent: ``(B, 2)``, width and height of the images without padding, in pixels.
 
         Returns:
-            A dictionary. The P positions are those of all maps, coarse to fine, row by row.
+            A dictionary. The P positions are those of all feature maps, coarse to fine, row by row.
 
             - ``logits``: ``(B, P, K)``; the lowest finite number on padding.
             - ``boxes``: ``(B, P, 4)``, cxcywh, normalised by the size of the image without padding. Values are outside
@@ -95,7 +97,7 @@ class DenseHead(nn.Module):
 
 
 class Separable(nn.Module):
-    """A depthwise 3×3 convolution and a pointwise convolution.
+    """Depthwise separable convolution: 3×3 depthwise and 1×1 pointwise, each with BatchNorm, then ReLU.
 
     Args:
         width: number of channels.
@@ -108,7 +110,10 @@ class Separable(nn.Module):
 
     @recomputable
     def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
-        """Return ``(B, C, H, W)`` for ``x`` ``(B, C, H, W)`` and an optional mask ``(B, 1, H, W)``, True on padding."""
+        """Apply the layers to ``x`` ``(B, C, H, W)``. The result has the same shape.
+
+        ``padding`` ``(B, 1, H, W)`` is True on padding, where ``x`` is set to zero first. None: there is no padding.
+        """
         return F.relu(self.pointwise(self.depthwise(zero_padding(x, padding))))
 
 

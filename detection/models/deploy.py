@@ -1,4 +1,4 @@
-"""The inference form of E2E-MF, see :func:`mobile_former.deployment.deploy.deploy`."""
+"""Support for E2E-MF detectors in :func:`mobile_former.deployment.deploy.deploy`, which makes inference faster."""
 
 from torch import nn
 
@@ -8,9 +8,9 @@ from mobile_former.deployment.deploy import inference_form
 
 @inference_form.register
 def _(module: E2EMobileFormer) -> nn.Module:
-    """Convert the parts to their inference forms.
+    """Replace the submodules of an E2E-MF detector by faster modules for inference.
 
-    The last block skips the update of the map, because the updated map is unused.
+    The last block no longer updates the feature map, because nothing reads the updated map.
     """
     module = inference_form.dispatch(nn.Module)(module)
     module.blocks[-1].updates_map = False

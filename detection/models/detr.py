@@ -1,4 +1,7 @@
-"""DETR with a ResNet (Carion et al., ECCV 2020), from transformers: the baseline that E2E-MF is compared with."""
+"""DETR with a ResNet backbone (Carion et al., ECCV 2020), built with the transformers library.
+
+It is the baseline for E2E-MF, the DETR-like detector of the Mobile-Former paper.
+"""
 
 from collections.abc import Sequence
 
@@ -12,10 +15,10 @@ from mobile_former.training.baselines import import_library, resnet_config
 
 
 class Detr(nn.Module):
-    """The DETR of transformers, with the matching and losses of this project.
+    """DETR of the transformers library, with the matching and losses of this project.
 
     Args:
-        variant: backbone and number of queries.
+        variant: name of the ResNet backbone, and number of queries.
         num_classes: number of classes K.
 
     Raises:
@@ -40,14 +43,14 @@ class Detr(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        """The ResNet of DETR."""
+        """The ResNet backbone, a module without classifier."""
         return self.network.model.backbone.model
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict:
-        """Predict the class and the box of each query.
+        """Predict the class logits and the box of each query.
 
         Args:
-            images: normalised images ``(B, 3, H, W)``, each at the top left of its padded area.
+            images: normalised images ``(B, 3, H, W)``, with padding only on the right and at the bottom.
             padding_mask: ``(B, H, W)`` bool, True on padding; None if there is no padding.
 
         Returns:
@@ -55,8 +58,8 @@ class Detr(nn.Module):
 
             - ``logits``: ``(B, Q, K+1)``, class K being "no object".
             - ``boxes``: ``(B, Q, 4)``, cxcywh, normalised to 0..1 by the size of the image without padding.
-            - ``auxiliary``: list of dictionaries with the same ``logits`` and ``boxes`` after each decoder layer except
-              the last.
+            - ``auxiliary``: list with one dictionary for each decoder layer except the last. It contains the ``logits``
+              and ``boxes`` predicted from this layer.
         """
         mask = None
         if padding_mask is not None:
@@ -75,13 +78,19 @@ class Detr(nn.Module):
         return predictions[-1] | {"auxiliary": predictions[:-1]}
 
     def loss(self, outputs: dict, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Compute the losses of :class:`SetCriterion` between the output of :meth:`forward` and the objects."""
+        """Return a dictionary from name to scalar with the losses of :class:`SetCriterion`.
+
+        ``outputs`` is the output of :meth:`forward`. ``targets`` are the labels and true boxes of each image.
+        """
         return self.criterion(outputs, targets)
 
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Return one detection per query, see :meth:`detection.models.e2e_mf.E2EMobileFormer.postprocess`."""
+        """Return one detection for each query.
+
+        See :meth:`detection.models.e2e_mf.E2EMobileFormer.postprocess` for arguments and result.
+        """
         return to_pixels(self.decode(outputs), image_sizes)
 
     def decode(self, outputs: dict) -> dict[str, Tensor]:
-        """Return the detections of :meth:`postprocess` as batched tensors, see :func:`best_classes`."""
+        """Return the best class, its score and the box of each query in batched tensors, see :func:`best_classes`."""
         return best_classes(outputs["logits"].float().softmax(-1)[..., :-1], outputs["boxes"])

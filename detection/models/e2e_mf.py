@@ -1,4 +1,4 @@
-"""E2E-MF: a DETR whose backbone, encoder and decoder are Mobile-Former blocks (section 4.2 of the paper)."""
+"""E2E-MF: a DETR whose backbone, encoder and decoder are Mobile-Former blocks (Mobile-Former paper, section 4.2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,23 +27,25 @@ from mobile_former.mobile import Mobile
 
 
 class E2EMobileFormer(nn.Module):
-    """Detector whose object queries pass through Mobile-Former blocks over three scales and predict after each block.
+    """E2E-MF detector: object queries pass through Mobile-Former blocks that work on feature maps at three strides.
 
-    With all options off, this is the published detector. The options let the detector learn from less data in
-    less time (``experiments/README.md``).
+    A class and a box are predicted from each query after each block. With all options off, this is the detector of the
+    Mobile-Former paper. With the options, it learns from less data in less time (``experiments/README.md``).
 
     Args:
-        variant: sizes of the detector.
+        variant: configuration of the detector.
         num_classes: number of classes K.
-        focal: predict classes by sigmoids with focal cost and focal loss, instead of a softmax with "no object".
-        refine_boxes: each block corrects the boxes of the previous block, and queries attend around their boxes.
-        dense_head: predict at every position of the maps too. The dense head runs only in training, except with
-            ``choose_queries``.
-        choose_queries: start the queries from the best positions of the dense head; needs ``refine_boxes`` and
-            ``dense_head``. An image that has fewer positions than queries also gets queries on padding. Only in this
-            case, the detections depend on the padding.
+        focal: predict classes by sigmoids with focal loss and a focal matching cost. If false, a softmax with the class
+            "no object" is used.
+        refine_boxes: each block corrects the boxes of the previous block, and each query attends mainly to the area
+            around its box. If false, each block predicts new boxes.
+        dense_head: add a head that predicts at every position of the feature maps. Without ``choose_queries``, the head
+            runs only in training.
+        choose_queries: initialise the queries from the best positions of the dense head; needs ``refine_boxes`` and
+            ``dense_head``. If an image has fewer positions than queries, some queries start on padding. Only in this
+            case, the detections depend on the amount of padding.
         backbone: name of a backbone that replaces the variant's, see
-            :func:`detection.models.backbone.create_backbone`.
+            :func:`detection.models.backbone.create_backbone`. None: the variant's.
 
     Raises:
         InputError: ``choose_queries`` is given without ``refine_boxes`` and ``dense_head``, or the backbone is unknown.
@@ -81,10 +83,10 @@ class E2EMobileFormer(nn.Module):
         self.dense_criterion = DenseCriterion()
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict:
-        """Predict the class and the box of each query.
+        """Predict the class logits and the box of each query.
 
         Args:
-            images: normalised images ``(B, 3, H, W)``, each at the top left of its padded area.
+            images: normalised images ``(B, 3, H, W)``, with padding only on the right and at the bottom.
             padding_mask: ``(B, H, W)`` bool, True on padding; None if there is no padding.
 
         Returns:
@@ -92,8 +94,8 @@ class E2EMobileFormer(nn.Module):
 
             - ``logits``: ``(B, Q, K+1)``, class K being "no object"; with ``focal`` ``(B, Q, K)``.
             - ``boxes``: ``(B, Q, 4)``, cxcywh, normalised to 0..1 by the size of the image without padding.
-            - ``auxiliary``: list of dictionaries with the same ``logits`` and ``boxes`` after each block except the
-              last.
+            - ``auxiliary``: list with one dictionary for each block except the last. It contains the ``logits`` and
+              ``boxes`` predicted after this block.
             - ``dense``: output of :class:`DenseHead`; missing if the dense head did not run.
         """
         maps, _ = self.backbone(images, padding_mask)
@@ -122,10 +124,11 @@ class E2EMobileFormer(nn.Module):
 
         Args:
             outputs: output of :meth:`forward`.
-            targets: per image ``labels`` ``(n,)`` long and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1.
+            targets: list with one dictionary for each image: ``labels`` ``(n,)`` long, and ``boxes`` ``(n, 4)``,
+                cxcywh, normalised to 0..1.
 
         Returns:
-            A dictionary of scalars: each loss by name, unweighted, and ``total``, the weighted sum of all.
+            A dictionary from name to scalar: each loss before weighting, and ``total``, the weighted sum of all losses.
         """
         losses = self.criterion(outputs, targets)
         if "dense" not in outputs:
@@ -134,39 +137,46 @@ class E2EMobileFormer(nn.Module):
         return losses | dense | {"total": losses["total"] + dense["total"]}
 
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Return one detection per query: its best class and its box.
+        """Return one detection for each query: its best class and its box.
 
-        Only the best class of each query is returned, even with ``focal``, which predicts classes by sigmoids.
+        With ``focal`` too, a query gives only its best class, although several classes may have high scores.
 
         Args:
             outputs: output of :meth:`forward`.
-            image_sizes: output height and width of each image, usually the original size. Boxes are scaled to it.
+            image_sizes: list with a tuple (height, width) for each image, usually its original size. Boxes are scaled
+                to this size.
 
         Returns:
-            One dictionary per image, sorted by descending score: ``boxes`` ``(Q, 4)``, xyxy in pixels, clipped to the
-            image; ``scores`` ``(Q,)``, in 0..1; ``labels`` ``(Q,)`` long.
+            List with one dictionary for each image, sorted by descending score: ``boxes`` ``(Q, 4)``, xyxy in pixels,
+            clipped to the image; ``scores`` ``(Q,)``, in 0..1; ``labels`` ``(Q,)`` long.
         """
         return to_pixels(self.decode(outputs), image_sizes)
 
     def decode(self, outputs: dict) -> dict[str, Tensor]:
-        """Return the detections of :meth:`postprocess` as batched tensors with normalised boxes.
+        """Return the best class, its score and the box of each query in batched tensors.
 
         Args:
             outputs: output of :meth:`forward`.
 
         Returns:
-            A dictionary: ``boxes`` ``(B, Q, 4)``, xyxy in 0..1; ``scores`` ``(B, Q)``; ``labels`` ``(B, Q)`` long. The
-            detections of each image are sorted by descending score.
+            A dictionary: ``boxes`` ``(B, Q, 4)``, xyxy, normalised to 0..1; ``scores`` ``(B, Q)``; and ``labels``
+            ``(B, Q)`` long. The queries of each image are sorted by descending score.
         """
         return best_classes(self.probabilities(outputs["logits"]), outputs["boxes"])
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return class probabilities ``(B, Q, K)`` from the ``logits`` of :meth:`forward`, without "no object"."""
+        """Convert the ``logits`` of :meth:`forward` to class probabilities ``(B, Q, K)``.
+
+        The class "no object" is left out.
+        """
         logits = logits.float()
         return logits.sigmoid() if self.focal else logits.softmax(-1)[..., :-1]
 
     def _enter_scale(self, x: Tensor | None, entering: Tensor, stride: int, padding: dict[int, Tensor]) -> Tensor:
-        """Add the upsampled map of the coarser scale, if any, to the backbone's map of this scale."""
+        """Upsample the previous block's map ``x`` and add it to the backbone's map at the next finer stride.
+
+        A depthwise convolution follows. If ``x`` is None, return the backbone's map unchanged.
+        """
         if x is None:
             return entering
         x = double(x, padding.get(2 * stride), entering.shape[2:])
@@ -178,7 +188,7 @@ class Queries:
     """State of the object queries between two blocks.
 
     Attributes:
-        content: features ``(B, Q, d)``, gathered from the maps.
+        content: features ``(B, Q, d)``, which attention gathers from the feature maps.
         position: position embeddings ``(B, Q, d)``.
         boxes: reference boxes ``(B, Q, 4)``, cxcywh, normalised to 0..1; None if boxes are not refined.
     """
@@ -189,12 +199,15 @@ class Queries:
 
 
 class QueryStart(nn.Module):
-    """Initial queries, from learned position embeddings, learned boxes, or the best predictions of the dense head.
+    """Module that returns the initial object queries, and moves queries to their predicted boxes after each block.
+
+    By default, queries start from learned position embeddings. With ``refine_boxes``, they start from learned boxes.
+    With ``choose_queries``, they start from the best predictions of the dense head.
 
     Args:
-        variant: sizes of the detector.
+        variant: configuration of the detector.
         refine_boxes: whether queries have reference boxes.
-        choose_queries: whether reference boxes come from the dense head.
+        choose_queries: whether the initial reference boxes come from the dense head.
     """
 
     no_weight_decay = frozenset({"box_logits"})  # decay would pull all boxes to the centre of the image
@@ -236,7 +249,11 @@ class QueryStart(nn.Module):
         return Queries(self.content(features), self.embed(boxes), boxes)
 
     def move(self, queries: Queries, boxes: Tensor) -> Queries:
-        """Move queries to their predicted boxes ``(B, Q, 4)``. Queries without reference boxes stay unchanged."""
+        """Return new queries whose reference boxes are the predicted boxes ``(B, Q, 4)``.
+
+        The position embeddings are updated to fit the new boxes. Queries without reference boxes are returned
+        unchanged.
+        """
         if self.embed is None:
             return queries
         boxes = boxes.detach()  # each block learns only its own correction
@@ -244,16 +261,16 @@ class QueryStart(nn.Module):
 
 
 class HeadBlock(nn.Module):
-    """A Mobile-Former block whose tokens are object queries with a content and a position.
+    """Mobile-Former block whose tokens are object queries with features (content) and position embeddings.
 
     Args:
-        channels: channels of the map.
-        query_dim: width of a query.
+        channels: channels of the feature map.
+        query_dim: dimension of a query.
         expansion: expansion of the inverted bottleneck.
 
     Attributes:
-        updates_map: whether the block updates the map and the positions. The inference form sets this to False in the
-            last block, where both updates are unused.
+        updates_map: whether the block updates the feature map and the position embeddings. In the last block of a
+            detector that is converted for inference, this is False, because both updates are unused there.
     """
 
     def __init__(self, channels: int, query_dim: int, expansion: int):
@@ -275,18 +292,18 @@ class HeadBlock(nn.Module):
         padding: Tensor | None,
         bias: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Update the map, and the contents and positions of the queries.
+        """Update the feature map, and the features and position embeddings of the queries.
 
         Args:
-            x: map ``(B, C, H, W)``.
-            content: contents of the queries ``(B, Q, d)``.
-            position: positions of the queries ``(B, Q, d)``.
-            encoding: position encoding of the map ``(B or 1, C, H, W)``.
+            x: feature map ``(B, C, H, W)``.
+            content: features of the queries ``(B, Q, d)``.
+            position: position embeddings of the queries ``(B, Q, d)``.
+            encoding: position encoding of the feature map ``(B or 1, C, H, W)``.
             padding: ``(B, 1, H, W)`` bool, True on padding; None if there is no padding.
             bias: ``(B, Q, H·W)``, added to the attention logits of the queries; None for no bias.
 
         Returns:
-            The updated ``x``, ``content`` and ``position``, of the same shapes.
+            A tuple of the updated ``x``, ``content`` and ``position``, of the same shapes.
         """
         content, _ = self.to_former(x, content, padding, token_position=position, map_position=encoding, focus=bias)
         content = self.former(content, position)
@@ -297,21 +314,22 @@ class HeadBlock(nn.Module):
         return x, content, position + self.adapt(content)
 
     def freeze_map(self) -> None:
-        """Freeze the layers that update the map and the positions. This is for the last block: its updates are unused.
+        """Freeze the layers that update the feature map and the position embeddings.
 
-        Unused layers get no gradient. If they were not frozen, distributed training would wait for their gradients.
+        This is for the last block, where both updates are unused. Unused layers get no gradient. If they were not
+        frozen, distributed training would wait for their gradients.
         """
         for part in (self.mobile, self.to_mobile, self.adapt):
             part.requires_grad_(False)
 
 
 class PredictionHeads(nn.Module):
-    """Layers that predict the class and the box of each query, with the same weights after every block.
+    """Layers that predict the class and the box of each query. The same layers are used after every block.
 
     Args:
-        query_dim: width of a query.
+        query_dim: dimension of a query.
         num_classes: number of classes K.
-        focal: whether class probabilities are sigmoids, without a class "no object".
+        focal: predict K class logits for sigmoids. If false, predict K+1 logits for a softmax with "no object".
         refine_boxes: whether boxes are predicted as corrections of reference boxes.
     """
 
@@ -332,14 +350,15 @@ class PredictionHeads(nn.Module):
             nn.init.zeros_(self.box[-1].bias)
 
     def forward(self, content: Tensor, boxes: Tensor | None) -> dict[str, Tensor]:
-        """Predict from the contents of the queries.
+        """Predict class logits and boxes from the features of the queries.
 
         Args:
-            content: ``(B, Q, d)``.
+            content: features ``(B, Q, d)``.
             boxes: reference boxes ``(B, Q, 4)``, cxcywh, normalised to 0..1; None if boxes are not refined.
 
         Returns:
-            ``logits`` ``(B, Q, K+1)``, with ``focal`` ``(B, Q, K)``; ``boxes`` ``(B, Q, 4)``, cxcywh in 0..1.
+            A dictionary: ``logits`` ``(B, Q, K+1)``, or ``(B, Q, K)`` with ``focal``, and ``boxes`` ``(B, Q, 4)``,
+            cxcywh, normalised to 0..1.
         """
         # In half precision, the side of a box would be rounded to several pixels of a large image.
         with without_autocast(content.device):

@@ -1,4 +1,4 @@
-"""Creation of detectors by name."""
+"""Functions that list the names of the detectors and build a detector from its name."""
 
 from pathlib import Path
 
@@ -13,7 +13,10 @@ from mobile_former.errors import InputError, nearest
 
 
 def list_detectors() -> list[str]:
-    """Return the names of all detectors: E2E-MF and RetinaNet, each from small to large, and the baseline DETR."""
+    """Return the list of detector names: E2E-MF and RetinaNet, each from small to large, and DETR.
+
+    E2E-MF is the DETR-like detector of the Mobile-Former paper.
+    """
     return [*E2E_VARIANTS, *RETINANET_VARIANTS, *DETR_VARIANTS]
 
 
@@ -30,17 +33,20 @@ def create_detector(
 ) -> nn.Module:
     """Build a detector.
 
+    ``focal``, ``refine_boxes``, ``dense_head`` and ``choose_queries`` are options of E2E-MF detectors only, see
+    :class:`detection.models.e2e_mf.E2EMobileFormer`.
+
     Args:
         name: one of the names in :func:`list_detectors`.
         num_classes: number of classes K.
-        focal: predict classes by sigmoids with focal cost and focal loss; only E2E-MF. For this option and the next
-            three, see :class:`detection.models.e2e_mf.E2EMobileFormer`.
-        refine_boxes: correct boxes block by block; only E2E-MF.
-        dense_head: predict at every position of the maps too; only E2E-MF.
-        choose_queries: start queries from the best positions of the dense head; only E2E-MF.
+        focal: predict classes by sigmoids with focal loss and a focal matching cost. If false, a softmax with the class
+            "no object" is used.
+        refine_boxes: each block corrects the boxes of the previous block.
+        dense_head: add a head that predicts at every position of the feature maps.
+        choose_queries: initialise the object queries from the best positions of the dense head.
         backbone: name of a backbone that replaces the detector's own, see
-            :func:`detection.models.backbone.create_backbone`; not for DETR.
-        pretrained: weights file, loaded by :func:`detection.load_detector_weights`.
+            :func:`detection.models.backbone.create_backbone`; not for DETR. None: the detector's own.
+        pretrained: weights file, loaded by :func:`detection.load_detector_weights`. None: random weights.
 
     Returns:
         A module with ``forward(images, padding_mask)``, ``loss(outputs, targets)`` and

@@ -1,4 +1,7 @@
-"""Sine encodings of map positions (Carion et al., DETR, ECCV 2020) and of boxes (Liu et al., DAB-DETR, ICLR 2022)."""
+"""Sine position encodings of feature maps and of boxes.
+
+Sources: Carion et al., DETR, ECCV 2020, for feature maps; Liu et al., DAB-DETR, ICLR 2022, for boxes.
+"""
 
 import math
 
@@ -11,13 +14,14 @@ TEMPERATURE = 10000
 
 
 def sine_encoding(x: Tensor, padding: Tensor | None = None) -> Tensor:
-    """Encode the rows and columns of a map, relative to the size of the image without padding.
+    """Return the sine position encoding of a feature map.
 
-    Each attention head of :mod:`mobile_former.bridge` sees a contiguous chunk of the channels. Each chunk therefore
-    encodes rows in its first half and columns in its second half. The frequencies are distributed over the chunks.
+    Rows and columns are scaled by the size of the image without padding. In :mod:`mobile_former.bridge`, each
+    attention head reads a contiguous chunk of the channels. Therefore each chunk encodes rows in its first half and
+    columns in its second half. With n heads, each chunk has every n-th frequency.
 
     Args:
-        x: map ``(B, C, H, W)``, C a multiple of 8.
+        x: feature map ``(B, C, H, W)``, C a multiple of 8. Only its shape, dtype and device are used.
         padding: ``(B, 1, H, W)`` bool, True on padding; None if there is no padding.
 
     Returns:
@@ -40,10 +44,12 @@ def sine_encoding(x: Tensor, padding: Tensor | None = None) -> Tensor:
 
 
 class BoxEmbedding(nn.Module):
-    """Compute position embeddings from boxes: a sine encoding of the four coordinates, then a two-layer MLP.
+    """Module that computes position embeddings from boxes.
+
+    It applies a sine encoding to the four coordinates, then a two-layer MLP.
 
     Args:
-        query_dim: width of a query, a multiple of 4.
+        query_dim: dimension of an embedding, a multiple of 4.
     """
 
     def __init__(self, query_dim: int):
@@ -52,7 +58,7 @@ class BoxEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * query_dim, query_dim), nn.ReLU(), nn.Linear(query_dim, query_dim))
 
     def forward(self, boxes: Tensor) -> Tensor:
-        """Embed boxes ``(B, Q, 4)``, cxcywh, normalised to 0..1; return ``(B, Q, query_dim)``."""
+        """Return embeddings ``(B, Q, query_dim)`` of boxes ``(B, Q, 4)``, cxcywh, normalised to 0..1."""
         exponents = torch.arange(self.frequencies, device=boxes.device) / self.frequencies
         angles = 2 * math.pi * boxes[..., None] * TEMPERATURE**-exponents
         encoded = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(2)

@@ -24,13 +24,15 @@ DETECTIONS = 100  # per image, at most
 
 
 class RetinaNet(nn.Module):
-    """A feature pyramid over the backbone's maps, and two towers of convolutions that all pyramid maps share.
+    """RetinaNet: a feature pyramid over the backbone, and two towers of convolutions that predict classes and boxes.
+
+    The towers have the same weights on all maps of the pyramid.
 
     Args:
-        variant: sizes of the detector.
+        variant: configuration of the detector.
         num_classes: number of classes K.
         backbone: name of a backbone that replaces the variant's, see
-            :func:`detection.models.backbone.create_backbone`.
+            :func:`detection.models.backbone.create_backbone`. None: the variant's.
     """
 
     def __init__(self, variant: RetinaNetVariant, num_classes: int, backbone: str | None = None):
@@ -51,7 +53,7 @@ class RetinaNet(nn.Module):
         """Predict class logits and box offsets at every anchor.
 
         Args:
-            images: normalised images ``(B, 3, H, W)``, each at the top left of its padded area.
+            images: normalised images ``(B, 3, H, W)``, with padding only on the right and at the bottom.
             padding_mask: ``(B, H, W)`` bool, True on padding; None if there is no padding.
 
         Returns:
@@ -63,7 +65,7 @@ class RetinaNet(nn.Module):
             - ``anchors``: ``(A, 4)``, cxcywh in pixels.
             - ``padding``: ``(B, A)`` bool, True if the position of the anchor is padding.
             - ``extent``: ``(B, 2)``, width and height of the images without padding, in pixels.
-            - ``levels``: list of the number of anchors on each map.
+            - ``levels``: list with the number of anchors of each feature map.
         """
         maps, _ = self.backbone(images, padding_mask)
         padding = {} if padding_mask is None else padding_pyramid(padding_mask, STRIDES)
@@ -84,7 +86,10 @@ class RetinaNet(nn.Module):
         }
 
     def loss(self, outputs: dict, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Compute the losses of :class:`RetinaNetCriterion` between the output of :meth:`forward` and the objects."""
+        """Return a dictionary from name to scalar with the losses of :class:`RetinaNetCriterion`.
+
+        ``outputs`` is the output of :meth:`forward`. ``targets`` are the labels and true boxes of each image.
+        """
         return self.criterion(outputs, targets)
 
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
@@ -92,11 +97,13 @@ class RetinaNet(nn.Module):
 
         Args:
             outputs: output of :meth:`forward`.
-            image_sizes: output height and width of each image, usually the original size. Boxes are scaled to it.
+            image_sizes: list with a tuple (height, width) for each image, usually its original size. Boxes are scaled
+                to this size.
 
         Returns:
-            One dictionary per image, sorted by descending score, with at most 100 detections: ``boxes`` ``(n, 4)``,
-            xyxy in pixels, clipped to the image; ``scores`` ``(n,)``, in 0..1; ``labels`` ``(n,)`` long.
+            List with one dictionary for each image: ``boxes`` ``(n, 4)``, xyxy in pixels, clipped to the image;
+            ``scores`` ``(n,)``, in 0..1; ``labels`` ``(n,)`` long. An image has at most 100 detections, sorted by
+            descending score.
         """
         logits, boxes = self.decode(outputs)
         candidates = best_candidates(logits, boxes, outputs["levels"])
@@ -109,8 +116,8 @@ class RetinaNet(nn.Module):
             outputs: output of :meth:`forward`.
 
         Returns:
-            Logits ``(B, A, K)``, the lowest finite number on padding; and boxes ``(B, A, 4)``, xyxy in pixels, clipped
-            to the image without padding.
+            A tuple (logits, boxes). The logits ``(B, A, K)`` are the lowest finite number on padding. The boxes
+            ``(B, A, 4)`` are xyxy in pixels, clipped to the image without padding.
         """
         logits = outputs["logits"]
         logits = logits.masked_fill(outputs["padding"][..., None], torch.finfo(logits.dtype).min)
@@ -119,15 +126,15 @@ class RetinaNet(nn.Module):
 
 
 def best_candidates(logits: Tensor, boxes: Tensor, levels: Sequence[int]) -> dict[str, Tensor]:
-    """Return the 1000 best (anchor, class) pairs of each map, or all pairs if a map has fewer.
+    """Return the 1000 best pairs of an anchor and a class on each feature map, or all pairs if a map has fewer.
 
     Args:
         logits: ``(B, A, K)``.
         boxes: ``(B, A, 4)``.
-        levels: number of anchors on each map.
+        levels: number of anchors of each feature map.
 
     Returns:
-        A dictionary, ordered by map, and by descending score within a map:
+        A dictionary of the N pairs in total. They are ordered by feature map, and by descending score within a map:
 
         - ``boxes``: ``(B, N, 4)``.
         - ``scores``: ``(B, N)``; scores of 0.05 or less are set to 0.
@@ -149,16 +156,16 @@ def best_candidates(logits: Tensor, boxes: Tensor, levels: Sequence[int]) -> dic
 def suppress_candidates(
     candidates: dict[str, Tensor], extent: Tensor, image_sizes: Sequence[tuple[int, int]]
 ) -> list[dict[str, Tensor]]:
-    """Apply non-maximum suppression to candidates and scale their boxes to the image sizes.
+    """Apply non-maximum suppression to the output of :func:`best_candidates`, and scale the boxes to the image sizes.
 
     Args:
         candidates: output of :func:`best_candidates`, with boxes xyxy in pixels of the batch.
         extent: ``(B, 2)``, width and height of the images without padding, in pixels of the batch.
-        image_sizes: output height and width of each image. Boxes are scaled to it.
+        image_sizes: list with a tuple (height, width) for each image. Boxes are scaled to this size.
 
     Returns:
-        One dictionary per image, sorted by descending score, with at most 100 detections: ``boxes`` ``(n, 4)``, xyxy in
-        pixels of the image size; ``scores`` ``(n,)``; ``labels`` ``(n,)``.
+        List with one dictionary for each image: ``boxes`` ``(n, 4)``, xyxy in pixels of the size in ``image_sizes``;
+        ``scores`` ``(n,)`` and ``labels`` ``(n,)``. An image has at most 100 detections, sorted by descending score.
     """
     detections = []
     for image, (height, width) in enumerate(image_sizes):
@@ -173,10 +180,12 @@ def suppress_candidates(
 
 
 class FeaturePyramid(nn.Module):
-    """Maps of equal width at strides 8, 16, 32, 64 and 128 (Lin et al., Feature Pyramid Networks, CVPR 2017).
+    """Feature pyramid with maps at strides 8, 16, 32, 64 and 128, all with the same number of channels.
+
+    Source: Lin et al., Feature Pyramid Networks, CVPR 2017.
 
     Args:
-        channels: channels of the backbone's maps by stride, for strides 8, 16 and 32.
+        channels: dictionary from stride (8, 16 and 32) to the channels of the backbone's map.
         width: channels of the pyramid's maps.
     """
 
@@ -192,14 +201,14 @@ class FeaturePyramid(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, maps: dict[int, Tensor], padding: dict[int, Tensor]) -> dict[int, Tensor]:
-        """Build the pyramid.
+        """Compute the maps of the pyramid.
 
         Args:
-            maps: maps of the backbone by stride.
-            padding: mask ``(B, 1, H, W)`` by stride, True on padding; empty if there is no padding.
+            maps: dictionary from stride to the backbone's map.
+            padding: dictionary from stride to mask ``(B, 1, H, W)``, True on padding; empty if there is no padding.
 
         Returns:
-            ``{8: (B, C, ⌈H/8⌉, ⌈W/8⌉), 16: …, 32: …, 64: …, 128: …}``.
+            Dictionary from stride to map: ``{8: (B, C, ⌈H/8⌉, ⌈W/8⌉), 16: …, 32: …, 64: …, 128: …}``.
         """
         joined = {}
         x = None
@@ -214,7 +223,7 @@ class FeaturePyramid(nn.Module):
 
 
 class Tower(nn.Module):
-    """3×3 convolutions with ReLU, between the pyramid and a prediction layer.
+    """Stack of 3×3 convolutions with ReLU, between the feature pyramid and a prediction layer.
 
     Args:
         width: number of channels.
@@ -226,7 +235,10 @@ class Tower(nn.Module):
         self.layers = nn.ModuleList(convolution(width, width) for _ in range(depth))
 
     def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
-        """Return ``(B, C, H, W)``, 0 on padding, for ``x`` ``(B, C, H, W)`` and an optional mask ``(B, 1, H, W)``."""
+        """Apply the convolutions to ``x`` ``(B, C, H, W)``. The result has the same shape and is 0 on padding.
+
+        ``padding`` ``(B, 1, H, W)`` is True on padding. None: there is no padding.
+        """
         x = zero_padding(x, padding)
         for layer in self.layers:
             x = zero_padding(layer(x).relu(), padding)
@@ -234,7 +246,7 @@ class Tower(nn.Module):
 
 
 def convolution(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """Return a 3×3 convolution with RetinaNet's initialisation."""
+    """Build a 3×3 convolution with RetinaNet's initialisation: weights with standard deviation 0.01, bias 0."""
     layer = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
@@ -242,5 +254,5 @@ def convolution(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 def _rows(x: Tensor, values: int) -> Tensor:
-    """Reshape ``(B, 9·values, H, W)`` to ``(B, H·W·9, values)``."""
+    """Reshape ``(B, 9·values, H, W)`` to ``(B, H·W·9, values)``: one row for each of the 9 anchors of a position."""
     return x.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, values))

@@ -1,18 +1,19 @@
-"""Variants of the detectors (Chen et al., Mobile-Former, CVPR 2022, section 4.2)."""
+"""Dictionaries from detector name to configuration (Chen et al., Mobile-Former, CVPR 2022, section 4.2)."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class E2EVariant:
-    """Sizes of an E2E-MF.
+    """Configuration of E2E-MF, the DETR-like detector of the Mobile-Former paper.
 
     Attributes:
         backbone: name of the Mobile-Former that is the backbone.
-        width: channels of the maps in the head.
+        width: channels of the feature maps in the head.
         queries: number of object queries.
-        query_dim: width of a query.
-        blocks: stride and expansion of each block of the head, in order.
+        query_dim: dimension of a query.
+        blocks: one tuple (stride, expansion) for each block of the head, in order. The block works on the feature map
+            at this stride. Its inverted bottleneck has this expansion.
     """
 
     backbone: str
@@ -39,13 +40,13 @@ E2E_VARIANTS: dict[str, E2EVariant] = {
 
 @dataclass(frozen=True)
 class RetinaNetVariant:
-    """Sizes of a RetinaNet.
+    """Configuration of a RetinaNet.
 
     Attributes:
         backbone: name of the Mobile-Former that is the backbone.
-        width: channels of the pyramid and the towers.
+        width: channels of the feature pyramid and of the prediction towers.
         depth: number of convolutions in a tower.
-        base: side of the smallest square anchor, in units of the map's stride.
+        base: side of the smallest square anchor, in units of the feature map's stride.
     """
 
     backbone: str
@@ -67,7 +68,7 @@ RETINANET_VARIANTS: dict[str, RetinaNetVariant] = {
 
 @dataclass(frozen=True)
 class DetrVariant:
-    """Sizes of a DETR.
+    """Configuration of a DETR.
 
     Attributes:
         resnet: name of the ResNet of transformers that is the backbone.

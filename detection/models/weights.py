@@ -1,4 +1,4 @@
-"""Load the weights of a detector into a detector, or the weights of a classifier into its backbone."""
+"""Function that loads a weights file of a detector, or of a classifier, into a detector."""
 
 import logging
 from pathlib import Path
@@ -17,9 +17,10 @@ _CLASS_LAYERS = ("classify", "class_labels_classifier")
 def load_detector_weights(detector: nn.Module, path: str | Path) -> None:
     """Load a weights file into a detector, in place.
 
-    From a classifier's file (the authors' or this project's), only the backbone is loaded. From the file of a detector
-    of the same name and options, everything is loaded. If only the number of classes or ``focal`` differs, the layers
-    that predict classes keep their initial weights, and a warning is logged.
+    From the file of a classifier (by the paper's authors or this project), only the backbone is loaded. The file of a
+    detector must come from a detector of the same name and options, and is loaded completely. There is one exception:
+    the number of classes and ``focal`` may differ. In this case, the layers that predict classes keep their initial
+    weights, and a warning is logged.
 
     Args:
         detector: a detector built by :func:`detection.create_detector`.

@@ -572,6 +572,14 @@ def boxes_in_shares(folder):
     change(folder, "train", shrink)
 
 
+def crowds_alone(folder):
+    def spoil(content):
+        for row in content["annotations"]:
+            row["iscrowd"] = 1
+
+    change(folder, "train", spoil)
+
+
 def nothing_to_learn(folder):
     change(folder, "train", lambda content: content["annotations"].clear())
 
@@ -597,13 +605,18 @@ def no_image_is_whole(folder):
         (twice_the_image, "instances_train.json", "two of 'images' have the id 5"),
         (twice_the_annotation, "instances_train.json", "two of 'annotations' have the id 1"),
         (twice_the_category, "instances_train.json", "two of 'categories' have the id 40"),
-        (other_validation_categories, "instances_val.json", "the file has 'ball', 'bar'; the model has 'bar', 'disc'"),
+        (
+            other_validation_categories,
+            "instances_val.json",
+            "the file has 'ball', which the model does not have; the model has 'bar', 'disc'",
+        ),
         (wrong_size, "train_", "is 40x50 pixels, but image"),
         (wrong_validation_size, "val_2.png", "is recorded as 80x72"),
         (turned, "val_0.png", "EXIF"),
         (corrupt_validation, "val_1.png", "would change the score"),
         (boxes_in_shares, "instances_train.json", "pixels: multiply"),
         (nothing_to_learn, "mine", "no image of the training data has an object to learn"),
+        (crowds_alone, "mine", "has an object to learn; left out are crowd regions with iscrowd 1 ("),
         (no_image_is_whole, "train_", "none of the 6 training images can be read"),
     ],
 )
@@ -737,3 +750,12 @@ def test_retinanet_trains_and_is_scored_by_the_same_commands(shapes, working, tm
     assert counted == {0}  # frozen statistics; only the backbone has BatchNorms
     result = working("detection.validate", "--ckpt_path", folder / "checkpoints" / "last.ckpt")
     assert "retinanet_mf_26m on val" in result.out
+
+
+def test_without_validation_objects_the_run_says_so_and_keeps_its_last_epoch(folder, working, tmp_path):
+    change(folder, "val", lambda content: content["annotations"].clear())
+    result = working("detection.fit", *finetune(folder, "--trainer.max_epochs", "2", "--name", "blind"))
+    assert "no validation image has an object, so AP cannot be measured" in result.err
+    assert "best_epoch" in result.out
+    metrics = json.loads((tmp_path / "runs" / "detection" / "blind" / "metrics.json").read_text())
+    assert metrics["best_epoch"] == 2

@@ -68,7 +68,8 @@ def test_images_come_in_the_order_of_the_file_with_their_records(folder, content
         image = data.read(index)
         assert image.shape == (*data.size(index), 3)
         assert (image == 10 * index).all()
-    assert not warnings(caplog)
+    (warning,) = warnings(caplog)
+    assert "boxes are left out of training: crowd regions with iscrowd 1 (1) (the first: annotation 4 of" in warning
 
 
 def test_boxes_are_corners_and_crowd_regions_are_not_trained_on(folder, content):
@@ -115,13 +116,47 @@ def test_a_models_class_names_decide_the_labels_by_name(folder, content):
     assert data.labels(1).tolist() == [2, 1]
 
 
-@pytest.mark.parametrize("names", [["cat", "dog"], ["cat", "dog", "unicorn", "yak"], ["cat", "dog", "horse"]])
+@pytest.mark.parametrize("names", [["cat", "dog"], ["cat", "dog", "horse"]])
 def test_categories_that_a_model_does_not_share_are_refused_and_both_are_listed(folder, content, names):
     with pytest.raises(InputError, match="differ in their categories") as error:
         load(folder, content, class_names=names)
     message = str(error.value)
-    assert ("the file has 'dog', 'cat', 'unicorn'; the model has " + ", ".join(map(repr, names))) in message
+    assert (
+        "the file has 'unicorn', which the model does not have; the model has " + ", ".join(map(repr, names))
+    ) in message
     assert "instances_train.json" in message
+
+
+def test_a_file_may_have_fewer_categories_than_the_model(folder, content):
+    data = load(folder, content, class_names=["cat", "yak", "dog", "unicorn", "emu"])
+    assert data.category_ids == [7, 91, 40, 90, 92]
+    assert data.labels(1).tolist() == [2, 0]
+    assert [row["name"] for row in data.ground_truth()["categories"]] == ["cat", "yak", "dog", "unicorn", "emu"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("iscrowd", "0", "has 'iscrowd' '0': give the number 0 or 1"),
+        ("iscrowd", None, "has 'iscrowd' None: give the number 0 or 1"),
+        ("iscrowd", 2, "has 'iscrowd' 2: give the number 0 or 1"),
+        ("area", "900", "has the area '900': give a number of pixels"),
+    ],
+)
+def test_fields_of_another_type_are_refused(folder, content, name, value, message):
+    content["annotations"][0][name] = value
+    with pytest.raises(InputError, match=f"annotation 3 .*{message}"):
+        load(folder, content)
+
+
+def test_classes_of_which_crowd_regions_leave_no_object_are_named(folder, content, caplog):
+    for row in content["annotations"]:
+        row["iscrowd"] = int(row["category_id"] == 7)
+    data = load(folder, content)
+    assert data.left_out == {"crowd regions with iscrowd 1": 3}
+    (warning,) = warnings(caplog)
+    assert "crowd regions with iscrowd 1 (3)" in warning
+    assert warning.endswith("no object is left of 'cat'")
 
 
 def test_categories_of_one_name_are_told_apart_by_their_ids(folder, content):
@@ -145,14 +180,14 @@ def test_boxes_that_leave_their_image_or_have_no_area_are_clipped_or_dropped_wit
     (warning,) = warnings(caplog)
     assert "instances_train.json" in warning
     assert "clipped to their image (2)" in warning
-    assert "left out of training, because they have no area in their image (3)" in warning
-    assert "annotation 20 of image 13" in warning
+    assert "left out of training: no area in their image (3)" in warning
+    assert "crowd regions with iscrowd 1 (2) (the first: annotation 4 of image 12)" in warning
 
 
 def test_decimals_that_pass_the_border_by_rounding_are_no_matter_for_a_warning(folder, content, caplog):
     content["annotations"][0]["bbox"] = [29.9, 0, 20.1000000001, 50]
     assert load(folder, content).boxes(1)[0].tolist() == pytest.approx([29.9, 0, 50, 50], abs=1e-5)
-    assert not warnings(caplog)
+    assert "clipped" not in "".join(warnings(caplog))
 
 
 def test_an_annotation_numbered_0_is_told_as_pycocotools_cannot_match_it(folder, content, caplog):

@@ -193,7 +193,7 @@ def test_class_names_are_those_of_the_training_file_unless_set(shapes):
     data.setup("validate")
     assert data.val_set[0]["target"]["labels"].tolist() == [0, 1]
     data.class_names = ["disc", "ball"]
-    with pytest.raises(InputError, match=r"instances_val\.json.*'disc', 'bar'.*'disc', 'ball'"):
+    with pytest.raises(InputError, match=r"instances_val\.json.*the file has 'bar', .*'disc', 'ball'"):
         data.setup("validate")
 
 
