@@ -1,4 +1,4 @@
-"""Classifiers of timm and transformers, trained by the same recipe as Mobile-Former."""
+"""Classifiers from timm and transformers, which are trained like Mobile-Former for comparison."""
 
 import logging
 import re
@@ -26,8 +26,9 @@ def create_baseline(
             N = 18, 34, 50 or 101.
         num_classes: number of classes.
         dropout: dropout rate before the last linear layer, in ``[0, 1)``.
-        drop_path: stochastic depth rate of the last block. Only for models of timm that have stochastic depth.
-        pretrained: path of a weights file in the library's own layout. None: random weights.
+        drop_path: stochastic depth rate of the last block. Only timm models that have stochastic depth accept a rate
+            above 0.
+        pretrained: path of a weights file with the library's own tensor names. None: random weights.
 
     Returns:
         A module that maps images ``(B, 3, H, W)`` to logits ``(B, num_classes)``.
@@ -51,7 +52,7 @@ def create_baseline(
 
 
 class TransformersClassifier(nn.Module):
-    """A backbone of transformers, followed by dropout and a linear layer as in the library's own classifier.
+    """Classifier: a backbone of transformers, dropout and a linear layer, as in the library's own classifiers.
 
     Args:
         backbone: model of transformers that returns pooled features.
@@ -71,9 +72,9 @@ class TransformersClassifier(nn.Module):
         return self.classifier(self.dropout(self.backbone(images).pooler_output.flatten(1)))
 
     def load(self, path: Path) -> None:
-        """Load a weights file in the layout of transformers.
+        """Load a weights file with the tensor names of transformers, in place.
 
-        If the file has no linear layer of the same shape, log a warning and keep the current linear layer.
+        If the file has no linear layer of the same shape, the current linear layer is kept and a warning is logged.
         """
         rest = load_transformers_weights(self.backbone, path)
         head = {name.rpartition(".")[2]: tensor for name, tensor in rest.items() if name.startswith("classifier.")}
@@ -86,7 +87,7 @@ class TransformersClassifier(nn.Module):
 
 
 def _backbone(name: str) -> tuple[nn.Module, int]:
-    """Build a model of transformers without its classifier. Return the model and the number of its pooled features."""
+    """Build a model of transformers without classifier. Return a tuple (model, number of its pooled features)."""
     transformers = import_library("transformers", f"transformers/{name}")
     multiplier = _MOBILENET.fullmatch(name)
     if not multiplier:

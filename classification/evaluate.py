@@ -1,4 +1,4 @@
-"""Score a checkpoint on labelled images: the ``validate`` and ``test`` commands."""
+"""Shared code of the commands ``validate`` and ``test``, which evaluate a classification checkpoint."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from mobile_former.training.run.figures import draw_confusion
 
 
 def evaluate(stage: str) -> None:
-    """Parse the command line, score a checkpoint and print the scores.
+    """Parse the command line, evaluate a checkpoint on labelled images, and print the loss and accuracy.
 
     Args:
         stage: ``"validate"`` or ``"test"``. ``"test"`` also prints the accuracy of each class, and writes a folder with
@@ -49,17 +49,18 @@ def evaluate(stage: str) -> None:
 
 
 def labelled_data(checkpoint: str, data_options: dict, given: Mapping) -> ClassificationData:
-    """Build the data module of a checkpoint, with some options replaced.
+    """Build the data module that reads the images and labels for an evaluation.
 
     Args:
-        checkpoint: path of the checkpoint.
-        data_options: options of the data module in the checkpoint.
-        given: options that replace those of the checkpoint, such as ``root`` and ``batch_size``. An option that is None
-            replaces nothing. A ``root`` also sets ``dataset``: "shards" if it contains shards, else "folder".
+        checkpoint: path of the checkpoint, for error messages.
+        data_options: dictionary from name to value of the data module's options, as stored in the checkpoint.
+        given: dictionary from name to value of options that replace stored ones, such as ``root`` and ``batch_size``.
+            None keeps the stored value. If ``root`` is given, the data set type is detected: tar shards or an image
+            folder.
 
     Raises:
-        InputError: an option is out of range; or ``given`` has no root, and the root in the checkpoint is a ``pipe:``
-            command. Commands from a file are never run.
+        InputError: an option is out of range, or the stored root is a shell command (``pipe:``) and ``given`` has no
+            root. A command from a checkpoint is never run.
     """
     given = {name: value for name, value in given.items() if value is not None}
     if "root" in given:
@@ -83,7 +84,10 @@ def _write(folder: Path, metrics: dict[str, float], module: ClassificationModule
 
 
 def _per_class(module: ClassificationModule) -> list[tuple[str, int, float | None]]:
-    """Return the name, number of images and accuracy of each class. Without images, the accuracy is None."""
+    """Return a list with a tuple (name, number of images, accuracy) for each class.
+
+    The accuracy is None if the class has no images.
+    """
     counts = module.confusion.sum(1).astype(int).tolist()
     accuracies = module.per_class.tolist()
     return [
@@ -93,7 +97,10 @@ def _per_class(module: ClassificationModule) -> list[tuple[str, int, float | Non
 
 
 def _class_table(module: ClassificationModule, most: int = 30) -> Table:
-    """Build the table of the ``most`` classes with the lowest accuracy, lowest first. Skip classes without images."""
+    """Build a table of the ``most`` classes with the lowest accuracy, lowest first.
+
+    Classes without images are left out.
+    """
     rows = sorted((row for row in _per_class(module) if row[1]), key=lambda row: row[2])
     title = "accuracy by class" + (f" (the lowest {most} of {len(rows)})" if len(rows) > most else "")
     table = Table("class", "images", "accuracy", title=title, title_justify="left")

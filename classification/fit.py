@@ -11,7 +11,10 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def main() -> None:
-    """Train with the options and configs on the command line. Without a config, train on scikit-learn's digits."""
+    """Parse the command line and train a classifier.
+
+    Without ``--config``, scikit-learn's handwritten digits are used.
+    """
     FitCLI("classification", ClassificationModule, ClassificationData, configs=CONFIGS, embedded="digits.yaml").fit()
 
 

@@ -11,7 +11,7 @@ def mixup(
 ) -> tuple[Tensor, Tensor]:
     """Blend each image of a batch with another image, and blend the two labels with the same weight.
 
-    The partner of image ``i`` is image ``B - 1 - i``. No random choice is needed, because batches are already shuffled.
+    Image ``i`` is blended with image ``B - 1 - i``. No random choice is needed, because batches are already shuffled.
 
     Args:
         images: images ``(B, 3, H, W)``.
@@ -21,7 +21,7 @@ def mixup(
         generator: random generator for the weights.
 
     Returns:
-        Blended images ``(B, 3, H, W)`` and label distributions ``(B, num_classes)``.
+        A tuple (blended images ``(B, 3, H, W)``, class probabilities ``(B, num_classes)``).
     """
     weights = torch.from_numpy(generator.beta(alpha, alpha, len(images))).to(images)
     targets = F.one_hot(labels, num_classes).to(images.dtype)

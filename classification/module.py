@@ -1,4 +1,4 @@
-"""The LightningModule of classification."""
+"""LightningModule that trains and evaluates a classifier."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,27 +24,29 @@ from mobile_former.training.run.figures import draw_confusion
 
 
 class ClassificationModule(LightningModule):
-    """Mobile-Former, or a classifier of another library, trained by the published recipe.
+    """LightningModule that trains and evaluates Mobile-Former or a classifier of another library.
 
     Args:
-        class_names: names of the classes in the order of their labels.
-        name: name of a published model; with the optional extra "baselines" also timm/NAME, transformers/resnet18 to
-            resnet101, or transformers/mobilenet_v2_1.0 (or another multiplier).
-        pretrained: path of a weights file to start from: a file of the authors, of this project, or safetensors. For a
-            model of another library: a file in that library's layout.
-        ablation: parts of Mobile-Former to leave out, separated by commas, see :func:`mobile_former.ablation.ablate`.
+        class_names: class names in the order of the labels.
+        name: name of a published Mobile-Former. With the pip extra "baselines", also timm/NAME, transformers/resnet18,
+            34, 50 or 101, or transformers/mobilenet_v2_1.0 (or another width multiplier).
+        pretrained: path of a weights file to start from. For Mobile-Former, it is a file of the paper's authors or of
+            this project, also as safetensors. For a model of another library, it has the tensor names of that library.
+            Default: random weights.
+        ablation: names of ablations, separated by commas, see :func:`mobile_former.ablation.ablate`. Each ablation
+            removes or replaces a part of Mobile-Former. Default: none.
         dropout: dropout rate before the last linear layer.
         drop_path: stochastic depth rate of the last block.
         learning_rate: peak learning rate. It is reached after the warm-up and then falls along a cosine to 0.
-        learning_rate_batch: total batch size that the learning rate is meant for. If the run has another total batch
-            size over all processes, the learning rate is scaled in proportion. Default: no scaling.
-        weight_decay: weight decay of all parameters except biases and norms.
-        warmup_epochs: epochs in which the learning rate rises.
+        learning_rate_batch: total batch size over all processes that the learning rate is meant for. If the total batch
+            size of the run differs, the learning rate is scaled in proportion. Default: no scaling.
+        weight_decay: weight decay of all parameters except biases and norm layers.
+        warmup_epochs: number of epochs at the start during which the learning rate rises.
         label_smoothing: fraction of the target that is spread over all classes, from 0 to below 1.
         mixup_alpha: parameter of mixup's Beta distribution. 0: no mixup.
         ema_decay: decay of an exponential moving average of the weights. The average is evaluated and saved instead of
-            the weights themselves. 0: no average.
-        freeze_backbone: train only the classifier.
+            the weights. 0: no average.
+        freeze_backbone: train only the classifier that follows the backbone.
         checkpoint_gradients: store only some activations in training, and compute the others again in the backward
             pass. This takes less memory and more time. Only for Mobile-Former.
 
@@ -106,7 +108,7 @@ class ClassificationModule(LightningModule):
         return self.model(images.contiguous(memory_format=torch.channels_last))
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        """Compute the loss of a batch, after mixup if it is enabled."""
+        """Compute, log and return the loss of a batch. If mixup is enabled, it is applied first."""
         images, labels = batch["image"], batch["label"]
         targets = labels
         if self.hparams.mixup_alpha > 0:
@@ -124,31 +126,37 @@ class ClassificationModule(LightningModule):
         return loss
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """Classify a batch and update the metrics."""
+        """Classify a batch, and update the metrics with its loss and predictions."""
         self._evaluate(batch, self.val_metrics, self.val_loss)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the loss and the top-1 and top-5 accuracy."""
+        """Log the mean loss, the top-1 accuracy and the top-5 accuracy."""
         self._log_scores(self.val_metrics, self.val_loss)
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
-        """Classify a batch and update the metrics."""
+        """Classify a batch, and update the metrics with its loss and predictions."""
         self._evaluate(batch, self.test_metrics, self.test_loss)
 
     def on_test_epoch_end(self) -> None:
-        """Log the loss and the top-1 and top-5 accuracy."""
+        """Log the mean loss, the top-1 accuracy and the top-5 accuracy."""
         self._log_scores(self.test_metrics, self.test_loss)
 
     def configure_optimizers(self) -> dict:
-        """Build AdamW and its learning rate schedule: a warm-up followed by a cosine, updated at each step."""
+        """Return AdamW and its learning rate schedule, as the dictionary that Lightning expects.
+
+        The schedule is a warm-up and then a cosine. It changes the rate at each optimiser step.
+        """
         return self.optimisation.configure(self.model, self.trainer)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the callback that averages the weights if ``ema_decay`` is above 0, otherwise no callback."""
+        """Return a list with the callback that averages the weights. The list is empty if ``ema_decay`` is 0."""
         return self.optimisation.callbacks()
 
     def train(self, mode: bool = True) -> "ClassificationModule":
-        """Set the mode. A frozen backbone stays in evaluation mode, so that its BatchNorm statistics do not change."""
+        """Switch between training and evaluation mode.
+
+        A frozen backbone always stays in evaluation mode, so that its BatchNorm statistics do not change.
+        """
         super().train(mode)
         if self.hparams.freeze_backbone:
             self.model.backbone.eval()
@@ -156,16 +164,19 @@ class ClassificationModule(LightningModule):
 
     @property
     def label(self) -> str:
-        """Short name of the model for tables and folders."""
+        """Short name for tables and folders: the names of model and ablations, joined by hyphens."""
         return "-".join(filter(None, (self.hparams.name, *ablation_names(self.hparams.ablation or ""))))
 
     def describe(self) -> str:
-        """Describe the model in one line."""
+        """Return one line with the short name of the model and its number of trainable parameters in millions."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         return f"{self.label}: {trained / 1e6:.2f} M trained parameters"
 
     def draw_results(self, folder: Path, datamodule: ClassificationData) -> None:
-        """Draw the confusion matrix of the last evaluation, and a sheet of validation images with predictions."""
+        """Write ``confusion_matrix.png`` and ``predictions.png`` to a folder.
+
+        They show the confusion matrix of the last evaluation, and some validation images with their predicted classes.
+        """
         draw_confusion(self.confusion, self.hparams.class_names, folder / "confusion_matrix.png")
         draw_predictions(self, datamodule, folder / "predictions.png")
 

@@ -1,4 +1,4 @@
-"""Pictures of the predictions of a classifier."""
+"""Drawing of images with the classes that a classifier predicts."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from mobile_former.training.run.figures import RIGHT, WRONG, image_sheet
 
 
 def draw_predictions(model: nn.Module, data: ClassificationData, path: Path, most: int = 24) -> None:
-    """Write a sheet of validation images with their predicted classes. Wrong predictions have another colour.
+    """Write a grid of validation images with their predicted classes. Wrong predictions have another colour.
 
     Args:
-        model: model that maps images ``(B, 3, H, W)`` to logits.
+        model: model that maps images ``(B, 3, H, W)`` to logits. It is set to evaluation mode.
         data: data module that is set up for validation.
-        path: path of the picture.
+        path: path of the image file to write.
         most: maximum number of images. They are spaced evenly over the validation set. If this set consists of tar
-            shards, the images come from the first shards only, because reading all shards takes too long.
+            shards, the images come only from the first shards, because reading all shards takes too long.
     """
     dataset = data.val_set
     samples = [dataset[index] for index in indices_to_look_at(dataset.source, most)]

@@ -1,4 +1,4 @@
-"""``python -m classification.predict``: classify images, folders and globs."""
+"""``python -m classification.predict``: classify image files."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ SHEET_MOST = 60  # images; more would be too small to look at
 
 
 def main() -> None:
-    """Parse the command line, classify the images, and print and write the results."""
+    """Parse the command line, classify the images, print the results, and write the requested files."""
     parser = Parser(prog="python -m classification.predict", description="Classify images.")
     add_predict_options(parser, "classification", output="a .csv or .json file to write", batch_size=32)
     parser.add_argument("--sheet", type=Path | None, default=None, help="write a .png of the images with their classes")
@@ -59,26 +59,27 @@ def main() -> None:
 
 
 class Classifier(Protocol):
-    """A trained classifier, from a checkpoint or an ONNX file.
+    """Interface of a classifier that :func:`predict` can run. The classifier comes from a checkpoint or an ONNX file.
 
     Attributes:
-        class_names: names of the classes in the order of the logits.
-        transform: transform that prepares an image ``(H, W, 3)`` uint8 for :meth:`logits`.
+        class_names: class names in the order of the logits.
+        transform: function that prepares an image ``(H, W, 3)`` uint8 for :meth:`logits`. It is called like an
+            albumentations pipeline.
     """
 
     class_names: list[str]
     transform: Callable[..., dict]
 
     def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Return the logits ``(B, K)`` of one or more transformed images ``(3, H, W)`` uint8."""
+        """Return the logits ``(B, K)`` of one or more images ``(3, H, W)`` uint8, prepared by ``transform``."""
 
 
 class CheckpointClassifier:
-    """A :class:`Classifier` from a checkpoint, on the GPU if available.
+    """Classifier from a checkpoint, with the interface of :class:`Classifier`. It runs on the GPU if available.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: options of the data module, from the checkpoint of ``module``.
+        data_options: dictionary from name to value of the data module's options, from the same checkpoint.
     """
 
     def __init__(self, module: ClassificationModule, data_options: dict):
@@ -89,7 +90,7 @@ class CheckpointClassifier:
 
     @torch.inference_mode()
     def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Return the logits ``(B, K)`` of transformed images ``(3, S, S)`` uint8."""
+        """Return the logits ``(B, K)`` of images ``(3, S, S)`` uint8, prepared by ``transform``."""
         pixels = torch.stack(list(images)).to(self.module.device)
         return self.module(normalise(pixels, self.mean, self.std, self.module.dtype))
 
@@ -98,14 +99,16 @@ def predict(classifier: Classifier, paths: list[Path], *, top_k: int = 5, batch_
     """Classify image files.
 
     Args:
-        classifier: trained classifier.
+        classifier: classifier to run.
         paths: paths of the images.
-        top_k: maximum number of classes per image.
-        batch_size: number of images per batch.
+        top_k: maximum number of classes in the result of an image.
+        batch_size: number of images in a batch.
 
     Returns:
-        One dictionary per image: ``{"path", "class", "probability", "top_k": [{"class", "probability"}, …]}``, or
-        ``{"path", "error"}`` if the image cannot be read.
+        List with one dictionary for each path, in the given order. It has the keys ``path``, ``class``, ``probability``
+        and ``top_k``. ``class`` is the name of the most probable class. ``top_k`` is a list of dictionaries with the
+        keys ``class`` and ``probability``, most probable first. If an image cannot be read, its dictionary has only the
+        keys ``path`` and ``error`` (a message).
     """
     names = classifier.class_names
     workers = default_workers() if len(paths) > 4 * batch_size else 0

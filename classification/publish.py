@@ -1,4 +1,7 @@
-"""``python -m classification.publish``: write a checkpoint as a model for the Hugging Face Hub, or push it there."""
+"""``python -m classification.publish``: convert a checkpoint to a model for the Hugging Face Hub.
+
+The model is written to a folder or pushed to the Hub.
+"""
 
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from mobile_former.weights.usage import Usage
 
 
 def main() -> None:
-    """Parse the command line, and write or push the model."""
+    """Parse the command line, and write the model to a folder or push it to the Hugging Face Hub."""
     parser = Parser(
         prog="python -m classification.publish",
         description="Write a checkpoint as a model for the Hugging Face Hub: config, safetensors and model card.",

@@ -1,4 +1,4 @@
-"""``python -m classification.shard``: write an image folder as WebDataset shards."""
+"""``python -m classification.shard``: write an image folder as WebDataset shards, which are tar files."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ MEGABYTES = 64  # size of a shard: long reads for disk and network, but little m
 
 
 class Planned(NamedTuple):
-    """An image to put into a shard."""
+    """An image that will be written to a shard."""
 
     number: int  # number of the image in the split, and key of its sample
     path: Path
@@ -35,7 +35,7 @@ class Planned(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A shard to write."""
+    """Arguments of :func:`write_shard`: the path of a shard, its images, and whether to skip unreadable images."""
 
     target: Path
     planned: list[Planned]
@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
 
 
 def main() -> None:
-    """Parse the command line, and write the shards and their index."""
+    """Parse the command line, and write the shards and the index file that lists them."""
     parser = Parser(prog="python -m classification.shard", description="Write an image folder as WebDataset shards.")
     parser.add_argument("folder", type=Path, help="folder with train/<class>/*, val/<class>/*, optional test/<class>/*")
     parser.add_argument("output", type=Path, help="folder to write: train/000000.tar, …, and shards.json")
@@ -90,18 +90,18 @@ def main() -> None:
 def plan_shards(
     images: ImageFolder, folder: Path, *, seed: int, size: int, samples: int | None, skip_unreadable: bool
 ) -> list[Job]:
-    """Distribute the images of a split over shards, in random order.
+    """Distribute the images of a split over shards in random order, and return the list of shards to write.
 
-    Validation and test images are shuffled too. This does not change the scores, and each shard then represents the
-    split.
+    Validation and test images are shuffled too. This does not change the scores, and each shard is then a random sample
+    of the split.
 
     Args:
         images: images of the split.
         folder: folder of the split's shards.
         seed: seed of the order.
         size: maximum size of a shard in bytes. A shard with a single image may be larger.
-        samples: number of images per shard. If given, it replaces ``size``.
-        skip_unreadable: leave out images that cannot be read.
+        samples: number of images in each shard except the last. None: ``size`` limits the shards.
+        skip_unreadable: leave out images that cannot be read. If false, they are errors when the shards are written.
     """
     shards: list[list[Planned]] = []
     room = 0
@@ -118,17 +118,17 @@ def plan_shards(
 
 
 def write_shards(output: Path, class_names: list[str], jobs: dict[str, list[Job]], *, workers: int) -> None:
-    """Write the shards that do not exist yet, and the index.
+    """Write the shards that do not exist yet, and the index file that lists all shards.
 
     Args:
-        output: folder of the index.
-        class_names: names of the classes in the order of the labels.
-        jobs: shards to write, by split.
+        output: folder of the index file.
+        class_names: class names in the order of the labels.
+        jobs: dictionary from split to the list of its shards.
         workers: number of writing processes.
 
     Raises:
-        InputError: a written shard cannot be read back, or a split has no readable image.
-        SystemExit: some images are unreadable, and the jobs do not allow to skip them. No index is written.
+        InputError: a written shard cannot be read back without errors, or a split has no readable image.
+        SystemExit: some images are unreadable, and the jobs do not allow skipping them. No index is written.
     """
     for split in jobs:
         (output / split).mkdir(parents=True, exist_ok=True)
@@ -161,12 +161,12 @@ def write_shards(output: Path, class_names: list[str], jobs: dict[str, list[Job]
 
 
 def write_shard(job: Job) -> Outcome:
-    """Write one shard, unless a file with the right content already exists.
+    """Write one shard, unless its file already exists with the right content.
 
     A written shard is read back and checked before it gets its final name.
 
     Raises:
-        InputError: the written shard cannot be read back.
+        InputError: the written file differs from the shard when it is read back.
     """
     found = job.target.read_bytes() if job.target.is_file() else None
     contents, unreadable = {}, []
@@ -198,7 +198,7 @@ def write_shard(job: Job) -> Outcome:
 
 
 def _run(jobs: list[Job], workers: int) -> list[Outcome]:
-    """Run the jobs in parallel and return their outcomes in the order of the jobs."""
+    """Run the jobs in parallel processes. Return the list of their outcomes, in the order of the jobs."""
     with ProcessPoolExecutor(workers) as pool:
         # Submitted before the progress bar starts: its thread would not survive a fork.
         futures = {pool.submit(write_shard, job): len(job.planned) for job in jobs}
@@ -219,7 +219,7 @@ def _run(jobs: list[Job], workers: int) -> list[Outcome]:
 
 
 def _undecodable(contents: dict[Planned, bytes]) -> Iterator[str]:
-    """Remove from ``contents`` the images that cannot be decoded, and yield a message about each of these images."""
+    """Remove undecodable images from the dictionary ``contents``. Yield an error message for each of these images."""
     for planned, content in list(contents.items()):
         try:
             decode_image(content, str(planned.path))
@@ -229,7 +229,10 @@ def _undecodable(contents: dict[Planned, bytes]) -> Iterator[str]:
 
 
 def _pack(contents: dict[Planned, bytes]) -> bytes:
-    """Return the content of a shard. The same images always give the same bytes."""
+    """Return the bytes of a shard for a dictionary from image to file content.
+
+    The same images always give the same bytes.
+    """
     from webdataset.writer import TarWriter  # here, because the import takes a second
 
     packed = io.BytesIO()

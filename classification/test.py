@@ -1,4 +1,7 @@
-"""``python -m classification.test``: score a checkpoint on the test images, in total and per class."""
+"""``python -m classification.test``: evaluate a checkpoint on the test images.
+
+The command computes the total accuracy and the accuracy of each class.
+"""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""``python -m classification.validate``: score a checkpoint on the validation images."""
+"""``python -m classification.validate``: evaluate a checkpoint on the validation images."""
 
 from functools import partial
 

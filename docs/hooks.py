@@ -1,4 +1,4 @@
-"""MkDocs hooks. They add pages from outside docs/, and list the modules of a package on its API page."""
+"""MkDocs hooks, which add pages from outside ``docs/`` and list the modules of a package on its API page."""
 
 import pkgutil
 import re
@@ -11,7 +11,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the license and the pages, pictures and notebooks of experiments, at the same paths as in the repository."""
+    """Add files from outside ``docs/`` to the site, with the same paths as in the repository.
+
+    The files are the licence, and the pages, pictures and notebooks in ``experiments/``.
+    """
     patterns = ("LICENSE", "experiments/*.md", "experiments/pictures/*", "experiments/notebooks/*.ipynb")
     for path in (path for pattern in patterns for path in ROOT.glob(pattern)):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
@@ -19,10 +22,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Adapt a page for the site.
+    """Adapt the Markdown of a page for the site.
 
-    - A line ``::: package.*`` becomes one line per public module of the package, without its subpackages.
-    - Links to ``experiments/`` lose one ``../``: that folder is beside ``docs/`` in the repository, inside the site.
+    - A line ``::: package.*`` becomes one line for each public module of the package. Subpackages are left out.
+    - Links to ``experiments/`` lose one ``../``. This folder is beside ``docs/`` in the repository, but in the
+      root of the site.
     """
 
     def list_modules(line: re.Match) -> str:

@@ -8,10 +8,10 @@ _ROLE = re.compile(r":(?:func|class|meth|attr|data|mod):`([\w.]+)`")
 
 
 class Roles(griffe.Extension):
-    """Extension that rewrites the docstrings of a package after all modules of the package are loaded."""
+    """Griffe extension that rewrites the docstrings of a package after all its modules are loaded."""
 
     def on_package(self, *, pkg: griffe.Module, **_: object) -> None:
-        """Rewrite all docstrings of a package."""
+        """Replace the Sphinx roles in all docstrings of a package by links."""
         self._rewrite(pkg)
 
     def _rewrite(self, member: griffe.Object) -> None:
@@ -23,7 +23,10 @@ class Roles(griffe.Extension):
 
 
 def _reference(member: griffe.Object, name: str) -> str:
-    """Return a link to ``name``. The name is resolved in the scope of ``member``, which has the docstring."""
+    """Return the HTML of a link to the object ``name``.
+
+    The name is resolved in the scope of ``member``, whose docstring contains the role.
+    """
     try:
         target = member.resolve(name) if name.partition(".")[0] != member.package.name else name
     except griffe.NameResolutionError:

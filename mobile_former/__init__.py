@@ -1,4 +1,4 @@
-"""Mobile-Former (CVPR 2022): a MobileNet and a transformer over a few tokens, connected by a two-way bridge."""
+"""PyTorch models of Mobile-Former (CVPR 2022), a MobileNet and a transformer connected by a two-way bridge."""
 
 from mobile_former.cost import Cost, cost
 from mobile_former.deployment.deploy import deploy

@@ -1,6 +1,7 @@
-"""Ablations: remove or replace a part of a model, to measure its contribution.
+"""Ablations: remove or replace a part of a model, to measure how much the part contributes.
 
-The published modules contain no code for ablations. Each ablated part is replaced by one of the small modules below.
+The modules of the published models contain no code for ablations. An ablation replaces such modules by the small
+modules in this file.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,12 +21,13 @@ from mobile_former.model import Backbone, MobileFormer
 
 @dataclass(frozen=True)
 class Ablation:
-    """An ablation of a model.
+    """Definition of one ablation: the removal or replacement of a part of a model.
 
     Attributes:
-        apply: function that ablates a model in place. The arguments are the model and the value behind ``=`` in a name
-            such as ``tokens=3`` (empty if none). The result is True if the model contained the part to ablate.
-        takes: description of the value behind ``=``; empty if the ablation takes no value.
+        apply: function that ablates a model in place. Its arguments are the model and the text after ``=`` in the name
+            of the ablation, such as ``"3"`` for ``tokens=3``. The text is empty if the name has no ``=``. The function
+            returns True if the model contained the part to ablate.
+        takes: description of the text after ``=``, for error messages; empty if the ablation takes no such text.
     """
 
     apply: Callable[[nn.Module, str], bool]
@@ -33,15 +35,16 @@ class Ablation:
 
 
 def ablate(model: nn.Module, names: str) -> None:
-    """Ablate a model in place.
+    """Remove or replace parts of a model in place.
 
     The ablations are:
 
-    - ``no_bridge``: Mobile only. Both directions of the bridge, Former and the token in the classifier are removed.
-      Dynamic ReLU becomes ReLU.
+    - ``no_bridge``: only the convolutional part (Mobile) remains. The bridges between feature map and tokens, the
+      transformer (Former) and the classifier's token input are removed. Dynamic ReLU becomes ReLU.
     - ``relu``: ReLU instead of dynamic ReLU.
-    - ``projected_bridge``: standard cross-attention in the bridge, with linear projections on the map's side too.
-    - ``no_ffn``: Former without the feed-forward network.
+    - ``projected_bridge``: standard cross-attention in the bridges, with linear projections of the feature map and of
+      the tokens. The published bridges project only the tokens.
+    - ``no_ffn``: the transformer (Former) has no feed-forward network.
     - ``tokens=N``: ``N`` tokens instead of the published number.
 
     Args:
@@ -49,21 +52,21 @@ def ablate(model: nn.Module, names: str) -> None:
         names: name of an ablation, or several names separated by commas.
 
     Raises:
-        InputError: a name or number is invalid, or the model does not have the part.
+        InputError: a name or number is invalid, or the model does not contain the part to ablate.
     """
     apply_ablations(model, names, ABLATIONS)
 
 
 def apply_ablations(model: nn.Module, names: str, known: Mapping[str, Ablation]) -> None:
-    """Ablate a model in place, with the ablations in a given table.
+    """Ablate a model in place with the ablations in a dictionary.
 
     Args:
         model: a newly built model.
         names: name of an ablation, or several names separated by commas.
-        known: the table: every ablation that this kind of model supports, by name.
+        known: dictionary from the name of each supported ablation to its definition.
 
     Raises:
-        InputError: a name or number is invalid, or the model does not have the part.
+        InputError: a name or number is invalid, or the model does not contain the part to ablate.
     """
     given = ablation_names(names)
     for position, entry in enumerate(given):
@@ -79,17 +82,26 @@ def apply_ablations(model: nn.Module, names: str, known: Mapping[str, Ablation])
 
 
 def ablation_names(names: str) -> list[str]:
-    """Split a string of ablation names at the commas, and strip the spaces around each name."""
+    """Return the list of names in a comma-separated string, without the spaces around each name."""
     return [name.strip() for name in names.split(",")]
 
 
 def is_ablated(model: nn.Module) -> bool:
-    """Whether a part of the model has been replaced by an ablation."""
+    """Return whether an ablation has replaced a module inside a model."""
     return any(isinstance(part, Ablated) for part in model.modules())
 
 
 def replace_parts(model: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module], nn.Module]) -> bool:
-    """Replace every module of a type, subclasses excluded, by ``make(module)``. Return True if any was replaced."""
+    """Replace the submodules of one type in a model.
+
+    Args:
+        model: the model, which is modified in place.
+        kind: type of the submodules to replace. Submodules of a subclass are kept.
+        make: function that returns the replacement of a submodule.
+
+    Returns:
+        True if any submodule was replaced.
+    """
     found = False
     for parent in list(model.modules()):
         for name, part in list(parent.named_children()):
@@ -103,19 +115,19 @@ def replace_parts(model: nn.Module, kind: type[nn.Module], make: Callable[[nn.Mo
 
 
 class Ablated:
-    """Base class of the modules that replace a published part."""
+    """Base class of the modules with which ablations replace published modules."""
 
 
 class StaticReLU(Ablated, nn.Module):
-    """ReLU with the signature of :class:`DynamicReLU`."""
+    """ReLU that replaces :class:`DynamicReLU` and takes the same arguments."""
 
     def forward(self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None) -> Tensor:
-        """Apply ReLU to the map ``(B, C, H, W)``; the tokens are ignored."""
+        """Apply ReLU to the feature map ``x``, ``(B, C, H, W)``. The other arguments are ignored."""
         return F.relu(x)
 
 
 class Unbridged(Ablated, nn.Module):
-    """Replacement of :class:`MobileToFormer` that ignores the map and sets the tokens to zero."""
+    """Replacement of :class:`MobileToFormer` that ignores the feature map and returns zeros as the tokens."""
 
     def forward(self, x: Tensor, tokens: Tensor, padding: Tensor | None = None) -> tuple[Tensor, None]:
         """Return zeros in the shape of the tokens, ``(B, M, d)``, and None instead of the attention logits."""
@@ -123,10 +135,10 @@ class Unbridged(Ablated, nn.Module):
 
 
 class MapAlone(Ablated, nn.Module):
-    """Replacement of :class:`FormerToMobile` that ignores the tokens."""
+    """Replacement of :class:`FormerToMobile` that returns the feature map unchanged and ignores the tokens."""
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Return the map ``(B, C, H, W)`` unchanged."""
+        """Return the feature map ``x``, ``(B, C, H, W)``, unchanged."""
         return x
 
 
@@ -134,7 +146,7 @@ class ProjectedMobileToFormer(Ablated, MobileToFormer):
     """:class:`MobileToFormer` with projected keys and values, as in standard cross-attention.
 
     Args:
-        part: the module to replace.
+        part: the module to replace. Its sizes and options are copied, but not its weights.
     """
 
     def __init__(self, part: MobileToFormer):
@@ -143,7 +155,16 @@ class ProjectedMobileToFormer(Ablated, MobileToFormer):
         self.key, self.value = _rotation(channels), _rotation(channels)
 
     def keys_and_values(self, x: Tensor, map_position: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the projected keys and values, each ``(B, heads, C/heads, H·W)``."""
+        """Project the feature map to keys and values.
+
+        Args:
+            x: feature map, ``(B, C, H, W)``.
+            map_position: position embedding of the feature map, which is added for the keys only; None for no
+                embedding.
+
+        Returns:
+            The keys and the values, each ``(B, heads, C/heads, H·W)``.
+        """
         return split_channels(self.key(add_position(x, map_position))), split_channels(self.value(x))
 
 
@@ -151,7 +172,7 @@ class ProjectedFormerToMobile(Ablated, FormerToMobile):
     """:class:`FormerToMobile` with projected queries and outputs, as in standard cross-attention.
 
     Args:
-        part: the module to replace.
+        part: the module to replace. Its sizes and options are copied, but not its weights.
     """
 
     def __init__(self, part: FormerToMobile):
@@ -160,7 +181,7 @@ class ProjectedFormerToMobile(Ablated, FormerToMobile):
         self.query, self.project = _rotation(channels), _rotation(channels)
 
     def queries(self, x: Tensor) -> Tensor:
-        """Return the projected queries for the map ``(B, C, H, W)``, in the same shape."""
+        """Project the feature map ``(B, C, H, W)`` to queries of the same shape."""
         return self.query(x)
 
     def output(self, gathered: Tensor) -> Tensor:
@@ -169,10 +190,10 @@ class ProjectedFormerToMobile(Ablated, FormerToMobile):
 
 
 class AttentionAlone(Ablated, Former):
-    """Former without the feed-forward network and without the LayerNorm after the feed-forward network.
+    """:class:`Former`, the transformer layer over the tokens, without the feed-forward network and its LayerNorm.
 
     Args:
-        part: the module to replace.
+        part: the module to replace. Its sizes and options are copied, but not its weights.
     """
 
     def __init__(self, part: Former):
@@ -180,12 +201,15 @@ class AttentionAlone(Ablated, Former):
         del self.ffn, self.ffn_norm
 
     def forward(self, tokens: Tensor, position: Tensor | None = None) -> Tensor:
-        """Update the tokens by self-attention; arguments as in :meth:`Former.forward`."""
+        """Update the tokens by self-attention. The arguments are those of :meth:`Former.forward`."""
         return self.attend(tokens, position)
 
 
 def _rotation(channels: int) -> nn.Conv2d:
-    """Build a pointwise convolution, initialised as a rotation so that the scale of the map is preserved."""
+    """Build a pointwise convolution with equal numbers of input and output channels.
+
+    The weight is a random orthogonal matrix, so that the convolution preserves the scale of a feature map.
+    """
     layer = nn.Conv2d(channels, channels, 1)
     nn.init.orthogonal_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -193,7 +217,11 @@ def _rotation(channels: int) -> nn.Conv2d:
 
 
 def share_slopes(model: nn.Module) -> bool:
-    """Switch all blocks to the spatially shared dynamic ReLU. Return True if any block had the spatially aware one."""
+    """Switch all blocks of a model to the spatially shared dynamic ReLU, with the same slopes at all positions.
+
+    Returns:
+        True if any block had the spatially aware dynamic ReLU, with different slopes at different positions.
+    """
     blocks = [part for part in model.modules() if isinstance(part, MobileFormerBlock)]
     aware = any(block.spatial_dynamic_relu for block in blocks)
     for block in blocks:

@@ -1,4 +1,4 @@
-"""The Mobile-Former block: Mobile and Former in parallel, connected by a two-way bridge."""
+"""The Mobile-Former block: convolutions (Mobile) and a transformer layer (Former), connected by a two-way bridge."""
 
 from torch import Tensor, nn
 
@@ -11,19 +11,22 @@ from mobile_former.variants import BlockSpec
 
 
 class MobileFormerBlock(nn.Module):
-    """A Mobile-Former block: Mobile→Former, Former, Mobile, Former→Mobile.
+    """Mobile-Former block, which updates a feature map and a few tokens.
 
-    Mobile→Former updates the tokens from the input map. Former updates the tokens by self-attention. Mobile convolves
-    the map; the slopes of Mobile's dynamic ReLU are computed from the tokens. Former→Mobile updates the output map of
-    Mobile from the tokens.
+    1. Mobile→Former updates the tokens from the input map by cross-attention.
+    2. Former updates the tokens by self-attention and a feed-forward network.
+    3. Mobile convolves the map. The slopes of its activation function, dynamic ReLU, are computed from the tokens.
+    4. Former→Mobile updates the convolved map from the tokens by cross-attention.
 
     Args:
-        spec: kind (``"same"`` or ``"down"``), output channels and expansion ratios of the block.
+        spec: specification of the block, with its kind (``"same"`` for stride 1 or ``"down"`` for stride 2), output
+            channels and expansion ratios.
         in_channels: channels of the input map.
         token_dim: dimension of a token.
         groups: groups of the pointwise convolutions.
         drop_path: stochastic depth rate of the residual branches.
-        spatial_dynamic_relu: use the spatially aware dynamic ReLU instead of the shared one.
+        spatial_dynamic_relu: True for the spatially aware dynamic ReLU, whose slopes differ between positions; False
+            for the same slopes at all positions.
     """
 
     def __init__(
@@ -55,13 +58,13 @@ class MobileFormerBlock(nn.Module):
     def forward(
         self, x: Tensor, tokens: Tensor, padding: Tensor | None = None, out_padding: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Update the map and the tokens.
+        """Update the feature map and the tokens.
 
         Args:
             x: input map, ``(B, C, H, W)``.
             tokens: ``(B, M, d)``.
-            padding: ``(B, 1, H, W)`` bool, True where the input map is padding.
-            out_padding: ``(B, 1, H', W')`` bool, True where the output map is padding.
+            padding: ``(B, 1, H, W)`` bool, True where the input map is padding; None for no padding.
+            out_padding: ``(B, 1, H', W')`` bool, True where the output map is padding; None for no padding.
 
         Returns:
             The output map ``(B, C', H', W')`` and the updated tokens ``(B, M, d)``.
@@ -76,7 +79,10 @@ class MobileFormerBlock(nn.Module):
         return self.to_mobile(x, tokens), tokens
 
     def _mixing(self, logits: Tensor, x: Tensor, padding: Tensor | None) -> Tensor:
-        """Return the weight of each token at each output position, ``(B, M, H', W')``, summing to 1 over the tokens."""
+        """Return the token weights of the spatially aware dynamic ReLU, ``(B, M, H', W')``.
+
+        The weights are a softmax over the tokens at each output position.
+        """
         logits = logits.mean(1).unflatten(2, x.shape[2:])
         if self.downsamples:
             logits = halve(logits, padding)

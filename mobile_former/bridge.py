@@ -1,7 +1,7 @@
-"""The two-way bridge between the local map and the global tokens.
+"""The two-way bridge between a feature map, with local features, and a few tokens, with global features.
 
-Both directions are cross-attention. The map's side has no projections, because projections would cost most there
-(Chen et al., Mobile-Former, section 3.1).
+Both directions are cross-attention. Only the tokens are projected. The feature map is not projected, because
+projections of the map would be the most expensive ones (Chen et al., Mobile-Former, section 3.1).
 """
 
 import torch
@@ -15,15 +15,15 @@ HEADS = 2
 
 
 class MobileToFormer(nn.Module):
-    """Mobile→Former: cross-attention from the tokens to the map.
+    """Mobile→Former: cross-attention that updates the tokens from the feature map.
 
-    Only the queries are projected: the keys and values are the map itself.
+    Linear layers project the queries and the output. The keys and values are the feature map itself.
 
     Args:
-        channels: channels of the map.
+        channels: channels of the feature map.
         token_dim: dimension of a token.
-        drop_path: stochastic depth rate.
-        gated: scale the attention output by a gate that is computed from the tokens, as in the backbone.
+        drop_path: stochastic depth rate of the attention branch.
+        gated: multiply the attention output by a gate that is computed from the tokens, as in the backbone.
     """
 
     def __init__(self, channels: int, token_dim: int, drop_path: float = 0.0, gated: bool = True):
@@ -45,15 +45,15 @@ class MobileToFormer(nn.Module):
         map_position: Tensor | None = None,
         focus: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Update the tokens from the map.
+        """Update the tokens from the feature map.
 
         Args:
-            x: map, ``(B, C, H, W)``.
+            x: feature map, ``(B, C, H, W)``.
             tokens: ``(B, M, d)``.
-            padding: ``(B, 1, H, W)`` bool, True on padding. The attention ignores padded positions.
-            token_position: position embedding of the queries, ``(B, M, d)``, if any.
-            map_position: position embedding of the keys, ``(B or 1, C, H, W)``, if any.
-            focus: bias that is added to the attention logits of every head, ``(B, M, H·W)``, if any.
+            padding: ``(B, 1, H, W)`` bool, True on padding, which the attention ignores; None for no padding.
+            token_position: position embedding of the queries, ``(B, M, d)``; None for no embedding.
+            map_position: position embedding of the keys, ``(B or 1, C, H, W)``; None for no embedding.
+            focus: bias that is added to the attention logits of every head, ``(B, M, H·W)``; None for no bias.
 
         Returns:
             The updated tokens ``(B, M, d)``, and the scaled attention logits ``(B, heads, M, H·W)``. The logits are
@@ -78,14 +78,14 @@ class MobileToFormer(nn.Module):
 
 
 class FormerToMobile(nn.Module):
-    """Former→Mobile: cross-attention from the map to the tokens.
+    """Former→Mobile: cross-attention that updates the feature map from the tokens.
 
-    Only the keys and values are projected: the queries are the map itself, and there is no output projection.
+    Linear layers project the keys and values. The queries are the feature map itself, and the output is not projected.
 
     Args:
-        channels: channels of the map.
+        channels: channels of the feature map.
         token_dim: dimension of a token.
-        drop_path: stochastic depth rate.
+        drop_path: stochastic depth rate of the attention branch.
     """
 
     def __init__(self, channels: int, token_dim: int, drop_path: float = 0.0):
@@ -96,15 +96,15 @@ class FormerToMobile(nn.Module):
         self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Tensor, tokens: Tensor, token_position: Tensor | None = None) -> Tensor:
-        """Update the map from the tokens.
+        """Update the feature map from the tokens.
 
         Args:
-            x: map, ``(B, C, H, W)``.
+            x: feature map, ``(B, C, H, W)``.
             tokens: ``(B, M, d)``.
-            token_position: position embedding of the keys, ``(B, M, d)``, if any.
+            token_position: position embedding of the keys, ``(B, M, d)``; None for no embedding.
 
         Returns:
-            ``(B, C, H, W)``.
+            The updated feature map, ``(B, C, H, W)``.
         """
         key = _split_features(self.key(add_position(tokens, token_position)))  # (B, heads, M, C/heads)
         value = _split_features(self.value(tokens))
@@ -113,7 +113,7 @@ class FormerToMobile(nn.Module):
         return x + self.drop_path(self.output(gathered.reshape(x.shape)))
 
     def queries(self, x: Tensor) -> Tensor:
-        """Return the map ``(B, C, H, W)`` unchanged as the queries. A subclass can add a projection here."""
+        """Return the feature map ``(B, C, H, W)`` unchanged as the queries. A subclass can add a projection here."""
         return x
 
     def output(self, gathered: Tensor) -> Tensor:
@@ -122,23 +122,23 @@ class FormerToMobile(nn.Module):
 
 
 def add_position(x: Tensor, position: Tensor | None) -> Tensor:
-    """Add a position embedding, if any, to tokens or a map."""
+    """Add a position embedding to tokens or to a feature map. If the embedding is None, return ``x`` unchanged."""
     return x if position is None else x + position
 
 
 def split_channels(x: Tensor) -> Tensor:
-    """Reshape ``(B, C, H, W)`` to ``(B, heads, C/heads, H·W)``; a head is a contiguous chunk of channels."""
+    """Reshape ``(B, C, H, W)`` to ``(B, heads, C/heads, H·W)``. Each attention head has contiguous channels."""
     return x.flatten(2).unflatten(1, (HEADS, -1))
 
 
 def mask_logits(logits: Tensor, padding: Tensor) -> Tensor:
-    """Set the attention logits of padded positions to the lowest finite number.
+    """Set the attention logits of padded positions to the lowest finite number of their dtype.
 
-    With -inf, the softmax of a row that is all padding would be NaN.
+    With -inf, the softmax of a row with only padding would be NaN.
     """
     return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
 
 
 def _split_features(tokens: Tensor) -> Tensor:
-    """Reshape ``(B, M, C)`` to ``(B, heads, M, C/heads)``."""
+    """Split the last axis into attention heads: reshape ``(B, M, C)`` to ``(B, heads, M, C/heads)``."""
     return tokens.unflatten(2, (HEADS, -1)).transpose(1, 2)

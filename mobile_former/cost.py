@@ -1,4 +1,4 @@
-"""Cost of a model: parameters and multiply-adds."""
+"""Count the parameters and the multiply-adds of a model."""
 
 import copy
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ class Cost:
 
     Attributes:
         params: number of parameters.
-        madds: multiply-adds of the convolutions, the linear layers and both matrix products of every attention.
+        madds: number of multiply-adds in the convolutions, the linear layers and both matrix products of every
+            attention.
     """
 
     params: int
@@ -26,27 +27,29 @@ class Cost:
 
 
 def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Cost:
-    """Count the parameters of a model, and the multiply-adds for one image. The model does not change.
+    """Count the parameters of a model, and its multiply-adds for one image. The model does not change.
 
     Args:
-        model: model that takes float32 images ``(1, C, H, W)``. ``C`` is ``model.in_chans``, or 3 if not defined.
+        model: model that takes float32 images ``(1, C, H, W)``. ``C`` is ``model.in_chans``, or 3 if the model has no
+            such attribute.
         image_size: height and width of the image in pixels.
     """
     return Cost(sum(p.numel() for p in model.parameters()), madds_by_module(model, image_size)[""])
 
 
 def madds_by_module(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> dict[str, int]:
-    """Count the multiply-adds for one image, of a model and of each of its modules.
+    """Count the multiply-adds for one image, for a model and for each of its submodules.
 
     :class:`Cost` lists the operations that are counted.
 
     Args:
-        model: model that takes float32 images ``(1, C, H, W)``. ``C`` is ``model.in_chans``, or 3 if not defined.
+        model: model that takes float32 images ``(1, C, H, W)``. ``C`` is ``model.in_chans``, or 3 if the model has no
+            such attribute.
         image_size: height and width of the image in pixels.
 
     Returns:
-        Multiply-adds by module name. The count of a module includes its submodules. The model has the empty name.
-        Modules without multiply-adds are absent.
+        Dictionary from module names to multiply-adds. The count of a module includes its submodules. The whole model
+        has the empty name. Modules without multiply-adds are absent.
     """
     # On the meta device nothing is computed, and every attention kernel is counted. Fake tensors support models that
     # read the values of a mask.

@@ -1,13 +1,14 @@
-"""Errors about the user's input, and helpers for their messages."""
+"""The exception for invalid user input, and functions that help to write error messages."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """An option, a file, an image or another input cannot be used.
+    """Exception for an option, a file, an image or another user input that cannot be used.
 
-    The message names the input and how to fix it. The commands print it without a traceback.
+    The message names the input and explains how to fix it. The command-line programs print the message without a
+    traceback.
     """
 
 
@@ -19,7 +20,7 @@ def nearest(given: str, valid: Iterable[str]) -> str:
         valid: the valid names.
 
     Returns:
-        ``"did you mean 'x' or 'y'?"`` if valid names resemble the given one, otherwise a list of all valid names.
+        ``"did you mean 'x' or 'y'?"`` if valid names resemble the unknown one, otherwise a list of all valid names.
     """
     valid = list(valid)
     close = [name for name in valid if given and name.startswith(given)][:3]
@@ -30,10 +31,12 @@ def nearest(given: str, valid: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException, longest: int = 200) -> str:
-    """Return the first non-empty line of an exception's message, or the name of its type if it has no message.
+    """Return the first non-empty line of an exception's message.
+
+    If the message is empty, the name of the exception's type is returned instead.
 
     Args:
         error: the exception.
-        longest: maximum length of the line; the rest is cut off.
+        longest: maximum number of characters. A longer line is cut off.
     """
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:longest]

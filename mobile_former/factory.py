@@ -1,4 +1,4 @@
-"""Build a published model by name."""
+"""Functions that build the published models."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mobile_former.weights.loading import load_weights
 
 
 def list_models() -> list[str]:
-    """Return the names of the published models, from small to large."""
+    """Return the list of the published models' names, from the smallest model to the largest."""
     return list(VARIANTS)
 
 
@@ -22,15 +22,16 @@ def create_model(
     spatial_dynamic_relu: bool = False,
     pretrained: str | Path | None = None,
 ) -> MobileFormer:
-    """Build a published model.
+    """Build a published Mobile-Former classifier.
 
     Args:
         name: name of the model, one of :func:`list_models`.
         num_classes: number of classes.
         in_chans: number of image channels.
         dropout: dropout rate before the last linear layer, in ``[0, 1)``.
-        drop_path: stochastic depth rate of the last block, in ``[0, 1)``.
-        spatial_dynamic_relu: use the spatially aware dynamic ReLU of the detectors' backbone instead of the shared one.
+        drop_path: stochastic depth rate of the last block, in ``[0, 1)``. The rate increases linearly with depth.
+        spatial_dynamic_relu: True for the spatially aware dynamic ReLU of the detectors' backbone, whose slopes differ
+            between positions; False for the same slopes at all positions.
         pretrained: path of a weights file for :func:`mobile_former.load_weights`; None for random weights.
 
     Raises:
@@ -53,35 +54,38 @@ def create_model(
 
 
 def mobile_former_26m(**options) -> MobileFormer:
-    """Build Mobile-Former-26M, which has grouped pointwise convolutions; options as in :func:`create_model`."""
+    """Build Mobile-Former-26M, whose pointwise convolutions are grouped.
+
+    The options are the arguments of :func:`create_model` after ``name``.
+    """
     return create_model("mobile_former_26m", **options)
 
 
 def mobile_former_52m(**options) -> MobileFormer:
-    """Build Mobile-Former-52M; options as in :func:`create_model`."""
+    """Build Mobile-Former-52M. The options are the arguments of :func:`create_model` after ``name``."""
     return create_model("mobile_former_52m", **options)
 
 
 def mobile_former_96m(**options) -> MobileFormer:
-    """Build Mobile-Former-96M; options as in :func:`create_model`."""
+    """Build Mobile-Former-96M. The options are the arguments of :func:`create_model` after ``name``."""
     return create_model("mobile_former_96m", **options)
 
 
 def mobile_former_151m(**options) -> MobileFormer:
-    """Build Mobile-Former-151M; options as in :func:`create_model`."""
+    """Build Mobile-Former-151M. The options are the arguments of :func:`create_model` after ``name``."""
     return create_model("mobile_former_151m", **options)
 
 
 def mobile_former_214m(**options) -> MobileFormer:
-    """Build Mobile-Former-214M; options as in :func:`create_model`."""
+    """Build Mobile-Former-214M. The options are the arguments of :func:`create_model` after ``name``."""
     return create_model("mobile_former_214m", **options)
 
 
 def mobile_former_294m(**options) -> MobileFormer:
-    """Build Mobile-Former-294M; options as in :func:`create_model`."""
+    """Build Mobile-Former-294M. The options are the arguments of :func:`create_model` after ``name``."""
     return create_model("mobile_former_294m", **options)
 
 
 def mobile_former_508m(**options) -> MobileFormer:
-    """Build Mobile-Former-508M; options as in :func:`create_model`."""
+    """Build Mobile-Former-508M. The options are the arguments of :func:`create_model` after ``name``."""
     return create_model("mobile_former_508m", **options)

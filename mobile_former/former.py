@@ -1,4 +1,4 @@
-"""Former: the transformer layer over the global tokens."""
+"""Former: the transformer layer over the tokens of a Mobile-Former block."""
 
 from torch import Tensor, nn
 
@@ -12,7 +12,7 @@ HEADS = 4
 class Former(nn.Module):
     """Post-norm transformer layer: self-attention, then a feed-forward network.
 
-    Only the queries are projected: the keys and values of the attention are the tokens themselves.
+    Linear layers project the queries and the output of the attention. The keys and values are the tokens themselves.
 
     Args:
         token_dim: dimension of a token.
@@ -29,20 +29,23 @@ class Former(nn.Module):
         self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, tokens: Tensor, position: Tensor | None = None) -> Tensor:
-        """Update the tokens.
+        """Update the tokens by self-attention and the feed-forward network.
 
         Args:
             tokens: ``(B, M, d)``.
-            position: position embedding of the queries and keys, ``(B, M, d)``, if any.
+            position: position embedding of the queries and keys, ``(B, M, d)``; None for no embedding.
 
         Returns:
-            ``(B, M, d)``.
+            The updated tokens, ``(B, M, d)``.
         """
         tokens = self.attend(tokens, position)
         return self.ffn_norm(tokens + self.ffn(tokens))
 
     def attend(self, tokens: Tensor, position: Tensor | None) -> Tensor:
-        """Apply the first half of the layer: self-attention, residual, LayerNorm; arguments as in :meth:`forward`."""
+        """Update the tokens by the first half of the layer: self-attention, residual connection and LayerNorm.
+
+        The arguments are those of :meth:`forward`.
+        """
         keys = add_position(tokens, position)
         query = self._split(self.query(keys))  # (B, heads, M, d/heads)
         logits = (query * query.shape[-1] ** -0.5) @ self._split(keys).transpose(2, 3)

@@ -1,4 +1,4 @@
-"""Mobile: the convolutional part of a block, a MobileNet block with dynamic ReLU instead of ReLU."""
+"""Mobile: the convolutions of a Mobile-Former block, which are a MobileNet block with dynamic ReLU instead of ReLU."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,13 +13,14 @@ from mobile_former.layers.stochastic_depth import StochasticDepth
 class Mobile(nn.Module):
     """Inverted bottleneck with stride 1: pointwise expansion, 3×3 depthwise convolution, pointwise projection.
 
-    It has a residual connection if the numbers of input and output channels are equal.
+    The block has a residual connection if the numbers of input and output channels are equal. Its activation function
+    is dynamic ReLU, whose slopes are computed from tokens.
 
     Args:
         in_channels: channels of the input map.
         out_channels: channels of the output map.
         expansion: ratio of hidden channels to input channels.
-        token_dim: dimension of the tokens that dynamic ReLU reads.
+        token_dim: dimension of the tokens.
         groups: groups of the pointwise convolutions.
         drop_path: stochastic depth rate of the residual branch.
     """
@@ -47,17 +48,18 @@ class Mobile(nn.Module):
         self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
-        """Transform the map.
+        """Compute the output map of the block.
 
         Args:
             x: input map, ``(B, in_channels, H, W)``.
-            tokens: ``(B, M, d)``. If ``mixing`` is None, the first token ``(B, d)`` is enough.
-            mixing: token weights of the spatially aware dynamic ReLU, ``(B, M, H, W)``, see :class:`DynamicReLU`; None
-                for the spatially shared one.
-            padding: ``(B, 1, H, W)`` bool, True on padding.
+            tokens: tokens from which the slopes of dynamic ReLU are computed, ``(B, M, d)``. If ``mixing`` is None, the
+                first token ``(B, d)`` is enough.
+            mixing: weight of each token at each position, ``(B, M, H, W)``, with which dynamic ReLU computes
+                separate slopes for each position. If None, the slopes are the same at all positions.
+            padding: ``(B, 1, H, W)`` bool, True on padding; None for no padding.
 
         Returns:
-            ``(B, out_channels, H, W)``.
+            The output map, ``(B, out_channels, H, W)``.
         """
         hidden = self.expand_relu(self.expand_shuffle(self.expand(x)), tokens, mixing)
         hidden = self.depthwise_relu(self.depthwise(zero_padding(hidden, padding)), tokens, mixing)
@@ -66,13 +68,16 @@ class Mobile(nn.Module):
 
 
 class DownsamplingMobile(nn.Module):
-    """Two depthwise-separable convolutions. The first has stride 2. The second has a residual connection.
+    """Block of two depthwise-separable convolutions that halves the height and width of a feature map.
+
+    The first convolution has stride 2. The second one has a residual connection. The activation function is dynamic
+    ReLU, whose slopes are computed from tokens.
 
     Args:
         in_channels: channels of the input map.
         out_channels: channels of the output map.
-        expansions: ratios of hidden channels to input channels, for the first and for the second convolution.
-        token_dim: dimension of the tokens that dynamic ReLU reads.
+        expansions: two ratios of hidden channels to input channels, of the first and of the second convolution.
+        token_dim: dimension of the tokens.
         groups: groups of the pointwise convolutions.
         drop_path: stochastic depth rate of the residual branch.
     """
@@ -107,18 +112,19 @@ class DownsamplingMobile(nn.Module):
         padding: Tensor | None = None,
         out_padding: Tensor | None = None,
     ) -> Tensor:
-        """Transform the map, and halve the height and width.
+        """Compute the output map of the block.
 
         Args:
             x: input map, ``(B, in_channels, H, W)``.
-            tokens: ``(B, M, d)``. If ``mixing`` is None, the first token ``(B, d)`` is enough.
-            mixing: token weights of the spatially aware dynamic ReLU, ``(B, M, ⌈H/2⌉, ⌈W/2⌉)``, see
-                :class:`DynamicReLU`; None for the spatially shared one.
-            padding: ``(B, 1, H, W)`` bool, True where the input map is padding.
-            out_padding: ``(B, 1, ⌈H/2⌉, ⌈W/2⌉)`` bool, True where the output map is padding.
+            tokens: tokens from which the slopes of dynamic ReLU are computed, ``(B, M, d)``. If ``mixing`` is None, the
+                first token ``(B, d)`` is enough.
+            mixing: weight of each token at each output position, ``(B, M, ⌈H/2⌉, ⌈W/2⌉)``, with which dynamic ReLU
+                computes separate slopes for each position. If None, the slopes are the same at all positions.
+            padding: ``(B, 1, H, W)`` bool, True where the input map is padding; None for no padding.
+            out_padding: ``(B, 1, ⌈H/2⌉, ⌈W/2⌉)`` bool, True where the output map is padding; None for no padding.
 
         Returns:
-            ``(B, out_channels, ⌈H/2⌉, ⌈W/2⌉)``.
+            The output map, ``(B, out_channels, ⌈H/2⌉, ⌈W/2⌉)``.
         """
         hidden = self.shuffle1(self.depthwise1(zero_padding(x, padding)))
         x = self.project1(self.relu1(hidden, tokens, mixing))
@@ -127,9 +133,10 @@ class DownsamplingMobile(nn.Module):
 
 
 class Lite(nn.Module):
-    """The first block, which has no tokens: 3×3 depthwise convolution, ReLU6, pointwise projection.
+    """MobileNet block without tokens: 3×3 depthwise convolution, ReLU6, pointwise projection.
 
-    It has a residual connection if the stride is 1 and the numbers of input and output channels are equal.
+    It is the first block of a Mobile-Former. The block has a residual connection if the stride is 1 and the numbers of
+    input and output channels are equal.
 
     Args:
         in_channels: channels of the input map.
@@ -148,14 +155,14 @@ class Lite(nn.Module):
 
     @recomputable
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Transform the map.
+        """Compute the output map of the block.
 
         Args:
             x: input map, ``(B, in_channels, H, W)``.
-            padding: ``(B, 1, H, W)`` bool, True where the input map is padding.
+            padding: ``(B, 1, H, W)`` bool, True where the input map is padding; None for no padding.
 
         Returns:
-            ``(B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)``.
+            The output map, ``(B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)``.
         """
         hidden = self.shuffle(F.relu6(self.depthwise(zero_padding(x, padding))))
         out = self.project(hidden)

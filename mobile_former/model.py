@@ -21,7 +21,7 @@ MIN_SIZE = 32  # pixels: the stride of the last map
 
 
 class MobileFormer(HubModel, nn.Module):
-    """A published Mobile-Former classifier.
+    """Image classifier in one of the published Mobile-Former variants.
 
     Args:
         variant: name of a published model, see :func:`mobile_former.list_models`.
@@ -29,7 +29,8 @@ class MobileFormer(HubModel, nn.Module):
         in_chans: number of image channels.
         dropout: dropout rate before the last linear layer, in ``[0, 1)``.
         drop_path: stochastic depth rate of the last block, in ``[0, 1)``. The rate increases linearly with depth.
-        spatial_dynamic_relu: use the spatially aware dynamic ReLU of the detectors' backbone instead of the shared one.
+        spatial_dynamic_relu: True for the spatially aware dynamic ReLU of the detectors' backbone, whose slopes differ
+            between positions; False for the same slopes at all positions.
 
     Attributes:
         usage: class names and preprocessing of a model that :meth:`from_pretrained` loaded; None for other models.
@@ -67,9 +68,9 @@ class MobileFormer(HubModel, nn.Module):
     @staticmethod
     @functools.cache
     def published(variant: str, **options) -> "MobileFormer":
-        """Return a published model on the meta device. The tensors have names and shapes but no values.
+        """Return a published model on the meta device, where tensors have names and shapes but no values.
 
-        The model is cached and shared: do not modify it.
+        The model is cached and shared by all callers: do not modify it.
 
         Args:
             variant: name of the model.
@@ -84,22 +85,23 @@ class MobileFormer(HubModel, nn.Module):
         return self.classifier(maps[32], tokens)
 
     def forward_features(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], Tensor]:
-        """Return the maps and tokens of the backbone, see :meth:`Backbone.forward`."""
+        """Return the feature maps and tokens of the backbone. See :meth:`Backbone.forward`."""
         return self.backbone(images, padding_mask)
 
 
 class Backbone(nn.Module):
-    """Stem, tokens and blocks of a Mobile-Former, without the classifier.
+    """Mobile-Former without the classifier: the stem, the learned tokens and the blocks.
 
     Args:
         spec: specification of the variant.
         in_chans: number of image channels.
         drop_path: stochastic depth rate of the last block, in ``[0, 1)``. The rate increases linearly with depth.
-        spatial_dynamic_relu: use the spatially aware dynamic ReLU instead of the shared one.
+        spatial_dynamic_relu: True for the spatially aware dynamic ReLU, whose slopes differ between positions; False
+            for the same slopes at all positions.
 
     Attributes:
-        strides: stride of the output of each block.
-        channels: channels of the returned map at each stride.
+        strides: list of the strides of the blocks' outputs, relative to the image.
+        channels: dictionary from the stride of each returned feature map to its number of channels.
 
     Raises:
         InputError: a number is out of range.
@@ -144,13 +146,13 @@ class Backbone(nn.Module):
 
         Args:
             images: normalised images ``(B, in_chans, H, W)``. Both sides are at least 32 pixels and may be odd.
-            padding_mask: ``(B, H, W)`` bool, True on padding. A position of a feature map is padding if all pixels that
-                it covers are padding. Features outside the padding do not depend on the padded pixels. Exception:
-                BatchNorm's statistics in training include the padded positions.
+            padding_mask: ``(B, H, W)`` bool, True on padding; None for no padding. A position of a feature map is
+                padding if all pixels that it covers are padding. Features outside the padding do not depend on the
+                padded pixels, with one exception: in training, BatchNorm's statistics include the padded positions.
 
         Returns:
-            The output of the last block at each stride, ``{4: (B, C, ⌈H/4⌉, ⌈W/4⌉), 8: …, 16: …, 32: …}``, and the
-            tokens after the last block, ``(B, M, d)``.
+            The feature maps and the tokens after the last block, ``(B, M, d)``. The feature maps are a dictionary from
+            stride to the output of the last block with this stride, ``{4: (B, C, ⌈H/4⌉, ⌈W/4⌉), 8: …, 16: …, 32: …}``.
 
         Raises:
             InputError: the images or the mask have the wrong shape or type, or a side is shorter than 32 pixels.
@@ -173,14 +175,16 @@ def run_blocks(
 
     Args:
         blocks: blocks of the backbone.
-        strides: stride of the output of each block.
+        strides: stride of the output of each block, relative to the image.
         x: output of the stem, ``(B, C, ⌈H/2⌉, ⌈W/2⌉)``.
-        tokens: tokens before the first block: a tensor for the blocks of :class:`Backbone`, a tuple for those of
-            :class:`mobile_former.deployment.backbone.DeployedBackbone`.
-        padding: padding mask of the map at each stride, see :func:`padding_pyramid`; empty without padding.
+        tokens: tokens before the first block. The blocks of :class:`Backbone` take a tensor. The blocks of
+            :class:`mobile_former.deployment.backbone.DeployedBackbone` take a tuple.
+        padding: dictionary from stride to the padding mask of the feature map at this stride, see
+            :func:`padding_pyramid`; empty without padding.
 
     Returns:
-        The output of the last block at each stride of 4 or more, by stride, and the tokens after the last block.
+        The feature maps and the tokens after the last block. The feature maps are a dictionary from each stride of 4 or
+        more to the output of the last block with this stride.
     """
     maps, in_stride = {}, 2
     for block, stride in zip(blocks, strides, strict=True):
@@ -195,9 +199,10 @@ def run_blocks(
 
 
 class Classifier(nn.Module):
-    """Classifier on the last map and the tokens.
+    """Classification head on the last feature map and the tokens.
 
-    A last Mobile→Former bridge updates the tokens. Two linear layers classify the pooled map and the first token.
+    A Mobile→Former bridge first updates the tokens from the map. Two linear layers then compute the logits from the
+    pooled map and the first token.
 
     Args:
         spec: specification of the variant.
@@ -221,17 +226,18 @@ class Classifier(nn.Module):
         """Compute the logits.
 
         Args:
-            x: last map of the backbone, ``(B, C, H, W)``.
+            x: last feature map of the backbone, ``(B, C, H, W)``.
             tokens: ``(B, M, d)``.
-            padding: ``(B, 1, H, W)`` bool, True on padding. The attention and the pooling ignore padded positions.
+            padding: ``(B, 1, H, W)`` bool, True on padding, which the attention and the pooling ignore; None for no
+                padding.
 
         Returns:
-            ``(B, num_classes)``.
+            The logits, ``(B, num_classes)``.
         """
         return self.logits(self.hidden(x, tokens, padding))
 
     def hidden(self, x: Tensor, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Return the input of the last linear layer, ``(B, features)``; arguments as in :meth:`forward`."""
+        """Return the input of the last linear layer, ``(B, features)``. The arguments are those of :meth:`forward`."""
         tokens, _ = self.to_former(x, tokens, padding)
         pooled = mean_pool(F.relu6(self.expand(self.shuffle(x))), padding)
         features = torch.cat([F.hardswish(pooled), tokens[:, 0]], dim=1)
@@ -239,7 +245,10 @@ class Classifier(nn.Module):
 
 
 def check_images(images: Tensor, padding_mask: Tensor | None, in_chans: int) -> None:
-    """Raise InputError if the arguments do not fit :meth:`Backbone.forward`."""
+    """Raise InputError if :meth:`Backbone.forward` cannot use the images or the padding mask.
+
+    The checks cover the shapes, the types and the minimum side of 32 pixels.
+    """
     if images.ndim != 4 or images.shape[1] != in_chans:
         raise InputError(f"images have shape {tuple(images.shape)}: the model takes (B, {in_chans}, H, W)")
     if not images.is_floating_point():

@@ -1,6 +1,7 @@
-"""The published models in timm: ``import mobile_former.timm``, then ``timm.create_model("mobile_former_294m", …)``.
+"""Integration with timm: the import of this module registers the published models with timm.
 
-The import registers the models with timm. The options and methods of the models have timm's names and conventions.
+After ``import mobile_former.timm``, build a model with ``timm.create_model("mobile_former_294m", …)``. The options and
+methods of the models have timm's names and conventions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,20 +44,21 @@ default_cfgs = generate_default_cfgs({name: dict(_CONFIG) for name in VARIANTS})
 
 
 class TimmMobileFormer(MobileFormer):
-    """A classifier with the methods of timm's models.
+    """Mobile-Former classifier with the methods of timm's models.
 
     Args:
         variant: name of a published model.
         num_classes: number of classes. With 0, the model returns the input of the last linear layer.
-        pretrained: path of a weights file for :func:`mobile_former.load_weights`, if any.
+        pretrained: path of a weights file for :func:`mobile_former.load_weights`; None for random weights.
         options: further arguments of :class:`mobile_former.MobileFormer`.
 
     Attributes:
-        num_features: channels of the last map.
+        num_features: channels of the last feature map.
         head_hidden_size: input features of the last linear layer.
-        pretrained_cfg: timm's description of the model: ``input_size``, ``mean``, ``std``, ``crop_pct``, ….
+        pretrained_cfg: timm's description of the model, a dictionary with ``input_size``, ``mean``, ``std``,
+            ``crop_pct``, ….
         default_cfg: older name of ``pretrained_cfg``.
-        feature_info: channels, stride and module name of each map.
+        feature_info: list of dictionaries with the channels, stride and module name of each feature map.
 
     Raises:
         InputError: an argument is invalid for :class:`mobile_former.MobileFormer`, or the weights do not fit.
@@ -75,11 +77,14 @@ class TimmMobileFormer(MobileFormer):
         self.feature_info = _feature_info(self.backbone)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits ``(B, num_classes)`` of images ``(B, in_chans, H, W)``."""
+        """Return the logits ``(B, num_classes)`` of images ``(B, in_chans, H, W)``.
+
+        With ``num_classes=0``, the input of the last linear layer is returned instead, ``(B, head_hidden_size)``.
+        """
         return self.forward_head(self.forward_features(images))
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the inputs of the classifier: the last map ``(B, C, ⌈H/32⌉, ⌈W/32⌉)`` and the tokens ``(B, M, d)``."""
+        """Return the last feature map ``(B, C, ⌈H/32⌉, ⌈W/32⌉)`` and the tokens ``(B, M, d)`` of images."""
         maps, tokens = self.backbone(images)
         return maps[32], tokens
 
@@ -87,18 +92,19 @@ class TimmMobileFormer(MobileFormer):
         """Apply the classifier.
 
         Args:
-            features: the map and the tokens that :meth:`forward_features` returns.
-            pre_logits: leave out the last linear layer.
+            features: the feature map and the tokens that :meth:`forward_features` returns.
+            pre_logits: True to leave out the last linear layer.
 
         Returns:
-            Logits ``(B, num_classes)``, or features ``(B, head_hidden_size)`` with ``pre_logits``.
+            The logits ``(B, num_classes)``, or with ``pre_logits`` the input of the last linear layer,
+            ``(B, head_hidden_size)``.
         """
         if not pre_logits:
             return self.classifier(*features)
         return self.classifier.hidden(*features)
 
     def get_classifier(self) -> nn.Module:
-        """Return the last linear layer."""
+        """Return the last linear layer. With ``num_classes=0``, it is an ``nn.Identity``."""
         return self.classifier.logits
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -125,12 +131,13 @@ class TimmMobileFormer(MobileFormer):
 
 
 class TimmFeatures(nn.Module):
-    """A backbone with the interface of timm's ``features_only=True``.
+    """Feature extractor with the interface of timm's models for ``features_only=True``.
 
     Args:
-        backbone: backbone of a model. It is modified: the blocks after the last requested map are removed.
-        out_indices: indices of the maps to return. Indices 0, 1, 2 and 3 are the maps at strides 4, 8, 16 and 32.
-            Negative indices count from the end. An int ``n`` requests the last ``n`` maps, None requests all four.
+        backbone: backbone of a model. It is modified: the blocks after the last requested feature map are removed.
+        out_indices: indices of the feature maps to return. Indices 0, 1, 2 and 3 are the maps at strides 4, 8, 16 and
+            32. Negative indices count from the end. An int ``n`` requests the last ``n`` maps, and None requests all
+            four.
         pretrained_cfg: timm's description of the model.
 
     Attributes:
@@ -157,7 +164,7 @@ class TimmFeatures(nn.Module):
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the maps of images ``(B, in_chans, H, W)``, in the order of ``out_indices``."""
+        """Return the list of feature maps of images ``(B, in_chans, H, W)``, in the order of ``out_indices``."""
         maps, _ = self.backbone(images)
         return [maps[stride] for stride in self.feature_info.reduction()]
 
@@ -180,21 +187,22 @@ def create(
     drop_path_rate: float = 0.0,
     **options,
 ) -> TimmMobileFormer | TimmFeatures:
-    """Build a model for ``timm.create_model``.
+    """Build a published model. ``timm.create_model`` calls this function.
 
     Args:
         name: name of a published model.
-        pretrained: load the weights that ``pretrained_cfg`` or ``pretrained_cfg_overlay`` gives as ``file`` or
-            ``hf_hub_id``. The models have no default weights to download.
+        pretrained: True to load the weights that ``pretrained_cfg`` or ``pretrained_cfg_overlay`` gives under the key
+            ``"file"`` or ``"hf_hub_id"``; False for random weights. There are no default weights to download.
         pretrained_cfg: timm's description of the model: a mapping, ``PretrainedCfg`` or ``DefaultCfg``.
         pretrained_cfg_overlay: changes to the description, such as ``{"file": path}`` for a weights file.
-        cache_dir: folder in which files from the Hugging Face Hub are cached.
+        cache_dir: folder in which files from the Hugging Face Hub are cached; default: the cache folder of
+            huggingface_hub.
         features_only: return a :class:`TimmFeatures` instead of a :class:`TimmMobileFormer`.
-        out_indices: indices of the maps to return with ``features_only``, see :class:`TimmFeatures`.
+        out_indices: indices of the feature maps to return with ``features_only``, see :class:`TimmFeatures`.
         num_classes: number of classes; default: the number in ``pretrained_cfg``, or 1000. With 0, the model returns
             the input of the last linear layer.
         drop_rate: dropout rate before the last linear layer.
-        drop_path_rate: stochastic depth rate of the last block.
+        drop_path_rate: stochastic depth rate of the last block. The rate increases linearly with depth.
         options: ``in_chans`` and ``spatial_dynamic_relu`` of :class:`mobile_former.MobileFormer`.
 
     Raises:
@@ -221,7 +229,7 @@ def create(
 
 
 def _entry_point(name: str) -> Callable[..., nn.Module]:
-    """Return the function that timm registers for a model."""
+    """Return the function that builds the model called ``name``, for the registry of timm."""
 
     def entry_point(pretrained: bool = False, **options) -> TimmMobileFormer | TimmFeatures:
         return create(name, pretrained, **options)
@@ -232,11 +240,12 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
 
 
 def _weights(name: str, given: Mapping, cache_dir: str | Path | None) -> tuple[Path, dict, dict]:
-    """Find the weights file that ``pretrained_cfg`` gives, and download it if it is on the Hub.
+    """Find the weights file that ``pretrained_cfg`` gives. Download the file if it is on the Hugging Face Hub.
 
     Returns:
-        The path of the weights file, options for the model, and entries for ``pretrained_cfg``. The options and entries
-        come from the model's repository on the Hub; both are empty for a local file.
+        The path of the weights file, a dictionary of options for the model, and a dictionary of entries for
+        ``pretrained_cfg``. Both dictionaries come from the model's repository on the Hub and are empty for a local
+        file.
     """
     if given.get("file"):
         return Path(given["file"]), {}, {}
@@ -262,7 +271,7 @@ def _weights(name: str, given: Mapping, cache_dir: str | Path | None) -> tuple[P
 
 
 def _feature_info(backbone: Backbone) -> list[dict]:
-    """Return channels, stride and module name of each map in the format of timm's FeatureInfo."""
+    """Return a list of dictionaries with the channels, stride and module name of each map, for timm's FeatureInfo."""
     last = {stride: number for number, stride in enumerate(backbone.strides)}
     return [
         {"num_chs": channels, "reduction": stride, "module": f"backbone.blocks.{last[stride]}"}

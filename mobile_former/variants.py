@@ -1,4 +1,4 @@
-"""The seven published models as data (Chen et al., Mobile-Former, CVPR 2022, tables 1 and 8)."""
+"""Specifications of the seven published models (Chen et al., Mobile-Former, CVPR 2022, tables 1 and 8)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,13 +6,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """One block of a variant.
+    """Specification of one block of a published model.
 
     Attributes:
         kind: ``"lite"`` (a MobileNet block without tokens), ``"down"`` (a Mobile-Former block with stride 2) or
             ``"same"`` (a Mobile-Former block with stride 1).
         out_channels: channels of the output map.
-        expansions: ratio of hidden channels to input channels, for each depthwise convolution of the block.
+        expansions: tuple of the ratios of hidden channels to input channels, one for each depthwise convolution of the
+            block.
         stride: stride of the first depthwise convolution.
     """
 
@@ -28,10 +29,10 @@ class Variant:
 
     Attributes:
         stem: output channels of the stem.
-        tokens: number of global tokens and their dimension, ``(M, d)``.
-        features: hidden features of the classifier.
+        tokens: number of tokens and dimension of a token, ``(M, d)``.
+        features: output features of the classifier's first linear layer.
         groups: groups of every pointwise convolution. With more than one group, channel shuffles are inserted.
-        blocks: specifications of the blocks, in order.
+        blocks: tuple of the specifications of the blocks, in order.
     """
 
     stem: int

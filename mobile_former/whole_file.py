@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all."""
+"""Write files atomically: completely or not at all."""
 
 import contextlib
 import os
@@ -9,19 +9,20 @@ from pathlib import Path
 def write_whole(
     path: Path, content: bytes | memoryview, *, kind: str = "", before_replace: Callable[[Path], None] | None = None
 ) -> None:
-    """Write a temporary file in the same folder, flush it to disk, and rename it to ``path``.
+    """Write a file atomically: write a temporary file in the same folder, flush it to disk, and rename it to ``path``.
 
-    Other processes see the old file or the new one, never a part, even if this process or the machine stops meanwhile.
-    The folder is created if it is missing.
+    Other processes see either the complete old file or the complete new one, even if this process or the machine
+    stops during the write. The folder is created if it is missing.
 
     Args:
         path: path of the file.
         content: complete content of the file.
         kind: text that error messages put before the path, such as ``"the checkpoint "``.
-        before_replace: function that is called with the path of the flushed temporary file, before the rename.
+        before_replace: function that is called with the path of the flushed temporary file, before the rename; None to
+            call nothing.
 
     Raises:
-        OSError: the file cannot be written. An existing file stays as it was.
+        OSError: the file cannot be written. An existing file stays unchanged.
     """
     unfinished = path.with_name(path.name + ".part")
     try:
@@ -42,7 +43,7 @@ def write_whole(
 
 
 def _sync(folder: Path) -> None:
-    """Call ``fsync`` on a directory so that a rename in it is on disk. Do nothing if the system does not support it."""
+    """Flush a directory to disk, so that a rename in it survives a crash. Do nothing if the system cannot do this."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_DIRECTORY)
         try:

@@ -1,1 +1,1 @@
-"""Labelled images from image folders, tar shards or scikit-learn's digits, and the transforms of images."""
+"""Data for image classification: image folders, tar shards, scikit-learn's digits, transforms and data module."""

@@ -1,4 +1,4 @@
-"""Samples and batches of labelled images."""
+"""The interface of a labelled data set, and functions that build samples and batches."""
 
 from typing import Protocol
 
@@ -12,25 +12,33 @@ from mobile_former.training.data.images import to_planes
 
 
 class Source(ImageSource, Protocol):
-    """Labelled images.
+    """Interface of a data set of labelled images. Images are read one at a time, by index.
 
     Attributes:
-        labels: label of each image.
+        labels: integer label of each image, indexed like the images.
     """
 
     labels: list[int]
 
 
 def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Compose) -> dict:
-    """Transform an image ``(H, W, 3)`` uint8 into a sample: ``image`` ``(3, H, W)`` uint8, and ``label``."""
+    """Transform an image and return a sample: a dictionary with ``image`` ``(3, H, W)`` uint8 and integer ``label``.
+
+    Args:
+        source: data set of the image.
+        index: index of the image in the data set.
+        image: original image ``(H, W, 3)``, uint8 RGB.
+        transforms: albumentations transforms of the image.
+    """
     return {"image": to_planes(transforms(image=image)["image"]), "label": source.labels[index]}
 
 
 def collate(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
-    """Build a batch of the readable images: ``image`` ``(B, 3, H, W)`` uint8 and ``label`` ``(B,)``.
+    """Build a batch: a dictionary with ``image`` ``(B, 3, H, W)`` uint8 and ``label`` ``(B,)``.
 
-    The batch also contains the lists of messages from :func:`split_messages`. If no image is readable, it contains only
-    these lists.
+    Unreadable images are left out. Two more entries are lists of error messages: ``failures`` (unreadable images) and
+    ``errors`` (faults that must stop the run), see :func:`split_messages`. If no image is readable, the dictionary has
+    only these two entries.
     """
     readable, messages = split_messages(samples)
     columns = [{name: sample[name] for name in ("image", "label")} for sample in readable]

@@ -10,7 +10,9 @@ BORDER = 1  # black pixels around the 8×8 original, because its digit touches t
 
 
 class Digits:
-    """1 797 handwritten digits of 8×8 pixels, enlarged to 64×64. A fifth of each class is for validation.
+    """One split of scikit-learn's 1 797 handwritten digits, enlarged from 8×8 to 64×64 pixels.
+
+    The validation split has one fifth of the images of each class.
 
     Args:
         split: ``"train"`` (1 437 images) or ``"val"`` (360 images).
@@ -33,5 +35,5 @@ class Digits:
         return np.repeat(grey[:, :, None], 3, axis=2)
 
     def name(self, index: int) -> str:
-        """Return a name of the image for messages."""
+        """Return a name of an image for messages, such as ``train digit 5``."""
         return f"{self.split} digit {index}"

@@ -1,4 +1,4 @@
-"""Image folders in ImageNet's layout: ``train/<class>/*`` and ``val/<class>/*``."""
+"""Read labelled images from folders in ImageNet's layout: ``train/<class>/*`` and ``val/<class>/*``."""
 
 from pathlib import Path
 
@@ -10,19 +10,19 @@ _LAYOUT = "expected DIR/train/<class>/<images> and DIR/val/<class>/<images>"
 
 
 class ImageFolder(ListedImages):
-    """The labelled images of one split, such as ``train`` or ``val``.
+    """Labelled images of one split. The images of a class are the files in ``root/split/<class>/``.
 
     Args:
         root: folder that contains the splits.
-        split: name of the split's folder.
-        class_names: names of the class folders in the order of their labels.
+        split: name of the split's folder, such as ``train`` or ``val``.
+        class_names: class names in the order of the labels. The split may lack some of these classes.
 
     Attributes:
-        labels: label of each image.
+        labels: list of the labels, one per image.
 
     Raises:
-        FileNotFoundError: the folder does not exist.
-        InputError: a class folder is not in ``class_names``, or has no images.
+        FileNotFoundError: ``root`` or ``root/split`` does not exist.
+        InputError: the split has no class folder, or a class folder is not in ``class_names`` or has no images.
     """
 
     def __init__(self, root: Path, split: str, class_names: list[str]):
@@ -48,7 +48,7 @@ class ImageFolder(ListedImages):
 
 
 def list_classes(root: Path, split: str) -> list[str]:
-    """Return the sorted names of a split's class folders.
+    """Return the class names of a split: the sorted names of the folders in ``root/split``.
 
     Raises:
         FileNotFoundError: ``root`` or ``root/split`` does not exist.
@@ -69,6 +69,6 @@ def list_classes(root: Path, split: str) -> list[str]:
 
 
 def _abridged(names: list[str], most: int = 10) -> str:
-    """Return a text with the first ``most`` names and, if there are more, the number of the others."""
+    """Join the first ``most`` names with commas. If there are more names, append how many."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + rest

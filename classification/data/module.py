@@ -1,4 +1,4 @@
-"""The LightningDataModule of classification."""
+"""The LightningDataModule of image classification."""
 
 import logging
 import os
@@ -39,27 +39,28 @@ class ClassificationData(ImageData):
     """Labelled images for training and evaluation.
 
     Args:
-        dataset: "folder" (train/<class>/* and val/<class>/* in root), "shards" (written by classification.shard) or
-            "digits" (of scikit-learn).
-        root: folder with train/ and val/. For shards also a URL, or "pipe:" followed by a shell command that prints a
-            file. The name of the file replaces {} in the URL or command. Without {}, it is appended after a slash.
+        dataset: "folder" (images in train/<class>/ and val/<class>/ of root), "shards" (tar files that
+            classification.shard has written) or "digits" (scikit-learn's handwritten digits, which need no root).
+        root: folder of the images or shards. For shards, also a URL, or "pipe:" followed by a shell command that prints
+            a file. The name of the file replaces {} in the URL or command. If there is no {}, a slash and the name are
+            appended.
         image_size: side of the square input in pixels.
         batch_size: number of images per batch in each process.
-        num_workers: number of loading processes. Default: number of cores minus one, from 1 to 16; 0 for digits.
+        num_workers: number of processes that load data. Default: number of cores minus one (1 to 16); 0 for digits.
         crop_scale: smallest and largest fraction of the image area that a random crop covers.
         flip: probability of a horizontal flip.
-        rand_augment: apply RandAugment (2 operations, magnitude 9, standard deviation 0.5).
-        random_erasing: probability that noise replaces a rectangle.
-        train_transforms: albumentations transforms that replace crop, flip, RandAugment and erasing. Their result is
-            resized to image_size if it has another size.
+        rand_augment: whether to apply RandAugment (2 operations, magnitude 9, standard deviation 0.5).
+        random_erasing: probability that noise replaces a rectangle of the image.
+        train_transforms: albumentations transforms that replace crop, flip, RandAugment and erasing. Afterwards, the
+            image is resized to image_size if it has another size. Default: crop, flip, RandAugment and erasing.
         crop_fraction: fraction of the shorter side that the centre crop of evaluation covers.
-        mean: mean of each channel for the normalisation, for values in [0, 1].
-        std: standard deviation of each channel for the normalisation, for values in [0, 1].
-        skip_damaged_shards: while training, replace the samples of a missing or damaged shard by those of another
-            shard. Otherwise such a shard is an error.
+        mean: mean of each channel that normalisation subtracts, for pixel values in [0, 1].
+        std: standard deviation of each channel that normalisation divides by, for pixel values in [0, 1].
+        skip_damaged_shards: whether training uses the samples of another shard if a shard is missing or damaged. If
+            off, a missing or damaged shard is an error.
 
     Raises:
-        InputError: a value is out of range, or dataset, root and skip_damaged_shards do not fit together.
+        InputError: a value is out of range, or dataset, root and skip_damaged_shards contradict each other.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class ClassificationData(ImageData):
 
     @property
     def dataset_name(self) -> str:
-        """Short name of the data for tables and folders."""
+        """Short name of the data set, for tables and names of folders."""
         if self.hparams.dataset == "digits":
             return "digits"
         if is_url(self.hparams.root):
@@ -127,13 +128,13 @@ class ClassificationData(ImageData):
 
     @cached_property
     def shard_index(self) -> ShardIndex:
-        """Index of the shards in ``root``, read on first use."""
+        """List of the shards in ``root``, read from the index file on first use."""
         return ShardIndex.read(self.hparams.root)
 
     def setup(self, stage: str) -> None:
-        """Set up the data sets of a stage: ``"fit"``, ``"validate"`` or ``"test"``.
+        """Create the data sets of a Lightning stage: ``"fit"``, ``"validate"`` or ``"test"``.
 
-        Without a test split, ``"test"`` uses the validation split.
+        The stage ``"test"`` uses the validation split if the data has no test split.
         """
         if stage == "fit":
             # The seed is that of the process, which seed_everything has set.
@@ -147,7 +148,7 @@ class ClassificationData(ImageData):
             self.test_set = EvaluationImages(self._source(self.test_split), self.eval_transforms, make_sample)
 
     def describe(self) -> str:
-        """Describe the data in one line."""
+        """Return one line of text: name, number of images and classes, image size and batch size."""
         size = self.hparams.image_size
         return (
             f"{self.dataset_name}: {len(self.train_set)} training and {len(self.val_set)} validation images of "
@@ -155,7 +156,7 @@ class ClassificationData(ImageData):
         )
 
     def draw_augmented(self, path: Path) -> None:
-        """Draw a sheet of augmented training images."""
+        """Write a picture of up to 24 augmented training images with their class names to ``path``."""
         samples = self.samples_to_draw(24)
         image_sheet(
             [sample["image"].permute(1, 2, 0).numpy() for sample in samples],
@@ -165,36 +166,46 @@ class ClassificationData(ImageData):
         )
 
     def skipped_counts(self) -> dict[str, int]:
-        """Count the skipped images and shards of all processes. Every process must call this."""
+        """Return the numbers of training images and shards that were skipped, counted over all processes.
+
+        The keys are ``skipped_images`` and, for shards, ``skipped_shards``. Every process must call this method.
+        """
         counts = super().skipped_counts()
         if self.hparams.dataset == "shards":
             counts["skipped_shards"] = len(over_processes(self.skipped_shards))
         return counts
 
     def train_dataloader(self) -> DataLoader:
-        """Build the loader of augmented training batches. For shards, :class:`ShardBatches` makes the batches."""
+        """Build the loader of augmented training batches. If the data is in shards, use :class:`ShardBatches`."""
         if self.hparams.dataset != "shards":
             return super().train_dataloader()
         first = BatchDraw(self.first_batch, self.first_epoch)
         return self._shard_loader(self.train_set, self._train_lanes, first)
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Log each damaged shard once. For unreadable images, see :meth:`ImageData.on_before_batch_transfer`."""
+        """Log one warning for each damaged shard.
+
+        Then call the base class, which handles unreadable images, see :meth:`ImageData.on_before_batch_transfer`.
+        """
         for damage in set(batch.pop("damages", ())) - self.skipped_shards:
             self.skipped_shards.add(damage)
             _logger.warning("%s; training continues with the samples of another shard", damage)
         return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def state_dict(self) -> dict:
-        """Return the position in the epoch.
+        """Return the position in the training data, for the checkpoint.
 
-        For shards, also return the number of lanes. It determines the order of images, see :class:`ShardBatches`.
+        For shards, the dictionary also has the number of lanes (parts of the data that are loaded independently). The
+        order of the images depends on this number, see :class:`ShardBatches`.
         """
         lanes = {"lanes": self._train_lanes} if self.hparams.dataset == "shards" else {}
         return super().state_dict() | lanes
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Resume at the saved position. The order of images stays the same even if the number of workers changes."""
+        """Resume at a position that :meth:`state_dict` returned.
+
+        The order of the images is the same even if the number of loading workers has changed.
+        """
         super().load_state_dict(state_dict)
         self.lanes = state_dict.get("lanes")
 

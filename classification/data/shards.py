@@ -1,7 +1,7 @@
-"""Labelled images in WebDataset shards: tar files on a disk or behind a URL, and an index that lists them.
+"""Read labelled images from WebDataset shards: tar files in a folder or at a URL, which an index file lists.
 
-``python -m classification.shard`` writes shards. A shard is always read as a whole, and its checksum is compared with
-the index before any of its images is used.
+``python -m classification.shard`` writes shards. A shard is always read as a whole. Its checksum is compared with the
+index before any of its images is used.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+/[0-9]+\.tar")
 
 
 class Shard(NamedTuple):
-    """Index entry of one shard."""
+    """Entry of the index file for one shard: file name, number of samples, size in bytes and checksum."""
 
     file: str  # <split>/<number>.tar
     samples: int  # number of samples
@@ -46,7 +46,10 @@ class Shard(NamedTuple):
 
 
 class ShardSample(NamedTuple):
-    """An image of a shard, still encoded, with its label."""
+    """An image of a shard, still encoded, with its name and label.
+
+    If the image was read instead of an image of a damaged shard, ``damage`` is the message about the damaged shard.
+    """
 
     name: str
     data: bytes
@@ -55,7 +58,7 @@ class ShardSample(NamedTuple):
 
 
 class BatchDraw(NamedTuple):
-    """Position of a batch: its number in the epoch, and the number of the epoch, both from 0."""
+    """Position of a batch: index of the batch in its epoch, and index of the epoch. Both start at 0."""
 
     batch: int
     epoch: int
@@ -63,15 +66,15 @@ class BatchDraw(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """List of the shards of a data set.
+    """List of the shards of a data set, stored in an index file.
 
     Attributes:
-        root: folder, URL or ``pipe:`` command of the shards, see :func:`locate`.
+        root: folder of the shards, or a URL or ``pipe:`` command that they are read from, see :func:`locate`.
         class_names: names of the classes in the order of the labels in the shards.
-        splits: shards of each split, by the name of the split.
+        splits: dictionary from the name of a split to the list of its shards.
 
     Raises:
-        ValueError: an entry is invalid.
+        ValueError: there are no class names, a split has no shards, or the description of a shard is invalid.
     """
 
     root: str
@@ -92,10 +95,10 @@ class ShardIndex:
 
     @classmethod
     def read(cls, root: str) -> "ShardIndex":
-        """Read the index from a folder, URL or ``pipe:`` command.
+        """Read the index file from a folder, URL or ``pipe:`` command.
 
         Raises:
-            InputError: the index cannot be read, or ``classification.shard`` did not write it.
+            InputError: the file cannot be read, or ``classification.shard`` did not write it.
         """
         place = locate(root, INDEX)
         try:
@@ -111,7 +114,7 @@ class ShardIndex:
             ) from error
 
     def write(self) -> None:
-        """Write the index into the folder ``root``. An interruption leaves no partial file."""
+        """Write the index file into the folder ``root``. An interruption leaves no partial file."""
         target = Path(self.root) / INDEX
         splits = {split: [shard._asdict() for shard in shards] for split, shards in self.splits.items()}
         content = {"class_names": self.class_names, "splits": splits}
@@ -119,27 +122,27 @@ class ShardIndex:
 
 
 class ShardSource:
-    """The images of one split, numbered in the order of its shards.
+    """Images of one split of a sharded data set, numbered from 0 in the order of the shards.
 
     A shard can only be read as a whole. :class:`ShardBatches` therefore calls :meth:`hold`, which reads a shard and
-    keeps the images that the next batches need.
+    keeps in memory the images that the next batches need.
 
     Args:
-        index: index of the shards.
+        index: list of the shards.
         split: name of the split.
-        class_names: names of the classes in the order of the returned labels.
-        skip_damaged: replace the samples of a damaged shard by those of the next undamaged shard. Otherwise a damaged
+        class_names: class names of the model. Labels are positions in this sequence.
+        skip_damaged: whether to use the samples of the next undamaged shard if a shard is damaged. If False, a damaged
             shard is an error.
 
     Attributes:
         first: number of the first image of each shard, followed by the total number of images.
-        held: samples in memory, by the number of the image.
-        labels: labels of the images that were read, by the number of the image. :class:`ShardBatches` clears the labels
-            after each batch.
+        held: dictionary from the number of an image to its sample, for the images in memory.
+        labels: dictionary from the number of an image to its label, for the images that were read.
+            :class:`ShardBatches` empties this dictionary after each batch.
 
     Raises:
-        InputError: the split does not exist, a class is not in ``class_names``, or (without ``skip_damaged``) a shard
-            in a folder is missing or has another size than in the index.
+        InputError: the split does not exist, a class is not in ``class_names``, or a shard file is missing or has the
+            wrong size. The files are checked only in a folder, and only without ``skip_damaged``.
     """
 
     def __init__(self, index: ShardIndex, split: str, class_names: Sequence[str], *, skip_damaged: bool = False):
@@ -169,36 +172,38 @@ class ShardSource:
         return int(self.first[-1])
 
     def read(self, index: int) -> np.ndarray:
-        """Return an image ``(H, W, 3)`` uint8 RGB, and put its label into ``labels``."""
+        """Return an image ``(H, W, 3)`` uint8 RGB, and store its label in ``labels``."""
         sample = self._find(index)
         self.labels[index] = sample.label
         return decode_image(sample.data, sample.name)
 
     def name(self, index: int) -> str:
-        """Return a name of the image for messages."""
+        """Return the name of an image for messages: the path or URL of its shard, and its name in the shard."""
         return self._find(index).name
 
     def leading(self, most: int) -> int:
-        """Return how many images the first shards contain, with just enough shards for ``most`` images.
+        """Return the total number of images in the first few shards, which together have at least ``most`` images.
 
-        These images represent the split, because the order of the images is random. A few images from every shard
-        would take as long to read as all images.
+        If the split has fewer images than ``most``, return the number of images of the split. The first shards
+        represent the split, because the order of the images is random. Reading a few images of every shard would take
+        as long as reading all images.
         """
         return int(self.first[np.searchsorted(self.first, min(most, len(self)))])
 
     def shard_of(self, index: int) -> int:
-        """Return the number of the shard that contains an image."""
+        """Return the index of the shard that contains an image."""
         return int(np.searchsorted(self.first, index, side="right")) - 1
 
     def hold(self, shard: int, indices: Sequence[int]) -> None:
         """Read a shard and keep some of its images in memory.
 
         Args:
-            shard: number of the shard.
-            indices: numbers of the images to keep, all from this shard.
+            shard: index of the shard.
+            indices: numbers of the images to keep. All of these images are in the shard.
 
         Raises:
-            InputError: the shard cannot be read. With ``skip_damaged``: none of the split's shards can be read.
+            InputError: the shard cannot be read. With ``skip_damaged``, the error is raised only if no shard can be
+                read.
         """
         samples = self._read_undamaged(shard)
         for index in indices:
@@ -214,7 +219,10 @@ class ShardSource:
         return samples[(index - int(self.first[shard])) % len(samples)]
 
     def _read_undamaged(self, number: int) -> list[ShardSample]:
-        """Read a shard. If it is damaged and ``skip_damaged`` is set, read the next undamaged shard instead."""
+        """Read a shard and return its samples.
+
+        If the shard is damaged and ``skip_damaged`` is set, read the next undamaged shard instead.
+        """
         damage = None
         for offset in range(len(self.shards)):
             try:
@@ -240,28 +248,30 @@ class ShardSource:
 
 
 class ShardBatches(Dataset):
-    """The batches of one process, indexed by :class:`BatchDraw`. Each batch is a list of samples.
+    """Data set of the batches of one process. An item is a list of samples, and its index is a :class:`BatchDraw`.
 
-    Each epoch of training has its own random order of the shards. The images in this order are divided into consecutive
-    ranges, one per process. The sizes of the ranges differ by at most one. Each process divides its range into lanes:
-    consecutive parts, normally one per loading worker. The images of a lane are shuffled with a buffer. Lane
-    ``k`` of ``n`` makes up the batches ``k``, ``k + n``, ``k + 2n``, …, and one worker loads all of these. Only shards
-    that cross the border of a range or lane are read twice.
+    In training, each epoch shuffles the shards. The images of the shuffled shards are divided into consecutive ranges,
+    one range per process, whose sizes differ by at most one. Each process divides its range into consecutive parts
+    called lanes, normally one per loading worker. The images of a lane are shuffled with a shuffle buffer. In
+    evaluation, nothing is shuffled.
 
-    The content of a batch depends only on the seed, the epoch, the batch size and the numbers of processes and lanes.
-    It does not depend on the worker or on earlier batches. If the number of workers is not the number of lanes, the
-    batches stay the same, and only the number of times that a shard is read changes.
+    With ``n`` lanes, the images of lane ``k`` fill the batches ``k``, ``k + n``, ``k + 2n``, …, and one worker loads
+    all of these batches. A shard is read more than once only if it crosses the border of a range or lane.
+
+    A batch depends only on the seed, the epoch, the batch size, the number of processes and the number of lanes. It
+    does not depend on the worker or on earlier batches. If the number of workers differs from the number of lanes, the
+    batches stay the same. Only the number of times that a shard is read changes.
 
     In training, all processes have the same number of batches. The sizes of the batches differ by at most one. Each
-    sample occurs once per epoch, with one exception: a process with fewer samples than batches also takes the first
-    sample of the next process. This happens with batch size 1 if the number of samples is not a multiple of the number
-    of processes, and with fewer samples than processes.
+    sample occurs once per epoch, with one exception: if a process has fewer samples than batches, it also takes the
+    first sample of the next process. This happens in two cases: the batch size is 1 and the number of samples is not a
+    multiple of the number of processes, or there are fewer samples than processes.
 
     Args:
-        images: training or evaluation images from a :class:`ShardSource`.
+        images: training or evaluation images that are read from a :class:`ShardSource`.
         batch_size: maximum number of samples per batch.
         lanes: number of lanes.
-        rank: number of this process.
+        rank: index of this process.
         world_size: number of processes.
     """
 
@@ -300,7 +310,7 @@ class ShardBatches(Dataset):
         return self._samples(self._plans[lane][begin:], int(self.sizes[draw.batch]), draw.epoch)
 
     def plan(self, lane: int, epoch: int) -> np.ndarray:
-        """Return the numbers of a lane's images, in the order in which an epoch uses the images."""
+        """Return the image numbers of a lane (see the class), in the order in which an epoch uses the images."""
         source = self.images.source
         order = np.arange(len(source.shards))
         if self.seed is not None:
@@ -317,10 +327,10 @@ class ShardBatches(Dataset):
         return indices[_buffer_shuffle(len(indices), generator)]
 
     def _samples(self, ahead: np.ndarray, size: int, epoch: int) -> list[dict]:
-        """Return the samples of the next ``size`` images of a lane.
+        """Return the list of samples for the next ``size`` images of a lane.
 
-        ``ahead`` contains the numbers of all remaining images of the lane. If a shard cannot be read, the
-        returned list has a single entry with the error message instead of the samples.
+        ``ahead`` contains the numbers of all remaining images of the lane. If a shard cannot be read, the list contains
+        one dictionary with the error message instead of the samples.
         """
         source, samples = self.images.source, []
         for index in ahead[:size].tolist():
@@ -340,14 +350,15 @@ class ShardBatches(Dataset):
 
 
 class ShardSampler(Sampler[BatchDraw]):
-    """The positions of the batches of an epoch, in order. Lightning sets the epoch with :meth:`set_epoch`.
+    """Sampler of the positions (:class:`BatchDraw`) of the batches of an epoch, in order.
 
-    Each :class:`BatchDraw` contains the epoch, so that loading workers that live for several epochs know it as well.
+    Lightning calls :meth:`set_epoch` before each epoch. Each position contains the index of the epoch, because a
+    loading worker that lives for several epochs cannot get this index in another way.
 
     Args:
         size: number of batches per epoch.
-        first: batch at which the run starts or resumes. The epoch of this batch begins there; later epochs begin at
-            batch 0.
+        first: position at which the run starts or resumes. The epoch of this position begins at this batch. Later
+            epochs begin at batch 0.
     """
 
     def __init__(self, size: int, first: BatchDraw):
@@ -356,7 +367,7 @@ class ShardSampler(Sampler[BatchDraw]):
         self.epoch = first.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration, counted from 0."""
+        """Set the index of the epoch, from 0, that the next iteration puts into the positions."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[BatchDraw]:
@@ -369,24 +380,31 @@ class ShardSampler(Sampler[BatchDraw]):
 
 
 def collate_shards(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
-    """Build a batch with :func:`collate`, and add ``damages``: messages about damaged shards that were replaced."""
+    """Build a batch with :func:`collate`, and add the entry ``damages``.
+
+    ``damages`` is the sorted list of messages about the damaged shards whose samples were replaced.
+    """
     return collate(samples) | {"damages": sorted({sample["damage"] for sample in samples if sample.get("damage")})}
 
 
 def is_url(root: str) -> bool:
-    """Return whether a data root is a URL or a ``pipe:`` command. Any other root is a folder."""
+    """Return True if a data root is a URL or a ``pipe:`` command, and False if it is a folder."""
     return _URL.match(root) is not None
 
 
 def holds_shards(root: str) -> bool:
-    """Return whether a data root contains shards: a URL, a ``pipe:`` command, or a folder with an index of shards."""
+    """Return whether a data root contains shards.
+
+    True for any URL or ``pipe:`` command, and for a folder that has an index file of shards.
+    """
     return is_url(root) or (Path(root) / INDEX).is_file()
 
 
 def locate(root: str, file: str) -> str:
-    """Return the path or URL of a file in a data root.
+    """Return the path, URL or ``pipe:`` command from which a file of a data root is read.
 
-    In a URL or ``pipe:`` command, the name of the file replaces ``{}``. Without ``{}``, it is appended after a slash.
+    In a URL or ``pipe:`` command, the name of the file replaces ``{}``. If there is no ``{}``, a slash and the name are
+    appended.
     """
     if not is_url(root):
         return str(Path(root) / file)
@@ -414,16 +432,16 @@ def fetch(place: str) -> bytes:
 
 
 def read_shard(content: bytes, place: str, shard: Shard, labels: Sequence[int]) -> list[ShardSample]:
-    """Check the content of a shard against the index, and return its samples.
+    """Check the content of a shard against the index, and return the samples with the labels of the model.
 
     Args:
-        content: content of the file.
+        content: bytes of the tar file.
         place: path or URL of the file, for messages.
-        shard: index entry of the shard.
-        labels: the model's label for each label in the shard.
+        shard: entry of the index file for the shard.
+        labels: labels of the model, indexed by the label in the shard.
 
     Raises:
-        InputError: the content differs from the index, or is not a shard of labelled images.
+        InputError: the content differs from the index, or is not a tar file of labelled images.
     """
     _require_size(place, shard, len(content))
     if hashlib.sha256(content).hexdigest() != shard.sha256:
@@ -437,10 +455,10 @@ def read_shard(content: bytes, place: str, shard: Shard, labels: Sequence[int]) 
 
 
 def unpack(content: bytes, place: str) -> Iterator[ShardSample]:
-    """Yield the samples of a tar file.
+    """Yield the samples of the tar file of a shard.
 
     Args:
-        content: content of the file.
+        content: bytes of the tar file.
         place: path or URL of the file, for messages.
 
     Raises:
@@ -467,7 +485,11 @@ def _require_size(place: str, shard: Shard, size: int | None) -> None:
 
 
 def _buffer_shuffle(count: int, generator: np.random.Generator) -> list[int]:
-    """Shuffle the numbers 0, …, ``count - 1``: each is drawn at random from a buffer that is refilled in order."""
+    """Return the numbers 0, …, ``count - 1`` in the random order of a shuffle buffer.
+
+    Each number is drawn at random from a buffer of 1000 numbers. The next number in order takes its place in the
+    buffer.
+    """
     buffer = list(range(min(SHUFFLE_BUFFER, count)))
     order = []
     for place, following in zip(

@@ -1,4 +1,4 @@
-"""Image transforms: the augmentation of the published recipe, and the resizing and cropping for evaluation."""
+"""Image transforms of classification: augmentation as in the published recipe, and resize and crop for evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ _STRIP = 32  # an image is a strip if its longer side is more than 32 times the 
 
 @dataclass(frozen=True)
 class TransformOptions:
-    """Options of the transforms of training and evaluation.
+    """Options of the image transforms for training and evaluation.
 
     Attributes:
         image_size: side of the square input in pixels.
         crop_scale: smallest and largest fraction of the image area that a random crop covers.
         flip: probability of a horizontal flip.
-        rand_augment: apply RandAugment.
-        random_erasing: probability that noise replaces a rectangle.
+        rand_augment: whether to apply RandAugment.
+        random_erasing: probability that noise replaces a rectangle of the image.
         crop_fraction: fraction of the shorter side that the centre crop of evaluation covers.
 
     Raises:
@@ -59,7 +59,12 @@ class TransformOptions:
             raise InputError(f"--data.crop_fraction is {self.crop_fraction}: give a fraction above 0, at most 1")
 
     def training(self, custom: Sequence[Serializable] | None = None) -> A.Compose:
-        """Build the training pipeline from the ``custom`` transforms, or from the published recipe if they are None."""
+        """Build the transforms for training.
+
+        Args:
+            custom: transforms that replace those of the published recipe, followed by a resize to ``image_size``. None:
+                the published recipe.
+        """
         if custom is not None:
             return custom_transform(custom, self.image_size)
         return train_transform(
@@ -71,7 +76,7 @@ class TransformOptions:
         )
 
     def evaluation(self) -> A.Compose:
-        """Build the evaluation pipeline."""
+        """Build the transforms for evaluation, see :func:`eval_transform`."""
         return eval_transform(self.image_size, self.crop_fraction)
 
 
@@ -89,8 +94,8 @@ def train_transform(
         image_size: side of the square output in pixels.
         crop_scale: smallest and largest fraction of the image area that a crop covers.
         flip: probability of a horizontal flip.
-        rand_augment: apply RandAugment with 2 operations, magnitude 9 and standard deviation 0.5.
-        random_erasing: probability that noise replaces a rectangle.
+        rand_augment: whether to apply RandAugment with 2 operations, magnitude 9 and standard deviation 0.5.
+        random_erasing: probability that noise replaces a rectangle of the image.
 
     Returns:
         A pipeline from images ``(H, W, 3)`` uint8 RGB to images ``(image_size, image_size, 3)``.
@@ -104,12 +109,12 @@ def train_transform(
 
 
 def custom_transform(transforms: Sequence[Serializable], image_size: int) -> A.Compose:
-    """Build a pipeline of the user's own transforms, followed by resizing to ``image_size`` if necessary."""
+    """Build a pipeline of the given transforms and a final resize to a square of ``image_size`` pixels."""
     return A.Compose([*transforms, A.Resize(image_size, image_size)])
 
 
 def eval_transform(image_size: int, crop_fraction: float = 0.875) -> A.Compose:
-    """Build the evaluation pipeline: resize the shorter side to ``image_size / crop_fraction``, and crop the centre.
+    """Build the evaluation pipeline: resize the shorter side to ``image_size / crop_fraction``, then crop the centre.
 
     Args:
         image_size: side of the square crop in pixels.
@@ -122,19 +127,19 @@ def eval_transform(image_size: int, crop_fraction: float = 0.875) -> A.Compose:
 
 
 def shorter_side(image_size: int, crop_fraction: float) -> int:
-    """Return the length in pixels to which evaluation resizes the shorter side of an image."""
+    """Return ``image_size / crop_fraction``, rounded down: the shorter side in pixels to which evaluation resizes."""
     return math.floor(image_size / crop_fraction)
 
 
 class RandomResizedCrop(A.RandomResizedCrop):
-    """albumentations' random resized crop, without aliasing when a large crop is reduced to a small image.
+    """albumentations' random resized crop, with antialiasing if a side of the crop is reduced to less than half.
 
-    Bilinear interpolation reads four pixels of the crop per output pixel. This is enough if the crop shrinks to half
-    its size or more. If it shrinks further, all its pixels are averaged.
+    Without antialiasing, bilinear interpolation reads only four pixels of the crop per output pixel. This is enough if
+    the crop shrinks to half its size or more. If it shrinks further, all pixels of the crop contribute to the output.
     """
 
     def apply(self, img: np.ndarray, crop_coords: tuple[int, int, int, int], **params) -> np.ndarray:
-        """Cut ``crop_coords`` (left, top, right, bottom) out of an image ``(H, W, 3)`` and resize the crop."""
+        """Crop an image ``(H, W, 3)`` to ``crop_coords`` (left, top, right, bottom), and resize the crop."""
         left, top, right, bottom = crop_coords
         height, width = self.size
         if bottom - top > 2 * height or right - left > 2 * width:
@@ -143,14 +148,14 @@ class RandomResizedCrop(A.RandomResizedCrop):
 
 
 class ResizeShorterSide(A.ImageOnlyTransform):
-    """Resize an image so that its shorter side is ``size``.
+    """Resize an image so that its shorter side is ``size`` pixels.
 
-    The interpolation is Pillow's antialiased bilinear interpolation, as for the published scores. A strip is an image
-    whose longer side is more than 32 times the shorter. Only the middle of a strip is resized, because a centre crop
-    follows, and a whole strip could fill the memory: 12 GB for an image of 1×60 000 pixels.
+    The interpolation is Pillow's antialiased bilinear interpolation, as for the published scores. If the longer side is
+    more than 32 times the shorter, only the middle of the image is resized. The rest is not needed, because a centre
+    crop follows. The whole image could fill the memory: 12 GB for an image of 1×60 000 pixels.
 
     Args:
-        size: length of the shorter side in pixels. The longer side is rounded down, as in torchvision.
+        size: length of the shorter side in pixels. The length of the longer side is rounded down, as in torchvision.
     """
 
     def __init__(self, size: int, p: float = 1.0):
@@ -158,7 +163,7 @@ class ResizeShorterSide(A.ImageOnlyTransform):
         self.size = size
 
     def apply(self, img: np.ndarray, **params) -> np.ndarray:
-        """Resize an image ``(H, W, 3)``."""
+        """Return the resized copy of an image ``(H, W, 3)`` uint8."""
         img = middle(img)
         height, width = img.shape[:2]
         shorter = min(height, width)
@@ -166,19 +171,22 @@ class ResizeShorterSide(A.ImageOnlyTransform):
 
 
 def middle(image: np.ndarray) -> np.ndarray:
-    """Cut an image ``(H, W, 3)`` to its middle if its sides have a ratio above 32:1, otherwise return it unchanged."""
+    """Crop an image ``(H, W, 3)`` to its middle if one side is more than 32 times the other.
+
+    The longer side of the crop is 32 times the shorter. Any other image is returned unchanged.
+    """
     height, width = image.shape[:2]
     top, left = (max(0, (side - _STRIP * min(height, width)) // 2) for side in (height, width))
     return image[top : height - top, left : width - left]
 
 
 class CentreCrop(A.ImageOnlyTransform):
-    """Crop the central square.
+    """Crop the central square of an image.
 
     If the margins are not whole pixels, the top left corner is rounded half to even, as in torchvision.
 
     Args:
-        size: side of the square in pixels. No side of the image may be shorter.
+        size: side of the square in pixels. The image must have at least this height and width.
     """
 
     def __init__(self, size: int, p: float = 1.0):
@@ -186,7 +194,7 @@ class CentreCrop(A.ImageOnlyTransform):
         self.size = size
 
     def apply(self, img: np.ndarray, **params) -> np.ndarray:
-        """Crop an image ``(H, W, 3)``."""
+        """Return the central square of an image ``(H, W, 3)``."""
         top, left = (round((side - self.size) / 2) for side in img.shape[:2])
         return img[top : top + self.size, left : left + self.size]
 
@@ -194,10 +202,10 @@ class CentreCrop(A.ImageOnlyTransform):
 def rand_augment_ops(num_ops: int, magnitude: float, magnitude_std: float) -> A.RandomOrder:
     """Build RandAugment (Cubuk et al., 2020) from albumentations' operations.
 
-    The published recipe uses timm's ``rand-m9-mstd0.5``. This function has the same operations, with the same ranges
-    and the same probability ½ of each, except for two differences. SolarizeAdd is left out, because albumentations does
-    not have it. The magnitude is drawn from a uniform instead of a normal distribution, with the same mean and standard
-    deviation.
+    The published recipe uses timm's ``rand-m9-mstd0.5``. This function has the same operations, the same ranges, and
+    the same probability ½ for each operation. There are two differences. SolarizeAdd is left out, because
+    albumentations does not have it. The magnitude is drawn from a uniform distribution instead of a normal distribution
+    with the same mean and standard deviation.
 
     Args:
         num_ops: number of operations per image, drawn with replacement.
@@ -208,7 +216,7 @@ def rand_augment_ops(num_ops: int, magnitude: float, magnitude_std: float) -> A.
     low, high = max(0.0, magnitude - spread) / 10, min(10.0, magnitude + spread) / 10
 
     def signed(operation, limit: float) -> A.OneOf:
-        """Build an operation whose parameter is positive or negative with equal probability."""
+        """Return a transform that applies ``operation`` with probability ½, with a random sign of its parameter."""
         return A.OneOf([operation((limit * low, limit * high)), operation((-limit * high, -limit * low))], p=0.5)
 
     def affine(**parameters) -> A.Affine:

@@ -1,4 +1,4 @@
-"""The graph that ``classification.export`` writes, and the classifier that runs a written file."""
+"""The module that ``classification.export`` exports, and a classifier that runs the exported file."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
@@ -23,12 +23,13 @@ Preprocessing = Literal["none", "normalise", "resize_and_normalise"]
 
 
 class ClassifierGraph(nn.Module):
-    """A classifier together with the part of the preprocessing that the exported graph contains.
+    """Module to export: a classifier together with the part of the preprocessing that the exported file contains.
 
     Args:
         model: classifier in evaluation mode that maps normalised images ``(B, 3, H, W)`` to logits ``(B, K)``.
-        preprocessing: preprocessing inside the graph, see :data:`Preprocessing`.
-        data_options: ``image_size``, ``crop_fraction``, ``mean`` and ``std``, as in a checkpoint.
+        preprocessing: ``"none"``, ``"normalise"`` or ``"resize_and_normalise"``: the preprocessing in the exported
+            file.
+        data_options: dictionary with ``image_size``, ``crop_fraction``, ``mean`` and ``std``, as in a checkpoint.
     """
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, data_options: dict):
@@ -38,7 +39,12 @@ class ClassifierGraph(nn.Module):
         self.options = data_options
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits ``(B, K)`` of images. :data:`Preprocessing` lists the shape and type of the images."""
+        """Return the logits ``(B, K)`` of images.
+
+        Args:
+            images: normalised float32 ``(B, 3, S, S)`` if ``preprocessing`` is "none", and uint8 RGB ``(B, H, W, 3)``
+                otherwise. "normalise" requires the input size of the model. "resize_and_normalise" accepts any size.
+        """
         if self.preprocessing == "none":
             return self.model(images)
         images = images.permute(0, 3, 1, 2)
@@ -48,10 +54,10 @@ class ClassifierGraph(nn.Module):
 
 
 def resize_and_crop(images: Tensor, image_size: int, crop_fraction: float) -> Tensor:
-    """Apply :func:`classification.data.transforms.eval_transform` with operations that ONNX supports.
+    """Resize images and crop the centre with operations that ONNX supports.
 
-    In PyTorch, the results of both functions are identical. In ONNX, one value in a thousand differs by 1, on the scale
-    from 0 to 255.
+    In PyTorch, the results are identical to those of :func:`classification.data.transforms.eval_transform`. In ONNX,
+    one value in a thousand differs by 1, on the scale from 0 to 255.
 
     Args:
         images: images ``(B, 3, H, W)`` uint8 of any size.
@@ -73,14 +79,15 @@ def resize_and_crop(images: Tensor, image_size: int, crop_fraction: float) -> Te
 
 
 class ExportedClassifier:
-    """A classifier that runs a file written by ``python -m classification.export``.
+    """Classifier that runs a file written by ``python -m classification.export``.
 
     Args:
         model: opened ONNX file or ExecuTorch program.
 
     Attributes:
         class_names: names of the classes in the order of the logits.
-        preprocessing: preprocessing inside the graph, see :data:`Preprocessing`.
+        preprocessing: ``"none"``, ``"normalise"`` or ``"resize_and_normalise"``: the preprocessing that the file
+            contains.
         transform: transform that prepares an image ``(H, W, 3)`` uint8 for :meth:`logits`.
 
     Raises:
@@ -106,7 +113,14 @@ class ExportedClassifier:
             self.transform = _cut_strip
 
     def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Return the logits ``(B, K)`` on the CPU. Images are ``(3, H, W)`` uint8, prepared by :attr:`transform`."""
+        """Return the logits ``(B, K)`` of images on the CPU.
+
+        Args:
+            images: images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
+
+        Raises:
+            InputError: the number of logits differs from the number of class names, so the file is damaged.
+        """
         logits = torch.cat([torch.from_numpy(self.model(batch)["logits"]) for batch in self._prepare(images)])
         if logits.shape[1] != len(self.class_names):
             raise InputError(
@@ -116,7 +130,11 @@ class ExportedClassifier:
         return logits
 
     def batches(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
-        """Yield the input arrays of the graph, batch by batch. The images are prepared as for :meth:`logits`."""
+        """Yield the list of input arrays for each call of the exported graph.
+
+        Args:
+            images: images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
+        """
         for batch in self._prepare(images):
             yield from self.model.batches(batch)
 
@@ -130,5 +148,5 @@ class ExportedClassifier:
 
 
 def _cut_strip(image: np.ndarray) -> dict[str, np.ndarray]:
-    """Cut a long, narrow image to its middle, see :func:`middle`. The graph does the rest of the preprocessing."""
+    """Crop a long, narrow image to its middle, see :func:`middle`. The exported graph does the other preprocessing."""
     return {"image": middle(image)}

@@ -1,4 +1,4 @@
-"""Write a classifier as an ONNX file or ExecuTorch program, and compare it with PyTorch."""
+"""Export a classifier to an ONNX file or ExecuTorch program, and compare the file with PyTorch."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -40,7 +40,7 @@ def write_classifier(
     batch_size: int | None = 1,
     dynamic_size: bool = False,
 ) -> None:
-    """Write a classifier as an ONNX file or ExecuTorch program.
+    """Export a classifier to an ONNX file or ExecuTorch program.
 
     The file contains the model in its faster inference form, see :func:`mobile_former.deploy`.
 
@@ -48,12 +48,14 @@ def write_classifier(
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
         data_options: options of the data module, from the checkpoint of ``module``.
         path: path of the file, with the suffix ``.onnx`` or ``.pte``.
-        preprocessing: preprocessing inside the file, see :data:`Preprocessing`.
-        batch_size: number of images per batch; None for any number.
-        dynamic_size: accept images of any size.
+        preprocessing: ``"none"``, ``"normalise"`` or ``"resize_and_normalise"``: the preprocessing to include in the
+            file.
+        batch_size: number of images per batch. None: any number.
+        dynamic_size: whether the file accepts images of any size. If False, it accepts only the size in
+            ``data_options``.
 
     Raises:
-        InputError: the optional extra is missing, or the model cannot be exported.
+        InputError: packages for the export are not installed, or the model cannot be exported.
     """
     size = data_options["image_size"]
     batch = batch_size or 2  # the sizes of dynamic axes must differ from each other and from 1
@@ -89,7 +91,7 @@ def write_classifier(
 
 
 def _describe_input(images: torch.Tensor, axes: dict[int, str], preprocessing: Preprocessing) -> str:
-    """Return a description of the input for the file's metadata, addressed to programmers who run the file."""
+    """Return the text in the metadata of the file that describes the shape, type and values of the input."""
     shape = ", ".join(str(axes.get(axis, side)) for axis, side in enumerate(images.shape))
     if preprocessing == "none":
         return f"float32 ({shape}), planes of RGB: (value in 0..1 - mean) / std"
@@ -97,7 +99,7 @@ def _describe_input(images: torch.Tensor, axes: dict[int, str], preprocessing: P
 
 
 class ClassifierExporter(Exporter):
-    """The part of the ``export`` command that is specific to classification.
+    """Steps of the ``export`` command that are specific to classification.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
@@ -115,23 +117,26 @@ class ClassifierExporter(Exporter):
             self.preprocessing = "resize_and_normalise" if options.dynamic_size else "normalise"
 
     def data(self) -> ClassificationData:
-        """Build the data module with the options in the checkpoint. ``--data.root``, if given, replaces the root."""
+        """Build the data module with the options in the checkpoint.
+
+        If ``--data.root`` is given, it replaces the data folder in the checkpoint.
+        """
         data = labelled_data(self.options.ckpt_path, self.data_options, {"root": self.options.data.root})
         data.class_names = self.module.hparams.class_names
         return data
 
     def training_images(self) -> ImageSource:
-        """Return the source of the training images."""
+        """Return the training images, without transforms."""
         data = self.data()
         data.setup("fit")
         return data.train_set.source
 
     def embedded_images(self) -> ImageSource:
-        """Return the validation images of scikit-learn's handwritten digits."""
+        """Return the validation split of scikit-learn's handwritten digits, which need no download."""
         return Digits("val")
 
     def write(self, path: Path) -> None:
-        """Write the classifier in float32."""
+        """Write the classifier to ``path`` with float32 weights."""
         write_classifier(
             self.module,
             self.data_options,
@@ -142,22 +147,25 @@ class ClassifierExporter(Exporter):
         )
 
     def read(self, path: Path) -> ExportedClassifier:
-        """Open a file that the command has written."""
+        """Open an ONNX file or ExecuTorch program that :meth:`write` has written."""
         return ExportedClassifier((ExecutorchModel if path.suffix == ".pte" else OnnxModel)(path, "classification"))
 
     def inputs(self, file: ExportedClassifier, image: np.ndarray) -> Iterable[list[np.ndarray]]:
-        """Yield the input arrays of the graph for one image ``(H, W, 3)`` uint8 without any preprocessing."""
+        """Yield the list of input arrays for each call of the graph on an original image ``(H, W, 3)`` uint8."""
         return file.batches([_planes(file, image)])
 
     def check(self, file: ExportedClassifier, source: ImageSource) -> tuple[str, str] | None:
         """Compare the logits of a file with those of PyTorch on the same pixels.
 
+        If the file resizes images, the comparison uses images whose shorter side already has the final size. The reason
+        is that ONNX rounds some resized pixels differently.
+
         Returns:
-            None, unless the file itself resizes images. Then the label and value of a table row: the difference of the
-            logits on images that already have the final size.
+            If the file resizes images: label and value of a table row with the difference of the logits. Otherwise
+            None.
 
         Raises:
-            InputError: the greatest difference is above ``TOLERANCE`` times the greatest magnitude of the logits.
+            InputError: the largest difference is above ``TOLERANCE`` times the largest magnitude of the logits.
         """
         indices = indices_to_look_at(source, FEW)
         if file.preprocessing == "resize_and_normalise":
@@ -180,7 +188,7 @@ class ClassifierExporter(Exporter):
         return None
 
     def compare(self, files: dict[str, ExportedClassifier], images: CheckImages) -> Table:
-        """Build the table that compares PyTorch and the files in size, logits, accuracy and time."""
+        """Return a table that compares PyTorch and the files in size, logits, accuracy and time."""
         module, options = self.module, self.data_options
         classifiers = list(files.values())
         indices = indices_to_look_at(images.source, self.options.check_images)
@@ -210,11 +218,11 @@ class ClassifierExporter(Exporter):
 
 
 class ResizedImages:
-    """Images that are already resized for evaluation. Evaluation then only crops them.
+    """Images whose shorter side already has the size that evaluation needs. Evaluation then only crops them.
 
     Args:
         source: original images.
-        data_options: ``image_size`` and ``crop_fraction``.
+        data_options: dictionary with ``image_size`` and ``crop_fraction``.
     """
 
     def __init__(self, source: ImageSource, data_options: dict):
@@ -225,11 +233,11 @@ class ResizedImages:
         return len(self.source)
 
     def read(self, index: int) -> np.ndarray:
-        """Return an image ``(H, W, 3)`` uint8 RGB."""
+        """Return a resized image ``(H, W, 3)`` uint8 RGB."""
         return self.resize(image=self.source.read(index))["image"]
 
     def name(self, index: int) -> str:
-        """Return a name of the image for messages."""
+        """Return the name of an image, for messages."""
         return self.source.name(index)
 
 
@@ -240,7 +248,10 @@ def _logits(
     source: ImageSource,
     indices: Sequence[int],
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return the logits ``(N, K)`` of PyTorch and of each file. Each of them preprocesses the images in its own way."""
+    """Return the logits ``(N, K)`` of PyTorch, and a list with the logits ``(N, K)`` of each file.
+
+    PyTorch and each file preprocess the images in their own way.
+    """
     transform = eval_transform(data_options["image_size"], data_options["crop_fraction"])
     expected, found = [], [[] for _ in classifiers]
     start, size = 0, 1

@@ -1,1 +1,1 @@
-"""The inference form of a model, which computes the same outputs with fewer operations."""
+"""Convert trained models to an inference form, which computes the same outputs with fewer operations."""

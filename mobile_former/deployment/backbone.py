@@ -1,14 +1,16 @@
-"""The backbone and the classifier for inference: the same outputs as the trained modules with fewer operations.
+"""The backbone and the classifier for inference, with the same outputs as the trained modules but fewer operations.
 
-- After a block, one linear layer computes everything that bridges need from the tokens: the key and value for
-  Former→Mobile of the block, and the query and gate for Mobile→Former of the next block. See :class:`TokenReads`.
-- Output projections are fused with the residual addition (``addmm``). The preceding LayerNorm adds the bias of the
-  projection to the tokens as a shift. Layers that read the shifted tokens compensate for the shift in their own biases.
+- After each block, one linear layer computes everything that the bridges need from the tokens: the key and value for
+  the Former→Mobile bridge of this block, and the query and gate for the Mobile→Former bridge of the next block. See
+  :class:`TokenReads`.
+- Output projections are fused with the residual addition (``addmm``). The preceding LayerNorm adds the
+  bias of the projection to the tokens, as a shift. Layers that read the shifted tokens compensate for the
+  shift in their own biases.
 - Scales and constant factors are folded into weights.
 
-A block passes a tuple to the next block: the tokens ``(B·M, d)``, and the query and gate of the next Mobile→Former
-bridge. The output bias of that bridge is already added to the tokens. Without a next bridge, the tuple holds the tokens
-only.
+A block passes a tuple ``(tokens, query, gate)`` to the next block. The query and gate are inputs of the next
+Mobile→Former bridge. The output bias of this bridge is already added to the tokens ``(B·M, d)``. Without a next bridge,
+the tuple contains only the tokens.
 
 :mod:`mobile_former.deployment.exported_graphs` has the forward passes of exported graphs.
 """
@@ -34,7 +36,7 @@ from mobile_former.model import Backbone, Classifier, MobileFormer, check_images
 
 
 class DeployedMobileFormer(nn.Module):
-    """:class:`mobile_former.MobileFormer` for inference.
+    """Inference form of :class:`mobile_former.MobileFormer`, with the same outputs and fewer operations.
 
     Args:
         model: trained model.
@@ -52,16 +54,17 @@ class DeployedMobileFormer(nn.Module):
         return self.classifier(maps[32], *tokens)
 
     def forward_features(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], Tensor]:
-        """Return the maps and tokens of the backbone, see :meth:`mobile_former.model.Backbone.forward`."""
+        """Return the feature maps and tokens of the backbone. See :meth:`mobile_former.model.Backbone.forward`."""
         return self.backbone(images, padding_mask)
 
 
 class DeployedBackbone(nn.Module):
-    """:class:`mobile_former.model.Backbone` for inference.
+    """Inference form of :class:`mobile_former.model.Backbone`, with the same outputs and fewer operations.
 
     Args:
         backbone: trained backbone.
-        last: Mobile→Former bridge after the last block, as in the classifier; None if there is no such bridge.
+        last: Mobile→Former bridge of the classifier, which follows the last block; None for a backbone without a
+            classifier.
     """
 
     def __init__(self, backbone: Backbone, last: MobileToFormer | None = None):
@@ -80,18 +83,19 @@ class DeployedBackbone(nn.Module):
                 self.blocks.append(DeployedBlock(block, bridges[0], count=count, stride=stride))
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], Tensor]:
-        """Compute the feature maps and the tokens, see :meth:`mobile_former.model.Backbone.forward`."""
+        """Compute the feature maps and the tokens. See :meth:`mobile_former.model.Backbone.forward`."""
         maps, (tokens, *_) = self.shifted_features(images, padding_mask)
         return maps, tokens.unflatten(0, (images.shape[0], -1)) - self.shift
 
     def shifted_features(
         self, images: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[dict[int, Tensor], tuple[Tensor, ...]]:
-        """Compute the feature maps and the tuple of tokens after the last block; arguments as in :meth:`forward`.
+        """Compute the feature maps, and the tokens with a shift. The arguments are those of :meth:`forward`.
 
         Returns:
-            The maps by stride, and the tuple. The tuple holds the tokens ``(B·M, d)``, to which the buffer ``shift`` is
-            added, and the query and gate of the bridge after the last block, if any.
+            A dictionary from stride to feature map, and a tuple ``(tokens, query, gate)``. The tokens ``(B·M, d)`` are
+            the tokens after the last block plus the buffer ``shift``. The query and gate are inputs of the bridge after
+            the last block. Without such a bridge, the tuple contains only the tokens.
         """
         check_images(images, padding_mask, self.in_chans)
         if images.shape[0] == 0:
@@ -102,16 +106,19 @@ class DeployedBackbone(nn.Module):
 
 
 class Start(InferenceModule):
-    """The part before the blocks: the stem, and the tokens with the query and gate of the first bridge.
+    """Start of the backbone: the stem, and the other inputs of the first block.
+
+    The other inputs are the initial tokens, and the query and gate that the first Mobile→Former bridge computes from
+    the initial tokens. These inputs are precomputed, because they are the same for all images.
 
     Args:
         backbone: trained backbone.
         first: first Mobile→Former bridge of the backbone.
 
     Attributes:
-        pads_stem: whether the stem's output is channel-padded in ONNX graphs, see
+        pads_stem: whether ONNX graphs pad the stem's output to 16 channels, see
             :mod:`mobile_former.deployment.onnx_layout`.
-        pads_bridge: whether the first bridge reads a channel-padded map in ONNX graphs.
+        pads_bridge: whether the first bridge reads such a padded map in ONNX graphs.
     """
 
     def __init__(self, backbone: Backbone, first: MobileToFormer):
@@ -127,13 +134,14 @@ class Start(InferenceModule):
         """Compute the inputs of the first block from images ``(B, in_chans, H, W)``.
 
         Returns:
-            The stem's output ``(B, C, ⌈H/2⌉, ⌈W/2⌉)``, and the tuple of tokens, query and gate.
+            The stem's output ``(B, C, ⌈H/2⌉, ⌈W/2⌉)``, and the tuple ``(tokens, query, gate)``, see
+            :class:`DeployedBlock`.
         """
         x = self.stem(images).contiguous(memory_format=torch.channels_last)  # so that no convolution copies its input
         return x, self.batched(self._buffers["reads"], images.shape[0])
 
     def batched(self, reads: Tensor, batch: int) -> tuple[Tensor, ...]:
-        """Return the tokens, the query and the gate, repeated for each image of a batch.
+        """Return the tuple of initial tokens, query and gate, repeated for each image of a batch.
 
         Args:
             reads: query and gate for one image, stacked, ``(2, …)``.
@@ -144,7 +152,7 @@ class Start(InferenceModule):
 
 
 class DeployedBlock(InferenceModule):
-    """:class:`mobile_former.block.MobileFormerBlock` for inference.
+    """Inference form of :class:`mobile_former.block.MobileFormerBlock`, with the same outputs and fewer operations.
 
     Args:
         block: trained block.
@@ -172,17 +180,18 @@ class DeployedBlock(InferenceModule):
     def forward(
         self, x: Tensor, tokens: tuple[Tensor, ...], padding: Tensor | None, out_padding: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Update the map and the tokens.
+        """Update the feature map and the tokens.
 
         Args:
             x: input map, ``(B, C, H, W)``.
-            tokens: tuple of the tokens ``(B·M, d)``, and the query and gate of this block's Mobile→Former bridge, see
-                :class:`TokenReads`. The output bias of the bridge is already added to the tokens.
-            padding: ``(B, 1, H, W)`` bool, True where the input map is padding.
-            out_padding: ``(B, 1, H', W')`` bool, True where the output map is padding.
+            tokens: tuple ``(tokens, query, gate)``. The query and gate are inputs of this block's Mobile→Former bridge,
+                see :class:`TokenReads`. The output bias of this bridge is already added to the tokens ``(B·M, d)``.
+            padding: ``(B, 1, H, W)`` bool, True where the input map is padding; None for no padding.
+            out_padding: ``(B, 1, H', W')`` bool, True where the output map is padding; None for no padding.
 
         Returns:
-            The output map ``(B, C', H', W')``, and the same kind of tuple for the next Mobile→Former bridge.
+            The output map ``(B, C', H', W')``, and the tuple ``(tokens, query, gate)`` for the next Mobile→Former
+            bridge. Without such a bridge, the tuple contains only the tokens.
         """
         count = self.count
         tokens, query, gate = tokens
@@ -200,12 +209,12 @@ class DeployedBlock(InferenceModule):
 
 
 class TokenReads(InferenceModule):
-    """Linear layer that computes everything that bridges need from the tokens after a block.
+    """Linear layer that computes the inputs of two bridges from the tokens after a block.
 
-    The outputs have one row per head and token. In each row, the channels of the other heads are masked: they are set
-    to 0, or in the gate to a value whose hard sigmoid is 0. One matrix product with the map then serves all heads, and
-    the map's channels stay together in memory. One product per head, each with a part of the map's channels, needs half
-    as many multiplications but is slower.
+    Each output has one row for each pair of head and token. In a row, the channels of the other heads are masked. The
+    mask sets them to 0, or in the gate to a value whose hard sigmoid is 0. One matrix product with the feature map then
+    serves all heads. A separate product for each head would need half the multiplications, but it is slower because it
+    splits the map's channels in memory.
 
     Args:
         to_mobile: Former→Mobile bridge of the block, which needs a scaled key and a value; None if there is none.
@@ -229,9 +238,9 @@ class TokenReads(InferenceModule):
         self.register_buffer("floor", floor)
 
     def forward(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
-        """Map tokens ``(B·M, d)`` to the key, value, query and gate, each ``(B, heads·M, C)``.
+        """Compute the key, value, query and gate from tokens ``(B·M, d)``, where ``count`` is ``M``.
 
-        The outputs for a bridge that is None are left out.
+        Each output is ``(B, heads·M, C)``. The outputs for a bridge that is None are left out.
         """
         heads = self._buffers["heads"]
         reads = self.linear(tokens).reshape(-1, 1, count, heads.shape[-1])
@@ -245,7 +254,7 @@ class TokenReads(InferenceModule):
 
 
 class DeployedToFormer(InferenceModule):
-    """:class:`mobile_former.bridge.MobileToFormer` with a gate, for inference.
+    """Inference form of a :class:`mobile_former.bridge.MobileToFormer` with a gate.
 
     Args:
         to_former: trained bridge.
@@ -259,24 +268,26 @@ class DeployedToFormer(InferenceModule):
     def forward(
         self, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Update the tokens from the map.
+        """Update the tokens from the feature map.
 
         Args:
-            x: map, ``(B, C, H, W)``.
+            x: feature map, ``(B, C, H, W)``.
             tokens: ``(B·M, d)``, to which the bias of the output projection is already added.
             query: ``(B, heads·M, C)``, see :class:`TokenReads`.
-            gate: gate before the sigmoid, of the same shape.
-            padding: ``(B, 1, H, W)`` bool, True on padding.
+            gate: gate before the hard sigmoid, ``(B, heads·M, C)``.
+            padding: ``(B, 1, H, W)`` bool, True on padding; None for no padding.
 
         Returns:
-            The tokens ``(B·M, d)``, and the attention logits ``(B, heads·M, H·W)`` before softmax and mask.
+            The updated tokens ``(B·M, d)``, and the attention logits ``(B, heads·M, H·W)`` before softmax and mask.
         """
         gathered, logits = gather(x, query, gate, padding)
         return self.norm(torch.addmm(tokens, gathered, self._parameters["weight"])), logits
 
 
 def gather(x: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Compute the attention of a Mobile→Former bridge; arguments as in :meth:`DeployedToFormer.forward`.
+    """Compute the attention of a Mobile→Former bridge.
+
+    The arguments are those of :meth:`DeployedToFormer.forward`.
 
     Returns:
         The gated attention output ``(B·M, C)``, and the attention logits ``(B, heads·M, H·W)`` before softmax and mask.
@@ -289,10 +300,19 @@ def gather(x: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None) -> tu
 
 
 class DeployedToMobile(InferenceModule):
-    """:class:`mobile_former.bridge.FormerToMobile` for inference."""
+    """Inference form of :class:`mobile_former.bridge.FormerToMobile`, with the same outputs and fewer operations."""
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Update the map ``(B, C, H, W)`` from ``key`` and ``value`` ``(B, heads·M, C)``, see :class:`TokenReads`."""
+        """Update the feature map by cross-attention to the tokens.
+
+        Args:
+            x: feature map, ``(B, C, H, W)``.
+            key: ``(B, heads·M, C)``, see :class:`TokenReads`.
+            value: ``(B, heads·M, C)``.
+
+        Returns:
+            The updated feature map, ``(B, C, H, W)``.
+        """
         positions = x.flatten(2)
         weights = torch.bmm(key, positions).unflatten(1, (HEADS, -1)).softmax(2).flatten(1, 2)
         out = torch.baddbmm(positions.transpose(1, 2), weights.transpose(1, 2), value)
@@ -300,7 +320,7 @@ class DeployedToMobile(InferenceModule):
 
 
 class DeployedFormer(InferenceModule):
-    """:class:`mobile_former.former.Former` for inference.
+    """Inference form of :class:`mobile_former.former.Former`, with the same outputs and fewer operations.
 
     Args:
         former: trained module.
@@ -318,7 +338,10 @@ class DeployedFormer(InferenceModule):
         self.ffn_norm = with_shift(former.ffn_norm)
 
     def forward(self, tokens: Tensor, count: int) -> Tensor:
-        """Update the tokens ``(B·M, d)`` by self-attention and the feed-forward network; ``count`` is ``M``."""
+        """Update the tokens ``(B·M, d)`` by self-attention and the feed-forward network.
+
+        The argument ``count`` is the number of tokens ``M``.
+        """
         # Each token appears once per head with the features of the other heads set to 0, which avoids copies.
         keys = (tokens.reshape(-1, 1, count, tokens.shape[1]) * self._buffers["heads"]).flatten(1, 2)  # (B, heads·M, d)
         logits = torch.bmm(self.query(tokens).reshape(-1, count, tokens.shape[1]), keys.transpose(1, 2))
@@ -329,7 +352,7 @@ class DeployedFormer(InferenceModule):
 
 
 class DeployedClassifier(InferenceModule):
-    """:class:`mobile_former.model.Classifier` for inference.
+    """Inference form of :class:`mobile_former.model.Classifier`, with the same outputs and fewer operations.
 
     Args:
         classifier: trained classifier.
@@ -346,12 +369,16 @@ class DeployedClassifier(InferenceModule):
         self.logits = RowLinear(classifier.logits.weight, classifier.logits.bias)
 
     def forward(self, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor) -> Tensor:
-        """Compute the logits from the last map, and from the tokens, query and gate.
+        """Compute the logits.
 
-        The tokens, query and gate are the tuple that :meth:`DeployedBackbone.shifted_features` returns.
+        Args:
+            x: last feature map of the backbone, ``(B, C, H, W)``.
+            tokens: ``(B·M, d)``, as :meth:`DeployedBackbone.shifted_features` returns them.
+            query: query of the classifier's Mobile→Former bridge, ``(B, heads·M, C)``.
+            gate: gate of this bridge before the hard sigmoid, ``(B, heads·M, C)``.
 
         Returns:
-            Logits ``(B, num_classes)``.
+            The logits, ``(B, num_classes)``.
         """
         count = self.count
         # The classifier reads the first token only.
@@ -362,20 +389,26 @@ class DeployedClassifier(InferenceModule):
 
 
 class RowLinear(InferenceLinear):
-    """Linear layer for one row per image, ``(B, in)``. ONNX graphs have another forward pass for this class."""
+    """Linear layer for one row per image, ``(B, in)``.
+
+    In ONNX graphs, this layer is a convolution, which ONNX Runtime computes faster.
+    """
 
 
 def _head_masks(layer: nn.Linear, heads: int) -> Tensor:
-    """Return masks ``(heads, 1, out)`` that are 1 for the outputs of each head and 0 for the others."""
+    """Return the mask of each head, ``(heads, 1, out)``: 1 at the outputs of the head and 0 at the other outputs."""
     eye = torch.eye(heads, device=layer.weight.device, dtype=layer.weight.dtype)
     return eye.repeat_interleave(layer.out_features // heads, 1)[:, None]
 
 
 def _by_input(weight: Tensor) -> nn.Parameter:
-    """Transpose the weight of a linear layer to ``(in, out)``: on a CPU, products of few tokens are faster with it."""
+    """Transpose the weight of a linear layer to ``(in, out)``.
+
+    With this layout, a CPU multiplies faster if there are few tokens.
+    """
     return nn.Parameter(weight.detach().t().contiguous())
 
 
 def _scaled_for_heads(layer: nn.Linear, heads: int) -> nn.Linear:
-    """Fold the scale of the attention logits into a query or key projection."""
+    """Fold the scale of the attention logits, ``1/√(out / heads)``, into a query or key projection."""
     return scaled(layer, (layer.out_features // heads) ** -0.5)

@@ -21,12 +21,12 @@ _FORMS = {Mobile: DeployedMobile, Backbone: DeployedBackbone, MobileFormer: Depl
 
 
 def deploy(model: nn.Module) -> nn.Module:
-    """Return the inference form of a model.
+    """Convert a model to its inference form, which computes the same outputs with fewer operations.
 
-    The inference form has the inputs and outputs of the model in evaluation mode, up to rounding; the batch must not be
-    empty. BatchNorm, shuffles and constant factors are folded into weights, and linear layers that read the same tokens
-    are merged. On a CPU, the first call also stores most convolution weights a second time, in oneDNN's layout, which
-    doubles the memory of these weights.
+    The inference form has the inputs of the model. Up to rounding, its outputs are those of the model in evaluation
+    mode. The batch must not be empty. BatchNorm, channel shuffles and constant factors are folded into weights. Linear
+    layers that read the same tokens are merged. On a CPU, the first forward pass also stores most convolution weights a
+    second time, in oneDNN's layout. This doubles the memory of these weights.
 
     Args:
         model: a classifier, backbone or detector of this project, or a module that contains such models. It is not
@@ -34,8 +34,8 @@ def deploy(model: nn.Module) -> nn.Module:
 
     Returns:
         A module in evaluation mode, with the model's device and dtype. It cannot be trained, because its parameters
-        require no gradients. It cannot load the model's weights, because its parameters have other names. Only hooks on
-        the whole module run.
+        require no gradients. It cannot load the model's weights, because its parameters have other names. Hooks on the
+        whole module run, but hooks on most of its submodules do not.
 
     Raises:
         InputError: ``model`` is not a module.
@@ -50,10 +50,11 @@ def deploy(model: nn.Module) -> nn.Module:
 
 @functools.singledispatch
 def inference_form(module: nn.Module) -> nn.Module:
-    """Return the inference replacement of a module; may modify the module in place.
+    """Return the module that replaces a given module for inference. The given module may be modified in place.
 
-    Published modules are replaced as a whole. In all other modules, only the children are replaced. Subclasses of
-    published modules and ablated modules count as other modules, because their computation differs.
+    A module of a type with an inference form is replaced as a whole. In all other modules, only the children are
+    replaced. Ablated models and subclasses of the published models count as other modules, because their computation
+    differs.
     """
     if isinstance(module, torch._dynamo.OptimizedModule):
         return inference_form(module._orig_mod)

@@ -1,9 +1,9 @@
 """Forward passes of the inference form in exported graphs.
 
-In all exported graphs, the attention of the bridge is computed per head. Other runtimes are faster with two small
-matrix products, one per head, than with the one large product that eager PyTorch runs. Functions registered with
-``onnx_only`` choose layouts that are fast in ONNX Runtime. The maps at the beginning of an ONNX graph may be
-channel-padded, see :mod:`mobile_former.deployment.onnx_layout`.
+All exported graphs compute the attention of the bridges separately for each head. Eager PyTorch is faster with one
+large matrix product for both heads, but other runtimes are faster with two small ones. Functions registered with
+``onnx_only`` choose layouts that are fast in ONNX Runtime. At the beginning of an ONNX graph, feature maps may be
+padded to 16 channels, see :mod:`mobile_former.deployment.onnx_layout`.
 """
 
 import torch
@@ -20,19 +20,23 @@ from mobile_former.layers.padding import zero_padding
 
 @exported_forward(Start)
 def start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the stem's output, and the tuple of tokens, query and gate.
+    """Compute the inputs of the first block from images ``(B, in_chans, H, W)``.
 
-    Query and gate are split by head, ``(B, heads, M, C / heads)``.
+    Returns:
+        The stem's output, and the tuple ``(tokens, query, gate)``. The query and gate are split by head,
+        ``(B, heads, M, C / heads)``.
     """
     return self.stem(images), self.batched(self.reads_by_head, images.shape[0])
 
 
 @exported_forward(Start, onnx_only=True)
 def padded_start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the stem's output, and the tuple of tokens, query and gate.
+    """Compute the inputs of the first block from images ``(B, in_chans, H, W)`` in ONNX graphs.
 
-    The stem's output may be channel-padded. Query and gate are split by head, except if the first bridge reads a
-    channel-padded map.
+    Returns:
+        The stem's output, which may be padded to 16 channels, and the tuple ``(tokens, query, gate)``. The query and
+        gate are split by head, ``(B, heads, M, C / heads)``. They are not split, ``(B, heads·M, C)``, if the first
+        bridge reads a padded map.
     """
     if not self.pads_stem:
         return start(self, images)
@@ -48,7 +52,11 @@ exported_forward(TokenReads)(TokenReads.by_head)  # split by head, as to_former 
 def to_former(
     self: DeployedToFormer, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Update the tokens from the map, with ``query`` and ``gate`` ``(B, heads, M, C / heads)``."""
+    """Update the tokens from the feature map, with ``query`` and ``gate`` split by head, ``(B, heads, M, C / heads)``.
+
+    Returns:
+        The updated tokens ``(B·M, d)``, and the attention logits ``(B, heads·M, H·W)`` before softmax and mask.
+    """
     positions = split_channels(x)
     logits = query @ positions  # (B, heads, M, H·W)
     visible = logits if padding is None else mask_logits(logits, padding.flatten(2)[:, None])
@@ -61,9 +69,13 @@ def to_former(
 def padded_to_former(
     self: DeployedToFormer, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Update the tokens from the map.
+    """Update the tokens from the feature map in ONNX graphs.
 
-    If ``query`` and ``gate`` are ``(B, heads·M, C)``, not split by head, then the map is channel-padded.
+    If ``query`` and ``gate`` are split by head, ``(B, heads, M, C / heads)``, the map has its own number of channels.
+    If they are ``(B, heads·M, C)``, the map is padded to 16 channels.
+
+    Returns:
+        The updated tokens ``(B·M, d)``, and the attention logits ``(B, heads·M, H·W)`` before softmax and mask.
     """
     if query.ndim == 4:
         return to_former(self, x, tokens, query, gate, padding)
@@ -75,14 +87,14 @@ def padded_to_former(
 
 @exported_forward(DeployedToMobile)
 def to_mobile(self: DeployedToMobile, x: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Update the map from ``key`` and ``value`` ``(B, heads, M, C / heads)``."""
+    """Update the feature map by cross-attention to ``key`` and ``value``, each ``(B, heads, M, C / heads)``."""
     weights = (key @ split_channels(x)).softmax(2)
     return x + (value.transpose(2, 3) @ weights).reshape(x.shape)
 
 
 @exported_forward(RowLinear, onnx_only=True)
 def row_linear(self: RowLinear, x: Tensor) -> Tensor:
-    """Run the linear layer as a convolution over a map of one position.
+    """Compute a linear layer as a convolution over a feature map of one position.
 
     The classifier's weights do not fit into a processor's caches. ONNX Runtime reads the weight of a convolution in
     four streams. It reads the weight of a matrix product in two streams, and this takes a quarter longer.
@@ -92,9 +104,9 @@ def row_linear(self: RowLinear, x: Tensor) -> Tensor:
 
 @exported_forward(DeployedLite, onnx_only=True)
 def lite(self: DeployedLite, x: Tensor, padding: Tensor | None = None) -> Tensor:
-    """Run a Lite block.
+    """Compute a Lite block (depthwise and pointwise convolution) in ONNX graphs.
 
-    The output is channel-padded if the input map is channel-padded and the block has a residual connection.
+    The output is padded to 16 channels if the input map is padded and the block has a residual connection.
     """
     # The projection is a sum over the parts of the hidden map, because a concatenation would convert the parts' layout.
     # The sum begins with the residual: ONNX Runtime fuses each addition into the convolution of its second operand.
@@ -111,14 +123,14 @@ def lite(self: DeployedLite, x: Tensor, padding: Tensor | None = None) -> Tensor
 
 @exported_forward(Pointwise, onnx_only=True)
 def pointwise(self: Pointwise, x: Tensor) -> Tensor:
-    """Run a pointwise convolution in the layout that is fastest in ONNX Runtime.
+    """Compute a pointwise convolution in the layout that is fastest in ONNX Runtime.
 
-    A grouped convolution keeps the groups and shuffles of training, because multiplying the zeros between the groups
-    takes longer. Exception: on the finest maps the convolution is ungrouped. These maps have few channels, and with few
-    channels the shuffles are expensive.
+    A grouped convolution keeps the groups and channel shuffles of training. An ungrouped one would also multiply the
+    zeros between the groups, which takes longer. Exception: on the finest maps, the convolution is ungrouped. These
+    maps have few channels, and shuffles of few channels are expensive.
 
-    Ungrouped convolutions are one-dimensional on a fine map. A two-dimensional convolution would convert the layout of
-    the map, and on fine maps the conversion takes longer than the convolution gains.
+    Ungrouped convolutions on fine maps are one-dimensional. A two-dimensional convolution would be faster, but it would
+    convert the layout of the map, and on fine maps the conversion takes longer than the time saved.
     """
     if self.trained_groups > 1:
         out = F.conv2d(self.in_shuffle(x), self.group_weight, self.group_bias, groups=self.trained_groups)
@@ -132,7 +144,10 @@ def pointwise(self: Pointwise, x: Tensor) -> Tensor:
 
 @exported_forward(Depthwise, onnx_only=True)
 def depthwise(self: Depthwise, x: Tensor) -> Tensor:
-    """Run a depthwise convolution. The output is not channel-padded, even if the input map is."""
+    """Compute a depthwise convolution in ONNX graphs.
+
+    The input map may be padded to 16 channels, but the output is not padded.
+    """
     if self.repeats == 1:
         return self.forward(x)
     joined = torch.cat(_depthwise_parts(self, x), dim=1)
@@ -143,13 +158,13 @@ def depthwise(self: Depthwise, x: Tensor) -> Tensor:
 
 
 def _depthwise_parts(layer: Depthwise, x: Tensor) -> list[Tensor]:
-    """Run a depthwise convolution in parts.
+    """Compute a depthwise convolution as several convolutions with one output channel for each channel of ``x``.
 
-    Each part has one output channel for each channel of ``x``. The map ``x`` may be channel-padded.
+    The input map ``x`` may be padded to 16 channels.
 
     Returns:
-        Parts ``(B, C, ⌈H/stride⌉, ⌈W/stride⌉)``. Together they contain all output channels in order. The remaining
-        channels at the end of each part are zero.
+        List of the convolutions' outputs, each ``(B, C, ⌈H/stride⌉, ⌈W/stride⌉)``. Together they contain all output
+        channels of the layer in order. The remaining channels at the end of each output are zero.
     """
     width, parts = x.shape[1], []
     for weight, bias in zip(_split(layer, layer.weight, width), _split(layer, layer.bias, width), strict=True):
@@ -159,14 +174,18 @@ def _depthwise_parts(layer: Depthwise, x: Tensor) -> list[Tensor]:
 
 
 def _split(layer: Depthwise, tensor: Tensor, width: int, dim: int = 0) -> list[Tensor]:
-    """Split a weight or bias into one piece per part, along the axis ``dim`` of the layer's output channels.
+    """Split a weight or bias into one piece for each convolution of :func:`_depthwise_parts`.
 
-    Zeros are appended to each piece up to ``width``.
+    The split is along the axis ``dim``, which has the output channels of the layer. Zeros are appended to each piece
+    until it has ``width`` channels.
     """
     return [pad_with_zeros(part, dim, width) for part in tensor.split(_part_size(layer, width), dim)]
 
 
 def _part_size(layer: Depthwise, width: int) -> int:
-    """Return the number of channels in a part: the largest multiple of the layer's input channels up to ``width``."""
+    """Return how many output channels each convolution of :func:`_depthwise_parts` computes.
+
+    The number is the largest multiple of the layer's input channels that is at most ``width``.
+    """
     channels = len(layer.bias) // layer.repeats
     return width // channels * channels

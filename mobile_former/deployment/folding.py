@@ -9,52 +9,53 @@ from mobile_former.layers.conv_norm import ChannelShuffle, ConvNorm
 
 
 def fold_norm(layer: ConvNorm) -> nn.Conv2d:
-    """Fold the BatchNorm of a layer into its convolution."""
+    """Return the convolution of a layer, with the layer's BatchNorm folded into weight and bias."""
     return fuse_conv_bn_eval(layer.conv.eval(), layer.norm.eval())
 
 
 def fold_features_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
-    """Fold a BatchNorm into the linear layer before it."""
+    """Return a linear layer with the BatchNorm after it folded into weight and bias."""
     return fuse_linear_bn_eval(layer.eval(), norm.eval())
 
 
 def merged(layers: list[nn.Linear]) -> InferenceLinear:
-    """Merge linear layers with the same input into one layer that returns the concatenated outputs."""
+    """Merge linear layers that have the same input. The merged layer returns their concatenated outputs."""
     return InferenceLinear(torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
 
 
 def scaled(layer: nn.Linear, factor: float = 1) -> InferenceLinear:
-    """Multiply the output of a linear layer by a factor: the weight and the bias are multiplied."""
+    """Return a copy of a linear layer whose weight and bias, and thus its output, are multiplied by a factor."""
     return InferenceLinear(layer.weight * factor, layer.bias * factor)
 
 
 def whole(weight: Tensor, groups: int) -> Tensor:
-    """Convert the weight of a grouped pointwise convolution to the weight of an ungrouped one, filled up with zeros.
+    """Convert the weight of a grouped pointwise convolution to the block-diagonal weight of an ungrouped one.
 
-    The ungrouped convolution has more multiplications but is faster in PyTorch. Small groups do not fill the vector
-    registers. The shuffles around grouped convolutions become a permutation of the weight's rows and columns.
+    The ungrouped convolution has more multiplications but is faster in PyTorch, because small groups do not fill the
+    processor's vector registers. Channel shuffles before and after an ungrouped convolution can be folded into its
+    weight, as permutations of the columns and rows.
 
     Args:
         weight: ``(out, in / groups, 1, 1)``.
         groups: number of groups.
 
     Returns:
-        ``(out, in)``.
+        The weight of the ungrouped convolution, ``(out, in)``.
     """
     return torch.block_diag(*weight[:, :, 0, 0].chunk(groups))
 
 
 def shuffle_order(shuffle: nn.Module | None, channels: int) -> Tensor:
-    """Return the index of the input channel from which each output channel of a shuffle comes, ``(channels,)``.
+    """Return the permutation of a channel shuffle: the index of the input channel for each output channel.
 
-    None and modules other than :class:`ChannelShuffle` count as the identity.
+    The result is ``(channels,)``. If ``shuffle`` is not a :class:`ChannelShuffle`, the permutation is the identity.
     """
     numbers = torch.arange(channels, device="cpu")
     return shuffle(numbers[None, :, None, None]).flatten() if isinstance(shuffle, ChannelShuffle) else numbers
 
 
 def inverse(order: Tensor) -> Tensor:
-    """Return the inverse of a permutation."""
+    """Return the inverse of a permutation, which is given as a tensor of indices."""
     return order.argsort()
 
 
@@ -64,5 +65,8 @@ def shifted(layer: nn.Linear, shift: Tensor) -> InferenceLinear:
 
 
 def with_shift(norm: nn.LayerNorm, shift: Tensor | float = 0) -> InferenceNorm:
-    """Add a shift ``(d,)`` to the output of a LayerNorm, through its bias. With 0, only convert the LayerNorm."""
+    """Return a LayerNorm whose output is the output of ``norm`` plus a shift ``(d,)``.
+
+    The shift is added to the bias. With a shift of 0, the LayerNorm is only converted to :class:`InferenceNorm`.
+    """
     return InferenceNorm(norm.weight, norm.bias + shift, norm.eps)

@@ -1,4 +1,4 @@
-"""Mobile and Lite for inference: BatchNorm, shuffles and the constants of dynamic ReLU are folded into weights.
+"""Convolutional blocks for inference. BatchNorm, shuffles and constants of dynamic ReLU are folded into weights.
 
 :mod:`mobile_former.deployment.exported_graphs` has the forward passes of ONNX graphs.
 """
@@ -19,7 +19,7 @@ from mobile_former.mobile import DownsamplingMobile, Lite, Mobile
 
 
 class DeployedMobile(InferenceModule):
-    """:class:`mobile_former.mobile.Mobile` for inference.
+    """Inference form of :class:`mobile_former.mobile.Mobile`, with the same outputs and fewer operations.
 
     Args:
         mobile: trained module.
@@ -37,7 +37,7 @@ class DeployedMobile(InferenceModule):
         self.residual = mobile.residual
 
     def forward(self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
-        """Transform the map, see :meth:`mobile_former.mobile.Mobile.forward`."""
+        """Compute the output map. See :meth:`mobile_former.mobile.Mobile.forward`."""
         guide1, guide2 = self.reduce(guiding_tokens(tokens, mixing)).relu_().chunk(2, dim=-1)
         hidden = self.expand_relu(self.expand(x), guide1, mixing)
         hidden = self.depthwise_relu(self.depthwise(zero_padding(hidden, padding)), guide2, mixing)
@@ -46,7 +46,7 @@ class DeployedMobile(InferenceModule):
 
 
 class DeployedDownsamplingMobile(InferenceModule):
-    """:class:`mobile_former.mobile.DownsamplingMobile` for inference.
+    """Inference form of :class:`mobile_former.mobile.DownsamplingMobile`, with the same outputs and fewer operations.
 
     Args:
         mobile: trained module.
@@ -66,7 +66,7 @@ class DeployedDownsamplingMobile(InferenceModule):
     def forward(
         self, x: Tensor, tokens: Tensor, mixing: Tensor | None, padding: Tensor | None, out_padding: Tensor | None
     ) -> Tensor:
-        """Transform the map, see :meth:`mobile_former.mobile.DownsamplingMobile.forward`."""
+        """Compute the output map. See :meth:`mobile_former.mobile.DownsamplingMobile.forward`."""
         guide1, guide2 = self.reduce(guiding_tokens(tokens, mixing)).relu_().chunk(2, dim=-1)
         x = self.project1(self.relu1(self.depthwise1(zero_padding(x, padding)), guide1, mixing))
         hidden = self.depthwise2(zero_padding(x, out_padding))
@@ -74,7 +74,7 @@ class DeployedDownsamplingMobile(InferenceModule):
 
 
 class DeployedLite(InferenceModule, Lite):
-    """:class:`mobile_former.mobile.Lite` for inference.
+    """Inference form of :class:`mobile_former.mobile.Lite`, with the same outputs and fewer operations.
 
     Args:
         lite: trained block.
@@ -88,20 +88,21 @@ class DeployedLite(InferenceModule, Lite):
         self.residual = lite.residual
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Transform the map, see :meth:`mobile_former.mobile.Lite.forward`."""
+        """Compute the output map. See :meth:`mobile_former.mobile.Lite.forward`."""
         out = self.project(self.depthwise(zero_padding(x, padding)))
         return out.add_(x) if self.residual else out
 
 
 class SlopesReLU(InferenceModule):
-    """Dynamic ReLU without the first layer of the MLP, see :class:`mobile_former.layers.dynamic_relu.DynamicReLU`.
+    """Inference form of :class:`mobile_former.layers.dynamic_relu.DynamicReLU`, without the first layer of the MLP.
 
-    The block runs the first layers of two dynamic ReLUs at once. The input is twice the map ``x``, because the layer
-    before has ``gain=2``. This removes constants: ``max(a₁·x, a₂·x) = max(θ₁·2x, (θ₂ − ½)·2x)``.
+    The block computes the first layers of two dynamic ReLUs at once and passes their outputs. The input map is ``2x``
+    instead of ``x``, because the preceding layer doubles its output. This removes constants:
+    ``max(a₁·x, a₂·x) = max(θ₁·2x, (θ₂ − ½)·2x)``.
 
     Args:
         relu: trained dynamic ReLU.
-        order: index of each channel of the map in the trained model; None if the order of the channels is the same.
+        order: for each channel of the map, its index in the trained model; None if the order is the same.
     """
 
     def __init__(self, relu: DynamicReLU, order: Tensor | None = None):
@@ -116,16 +117,17 @@ class SlopesReLU(InferenceModule):
         self.register_buffer("lowered_by", weight.new_full((len(weight) // 2, 1, 1), 0.5))
 
     def forward(self, x: Tensor, guide: Tensor, mixing: Tensor | None) -> Tensor:
-        """Apply the activation; may overwrite ``x``.
+        """Apply the activation function. It may overwrite ``x``.
 
         Args:
-            x: twice the map, ``(B, C, H, W)``.
-            guide: output of the MLP's first layer for the first token, ``(B, r)``; with ``mixing``, for all tokens,
-                ``(B, M, r)``.
-            mixing: see :meth:`mobile_former.layers.dynamic_relu.DynamicReLU.forward`.
+            x: twice the input map of the trained module, ``(B, C, H, W)``.
+            guide: output of the MLP's first layer, after its ReLU. If ``mixing`` is None, it is the output for the
+                first token, ``(B, r)``. Otherwise it is the output for all tokens, ``(B, M, r)``.
+            mixing: weight of each token at each position, ``(B, M, H, W)``, for the spatially aware dynamic ReLU; None
+                for the same slopes at all positions.
 
         Returns:
-            ``(B, C, H, W)``.
+            The output map, ``(B, C, H, W)``.
         """
         theta = F.hardsigmoid(self.slopes(guide))
         if mixing is None:
@@ -137,19 +139,19 @@ class SlopesReLU(InferenceModule):
 
 
 class Pointwise(InferenceConv):
-    """Pointwise convolution. BatchNorm and the shuffles before and after the convolution are folded into the weight.
+    """Pointwise convolution for inference, with BatchNorm and channel shuffles folded into the weight.
 
     A grouped convolution becomes an ungrouped one, see :func:`mobile_former.deployment.folding.whole`. The layer also
     keeps the grouped weight if ONNX graphs use the grouped convolution.
 
     Args:
         layer: trained layer.
-        in_order: index of each input channel in the trained model. None: the order of ``in_shuffle``.
-        in_shuffle: channel shuffle between the input and the layer in the trained model, if any.
-        out_shuffle: channel shuffle of the layer's output in the trained model, if any.
+        in_order: for each input channel, its index in the trained model. If None, it is derived from ``in_shuffle``.
+        in_shuffle: channel shuffle before the layer in the trained model; None if there is none.
+        out_shuffle: channel shuffle after the layer in the trained model; None if there is none.
         gain: factor on the output.
-        stride: stride of the map relative to the image. The stride selects the layout in ONNX graphs. Keep the default
-            for maps with many channels.
+        stride: stride of the map relative to the image. The stride selects the layout in ONNX graphs. Keep the default,
+            infinity, for maps with many channels.
         relu6: apply ReLU6 to the output.
     """
 
@@ -179,18 +181,18 @@ class Pointwise(InferenceConv):
 
 
 class Depthwise(InferenceConv):
-    """3×3 depthwise convolution with one or more output channels for each input channel.
+    """Depthwise 3×3 convolution for inference, with one or more output channels for each input channel.
 
     Args:
         layer: trained layer.
-        shuffle: channel shuffle of the layer's output in the trained model, if any. It is not applied: :attr:`order`
-            gives the shuffled positions instead.
+        shuffle: channel shuffle after the layer in the trained model; None if there is none. The shuffle is not
+            applied. Instead, :attr:`order` gives the positions after the shuffle.
         gain: factor on the output.
         relu6: apply ReLU6 to the output.
 
     Attributes:
         repeats: number of output channels for each input channel.
-        order: index of each output channel in the trained model, after the shuffle.
+        order: for each output channel, its index in the trained model after the shuffle.
     """
 
     def __init__(self, layer: ConvNorm, shuffle: nn.Module | None = None, *, gain: float = 1, relu6: bool = False):
@@ -204,6 +206,6 @@ class Depthwise(InferenceConv):
         self.order = inverse(shuffle_order(shuffle, conv.out_channels))[rows]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, C, H, W)`` to ``(B, repeats·C, ⌈H/stride⌉, ⌈W/stride⌉)``."""
+        """Convolve a map ``(B, C, H, W)``. The output is ``(B, repeats·C, ⌈H/stride⌉, ⌈W/stride⌉)``."""
         # Depthwise kernels are fast only with one output for each input channel.
         return super().forward(torch.cat([x] * self.repeats, dim=1) if self.repeats > 1 else x)

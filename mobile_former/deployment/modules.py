@@ -1,9 +1,9 @@
-"""Basic modules of the inference form, and the optimisations that make the inference form fast in eager PyTorch.
+"""Basic modules of the inference form, with optimisations that make the inference form fast in eager PyTorch.
 
-This file is the only one that depends on PyTorch's internals and on oneDNN's operators:
+Code that depends on PyTorch's calls of modules or on oneDNN's operators is in this file:
 
 - :class:`InferenceModule` calls ``forward`` without hooks and stores submodules as plain attributes. An inference form
-  has about 170 submodules, and for one small image the overhead of ``nn.Module`` takes as long as the arithmetic.
+  has about 170 submodules. For one small image, the overhead of ``nn.Module`` takes as much time as the arithmetic.
 - :func:`exported_forward` registers a different forward pass for exported graphs.
 - :class:`InferenceConv`, :func:`gelu` and :func:`larger_product_` are faster than PyTorch's own operations on a CPU.
   They use PyTorch's own operations if a compiler, an exporter or autograd needs them.
@@ -20,11 +20,11 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 class InferenceModule(nn.Module):
-    """Base class of the submodules of an inference form.
+    """Base class of the submodules of an inference form, with calls that are faster than those of ``nn.Module``.
 
-    A call runs ``forward`` without hooks. Submodules are also plain attributes, so that Python finds them without a
-    call of ``nn.Module.__getattr__``. Parameters and buffers are not plain attributes, because exporters and
-    ``functional_call`` replace parameters and buffers.
+    A call runs ``forward`` without hooks. Submodules are also stored as plain attributes, so that Python finds them
+    without a call of ``nn.Module.__getattr__``. Parameters and buffers are not stored as plain attributes, because
+    exporters and ``functional_call`` replace parameters and buffers.
     """
 
     def __init_subclass__(cls, **options: Any):
@@ -44,11 +44,13 @@ class InferenceModule(nn.Module):
 
 
 def exported_forward(kind: type[InferenceModule], *, onnx_only: bool = False) -> Callable[[Callable], Callable]:
-    """Register the decorated function as the forward pass of a class in exported graphs.
+    """Decorate a function so that it becomes the forward pass of a class in exported graphs.
 
-    During an export, a module of the class runs the function; otherwise it runs ``kind.forward``. The decorator
-    replaces ``kind.__call__`` for this. A class can have two functions: the one registered last is used, or the earlier
-    one if the last is ``onnx_only`` and the export is not to ONNX.
+    During an export, modules of the class run the decorated function. At all other times, they run ``kind.forward``.
+    For this, the decorator replaces ``kind.__call__``.
+
+    A class can have two such functions. The function that was registered last takes precedence. If it is ``onnx_only``,
+    the earlier function is used in exports that are not to ONNX.
 
     Args:
         kind: the class. The function takes the module and the inputs of ``kind.forward``.
@@ -69,7 +71,7 @@ def exported_forward(kind: type[InferenceModule], *, onnx_only: bool = False) ->
 
 
 class InferenceLinear(InferenceModule, nn.Linear):
-    """Linear layer with bias.
+    """Linear layer with bias, whose memory layout is fast for few rows on a CPU.
 
     Args:
         weight: ``(out, in)``.
@@ -83,7 +85,7 @@ class InferenceLinear(InferenceModule, nn.Linear):
         self.bias = nn.Parameter(bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(…, in)`` to ``(…, out)``."""
+        """Apply the layer to ``x``, ``(…, in)``. The output is ``(…, out)``."""
         parameters = self._parameters
         return F.linear(x, parameters["weight"], parameters["bias"])
 
@@ -111,14 +113,14 @@ class InferenceConv(InferenceModule):
     """Convolution with bias, optionally followed by ReLU6.
 
     On a CPU, PyTorch's convolution converts the weight to oneDNN's layout at every call. For a map of few positions,
-    the conversion takes half as long as the convolution itself. This class converts the weight only at the first call.
+    the conversion takes half the time of the convolution itself. This class converts the weight only at the first call.
     A pointwise convolution runs as a linear layer over the positions, because a linear layer has less overhead.
 
     Args:
         weight: ``(out, in / groups, kernel, kernel)``.
         bias: ``(out,)``.
         stride: stride along both axes of the map.
-        padding: zero padding on all sides.
+        padding: zero padding on each side of the map, in positions.
         groups: number of groups.
         relu6: apply ReLU6 to the output.
     """
@@ -134,7 +136,7 @@ class InferenceConv(InferenceModule):
         self._packed: tuple | None = None  # the state of the weight, and the weight in oneDNN's layout
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, in, H, W)`` to ``(B, out, H', W')``."""
+        """Convolve a map ``(B, in, H, W)``. The output is ``(B, out, H', W')``."""
         weight, bias = self._parameters["weight"], self._parameters["bias"]
         if _runs_onednn(x) and not _needs_gradients(x, weight, bias):
             packed = self._packed_weight(weight, x)
@@ -174,7 +176,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def larger_product_(x: Tensor, slope1: Tensor, slope2: Tensor) -> Tensor:
-    """Return ``max(slope1·x, slope2·x)``; may overwrite ``x``."""
+    """Return ``max(slope1·x, slope2·x)`` elementwise. The input ``x`` may be overwritten."""
     if torch.compiler.is_compiling() or _needs_gradients(x, slope1):
         return torch.maximum(slope1 * x, slope2 * x)
     first = slope1 * x
@@ -182,12 +184,15 @@ def larger_product_(x: Tensor, slope1: Tensor, slope2: Tensor) -> Tensor:
 
 
 def _needs_gradients(*tensors: Tensor) -> bool:
-    """Whether autograd records operations on these tensors."""
+    """Return whether autograd records operations on any of these tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _runs_onednn(x: Tensor) -> bool:
-    """Whether oneDNN's operators can run on ``x``. The operators do not support export, fake tensors and autocast."""
+    """Return whether oneDNN's operators can run on ``x``.
+
+    The operators support neither export nor fake tensors nor autocast.
+    """
     return (
         type(x) is Tensor
         and x.is_cpu

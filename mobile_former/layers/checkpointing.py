@@ -12,11 +12,11 @@ from mobile_former.errors import InputError
 
 
 def checkpoint_gradients(model: nn.Module, enable: bool = True) -> None:
-    """Enable or disable gradient checkpointing.
+    """Enable or disable gradient checkpointing, which saves memory in training and takes more time.
 
     With checkpointing, a training step stores only the inputs and outputs of the blocks and recomputes the rest in the
     backward pass. Gradients, BatchNorm's statistics and random numbers do not change. Checkpointing has no effect on a
-    compiled model, because the compiler decides what to store.
+    compiled model, because the compiler decides which tensors to store.
 
     Args:
         model: a Mobile-Former or a detector of this project.
@@ -35,7 +35,7 @@ def checkpoint_gradients(model: nn.Module, enable: bool = True) -> None:
 
 
 def recomputable(forward: Callable) -> Callable:
-    """Decorate the ``forward`` of a module so that :func:`checkpoint_gradients` applies to the module."""
+    """Decorate the ``forward`` method of a module class, so that :func:`checkpoint_gradients` supports the class."""
 
     @functools.wraps(forward)
     def forward_or_checkpoint(self: nn.Module, *inputs, **named):
@@ -57,9 +57,9 @@ def recomputable(forward: Callable) -> Callable:
 
 @contextmanager
 def _copied_buffers(module: nn.Module) -> Iterator[None]:
-    """Replace a module's buffers by copies during the recomputation.
+    """Replace a module's buffers by copies inside the ``with`` block, for the recomputation in the backward pass.
 
-    The recomputation would otherwise update BatchNorm's statistics a second time, after the forward pass.
+    Without the copies, the recomputation would update BatchNorm's running statistics a second time.
     """
     buffers = [(part, *entry) for part in module.modules() for entry in part.named_buffers(recurse=False)]
     for part, name, buffer in buffers:

@@ -23,19 +23,19 @@ class ConvNorm(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")  # variance 2 / (k² · C_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform a map ``(B, in_channels, H, W)`` to ``(B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)``."""
+        """Convolve and normalise ``(B, in_channels, H, W)`` to ``(B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)``."""
         return self.norm(self.conv(x))
 
 
 def depthwise(channels: int, expansion: int, stride: int = 1) -> ConvNorm:
-    """Build a 3×3 depthwise convolution with ``expansion`` output channels per input channel."""
+    """Build a 3×3 depthwise convolution with BatchNorm and ``expansion`` output channels for each input channel."""
     return ConvNorm(channels, channels * expansion, kernel_size=3, stride=stride, groups=channels)
 
 
 class ChannelShuffle(nn.Module):
     """Channel shuffle: views the channel axis as ``(groups, C / groups)`` and transposes the two axes.
 
-    It uses only operations that every exporter supports.
+    The implementation uses only operations that every exporter supports.
 
     Args:
         groups: number of groups, a divisor of the number of channels.
@@ -46,10 +46,10 @@ class ChannelShuffle(nn.Module):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        """Reorder the channels of ``(B, C, H, W)``."""
+        """Shuffle the channels of ``(B, C, H, W)``."""
         return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def channel_shuffle(groups: int, *, enabled: bool) -> nn.Module:
-    """Build a channel shuffle if ``enabled``, otherwise an identity."""
+    """Build a :class:`ChannelShuffle` if ``enabled`` is True, otherwise an ``nn.Identity``."""
     return ChannelShuffle(groups) if enabled else nn.Identity()

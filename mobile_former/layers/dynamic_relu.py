@@ -1,4 +1,4 @@
-"""Dynamic ReLU: an activation with slopes computed from the tokens (Chen et al., Dynamic ReLU, ECCV 2020)."""
+"""Dynamic ReLU: an activation with slopes that are computed from tokens (Chen et al., Dynamic ReLU, ECCV 2020)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,15 +8,15 @@ from mobile_former.layers.linear import linear
 
 
 class DynamicReLU(nn.Module):
-    """The activation ``max(a₁·x, a₂·x)``, with two slopes per channel that a two-layer MLP computes from the tokens.
+    """The activation ``max(a₁·x, a₂·x)``, whose two slopes for each channel are computed by an MLP from tokens.
 
-    The MLP computes ``θ = hsigmoid(W₂·relu(W₁·z))`` from a token ``z``. With ``θ`` split into halves ``θ₁`` and ``θ₂``,
-    the slopes are ``a₁ = 2(θ₁ − ½) + 1`` and ``a₂ = 2(θ₂ − ½)``. The spatially shared variant uses the ``θ`` of the
-    first token at all positions. The spatially aware variant computes ``θ`` for every token, and uses at each position
-    a weighted mean over the tokens.
+    The MLP has two layers and computes ``θ = hsigmoid(W₂·relu(W₁·z))`` from a token ``z``. With ``θ`` split into halves
+    ``θ₁`` and ``θ₂``, the slopes are ``a₁ = 2(θ₁ − ½) + 1`` and ``a₂ = 2(θ₂ − ½)``. The spatially shared variant uses
+    the ``θ`` of the first token at all positions. The spatially aware variant computes ``θ`` for every token. At each
+    position, it uses a weighted mean of the ``θ`` of all tokens.
 
     Args:
-        channels: channels of the map.
+        channels: channels of the feature map.
         token_dim: dimension of a token.
     """
 
@@ -29,13 +29,13 @@ class DynamicReLU(nn.Module):
         """Apply the activation.
 
         Args:
-            x: map, ``(B, C, H, W)``.
+            x: feature map, ``(B, C, H, W)``.
             tokens: ``(B, M, d)``. If ``mixing`` is None, the first token ``(B, d)`` is enough.
-            mixing: weight of each token at each position, ``(B, M, H, W)``, summing to 1 over the tokens. If given, the
-                activation is spatially aware; otherwise it is spatially shared.
+            mixing: weight of each token at each position, ``(B, M, H, W)``, for the spatially aware variant. The
+                weights sum to 1 over the tokens. None for the spatially shared variant.
 
         Returns:
-            ``(B, C, H, W)``.
+            The output map, ``(B, C, H, W)``.
         """
         theta = self._theta(guiding_tokens(tokens, mixing))
         if mixing is None:
@@ -51,15 +51,15 @@ class DynamicReLU(nn.Module):
 
 
 def larger_product(x: Tensor, slope1: Tensor, slope2: Tensor) -> Tensor:
-    """Compute ``max(slope1·x, slope2·x)``, with a backward pass that takes less time and memory than autograd's own.
+    """Compute ``max(slope1·x, slope2·x)`` with a backward pass that needs less time and memory than autograd's.
 
     Args:
-        x: map, ``(B, C, H, W)``.
+        x: feature map, ``(B, C, H, W)``.
         slope1: first slope, ``(B, C, 1, 1)`` or ``(B, C, H, W)``.
         slope2: second slope, in the shape of ``slope1``.
 
     Returns:
-        ``(B, C, H, W)``.
+        The elementwise maximum, ``(B, C, H, W)``.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler derives the gradients itself
         return torch.maximum(slope1 * x, slope2 * x)
@@ -67,11 +67,11 @@ def larger_product(x: Tensor, slope1: Tensor, slope2: Tensor) -> Tensor:
 
 
 class _LargerProduct(torch.autograd.Function):
-    """Autograd function of :func:`larger_product`.
+    """Autograd function of :func:`larger_product`, which computes ``max(slope1·x, slope2·x)``.
 
-    It saves the map and the slopes for the backward pass, but neither of the two products. If the products are equal,
-    as for ``x = 0``, the gradients are those of the second product. The backward pass uses no masks, because on a CPU
-    masks take twenty times as long as products.
+    For the backward pass, it saves the map and the slopes, but not the two products. Where the products are equal, for
+    example at ``x = 0``, the gradients are those of the second product. The backward pass uses no boolean masks, which
+    take twenty times the time of products on a CPU.
     """
 
     generate_vmap_rule = True
@@ -95,7 +95,7 @@ class _LargerProduct(torch.autograd.Function):
 
 
 def guiding_tokens(tokens: Tensor, mixing: Tensor | None) -> Tensor:
-    """Return the tokens that dynamic ReLU reads.
+    """Return the tokens from which dynamic ReLU computes its slopes.
 
     These are all tokens ``(B, M, d)`` if ``mixing`` is given, otherwise the first token ``(B, d)``.
     """

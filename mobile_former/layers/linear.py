@@ -1,4 +1,4 @@
-"""Linear layer with the published initialisation."""
+"""Linear layer with the initialisation of the published Mobile-Former models."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""Padding masks: the features of an image must not depend on how far a batch pads the image."""
+"""Functions for padding masks, which make the features of an image independent of its padding in a batch."""
 
 import torch
 import torch.nn.functional as F
@@ -6,15 +6,15 @@ from torch import Tensor
 
 
 def padding_pyramid(padding_mask: Tensor, strides: tuple[int, ...]) -> dict[int, Tensor]:
-    """Compute the padding masks of the maps at several strides.
+    """Compute the padding masks of the feature maps at several strides.
 
     Args:
         padding_mask: ``(B, H, W)`` bool, True on padding.
         strides: strides of the maps, in pixels.
 
     Returns:
-        The mask of each stride ``s``, ``(B, 1, ⌈H/s⌉, ⌈W/s⌉)`` bool. A position is padding if all pixels that it covers
-        are padding.
+        Dictionary from each stride ``s`` to its mask, ``(B, 1, ⌈H/s⌉, ⌈W/s⌉)`` bool. A position is padding if all
+        pixels that it covers are padding.
     """
     content = (~padding_mask)[:, None].float()
     return {
@@ -41,17 +41,19 @@ def content_size(images: Tensor, padding_mask: Tensor | None) -> Tensor:
 
 
 def zero_padding(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Set the padding to zero, because a convolution reads zeros beyond the border of an unpadded image too.
+    """Set the padded positions of a feature map to zero.
+
+    A convolution then reads the same values as at the border of an unpadded image, where it also reads zeros.
 
     Args:
-        x: map, ``(B, C, H, W)``.
+        x: feature map, ``(B, C, H, W)``.
         padding: ``(B, 1, H, W)`` bool, True on padding; None for no padding.
     """
     return x if padding is None else x.masked_fill(padding, 0)
 
 
 def mean_pool(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Average a map ``(B, C, H, W)`` over the positions that are not padding, to ``(B, C)``."""
+    """Average a feature map ``(B, C, H, W)`` over the positions that are not padding. The result is ``(B, C)``."""
     if padding is None:
         return x.mean((2, 3))
     content = (~padding).sum((2, 3)).clamp(min=1)  # (B, 1)
@@ -59,7 +61,10 @@ def mean_pool(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def halve(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Average-pool a map by 2 to ``(B, C, ⌈H/2⌉, ⌈W/2⌉)``; padding and positions beyond the border are ignored."""
+    """Average-pool a feature map over 2×2 positions with stride 2, to ``(B, C, ⌈H/2⌉, ⌈W/2⌉)``.
+
+    The mean ignores padded positions and positions beyond the border.
+    """
     if padding is None:
         return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
     weights = (~padding).to(x.dtype)
@@ -69,12 +74,12 @@ def halve(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def double(x: Tensor, padding: Tensor | None, size: tuple[int, int]) -> Tensor:
-    """Upsample a map by 2 with bilinear interpolation between the positions that are not padding.
+    """Upsample a feature map by 2 with bilinear interpolation between the positions that are not padding.
 
     Args:
-        x: map, ``(B, C, H, W)``.
+        x: feature map, ``(B, C, H, W)``.
         padding: ``(B, 1, H, W)`` bool, True on padding; None for no padding.
-        size: size to which the result is cropped, ``(2H or 2H − 1, 2W or 2W − 1)``.
+        size: height and width to which the result is cropped, ``(2H or 2H − 1, 2W or 2W − 1)``.
     """
     if padding is None:
         return _enlarge(x, size)

@@ -4,9 +4,9 @@ from torch import Tensor, nn
 
 
 class StochasticDepth(nn.Module):
-    """Drops a residual branch at random in training, for each sample independently.
+    """Stochastic depth: in training, drops a residual branch at random, for each sample independently.
 
-    Kept branches are divided by ``1 - rate``.
+    Samples that are kept are divided by ``1 - rate``.
 
     Args:
         rate: probability of dropping the branch, in ``[0, 1)``.
@@ -17,12 +17,12 @@ class StochasticDepth(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Drop random samples of the residual branch ``(B, ...)``, in training only."""
+        """Set random samples of the residual branch ``(B, ...)`` to zero, in training only."""
         if not self.training or self.rate == 0.0:
             return branch
         keep = branch.new_empty((branch.shape[0],) + (1,) * (branch.ndim - 1)).bernoulli_(1 - self.rate)
         return branch * (keep / (1 - self.rate))
 
     def extra_repr(self) -> str:
-        """Return the rate for the model's printout."""
+        """Return the rate as text, which ``print(model)`` shows."""
         return f"rate={self.rate:.3g}"

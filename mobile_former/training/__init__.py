@@ -1,4 +1,4 @@
-"""Training code of both tasks: command lines, run folders, data loading, optimisation and export."""
+"""Training code for classification and detection: command lines, data, optimisation, run folders and export."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Models of timm and transformers for both tasks, named ``timm/NAME`` and ``transformers/NAME``."""
+"""Baseline models from timm and transformers, which users select as ``timm/NAME`` and ``transformers/NAME``."""
 
 import logging
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ _RESNETS = {
 
 
 def is_baseline(name: str) -> bool:
-    """Whether the name of a model begins with ``timm/`` or ``transformers/``."""
+    """Return whether the name of a model begins with ``timm/`` or ``transformers/``."""
     return name.startswith(tuple(f"{library}/" for library in _LIBRARIES))
 
 
 def import_library(library: str, model: str) -> ModuleType:
-    """Import timm or transformers.
+    """Import timm or transformers and return the module.
 
     Args:
-        library: name of the library.
+        library: ``"timm"`` or ``"transformers"``.
         model: name of the model as the user gave it, for the error message.
 
     Raises:
@@ -44,17 +44,17 @@ def import_library(library: str, model: str) -> ModuleType:
 
 
 def timm_model(name: str, weights: Path | None = None, **options) -> nn.Module:
-    """Build a model of timm.
+    """Build a timm model.
 
     Args:
         name: name of the model in timm.
-        weights: weights file with timm's tensor names. The classifier in the file is not loaded if
-            it has another number of classes than the model.
-        options: options of ``timm.create_model``; those that are None are ignored.
+        weights: weights file with timm's tensor names. The classifier in the file is not loaded if its number of
+            classes differs from that of the model. None: no weights file is loaded.
+        options: keyword arguments of ``timm.create_model``. Arguments that are None are ignored.
 
     Raises:
-        InputError: timm cannot be imported, has no such model, or does not accept the options; or the weights do not
-            fit the model.
+        InputError: timm cannot be imported, has no such model, or does not accept the options. Also raised if the
+            weights do not fit the model.
         FileNotFoundError: the weights file does not exist.
     """
     timm = import_library("timm", f"timm/{name}")
@@ -88,9 +88,9 @@ def resnet_config(name: str, others: Sequence[str] = (), **options) -> object:
     """Return the transformers configuration of ``resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``.
 
     Args:
-        name: name of the model.
-        others: names of other models that the caller accepts, for the error message.
-        options: options of ``transformers.ResNetConfig``.
+        name: name of the ResNet.
+        others: names of further models that the caller supports. They are used only in the error message.
+        options: keyword arguments of ``transformers.ResNetConfig``.
 
     Raises:
         InputError: the name is unknown, or transformers cannot be imported.
@@ -106,11 +106,12 @@ def load_transformers_weights(network: nn.Module, path: Path) -> dict[str, Tenso
 
     Args:
         network: model of transformers without classifier.
-        path: ``.safetensors``, ``.bin`` or ``.pth`` file. The tensors have the same names as in the network, or the
-            names that a model with classifier gives them, with a prefix such as ``resnet.`` for the architecture.
+        path: ``.safetensors``, ``.bin`` or ``.pth`` file of the same model, with or without classifier. Files with
+            classifier have a prefix such as ``resnet.`` in the tensor names, which is removed.
 
     Returns:
-        A dictionary from name to tensor with the tensors of the file that the network does not have.
+        A dictionary from name to tensor. It contains the tensors of the file that the network does not have, such as
+        those of the classifier.
 
     Raises:
         InputError: the file does not fit the network.

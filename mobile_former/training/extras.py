@@ -1,4 +1,4 @@
-"""Import of optional dependencies, with an error that names the extra to install."""
+"""Importing optional dependencies, with an error message that names the pip extra to install."""
 
 import importlib
 from types import ModuleType
@@ -7,12 +7,13 @@ from mobile_former.errors import InputError
 
 
 def import_extra(name: str, extra: str, reason: str) -> ModuleType:
-    """Import a module of an optional dependency.
+    """Import and return a module of an optional dependency.
 
     Args:
         name: name of the module, such as ``"onnxruntime"`` or ``"onnxruntime.quantization"``.
-        extra: name of the extra of setup.cfg that installs the module.
-        reason: beginning of the error message. Its last word is the library: ``"an ONNX file needs onnxruntime"``.
+        extra: name of the pip extra that installs the module, defined in setup.cfg.
+        reason: beginning of the error message, such as ``"an ONNX file needs onnxruntime"``. Its last word is the name
+            of the library.
 
     Raises:
         InputError: the module cannot be imported. The message gives the cause and the command that installs the extra.

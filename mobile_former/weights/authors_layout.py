@@ -1,4 +1,4 @@
-"""Convert the tensor names of the authors' checkpoints to this project's names."""
+"""Convert the tensor names in the checkpoints of Mobile-Former's authors to this project's names."""
 
 import re
 
@@ -6,7 +6,10 @@ from torch import Tensor
 
 
 def our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of an authors' checkpoint to this project's names; return other checkpoints unchanged."""
+    """Rename the tensors of a checkpoint by Mobile-Former's authors to this project's names.
+
+    The argument and the result are dictionaries from names to tensors. Any other checkpoint is returned unchanged.
+    """
     if "tokens.weight" not in state:
         return state
     # Only downsampling blocks have a fourth convolution, and only lite blocks a sequence `conv`.

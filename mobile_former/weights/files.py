@@ -25,15 +25,16 @@ def read_weights(path: Path, ema: bool = False) -> tuple[dict[str, Tensor], str]
 
     Args:
         path: path of the file.
-        ema: read the averaged weights (``state_dict_ema``) instead of the plain ones.
+        ema: True to read the averaged weights (``state_dict_ema``), False to read the plain ones.
 
     Returns:
-        The tensors by name, and the entry of the file from which they were read: ``"state_dict"``,
-        ``"state_dict_ema"``, or ``"file"`` if the file contains only one set of weights.
+        A dictionary from names to tensors, and the key under which the file contains the weights: ``"state_dict"`` or
+        ``"state_dict_ema"``. The key is ``"file"`` if the file contains only one set of weights.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        InputError: the file is not a weights file, is damaged, or contains more than data.
+        InputError: the file is not a weights file, is damaged, contains pickled objects that could run code, or has no
+            averaged weights although ``ema`` is True.
     """
     state, entry = _select(path, read_file(path), ema)
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
@@ -54,7 +55,7 @@ def read_file(path: Path) -> object:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        InputError: the file has another format, is damaged, or contains more than data.
+        InputError: the file has another format, is damaged, or contains pickled objects that could run code.
     """
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
@@ -84,7 +85,7 @@ def read_file(path: Path) -> object:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value is a tensor that can be copied into a parameter."""
+    """Return whether a value is a dense, real, unquantised tensor on the CPU, which a parameter can copy."""
     return (
         isinstance(value, Tensor)
         and value.layout is torch.strided
@@ -124,7 +125,7 @@ _SAFE_GLOBALS = [
 
 
 def _select(path: Path, content: object, ema: bool) -> tuple[object, str]:
-    """Select the plain or the averaged weights in the content of a file. Return the weights and the entry's name."""
+    """Return the plain or the averaged weights in the content of a file, and the name of their key in the file."""
     entries = content if isinstance(content, Mapping) else {}
     if ema:
         if "state_dict_ema" not in entries:

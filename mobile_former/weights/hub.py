@@ -1,6 +1,7 @@
-"""Model folders, local or on the Hugging Face Hub, with ``config.json``, ``model.safetensors`` and a model card.
+"""Load and save model folders, which contain ``config.json``, ``model.safetensors`` and a model card.
 
-Only downloads and uploads need ``huggingface_hub``; local folders do not.
+A model folder can be local or a repository on the Hugging Face Hub. Only downloads and uploads need
+``huggingface_hub``.
 """
 
 import importlib
@@ -43,13 +44,13 @@ class HubModel:
         cache_dir: str | Path | None = None,
         **options: Any,
     ) -> Self:
-        """Build a model with the weights of a folder or of a repository on the Hugging Face Hub.
+        """Build a model from the configuration and weights in a local folder or on the Hugging Face Hub.
 
         Args:
             source: path of a folder, or name of a repository, ``"owner/name"``.
-            revision: branch, tag or commit of the repository.
+            revision: branch, tag or commit of the repository; default: the main branch.
             num_classes: number of classes; default: the number in ``config.json``. With another number, the last linear
-                layer is not loaded.
+                layer is not loaded and the class names are unknown.
             token: access token for private repositories; default: the token of ``hf auth login``.
             cache_dir: folder in which downloads are cached; default: the cache folder of huggingface_hub.
             options: ``dropout`` and ``drop_path`` of :class:`mobile_former.MobileFormer`, for training.
@@ -58,7 +59,8 @@ class HubModel:
             The model in evaluation mode. :attr:`usage` holds the class names and preprocessing in ``config.json``.
 
         Raises:
-            InputError: the folder or repository does not exist or contains no Mobile-Former, or a file is damaged.
+            InputError: the folder or repository does not exist or contains no Mobile-Former, a file is damaged, an
+                option is invalid, or a download fails.
         """
         folder = Path(source)
         if not folder.is_dir():
@@ -89,13 +91,13 @@ class HubModel:
 
         Args:
             folder: path of the folder, which is created if it is missing.
-            usage: class names and preprocessing; default: :attr:`usage`.
+            usage: class names and preprocessing; default: the model's :attr:`usage`, or ``Usage()`` if that is None.
             license: the Hub's identifier of the licence of the weights, for the model card.
             name: name of the model in the code example of the model card; default: name of the folder.
 
         Raises:
-            InputError: the numbers of class names or channel means do not fit the model, the model is not a published
-                one, or the folder cannot be written.
+            InputError: the number of class names or of channel means does not fit the model, the model is not a
+                published one, the licence identifier is invalid, or the folder cannot be written.
         """
         folder, usage = Path(folder), usage or self.usage or Usage()
         _check_usage(self, usage)
@@ -125,7 +127,7 @@ class HubModel:
 
         Args:
             repository: name of the repository, ``"owner/name"``.
-            usage: class names and preprocessing; default: :attr:`usage`.
+            usage: class names and preprocessing; default: the model's :attr:`usage`, or ``Usage()`` if that is None.
             license: the Hub's identifier of the licence of the weights, for the model card.
             private: whether a new repository is private; default: the owner's setting on the Hub.
             token: access token with write permission; default: the token of ``hf auth login``.
@@ -134,7 +136,8 @@ class HubModel:
             The URL of the repository.
 
         Raises:
-            InputError: huggingface_hub is not installed, or the Hub cannot be reached or refuses the upload.
+            InputError: huggingface_hub is not installed, the Hub cannot be reached or refuses the upload, or
+                :meth:`save_pretrained` refuses the model.
         """
         hub = _huggingface_hub(f"push to {repository}")
         with tempfile.TemporaryDirectory() as folder:
@@ -160,11 +163,13 @@ def fetch(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Download the files of a model from the Hugging Face Hub. Files in the cache are not downloaded again.
+    """Download the configuration and weights of a model from the Hugging Face Hub.
+
+    Files that are already in the cache are not downloaded again.
 
     Args:
         repository: name of the repository, ``"owner/name"``.
-        revision: branch, tag or commit of the repository.
+        revision: branch, tag or commit of the repository; default: the main branch.
         token: access token for private repositories; default: the token of ``hf auth login``.
         cache_dir: folder in which downloads are cached; default: the cache folder of huggingface_hub.
 
@@ -207,7 +212,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read the ``config.json`` that :meth:`HubModel.save_pretrained` wrote.
 
     Returns:
-        The options of the model and the fields of :class:`Usage` (class names and preprocessing), by name.
+        Dictionary with the options of the model and the fields of :class:`Usage` (class names and preprocessing).
 
     Raises:
         InputError: the file is missing or damaged.
@@ -234,9 +239,9 @@ def _check_usage(model: HubModel, usage: Usage) -> None:
 
 
 def _require_published_parts(model: HubModel) -> None:
-    """Raise InputError if the model differs from the published one, for example after an ablation.
+    """Raise InputError if the model differs from the published one in the name or shape of a tensor.
 
-    ``config.json`` can describe published models only.
+    This is the case after some ablations. ``config.json`` can describe only published models.
     """
     published = model.published(
         model.variant,
@@ -254,7 +259,7 @@ def _require_published_parts(model: HubModel) -> None:
 
 
 def _card(model: HubModel, usage: Usage, license: str, name: str) -> str:
-    """Return a model card in the Hub's format: metadata in YAML, then Markdown."""
+    """Return the text of a model card in the Hub's format: metadata in YAML, then Markdown."""
     if not re.fullmatch(r"[\w.+-]+", license):
         raise InputError(f"license is {license!r}: give a name such as apache-2.0, or other")
     size = usage.image_size

@@ -1,4 +1,4 @@
-"""Load and save weights: the authors' files, this project's checkpoints, safetensors."""
+"""Load and save weights in the authors' files, this project's checkpoints and safetensors files."""
 
 import logging
 from collections.abc import Mapping
@@ -26,8 +26,8 @@ class LoadedWeights:
 
     Attributes:
         path: path of the file.
-        entry: entry of the file that was loaded: ``"state_dict"``, ``"state_dict_ema"``, or ``"file"`` if the file
-            contains only one set of weights.
+        entry: key of the loaded weights in the file, ``"state_dict"`` or ``"state_dict_ema"``. It is ``"file"`` if the
+            file contains only one set of weights.
         num_classes: number of classes in the file.
         new_head: True if the last linear layer was not loaded because the model has another number of classes.
     """
@@ -41,23 +41,25 @@ class LoadedWeights:
 def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> LoadedWeights:
     """Load a weights file into a model, in place.
 
-    The formats are the authors' ``.pth`` and ``.pth.tar``, this project's Lightning ``.ckpt``, and ``.safetensors``.
-    If the file has another number of classes than the model, the last linear layer is not loaded and a warning is
-    logged. No code from the file is run: a file that contains more than data is refused.
+    The formats are the ``.pth`` and ``.pth.tar`` of Mobile-Former's authors, this project's Lightning ``.ckpt``, and
+    ``.safetensors``. If the numbers of classes in the file and in the model differ, the last linear layer is not loaded
+    and a warning is logged. No code from the file is run. A file with pickled objects that could run code is refused.
 
     Args:
         model: a :class:`mobile_former.MobileFormer`.
         path: path of the file.
-        ema: load the averaged weights (``state_dict_ema``) of the authors' training program instead of the plain ones.
+        ema: True to load the averaged weights (``state_dict_ema``) of the authors' training program, False to load the
+            plain ones.
 
     Returns:
-        The path of the file, the entry that was loaded, and the number of classes in the file.
+        The path of the file, the key of the loaded weights in the file, the number of classes in the file, and whether
+        the last linear layer was left out.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        InputError: the file is not a weights file, is damaged, contains more than data, belongs to another variant (the
-            message names the variant), is for another number of image channels, or has no averaged weights although
-            ``ema`` is True. Also raised if the model is not a Mobile-Former.
+        InputError: the file is not a weights file, is damaged, could run code, or has no averaged weights although
+            ``ema`` is True. The error is also raised if the file is for another variant, which the message names, or
+            for another number of image channels, or if ``model`` is not a Mobile-Former.
     """
     if not hasattr(model, "published"):
         raise InputError(f"{type(model).__name__} cannot load weights: load them into a MobileFormer, then deploy it")
@@ -84,7 +86,7 @@ def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> Loade
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Save the weights of a model as safetensors, with the model's variant and number of classes as metadata.
+    """Save the weights of a model as safetensors. The metadata contain the model's variant and number of classes.
 
     Args:
         model: a :class:`mobile_former.MobileFormer`.
@@ -92,7 +94,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         InputError: the path has another suffix.
-        OSError: the file cannot be written. An existing file stays as it was.
+        OSError: the file cannot be written. An existing file stays unchanged.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -102,11 +104,13 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def require_variant(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Check that the tensors of a file have the names and shapes of a model's tensors.
+    """Raise InputError if the names and shapes of the tensors in a file differ from those of a model.
+
+    Differences in the number of classes or of image channels are allowed.
 
     Args:
         path: path of the file, for the message.
-        state: tensors of the file.
+        state: dictionary from names to the tensors of the file.
         model: a :class:`mobile_former.MobileFormer`.
 
     Raises:
@@ -132,7 +136,13 @@ def require_variant(path: Path, state: Mapping[str, Tensor], model: nn.Module) -
 
 
 def require_channels(path: Path, state: Mapping[str, Tensor], in_chans: int) -> None:
-    """Raise InputError if the stem of a file is for another number of image channels than ``in_chans``."""
+    """Raise InputError if the weights in a file are for a number of image channels other than ``in_chans``.
+
+    Args:
+        path: path of the file, for the message.
+        state: dictionary from names to the tensors of the file.
+        in_chans: number of image channels of the model.
+    """
     found = state[_STEM].shape[1]
     if found != in_chans:
         raise InputError(
@@ -142,9 +152,10 @@ def require_channels(path: Path, state: Mapping[str, Tensor], in_chans: int) -> 
 
 
 def layout(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor by name.
+    """Return a dictionary from the names of tensors to their shapes.
 
-    Sizes that depend on the number of classes or on the number of image channels are left out.
+    Models that differ only in the numbers of classes and image channels get the same result: sizes that depend on the
+    number of classes are replaced by 0, and the axis of the image channels is left out.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for name in _HEAD:

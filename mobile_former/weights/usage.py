@@ -1,4 +1,4 @@
-"""Class names and preprocessing of a trained classifier."""
+"""Class names and image preprocessing of a trained classifier."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Usage:
-    """Class names and preprocessing of a classifier.
+    """Class names and image preprocessing of a classifier.
 
     Attributes:
         class_names: names of the classes in the order of the logits; None if unknown.
         image_size: side of the square input image in pixels.
         crop_fraction: ratio of the side of the centre crop to the shorter side of the image, in ``(0, 1]``.
-        mean: mean of each channel, to normalise pixel values in [0, 1].
-        std: standard deviation of each channel, to normalise pixel values in [0, 1].
+        mean: mean of each channel, which is subtracted from the pixel values in [0, 1].
+        std: standard deviation of each channel, by which the difference is divided.
 
     Raises:
         InputError: a value is out of range or has the wrong type.

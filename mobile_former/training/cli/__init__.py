@@ -1,1 +1,1 @@
-"""Command lines of both tasks."""
+"""Command-line code that classification and detection share."""

@@ -1,4 +1,4 @@
-"""Entry point of every command, and helpers for errors, output files and messages of libraries."""
+"""Function that runs a command, and helpers for errors, output files, log messages and warnings."""
 
 import contextlib
 import logging
@@ -18,10 +18,10 @@ _created_folders: list[Path] = []  # by require_writable, parents first
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run the ``main`` of a command and exit.
+    """Run the ``main`` function of a command and exit the process.
 
     An error in the user's input is printed in one line, and the exit status is 1. Ctrl-C exits with status 130. If the
-    command fails, the folders that :func:`require_writable` created are removed, unless they have content.
+    command fails, the empty folders that :func:`require_writable` created are removed.
     """
     quieten()
     _created_folders.clear()
@@ -49,7 +49,9 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 
 
 def require_writable(path: Path) -> None:
-    """Create the folder of an output file before the work begins, so that no result is lost at the end.
+    """Create the parent folder of an output file.
+
+    Commands call this function before the work begins, so that a wrong path does not lose the results.
 
     Raises:
         InputError: ``path`` is a folder, or its parent folder cannot be created.
@@ -65,11 +67,11 @@ def require_writable(path: Path) -> None:
 
 
 def exit_if_unreadable(errors: Sequence[str], total: int) -> None:
-    """Print the errors and exit with status 1 if there are unreadable images. Otherwise do nothing.
+    """Print error messages about unreadable images and exit with status 1. Do nothing if there are no messages.
 
     Args:
         errors: one message for each unreadable image.
-        total: number of all images.
+        total: number of all images, readable or not.
     """
     if errors:
         for error in errors:
@@ -79,11 +81,11 @@ def exit_if_unreadable(errors: Sequence[str], total: int) -> None:
 
 
 def quieten(stream: TextIO | None = None) -> None:
-    """Show only those log messages and warnings that a user can act on.
+    """Configure logging and warnings to show only messages that a user can act on.
 
     Args:
-        stream: stream of the log messages. None: stderr. In a notebook, pass stdout, so that messages look like
-            other output.
+        stream: stream of the log messages. None: stderr. In a notebook, pass stdout, so that messages look like other
+            output.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=stream)
     for name in ("mobile_former", "classification", "detection"):

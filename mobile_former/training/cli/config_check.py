@@ -1,4 +1,4 @@
-"""Checks of a config before use: its aliases must not expand without end, its transforms must not run other code."""
+"""Safety checks of a YAML config: limit the expansion of aliases, and allow only albumentations transforms."""
 
 import itertools
 import math
@@ -16,9 +16,13 @@ _MAX_VALUES = 100_000  # values in a config with its aliases expanded
 
 
 def require_transforms(value: object) -> None:
-    """Check that every ``class_path`` in ``train_transforms``, at any depth, is a transform of albumentations.
+    """Check that every ``class_path`` in the option ``--data.train_transforms`` is an albumentations transform.
 
-    Arguments of transforms accept any callable. Without this check, a stranger's config could call any function.
+    Arguments of transforms accept any callable. Without this check, a config from an untrusted source could call any
+    function.
+
+    Args:
+        value: value of the option. Nested lists and dictionaries are checked too.
 
     Raises:
         InputError: a ``class_path`` is not a transform.
@@ -43,7 +47,13 @@ def _is_transform(class_path: object) -> bool:
 
 
 def require_finite(path: Path) -> None:
-    """Raise InputError if the YAML aliases (``*name``) of a config expand to too many values. Ignore other faults."""
+    """Check that the YAML aliases (``*name``) of a config expand to at most 100 000 values.
+
+    Other faults of the file are ignored here.
+
+    Raises:
+        InputError: there are more values.
+    """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
@@ -53,7 +63,7 @@ def require_finite(path: Path) -> None:
 
 
 def _count_values(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """Count the values under a YAML node with aliases expanded. Return infinity if a node contains itself."""
+    """Count the values under a YAML node, with aliases expanded. Return infinity if a node contains itself."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in known:

@@ -1,4 +1,4 @@
-"""The ``validate`` and ``test`` commands of both tasks: options, output folder and scoring."""
+"""Shared code of the ``validate`` and ``test`` commands: options, output folder and scoring."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from mobile_former.training.data.module import ImageData
 
 
 def evaluation_parser(task: str, stage: str) -> Parser:
-    """Build the parser of a command that scores a checkpoint.
+    """Build the argument parser of a command that scores a checkpoint.
 
     Args:
-        task: name of the task.
-        stage: ``"validate"`` or ``"test"``. Only ``test`` has the option ``--output``.
+        task: ``"classification"`` or ``"detection"``.
+        stage: name of the command, ``"validate"`` or ``"test"``. Only ``test`` has the option ``--output``.
     """
     parser = Parser(prog=f"python -m {task}.{stage}", description="Score a checkpoint on labelled images.")
     parser.add_argument("--ckpt_path", required=True, help="checkpoint, such as checkpoints/best.ckpt of a run")
@@ -43,20 +43,37 @@ def evaluation_parser(task: str, stage: str) -> Parser:
 
 
 def output_folder(options: Namespace) -> Path:
-    """Create the output folder of ``test`` before the work begins, and return its path."""
+    """Create the output folder of the ``test`` command and return its path.
+
+    This is the folder ``--output`` or, if the option is not given, ``test/`` in the run folder of the checkpoint.
+    """
     folder = options.output or folder_of(options.ckpt_path) / "test"
     require_writable(folder / "metrics.json")
     return folder
 
 
 def folder_of(checkpoint: str | Path) -> Path:
-    """Return the run folder of a checkpoint, or the folder of the file if the checkpoint is not part of a run."""
+    """Return the run folder of a checkpoint file.
+
+    The checkpoints of a run are in the subfolder ``checkpoints`` of its run folder. If the file is in a folder of
+    another name, that folder is returned.
+    """
     folder = Path(checkpoint).parent
     return folder.parent if folder.name == "checkpoints" else folder
 
 
 def score(stage: str, trainer: Trainer, module: LightningModule, data: ImageData) -> dict[str, float]:
-    """Score a module on the data of the stage ``"validate"`` or ``"test"`` and return the logged metrics."""
+    """Score a model on validation or test data.
+
+    Args:
+        stage: ``"validate"`` or ``"test"``.
+        trainer: trainer that runs the evaluation.
+        module: model to score. Its class names are also set on ``data``.
+        data: data module.
+
+    Returns:
+        A dictionary from metric name to value.
+    """
     data.class_names = module.hparams.class_names
     run = trainer.test if stage == "test" else trainer.validate
     (metrics,) = run(module, data, verbose=False)

@@ -1,4 +1,4 @@
-"""Command-line parser that suggests the nearest valid option."""
+"""Command-line parser whose errors suggest the nearest valid option."""
 
 import argparse
 import re
@@ -14,13 +14,19 @@ LONGEST_MESSAGE = 2_000  # characters; jsonargparse quotes values in full
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's argument parser without abbreviated options, with short errors that suggest the nearest option."""
+    """Lightning's argument parser with short error messages that suggest the nearest option.
+
+    Abbreviated options are not accepted.
+    """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the error and a suggestion, and exit with status 2. The long list of options is not printed."""
+        """Print an error message and a suggestion, and exit with status 2.
+
+        Unlike argparse, this method does not print the list of all options.
+        """
         if not self.exit_on_error:
             super().error(message, ex)
         if len(message) > LONGEST_MESSAGE:
@@ -30,7 +36,10 @@ class Parser(LightningArgumentParser):
         sys.exit(2)
 
     def _suggestion(self, message: str) -> str:
-        """Return a line that suggests a valid option if the message is about an unknown option, otherwise ``""``."""
+        """Return a line that suggests a valid option in place of the unknown option in an error message.
+
+        Return ``""`` if the message is about another error.
+        """
         name = _unknown_option(message)
         if name is None:
             return ""
@@ -48,16 +57,18 @@ class Parser(LightningArgumentParser):
 
 
 def parse_folder_and_limit(prog: str, description: str, *, contents: str, limited: str) -> argparse.Namespace:
-    """Parse the command line of a command that writes embedded data (made of scikit-learn's digits) to a folder.
+    """Parse the command line of a command that writes an embedded data set to a folder.
+
+    An embedded data set is made from scikit-learn's digits.
 
     Args:
         prog: name of the command.
         description: description of the command for ``--help``.
-        contents: files that the command writes to the folder, for ``--help``.
-        limited: items that ``--limit`` counts, for ``--help``.
+        contents: description of the files in the folder, for ``--help``.
+        limited: plural noun for the items that ``--limit`` counts, for ``--help``.
 
     Returns:
-        Namespace with ``folder`` and ``limit``. ``limit`` is None if the option is not given.
+        A namespace with the attributes ``folder`` and ``limit``. ``limit`` is None if the option is not given.
 
     Raises:
         InputError: the limit is below 1.
@@ -72,7 +83,10 @@ def parse_folder_and_limit(prog: str, description: str, *, contents: str, limite
 
 
 def _unknown_option(message: str) -> str | None:
-    """Return the option ``--group.name`` that jsonargparse reports as unknown, or None if the error is another one."""
+    """Return the option ``--group.name`` that a message of jsonargparse reports as unknown.
+
+    Return None if the message is about another error.
+    """
     if found := re.search(r"[Uu]nrecognized arguments: (--[\w.-]+)", message):
         return found[1]
     if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):

@@ -1,4 +1,4 @@
-"""Common options of the ``predict`` commands of both tasks."""
+"""Options that the ``predict`` commands for classification and detection share."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -10,11 +10,13 @@ from mobile_former.training.cli.parser import Parser
 
 
 def add_predict_options(parser: Parser, task: str, *, output: str, batch_size: int) -> None:
-    """Add the options that both ``predict`` commands share. The model is a checkpoint or an exported file.
+    """Add the options that the ``predict`` commands for classification and detection share.
+
+    The model is given as a checkpoint (``--ckpt_path``) or as an exported file (``--onnx``).
 
     Args:
         parser: parser of the command.
-        task: name of the task.
+        task: ``"classification"`` or ``"detection"``.
         output: help text of ``--output``.
         batch_size: default of ``--batch_size``.
     """
@@ -30,14 +32,14 @@ def add_predict_options(parser: Parser, task: str, *, output: str, batch_size: i
 
 
 def check_predict_options(options: Namespace, suffixes: Collection[str]) -> None:
-    """Check the values of the options that both ``predict`` commands share.
+    """Check the options that the ``predict`` commands for classification and detection share.
 
     Args:
-        options: options of the command.
+        options: parsed options of the command.
         suffixes: valid suffixes of ``--output``.
 
     Raises:
-        InputError: a value is invalid, or two options exclude each other.
+        InputError: a value is invalid, or not exactly one of ``--ckpt_path`` and ``--onnx`` is given.
     """
     if (options.ckpt_path is None) == (options.onnx is None):
         raise InputError(

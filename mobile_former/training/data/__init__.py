@@ -1,1 +1,1 @@
-"""Reading images, sampling and loading."""
+"""Training and evaluation data: image reading, data sets, samplers and data modules."""

@@ -1,4 +1,4 @@
-"""Data sets of transformed images that handle unreadable files."""
+"""PyTorch data sets that transform images and handle unreadable files."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,19 +14,26 @@ from mobile_former.training.data.sampler import Draw, seed_transforms
 
 
 class ImageSource(Protocol):
-    """A source of images. Each task extends this protocol with the labels of the images."""
+    """Protocol of a sequence of images that are read by index.
+
+    Classification and detection extend this protocol with labels.
+    """
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> np.ndarray:
-        """Read an image ``(H, W, 3)``, uint8 RGB; raise ImageError if it cannot be read."""
+        """Read an image ``(H, W, 3)``, uint8 RGB.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
 
     def name(self, index: int) -> str:
         """Return the name of an image, for messages."""
 
 
 class ListedImages:
-    """Image files without labels.
+    """A sequence of image files without labels.
 
     Args:
         paths: paths of the files.
@@ -39,7 +46,12 @@ class ListedImages:
         return len(self.paths)
 
     def read(self, index: int) -> np.ndarray:
-        """Read an image ``(H, W, 3)``, uint8 RGB."""
+        """Read an image ``(H, W, 3)``, uint8 RGB.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+            ImageError: the file cannot be read as an image.
+        """
         return read_image(self.paths[index])
 
     def name(self, index: int) -> str:
@@ -48,13 +60,13 @@ class ListedImages:
 
 
 def indices_to_look_at(source: ImageSource, most: int) -> list[int]:
-    """Choose images that represent a source: evenly spaced indices from the first to the last.
+    """Return a list of evenly spaced indices of images, from the first image to the last.
 
     Args:
-        source: images. If the source has a method ``leading(most)``, the indices are chosen among the first N images.
-            N is the result of this method. A source whose scattered reads are slow has such a method, see
+        source: sequence of images. If it has a method ``leading(most)``, the indices are chosen only among the first N
+            images. N is the result of this method. The method exists where reads of scattered images are slow, see
             :meth:`classification.data.shards.ShardSource.leading`.
-        most: maximum number of images.
+        most: maximum number of indices.
     """
     count = source.leading(most) if hasattr(source, "leading") else len(source)
     return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
@@ -65,13 +77,18 @@ MakeSample = Callable[[ImageSource, int, np.ndarray, A.Compose], dict]
 
 
 class TrainingImages(Dataset):
-    """Augmented images. An image that cannot be read is replaced by the next image, and reported in the batch.
+    """Data set of augmented training images.
+
+    An item is the dictionary that ``make_sample`` returns, with the additional key ``"failures"``. If an image cannot
+    be read, the next readable image replaces it, and the error message is added to the list ``"failures"``. Any other
+    error is described under the key ``"error"``. The item then has no image.
 
     Args:
-        source: source of the images.
-        transforms: albumentations transforms of an image and its labels.
-        make_sample: function that builds a sample, see ``MakeSample``.
-        seed: seed of the run. A sample depends only on this seed and on the :class:`Draw` (index and epoch).
+        source: sequence of images that reads them by index.
+        transforms: albumentations pipeline that is applied to an image and its labels.
+        make_sample: function that takes ``source``, index, image and ``transforms``. It returns a dictionary with
+            ``"image"`` ``(3, H, W)`` uint8 and the labels.
+        seed: seed of the run. The augmentation of an image depends only on this seed, the index and the epoch.
     """
 
     def __init__(self, source: ImageSource, transforms: A.Compose, make_sample: MakeSample, seed: int):
@@ -112,12 +129,17 @@ class TrainingImages(Dataset):
 
 
 class EvaluationImages(Dataset):
-    """Images in order, without augmentation. An image that cannot be read is reported in the batch.
+    """Data set of images for evaluation, in order and without augmentation.
+
+    An item is the dictionary that ``make_sample`` returns, with the additional key ``"failures"``. If the image cannot
+    be read, the list ``"failures"`` contains the error message, and the item has no image. Any other error in reading
+    is described under the key ``"error"``.
 
     Args:
-        source: source of the images.
-        transforms: albumentations transforms of an image and its labels.
-        make_sample: function that builds a sample, see ``MakeSample``.
+        source: sequence of images that reads them by index.
+        transforms: albumentations pipeline that is applied to an image and its labels.
+        make_sample: function that takes ``source``, index, image and ``transforms``. It returns a dictionary with
+            ``"image"`` ``(3, H, W)`` uint8 and the labels.
     """
 
     def __init__(self, source: ImageSource, transforms: A.Compose, make_sample: MakeSample):
@@ -139,11 +161,15 @@ class EvaluationImages(Dataset):
 
 
 def split_messages(samples: list[dict]) -> tuple[list[dict], dict[str, list[str]]]:
-    """Separate the samples of images from the messages about unreadable images and errors.
+    """Separate the samples that have an image from the error messages of all samples.
+
+    Args:
+        samples: items of :class:`TrainingImages` or :class:`EvaluationImages`.
 
     Returns:
-        The samples that have an image, and a dictionary with two lists of messages: ``"failures"`` (images that could
-        not be read) and ``"errors"`` (faults that must stop the run).
+        A tuple (samples, messages). The samples are those that have an image. The messages are a dictionary with two
+        lists of strings: ``"failures"`` (images that could not be read) and ``"errors"`` (faults that must stop the
+        run).
     """
     messages = {
         "failures": [failure for sample in samples for failure in sample["failures"]],

@@ -1,4 +1,7 @@
-"""scikit-learn's handwritten digits in one fixed split. Both tasks make their embedded data from these digits."""
+"""scikit-learn's handwritten digits with a fixed split into training and validation data.
+
+The embedded data sets of classification and detection are made from these digits.
+"""
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -6,13 +9,16 @@ from sklearn.model_selection import train_test_split
 
 
 def digits_of(split: str) -> tuple[np.ndarray, list[int]]:
-    """Load the digits of a split, 8×8 pixels each. The split ``"val"`` has one fifth of each class.
+    """Load the handwritten digits of a split, 8×8 pixels each.
+
+    The split ``"val"`` has one fifth of each class.
 
     Args:
         split: ``"train"`` (1 437 digits) or ``"val"`` (360).
 
     Returns:
-        The digits ``(N, 8, 8)``, float64 in 0..16, and their labels.
+        A tuple (images, labels). The images are an array ``(N, 8, 8)``, float64 in 0..16. The labels are a list of
+        integers.
     """
     data = load_digits()
     # Fixed, so that the split is the same for every seed and in both tasks.

@@ -24,17 +24,19 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
 class ImageError(InputError):
-    """An image file that cannot be used. The message names the file, the fault and the remedy."""
+    """Error for an image file that cannot be used. The message names the file, the fault and the remedy."""
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Read an image file. See :func:`decode_image` for colours, bit depth and orientation.
+    """Read an image file.
+
+    See :func:`decode_image` for colours, bit depth and orientation.
 
     Args:
         path: path of the file. The format is detected from the content, not from the name.
 
     Returns:
-        ``(H, W, 3)`` uint8 RGB, contiguous and writable.
+        An array ``(H, W, 3)`` uint8 RGB, contiguous and writable.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -57,7 +59,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Decode the bytes of an image file.
 
-    - The pixels equal Pillow's bit for bit.
+    - The pixels are identical to those that Pillow returns.
     - EXIF and XMP orientations are applied.
     - Transparent pixels are blended with white.
     - 16-bit values are reduced to their high byte.
@@ -69,10 +71,10 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         name: name of the image in error messages.
 
     Returns:
-        ``(H, W, 3)`` uint8 RGB, contiguous and writable.
+        An array ``(H, W, 3)`` uint8 RGB, contiguous and writable.
 
     Raises:
-        ImageError: the bytes are not an image, or an incomplete one.
+        ImageError: the bytes are not an image that can be decoded, or the image is incomplete.
     """
     if not data:
         raise ImageError(f"{name}: an empty file (0 bytes); copy or download it again, or remove it")
@@ -81,10 +83,10 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
 
 def find_images(folder: str | os.PathLike) -> list[Path]:
-    """List the files with a suffix of ``IMAGE_SUFFIXES`` in a folder and its subfolders, sorted by path.
+    """Return the sorted paths of the image files in a folder and its subfolders.
 
-    Links to folders are followed. Hidden files and folders are skipped, including the ``._name.jpg`` files that macOS
-    adds to archives.
+    Files are selected by the suffixes in ``IMAGE_SUFFIXES``. Links to folders are followed. Hidden files and folders
+    are skipped, including the ``._name.jpg`` files that macOS adds to archives.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -98,10 +100,10 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
-    """List the images of files, folders and globs in the given order. Each image is listed once.
+    """Expand files, folders and globs to a list of image paths without duplicates, in the given order.
 
     Raises:
-        FileNotFoundError: a pattern matches nothing.
+        FileNotFoundError: a path or glob matches nothing.
         InputError: a folder has no images.
     """
     found: dict[Path, None] = {}
@@ -119,15 +121,15 @@ def expand(patterns: Sequence[str]) -> list[Path]:
 
 
 class ImageFiles(Dataset):
-    """Image files with transforms applied.
+    """Data set of image files with transforms applied.
 
-    An item is a tuple of the transformed image ``(3, H, W)`` uint8 and the height and width of the original image. If
-    a file cannot be read, the item is the error message.
+    An item is a tuple of the transformed image ``(3, H, W)`` uint8 and the size ``(height, width)`` of the original
+    image. If a file cannot be read, the item is the error message, a string.
 
     Args:
         paths: paths of the files.
         transforms: albumentations transforms.
-        targets: further keyword arguments of each call of ``transforms``.
+        targets: further keyword arguments for each call of ``transforms``.
     """
 
     def __init__(self, paths: Sequence[Path], transforms: Callable[..., dict], **targets):
@@ -149,9 +151,9 @@ class ImageFiles(Dataset):
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize an image with antialiased bilinear interpolation.
 
-    Published models are trained and evaluated with Pillow's ``resize(..., BILINEAR)``. This function returns the same
-    pixels within 1 of 255, in a third of the time. OpenCV's ``INTER_LINEAR`` reads only four pixels and aliases when it
-    shrinks an image. OpenCV's ``INTER_AREA`` is slower, and blocky for factors below 2.
+    Published models are trained and evaluated with Pillow's ``resize(..., BILINEAR)``. This function takes a third of
+    Pillow's time, and its pixels differ by at most 1 of 255. OpenCV's ``INTER_LINEAR`` reads only four pixels and
+    aliases when it shrinks an image. OpenCV's ``INTER_AREA`` is slower, and blocky for factors below 2.
 
     Args:
         image: ``(H, W, 3)`` uint8.
@@ -159,7 +161,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
         width: width of the result in pixels.
 
     Returns:
-        ``(height, width, 3)`` uint8, contiguous. The result is ``image`` itself if the size does not change.
+        An array ``(height, width, 3)`` uint8, contiguous. If the size does not change, this is ``image`` itself.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -171,7 +173,8 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def to_planes(image: np.ndarray) -> torch.Tensor:
     """Convert an image ``(H, W, 3)`` uint8 to a contiguous tensor ``(3, H, W)`` uint8.
 
-    Images stay bytes until they are normalised on the device, which takes a quarter of the memory of floats.
+    Images stay uint8 until they are normalised on the device. A uint8 image takes a quarter of the memory of a float32
+    image.
 
     Raises:
         InputError: the array has another shape or type.
@@ -190,7 +193,7 @@ def to_planes(image: np.ndarray) -> torch.Tensor:
 def normalise(
     images: torch.Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """Scale bytes to 0..1, subtract the mean and divide by the standard deviation of each channel.
+    """Scale uint8 images to 0..1, then subtract the mean and divide by the standard deviation of each channel.
 
     Args:
         images: ``(..., 3, H, W)`` uint8.
@@ -199,7 +202,7 @@ def normalise(
         dtype: type of the result.
 
     Returns:
-        ``(..., 3, H, W)``, contiguous if ``images`` is.
+        A tensor ``(..., 3, H, W)``, contiguous if ``images`` is contiguous.
     """
     mean, std = torch.tensor([list(mean), list(std)], dtype=torch.float64)[..., None, None]
     # (x / 255 - mean) / std in one multiplication and one addition
@@ -208,7 +211,10 @@ def normalise(
 
 
 def decode_jpeg(data: bytes) -> np.ndarray | None:
-    """Decode an ordinary JPEG with simplejpeg. Return None for any other file, which Pillow must decode.
+    """Decode a JPEG to an array ``(H, W, 3)`` uint8 RGB with simplejpeg, and apply its orientation.
+
+    Return None if the bytes must be decoded with Pillow instead. This holds for CMYK, very large or damaged images, and
+    for other formats.
 
     simplejpeg and Pillow use the same library and settings, so they return the same pixels. simplejpeg is faster: it
     reads the whole file at once and writes into the array, without intermediate buffers.
@@ -237,7 +243,7 @@ def decode_jpeg(data: bytes) -> np.ndarray | None:
 
 
 def _may_hold_orientation(data: bytes) -> bool:
-    """Whether a JPEG may have an APP1 segment (EXIF or XMP) before its first scan.
+    """Return whether a JPEG may have an APP1 segment (EXIF or XMP) before its first scan.
 
     This check visits about ten segments. Reading EXIF with Pillow instead would cost a twentieth of the decoding time.
     """
@@ -281,7 +287,7 @@ def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    """Convert a loaded image to ``(H, W, 3)`` uint8, contiguous and writable."""
+    """Convert a loaded Pillow image to an array ``(H, W, 3)`` uint8, contiguous and writable."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         image = Image.fromarray(_high_byte(image))
     if image.mode in ("I", "F", "LAB"):
@@ -296,7 +302,7 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
 def _high_byte(image: Image.Image) -> np.ndarray:
     """Reduce a greyscale image ``(H, W)`` of up to 16 bits to its high 8 bits.
 
-    Pillow does the same for 16-bit colour, but for 16-bit greyscale Pillow clips all values above 255.
+    Pillow does this too for 16-bit colour images. In 16-bit greyscale images, Pillow clips all values above 255.
     """
     tags = getattr(image, "tag_v2", {})  # TIFF
     bits = tags.get(258, (16,))[0]  # BitsPerSample: 12-bit cameras
@@ -313,7 +319,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Apply an EXIF orientation to an image ``(H, W, C)``. Return ``(H, W, C)`` or ``(W, H, C)``, contiguous."""
+    """Rotate or flip an image ``(H, W, C)`` upright, as its EXIF orientation requires.
+
+    The result is contiguous. Its shape is ``(W, H, C)`` if the image is turned by 90°.
+    """
     turn = {
         2: lambda x: cv2.flip(x, 1),
         3: lambda x: cv2.rotate(x, cv2.ROTATE_180),

@@ -1,4 +1,4 @@
-"""Base of the data modules of both tasks: loaders, exact resumption, unreadable images, normalisation."""
+"""Base class of the data modules: data loaders, exact resumption, unreadable images and normalisation."""
 
 import logging
 import os
@@ -27,17 +27,21 @@ _logger = logging.getLogger(__name__)
 
 
 class ImageData(LightningDataModule):
-    """Base class of the data modules.
+    """Base class of the data modules for classification and detection.
 
-    A subclass saves ``batch_size``, ``mean`` and ``std`` as hyperparameters and sets ``train_set``, ``val_set`` and
-    ``test_set`` in ``setup``. It also has the attribute ``dataset_name`` and the methods ``training_classes()``,
-    ``describe()`` and ``draw_augmented(path)``.
+    A subclass saves ``batch_size``, ``mean`` and ``std`` as hyperparameters. Its ``setup`` sets ``train_set``,
+    ``val_set`` and ``test_set``. A subclass also has the following members:
+
+    - ``dataset_name``: name of the data set;
+    - ``training_classes()``: return the list of class names;
+    - ``describe()``: return a description of the data in one line;
+    - ``draw_augmented(path)``: write a picture of augmented training images.
 
     Args:
-        root: data folder. None: embedded data, made of scikit-learn's digits.
+        root: data folder. None: embedded data, made from scikit-learn's digits.
         batch_size: number of images in a batch of one process.
-        num_workers: number of loading processes. None: number of cores minus one, from 1 to 16; 0 for embedded data,
-            because embedded images are generated faster than they are sent between processes.
+        num_workers: number of loading processes. None: number of cores minus one, from 1 to 16. For embedded data, None
+            means 0, because embedded images are generated faster than they are sent between processes.
         std: standard deviation of each channel, in 0..1.
         collate: function that builds a batch from samples.
 
@@ -75,7 +79,10 @@ class ImageData(LightningDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """Class names in the order of their labels. Default: the classes of the training data."""
+        """List of class names in the order of their labels.
+
+        If no names were set, these are the classes of the training data.
+        """
         if self._class_names is None:
             self._class_names = self.training_classes()
         return self._class_names
@@ -85,7 +92,9 @@ class ImageData(LightningDataModule):
         self._class_names = list(names)
 
     def samples_to_draw(self, most: int) -> list[dict]:
-        """Return some training samples, evenly spaced over the data and augmented as in the first epoch.
+        """Return a list of training samples for a picture.
+
+        The samples are evenly spaced over the data and augmented as in the first epoch.
 
         Args:
             most: maximum number of samples.
@@ -100,22 +109,34 @@ class ImageData(LightningDataModule):
         return samples
 
     def skipped_counts(self) -> dict[str, int]:
-        """Count the training images that were skipped, for the report of the run. All processes must call this."""
+        """Return a dictionary with the number of unreadable training images, under the key ``"skipped_images"``.
+
+        The number counts the images that were skipped in any process. All processes must call this method.
+        """
         return {"skipped_images": len(over_processes(self.skipped))}
 
     def train_sampler(self) -> EpochSampler:
-        """Build the sampler of training images. A resumed run starts it at the epoch of the checkpoint."""
+        """Build the sampler of training images.
+
+        In a resumed run, the first epoch of the sampler is the epoch of the checkpoint.
+        """
         sampler = EpochSampler(len(self.train_set), self.train_set.seed)
         sampler.set_epoch(self.first_epoch)
         return sampler
 
     def train_batches(self, sampler: EpochSampler) -> Sampler[list[Draw]]:
-        """Group the samples of an epoch into batches. Drop an incomplete last batch, unless it is the only batch."""
+        """Build the batch sampler that groups the training samples of an epoch into batches.
+
+        An incomplete last batch is dropped, unless it is the only batch.
+        """
         size = self.hparams.batch_size
         return BatchSampler(sampler, size, drop_last=len(sampler) >= size)
 
     def train_dataloader(self) -> DataLoader:
-        """Build the loader of augmented training batches. In a resumed run, skip the batches before the checkpoint."""
+        """Build the loader of augmented training batches.
+
+        In a resumed run, the loader skips the batches that were trained on before the checkpoint.
+        """
         batches = self.train_batches(self.train_sampler())
         return self.loader(
             self.train_set, batch_sampler=ResumedBatchSampler(batches, self.first_epoch, self.first_batch)
@@ -130,7 +151,12 @@ class ImageData(LightningDataModule):
         return self._evaluation_loader(self.test_set)
 
     def loader(self, dataset: TrainingImages | EvaluationImages, **options) -> DataLoader:
-        """Build a loader with ``num_workers`` processes. ``options`` are further arguments of DataLoader."""
+        """Build a data loader with ``num_workers`` loading processes.
+
+        Args:
+            dataset: data set to load.
+            options: further keyword arguments of PyTorch's DataLoader.
+        """
         return TimedLoader(
             dataset,
             num_workers=self.num_workers,
@@ -142,7 +168,11 @@ class ImageData(LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Log a warning for each unreadable image in training. In evaluation, raise InputError instead."""
+        """Remove the error messages from a batch and handle them.
+
+        In training, each unreadable image causes one logged warning. In evaluation, an unreadable image raises
+        InputError, because skipping it would change the score. All other errors raise InputError in both cases.
+        """
         failures, errors = batch.pop("failures"), batch.pop("errors")
         if errors:
             raise InputError(errors[0])
@@ -154,24 +184,32 @@ class ImageData(LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Normalise on the device: ``image`` becomes ``(B, 3, H, W)`` in the floating-point type of the model."""
+        """Normalise the images of a batch on the device.
+
+        The entry ``image`` becomes a tensor ``(B, 3, H, W)`` in the floating-point type of the model.
+        """
         dtype = self.trainer.lightning_module.dtype
         return batch | {"image": normalise(batch["image"], self.hparams.mean, self.hparams.std, dtype)}
 
     def state_dict(self) -> dict:
-        """Return the epoch to continue, how many of its batches are finished, batch size and number of processes."""
+        """Return the position in the training data, for the checkpoint.
+
+        The dictionary contains the epoch to resume, the number of finished batches in this epoch, the batch size and
+        the number of processes.
+        """
         epoch, batches = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
         if batches >= self.trainer.num_training_batches:
             epoch, batches = epoch + 1, 0
         return {"epoch": epoch, "batches": batches, "shares": self._shares}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore the epoch and the batch at which the loader starts.
+        """Restore the epoch and the batch at which training resumes. Do nothing in evaluation.
 
-        Lightning builds the loader before it restores its own loops. This class therefore saves the position too.
+        Lightning builds the data loader before it restores its own counters. The data module therefore saves this
+        position itself.
 
         Raises:
-            InputError: the run continues within an epoch, and batch size or number of processes have changed.
+            InputError: the run resumes within an epoch, but the batch size or the number of processes has changed.
         """
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # evaluation always starts at the first batch
@@ -186,7 +224,10 @@ class ImageData(LightningDataModule):
 
     @property
     def _shares(self) -> list[int]:
-        """Batch size and number of processes. They determine which images are in each batch."""
+        """List of the batch size and the number of processes.
+
+        These two numbers determine which images are in each batch.
+        """
         return [self.hparams.batch_size, self.trainer.world_size]
 
     def _evaluation_loader(self, dataset: EvaluationImages) -> DataLoader:
@@ -195,7 +236,10 @@ class ImageData(LightningDataModule):
 
 
 def over_processes(messages: set[str]) -> set[str]:
-    """Return the union of the messages of all processes. All processes must call this function."""
+    """Return the union of the sets of messages of all processes.
+
+    All processes must call this function.
+    """
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return messages
@@ -205,7 +249,7 @@ def over_processes(messages: set[str]) -> set[str]:
 
 
 def default_workers() -> int:
-    """Return the default number of loading processes: number of cores minus one, from 1 to 16."""
+    """Return the default number of loading processes: the number of cores minus one, from 1 to 16."""
     # Only Linux reports the cores that this process may use.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(16, max(1, cores - 1))

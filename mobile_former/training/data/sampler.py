@@ -1,4 +1,7 @@
-"""Samplers and seeds. Order and augmentation depend only on the seed, the epoch and the sample."""
+"""Samplers of images, and seeds of the augmentation.
+
+The order depends only on the seed of the run and the epoch. The augmentation of an image also depends on its index.
+"""
 
 import random
 from collections.abc import Iterator
@@ -11,9 +14,10 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """Index of a training sample, and number of the epoch in which the sample is loaded.
+    """Tuple of the index of a training sample and the epoch in which the sample is loaded.
 
-    Index and epoch seed the augmentation. The augmentation therefore does not depend on workers or on other samples.
+    Index and epoch seed the augmentation. The augmentation therefore does not depend on loading processes or on other
+    samples.
     """
 
     index: int
@@ -21,11 +25,11 @@ class Draw(NamedTuple):
 
 
 class EpochSampler(Sampler[Draw]):
-    """Sampler of every sample once per epoch, in an order that depends only on seed and epoch.
+    """Sampler that yields every training sample once per epoch.
 
-    Lightning calls :meth:`set_epoch` before each epoch. All processes use the same order and take its samples in turn.
-    The first samples of the order are repeated at its end if the number of samples is not divisible by the number
-    of processes.
+    The order depends only on the seed and the epoch. Lightning calls :meth:`set_epoch` before each epoch. All processes
+    use the same order and take its samples in turn. If the number of samples is not divisible by the number of
+    processes, the first samples of the order are repeated at its end.
 
     Args:
         size: number of samples.
@@ -39,7 +43,7 @@ class EpochSampler(Sampler[Draw]):
         self.rank, self.world_size = rank_and_world_size()
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration, from 0."""
+        """Set the number of the epoch for the next iteration. The first epoch is 0."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Draw]:
@@ -56,9 +60,9 @@ class ResumedBatchSampler(Sampler[list[Draw]]):
     """Batch sampler that skips the batches that a resumed run has already trained on.
 
     Args:
-        batches: batch sampler of whole epochs. It has an attribute ``sampler``, on which Lightning sets the epoch.
+        batches: batch sampler of whole epochs. It has an attribute ``sampler``, whose epoch Lightning sets.
         epoch: epoch within which the run resumes.
-        skipped: number of batches of that epoch to skip.
+        skipped: number of batches to skip in that epoch. No batch is skipped in other epochs.
     """
 
     def __init__(self, batches: Sampler[list[Draw]], epoch: int, skipped: int):
@@ -71,14 +75,17 @@ class ResumedBatchSampler(Sampler[list[Draw]]):
         return islice(self.batches, self.skipped if self.sampler.epoch == self.epoch else 0, None)
 
     def __len__(self) -> int:
-        """Return the number of batches of a whole epoch. Skipped batches are included: Lightning counts them too."""
+        """Return the number of batches of a whole epoch.
+
+        Skipped batches are included, because Lightning counts them too.
+        """
         return len(self.batches)
 
 
 class EvaluationSampler(Sampler[int]):
-    """Sampler of every sample exactly once over all processes, in order.
+    """Sampler that divides the samples among all processes, so that each sample is evaluated exactly once.
 
-    The numbers of samples per process differ by at most one.
+    Each process yields its samples in order. The numbers of samples per process differ by at most one.
 
     Args:
         size: number of samples.
@@ -96,27 +103,30 @@ class EvaluationSampler(Sampler[int]):
 
 
 def seed_transforms(transforms, seed: int, draw: Draw) -> None:
-    """Seed the next call of an albumentations pipeline.
+    """Seed the random numbers that an albumentations pipeline uses in its next call.
 
-    All transforms share one random stream. ``Compose.set_random_seed`` would give each transform a stream of its own
-    with the same seed, and two flips with probability ½ would always happen together.
+    All transforms share one random generator. ``Compose.set_random_seed`` would give each transform its own generator
+    with the same seed. Two flips with probability ½ would then always happen together.
 
     Args:
         transforms: an ``albumentations.Compose``.
         seed: seed of the run.
-        draw: index of the sample, and epoch.
+        draw: tuple of the index of the sample and the epoch.
     """
     seed = mix_seeds(seed, draw.epoch, draw.index)
     transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
 def mix_seeds(*numbers: int) -> int:
-    """Mix several numbers into one 63-bit seed."""
+    """Combine several integers into one 63-bit seed."""
     return int(np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Return the rank of this process and the number of processes, ``(0, 1)`` without distributed training."""
+    """Return a tuple of the rank of this process and the number of processes.
+
+    Without distributed training the tuple is ``(0, 1)``.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

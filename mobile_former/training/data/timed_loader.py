@@ -16,7 +16,10 @@ _QUIET = 0.1  # seconds
 
 
 class TimedLoader(DataLoader):
-    """PyTorch's data loader with the attribute ``waited``: total seconds spent waiting for batches."""
+    """PyTorch's DataLoader that measures the time spent waiting for batches.
+
+    The attribute ``waited`` is the total waiting time in seconds.
+    """
 
     waited = 0.0
 

@@ -1,1 +1,1 @@
-"""Exported files: ONNX and ExecuTorch."""
+"""Export of trained models to ONNX and ExecuTorch files."""

@@ -1,4 +1,4 @@
-"""The ``export`` command of both tasks: write a model file, compare the file with PyTorch, move it into place."""
+"""The ``export`` command: write a model file, compare the file with PyTorch, and move it to its final path."""
 
 import os
 from functools import partial
@@ -12,30 +12,32 @@ from mobile_former.training.export.options import folder_beside, images_to_calib
 
 
 class Exporter:
-    """Base class of a task's part of the ``export`` command.
+    """Base class for the parts of the ``export`` command that differ between classification and detection.
 
     A subclass has the following methods:
 
-    - ``data()``: build the data module for the data of the checkpoint, or for the folder ``--data.root`` if given;
-    - ``training_images()``: read the list of training images;
-    - ``embedded_images()``: build the embedded images (made of scikit-learn's digits), which are used if the images of
-      the checkpoint are missing;
-    - ``write(path)``: write the float32 file;
-    - ``read(path)``: open a written file;
-    - ``inputs(file, image)``: for an image ``(H, W, 3)`` uint8, yield lists of input arrays, one list per run
-      of the file;
-    - ``check(file, source)``: compare a file with PyTorch on the images of a source, raise InputError if the results
-      differ, and return name and value of an additional table row, or None for no row;
-    - ``compare(files, images)``: build the table that compares PyTorch and the files.
+    - ``data()``: build the data module for the folder ``--data.root``, or for the checkpoint's data set if the option
+      is not given.
+    - ``training_images()``: return the training images, see :class:`mobile_former.training.data.dataset.ImageSource`.
+    - ``embedded_images()``: build the embedded images, which are made from scikit-learn's digits. They are used if the
+      data set of the checkpoint is missing.
+    - ``write(path)``: write the float32 model file.
+    - ``read(path)``: open a model file.
+    - ``inputs(file, image)``: preprocess an image ``(H, W, 3)`` uint8 for an open file. Return an iterator over lists
+      of input arrays, with one list for each run of the model.
+    - ``check(file, source)``: compare an open file with PyTorch on images. Raise InputError if the results differ.
+      Return a tuple (name, value) for an additional row of the table, or None.
+    - ``compare(files, images)``: build the table that compares PyTorch with the open files. ``files`` is a dictionary
+      from the name of the format to the file.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
         data_options: options of the data module, from the same checkpoint.
-        options: options of the command.
+        options: parsed command-line options.
 
     Attributes:
-        embedded_name: plural name of the embedded images, for messages.
-        calibration_images: maximum number of images that the ranges of int8 are computed from.
+        embedded_name: plural noun for the embedded images, used in messages.
+        calibration_images: maximum number of images that are used to compute the activation ranges for int8.
     """
 
     embedded_name: str
@@ -46,15 +48,16 @@ class Exporter:
 
 
 def export(exporter: Exporter, options: Namespace, output: Path) -> None:
-    """Write a file to a temporary folder, check it, move it to its final place and print the comparison.
+    """Write a model file to a temporary folder, check it, move it to ``output``, and print the comparison.
 
     Args:
-        exporter: the task's part of the command.
-        options: see :func:`mobile_former.training.export.options.add_export_options`.
-        output: path of the file.
+        exporter: object with the steps that are specific to classification or detection.
+        options: parsed options, see :func:`mobile_former.training.export.options.add_export_options`.
+        output: final path of the file.
 
     Raises:
-        InputError: images or files cannot be used, or the file differs from PyTorch. Then ``output`` is not written.
+        InputError: the images or files cannot be used, or the results of the file differ from PyTorch. In these cases
+            ``output`` is not written.
     """
     images = images_to_check(options, exporter.data, exporter.embedded_images, exporter.embedded_name)
     calibration = images_to_calibrate(options, exporter.training_images) if options.int8 else None

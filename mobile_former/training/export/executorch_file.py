@@ -1,4 +1,4 @@
-"""ExecuTorch programs for phones: writing with XNNPACK kernels, and running in ExecuTorch's runtime."""
+"""Writing ExecuTorch programs for phones with XNNPACK kernels, and running them in ExecuTorch's runtime."""
 
 import json
 import os
@@ -32,16 +32,17 @@ def write_executorch(
     """Write a module as an ExecuTorch program with fixed input sizes. This takes one to two minutes.
 
     Args:
-        module: module in evaluation mode, see :func:`mobile_former.training.export.onnx_file.write_onnx`. The weights
-            of this module are converted to contiguous memory format in place.
+        module: module in evaluation mode, as required by :func:`mobile_former.training.export.onnx_file.write_onnx`.
+            The weights of the module are converted to contiguous memory format in place.
         inputs: example inputs on the CPU. Their sizes become the input sizes of the program.
         path: path of the file, in an existing folder.
         input_names: name of each input.
         output_names: name of each output.
-        metadata: metadata with values of JSON types, read by :attr:`ExecutorchModel.metadata`. ``"task"`` is required.
+        metadata: dictionary of JSON-serialisable values to store in the file. The key ``"task"`` is required.
+            :attr:`ExecutorchModel.metadata` contains these values.
 
     Raises:
-        InputError: the extra "executorch" is missing, or ExecuTorch cannot convert the module.
+        InputError: the packages of the pip extra "executorch" are missing, or ExecuTorch cannot convert the module.
         OSError: the file cannot be written. An existing file stays as it was.
     """
     with quietly(), _without_stderr(), torch.no_grad():
@@ -63,22 +64,23 @@ def write_executorch(
 
 
 class ExecutorchModel:
-    """A program of :func:`write_executorch`, loaded to run on the CPU.
+    """An ExecuTorch program that was written by :func:`write_executorch`, loaded to run on the CPU.
 
-    The interface is that of :class:`mobile_former.training.export.onnx_file.OnnxModel`.
+    All methods and attributes have the same meaning as in :class:`mobile_former.training.export.onnx_file.OnnxModel`.
 
     Args:
         path: path of the file.
-        task: required task of the file.
+        task: task that the file must have in its metadata: ``"classification"`` or ``"detection"``.
 
     Attributes:
         path: path of the file.
-        metadata: metadata of the file, see :func:`write_executorch`.
-        batch: number of images per call.
+        metadata: dictionary of the metadata in the file, see :func:`write_executorch`.
+        batch: number of images in each run of the program.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        InputError: the file is damaged, or not a program of this project and task.
+        InputError: ExecuTorch cannot be imported, or the file is damaged, or it is not a program of this project and
+            task.
     """
 
     def __init__(self, path: str | Path, task: str):
@@ -100,7 +102,14 @@ class ExecutorchModel:
         self.batch: int = self._forward.metadata.input_tensor_meta(0).sizes()[0]
 
     def __call__(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Run the program on one or more images, once for each batch. Return the outputs by name."""
+        """Run the program on arrays of one or more images, once for each batch.
+
+        Args:
+            inputs: one array for each input of the program. The first axis is the image.
+
+        Returns:
+            A dictionary from output name to array. The first axis is the image.
+        """
         parts = [
             [output.numpy().copy() for output in self._forward.execute([torch.from_numpy(given) for given in part])]
             for part in self.batches(*inputs)
@@ -110,7 +119,10 @@ class ExecutorchModel:
         return {name: np.concatenate(values)[:count] for name, *values in zip(names, *parts, strict=True)}
 
     def batches(self, *inputs: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """Split inputs into batches for the program. The last batch is filled up with copies of its last image."""
+        """Return an iterator over batches of the program's batch size, each a list with one array for each input.
+
+        The last batch is padded with copies of its last image.
+        """
         return filled_batches(inputs, self.batch)
 
 
@@ -120,7 +132,7 @@ def _import(package: str) -> ModuleType:
 
 @contextmanager
 def _reported(path: Path, stage: str) -> Iterator[None]:
-    """Convert any exception of torch or ExecuTorch to an InputError with a message of one line."""
+    """Context manager that converts any exception inside it to an InputError with a message of one line."""
     try:
         yield
     except Exception as error:
@@ -131,7 +143,7 @@ def _reported(path: Path, stage: str) -> Iterator[None]:
 
 @contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Suppress messages that native libraries write directly to the standard error."""
+    """Context manager that discards messages that native libraries write directly to the standard error."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 2)

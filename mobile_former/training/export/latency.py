@@ -1,4 +1,4 @@
-"""Latency of a function call."""
+"""Measuring the latency of a function call."""
 
 import statistics
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def milliseconds(call: Callable[[], object], repetitions: int = 20) -> float:
-    """Return the median time of a call in milliseconds, after three warm-up calls."""
+    """Return the median time of ``repetitions`` calls in milliseconds, measured after three warm-up calls."""
     for _ in range(3):
         call()
     times = []

@@ -1,4 +1,4 @@
-"""ONNX files: writing from PyTorch, running in onnxruntime, and quantisation to int8.
+"""Writing ONNX files from PyTorch, running them in onnxruntime, and quantising them to int8.
 
 A file is self-contained: its metadata has the class names and the preprocessing of the images.
 """
@@ -46,21 +46,23 @@ def write_onnx(
     Args:
         module: module in evaluation mode. Its ``forward`` takes the inputs by position and returns a tensor or a tuple
             of tensors. The first axis of every input and output is the batch.
-        inputs: example inputs on the CPU. Dynamic axes must have a size of at least 2 here, because the exporter treats
-            1 as fixed. All other axes are fixed to their sizes here.
+        inputs: example inputs on the CPU. Dynamic axes must have a size of at least 2 in these examples, because the
+            exporter treats 1 as fixed. All other axes are fixed to the sizes of these examples.
         path: path of the file, in an existing folder.
         input_names: name of each input.
         output_names: name of each output.
-        dynamic_axes: for each input, a dictionary from each dynamic axis to the name of its size, or to a
-            ``torch.export.Dim``. Equal names mean equal sizes. None: all sizes are fixed.
-        translations: ONNX translations of the module's custom operators, merged into the ``custom_translation_table``
-            of ``torch.onnx.export``.
-        preparation: model in ONNX's text format to run before the module. The outputs of this model are the inputs of
-            the module, in order. The inputs of this model become the inputs of the file.
-        metadata: metadata with values of JSON types, read by :attr:`OnnxModel.metadata`. ``"task"`` is required.
+        dynamic_axes: list with one dictionary for each input. The dictionary maps each dynamic axis to the name of its
+            size or to a ``torch.export.Dim``. Axes with the same name have the same size. None: all sizes are fixed.
+        translations: dictionary from each custom operator of the module to its ONNX translation. It extends the
+            ``custom_translation_table`` of ``torch.onnx.export``. None: there are no custom operators.
+        preparation: preprocessing model in ONNX's text format that runs before the module. The outputs of this model
+            are the inputs of the module, in order. The inputs of this model become the inputs of the file. None: no
+            preprocessing.
+        metadata: dictionary of JSON-serialisable values to store in the file. The key ``"task"`` is required.
+            :attr:`OnnxModel.metadata` contains these values.
 
     Raises:
-        InputError: the packages of the extra "export" are missing, or the module cannot be exported.
+        InputError: the packages of the pip extra "export" are missing, or the module cannot be exported.
         OSError: the file cannot be written. An existing file stays as it was.
     """
     onnx = _import("onnx")
@@ -101,17 +103,18 @@ class OnnxModel:
 
     Args:
         path: path of the file.
-        task: required task of the file: ``"classification"`` or ``"detection"``.
+        task: task that the file must have in its metadata: ``"classification"`` or ``"detection"``.
 
     Attributes:
         path: path of the file.
-        metadata: metadata of the file, see :func:`write_onnx`.
-        inputs: shape of each input by name. A dynamic size is given as its name, a string.
-        outputs: names of the outputs.
+        metadata: dictionary of the metadata in the file, see :func:`write_onnx`.
+        inputs: dictionary from input name to shape, a tuple. A dynamic size is a string in this tuple.
+        outputs: list of the output names.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        InputError: the file is damaged, not an ONNX file of this project and task, or from a later version.
+        InputError: onnxruntime cannot be imported, or the file is damaged, or it is not an ONNX file of this project
+            and task. Also raised if the metadata has another format version.
     """
 
     def __init__(self, path: str | Path, task: str):
@@ -132,7 +135,7 @@ class OnnxModel:
 
     @property
     def batch(self) -> int | None:
-        """Number of images per call; None if the graph takes any number."""
+        """Fixed batch size of the graph, or None if the graph accepts any batch size."""
         size = next(iter(self.inputs.values()))[0]
         return size if isinstance(size, int) else None
 
@@ -140,11 +143,11 @@ class OnnxModel:
         """Run the model.
 
         Args:
-            inputs: inputs in the order of :attr:`inputs`, with at least one image. A graph with a fixed batch size is
-                run once for each batch.
+            inputs: arrays in the order of :attr:`inputs`, with at least one image. If the graph has a fixed batch size,
+                it is run once for each batch.
 
         Returns:
-            The outputs by name. Their first axis is the batch.
+            A dictionary from output name to array. The first axis is the image.
 
         Raises:
             InputError: the number of inputs, a shape or a type does not fit the file.
@@ -170,12 +173,18 @@ class OnnxModel:
         return {name: np.concatenate(values)[:count] for name, *values in zip(self.outputs, *parts, strict=True)}
 
     def batches(self, *inputs: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """Split inputs into batches for the graph. The last batch is filled up with copies of its last image."""
+        """Return an iterator over batches of the graph's batch size, each a list with one array for each input.
+
+        The last batch is padded with copies of its last image. A graph that accepts any batch size gets one batch.
+        """
         return filled_batches(inputs, self.batch or len(inputs[0]))
 
 
 def filled_batches(inputs: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """Split inputs into batches of ``size``. The last batch is filled up with copies of its last image."""
+    """Return an iterator over batches of ``size`` images, each a list with one array for each input.
+
+    The last batch is padded with copies of its last image.
+    """
     for start in range(0, len(inputs[0]), size):
         part = [given[start : start + size] for given in inputs]
         missing = size - len(part[0])
@@ -183,17 +192,21 @@ def filled_batches(inputs: Sequence[np.ndarray], size: int) -> Iterator[list[np.
 
 
 def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray]], count: int) -> None:
-    """Write an int8 version of an ONNX file. Quantise convolutions and linears, keep all other operations in float.
+    """Write an int8 version of an ONNX file.
+
+    Convolutions and linear layers are quantised. All other operations stay in floating point.
 
     Args:
-        path: file that :func:`write_onnx` wrote.
-        target: path of the int8 file. It has the same inputs, outputs and metadata, except for ``"precision"``.
-        calibration: lists of input arrays, one list for each run of the graph, with the batch size of the graph. The
-            range of each activation is computed from these runs. The lists are read one at a time.
+        path: file that was written by :func:`write_onnx`.
+        target: path of the int8 file. Inputs, outputs and metadata are those of the file at ``path``, except that
+            ``"precision"`` in the metadata is ``"int8"``.
+        calibration: iterable over lists of input arrays. Each list is the input of one run of the graph and has the
+            batch size of the graph. The range of each activation is computed from these runs. The lists are read one at
+            a time.
         count: number of lists in ``calibration``, at least 1.
 
     Raises:
-        InputError: the packages of the extra "export" are missing.
+        InputError: the packages of the pip extra "export" are missing.
         OSError: the file cannot be written. An existing file stays as it was.
     """
     onnx, quantization = _import("onnx"), _import("onnxruntime.quantization")
@@ -201,7 +214,10 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
     batches = (dict(zip(names, inputs, strict=True)) for inputs in calibration)
 
     class Reader(quantization.CalibrationDataReader):
-        """Gives calibration inputs to onnxruntime one by one: the activations of all would not fit into memory."""
+        """Iterator that passes calibration inputs to onnxruntime in parts.
+
+        The activations of all inputs together would not fit into memory.
+        """
 
         def __len__(self) -> int:
             return count
@@ -244,7 +260,7 @@ def count_nodes(path: Path) -> int:
 
 
 def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference of two arrays, relative to the largest magnitude of ``expected``."""
+    """Return the largest absolute difference of two arrays, divided by the largest magnitude of ``expected``."""
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
 
 
@@ -253,11 +269,14 @@ def _import(package: str) -> ModuleType:
 
 
 def _translations() -> dict:
-    """Return ONNX translations of PyTorch operators that run faster than the exporter's translations."""
+    """Return a dictionary from PyTorch operators to ONNX translations.
+
+    The graphs of these translations run faster than those of the exporter's translations.
+    """
     op = _import("onnxscript").opset20
 
     def softmax(logits, dim: int, *_):  # unannotated: the exporter reads annotations as ONNX types
-        """Translate softmax to Softmax along the last axis, and to primitive operators along any other axis.
+        """Translate PyTorch's softmax to ONNX's ``Softmax`` along the last axis, otherwise to primitive operators.
 
         Along another axis, onnxruntime's Softmax transposes the tensor twice and takes seven times as long as the
         primitive operators (178 µs instead of 25 µs for 1x2x6x3136 along the third axis).
@@ -272,9 +291,9 @@ def _translations() -> dict:
 
 
 def _part_sums(onnx: ModuleType, graph: object) -> None:
-    """Replace each Gemm that adds anything but a vector by a Gemm without that input and an Add.
+    """Split each ``Gemm`` node that adds a tensor other than a bias vector into a ``Gemm`` and an ``Add``.
 
-    The quantiser expects that the third input of a Gemm is a bias vector.
+    The quantiser expects that the third input of a ``Gemm`` is a bias vector.
     """
     biases = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
     for place, node in reversed(list(enumerate(graph.node))):
@@ -285,7 +304,10 @@ def _part_sums(onnx: ModuleType, graph: object) -> None:
 
 
 def _strip(graph: object) -> None:
-    """Remove the debug information of the exporter. It contains paths of source files on this machine."""
+    """Remove the exporter's debug information from an ONNX graph.
+
+    This information contains paths of source files on this machine.
+    """
     for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         part.doc_string = ""
         del part.metadata_props[:]
@@ -317,10 +339,15 @@ def _read_metadata(path: Path, raw: Mapping[str, str], task: str) -> dict[str, A
 
 
 def require_metadata(path: Path, metadata: Mapping[str, Any], task: str) -> None:
-    """Check that a file was exported by this project for a task.
+    """Check the metadata of an exported file: it must belong to this project and to the given task.
+
+    Args:
+        path: path of the file, for error messages.
+        metadata: metadata of the file.
+        task: required task, ``"classification"`` or ``"detection"``.
 
     Raises:
-        InputError: the file is not from this project or not for this task, or its metadata has another version.
+        InputError: the file is not from this project or not for this task, or its metadata has another format version.
     """
     if _FORMAT_KEY not in metadata or "task" not in metadata:
         raise InputError(
@@ -334,13 +361,13 @@ def require_metadata(path: Path, metadata: Mapping[str, Any], task: str) -> None
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an onnxruntime error message, without the error codes."""
+    """Return the first line of an onnxruntime error message, without error codes and at most 200 characters long."""
     return first_line(error, longest=2000).rpartition(" : ")[2][:200]
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Suppress progress messages and warnings of the exporting libraries."""
+    """Context manager that suppresses warnings and progress messages of the exporting libraries."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Parts of the export command: options, images to check a file on, int8, and rows of the table."""
+"""Helpers of the ``export`` command: options, choice of images, int8, and rows of the result table."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ from mobile_former.training.export.onnx_file import count_nodes, quantise
 
 
 def add_export_options(parser: Parser, *, output: str, data: str, check_images: int) -> None:
-    """Add the options of ``export`` that both tasks share.
+    """Add the ``export`` options that classification and detection share to a parser.
 
     Args:
         parser: parser of the command.
@@ -63,7 +63,7 @@ def add_export_options(parser: Parser, *, output: str, data: str, check_images: 
 
 
 def check_export_options(options: Namespace) -> None:
-    """Check the options of ``export`` that both tasks share.
+    """Check the ``export`` options that classification and detection share.
 
     Raises:
         InputError: a value is out of range, or options contradict each other.
@@ -78,13 +78,18 @@ def check_export_options(options: Namespace) -> None:
 
 
 def output_path(options: Namespace) -> Path:
-    """Return the path of ``--output``, or the default path in the run folder."""
+    """Return the path of ``--output``, or the default path if the option is not given.
+
+    The default is ``model.onnx`` in the run folder of the checkpoint, or ``model_int8.onnx`` with ``--int8``.
+    """
     return options.output or folder_of(options.ckpt_path) / ("model_int8.onnx" if options.int8 else "model.onnx")
 
 
 @contextmanager
 def folder_beside(output: Path) -> Iterator[Path]:
-    """Create a temporary folder next to an output file, so that the file can be checked there and then renamed.
+    """Context manager that creates a temporary folder next to an output file and deletes it at the end.
+
+    A file can be written and checked in this folder, and then renamed to its final path.
 
     Raises:
         InputError: the folder of the output file cannot be created or written to.
@@ -100,12 +105,12 @@ def folder_beside(output: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class CheckImages:
-    """Images to check a file on.
+    """Images on which an exported file is compared with PyTorch.
 
     Attributes:
-        source: source of the images.
-        labelled: whether the source has labels.
-        title: name of the images in the table of results.
+        source: object that reads the images.
+        labelled: whether ``source`` has labels.
+        title: description of the images in the result table.
     """
 
     source: ImageSource
@@ -116,20 +121,22 @@ class CheckImages:
 def images_to_check(
     options: Namespace, data: Callable[[], ImageData], embedded: Callable[[], ImageSource], kind: str
 ) -> CheckImages:
-    """Choose the images of ``--images``, else the validation images, else embedded images.
+    """Choose the images on which an exported file is compared with PyTorch.
 
-    Embedded images are made of scikit-learn's digits and need no files. They are used only if the validation images are
-    missing and ``--data.root`` is not given.
+    The images of ``--images`` are chosen if the option is given. Otherwise the validation images are chosen. If they
+    are missing and ``--data.root`` is not given, embedded images are chosen. Embedded images are made from
+    scikit-learn's digits and need no files.
 
     Args:
-        options: options of the command.
-        data: function that builds the data module for the data of the checkpoint, or for ``--data.root`` if given.
+        options: parsed options of the command.
+        data: function that builds the data module for ``--data.root``, or for the checkpoint's data set if the option
+            is not given.
         embedded: function that builds the embedded images.
-        kind: plural name of the embedded images, for the table.
+        kind: plural noun for the embedded images, used in the result table.
 
     Raises:
-        InputError: the given images cannot be used.
-        FileNotFoundError: the given images do not exist.
+        InputError: the images of ``--images`` or ``--data.root`` cannot be used.
+        FileNotFoundError: the images of ``--images`` or ``--data.root`` do not exist.
     """
     if options.images:
         return CheckImages(ListedImages(expand(options.images)), False, "the images given")
@@ -145,11 +152,13 @@ def images_to_check(
 
 
 def images_to_calibrate(options: Namespace, training: Callable[[], ImageSource]) -> ImageSource:
-    """Choose the calibration images of int8: those of ``--calibration_images``, else the training images.
+    """Choose the images from which the activation ranges for int8 are computed.
+
+    These are the images of ``--calibration_images`` if the option is given, otherwise the training images.
 
     Args:
-        options: options of the command.
-        training: function that reads the list of training images.
+        options: parsed options of the command.
+        training: function that returns the training images.
 
     Raises:
         InputError: a given folder has no images, or the training images are needed but missing.
@@ -168,14 +177,14 @@ def images_to_calibrate(options: Namespace, training: Callable[[], ImageSource])
 def write_int8(
     path: Path, source: ImageSource, most: int, prepare: Callable[[np.ndarray], Iterable[list[np.ndarray]]]
 ) -> Path:
-    """Write the int8 version of an ONNX file to the same folder.
+    """Write the int8 version of an ONNX file to the same folder, as ``model_int8.onnx``.
 
     Args:
         path: path of the float32 file.
         source: calibration images.
         most: maximum number of calibration images.
-        prepare: function that takes one image ``(H, W, 3)`` and yields lists of input arrays, one list
-            per run of the file.
+        prepare: function that preprocesses one image ``(H, W, 3)``. It returns an iterable over lists of input arrays,
+            with one list for each run of the model.
 
     Returns:
         The path of the int8 file.
@@ -188,9 +197,10 @@ def write_int8(
 
 
 def add_size_rows(table: Table, paths: Sequence[Path]) -> None:
-    """Add a row of file sizes. If all files are ONNX, also add a row with the number of nodes in each graph.
+    """Add a row of file sizes in MB to the table that compares exported files with PyTorch.
 
-    The column of PyTorch stays empty, because the PyTorch model is not a file.
+    If all files are ONNX, also add a row with the number of nodes in each graph. The PyTorch column stays empty,
+    because the PyTorch model is not a file.
     """
     table.add_row("MB", "", *(f"{path.stat().st_size / 1e6:.2f}" for path in paths))
     if all(path.suffix == ".onnx" for path in paths):
@@ -198,6 +208,11 @@ def add_size_rows(table: Table, paths: Sequence[Path]) -> None:
 
 
 def add_time_row(table: Table, times: Sequence[float]) -> None:
-    """Add a row of milliseconds per image. The first of ``times`` is that of PyTorch."""
+    """Add a row of times in milliseconds per image to the table that compares exported files with PyTorch.
+
+    Args:
+        table: table to extend.
+        times: times in milliseconds: first that of PyTorch, then that of each file.
+    """
     threads = torch.get_num_threads()
     table.add_row(f"ms an image ({threads} thread{'s' * (threads > 1)})", *(f"{time:.1f}" for time in times))
