@@ -33,6 +33,9 @@ NUMBERS = (
 )
 
 
+SCORED_DETECTIONS = 100  # per class and image; pycocotools ignores further detections
+
+
 class CocoAP(Metric):
     """Metric that computes the twelve COCO scores and the average precision (AP) of each class.
 

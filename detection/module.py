@@ -1,9 +1,11 @@
 """LightningModule that trains and evaluates a detector."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule
 from rich.markup import escape
@@ -14,7 +16,7 @@ from torchmetrics import MeanMetric
 import mobile_former
 from detection.data.batch import pad
 from detection.data.module import DetectionData
-from detection.evaluation import NUMBERS, CocoAP
+from detection.evaluation import NUMBERS, SCORED_DETECTIONS, CocoAP
 from detection.models.ablation import ablate
 from detection.models.factory import create_detector
 from detection.models.variants import E2E_VARIANTS
@@ -28,6 +30,8 @@ from mobile_former.training.data.dataset import indices_to_look_at
 from mobile_former.training.data.images import normalise
 from mobile_former.training.optimisation import Optimisation
 from mobile_former.training.run.report import figure
+
+_logger = logging.getLogger(__name__)
 
 SHEET_THRESHOLD = 0.3  # minimum score of detections on predictions.png
 _SHEET_IMAGES = 8
@@ -179,6 +183,25 @@ class DetectionModule(LightningModule):
                 self.log(name.removeprefix("loss_"), value, prog_bar=True, logger=False, batch_size=count)
         self.log("lr", self.lr_schedulers().get_last_lr()[0], batch_size=count)
         return losses["total"]
+
+    def on_fit_start(self) -> None:
+        """Log a warning if training images have more objects than can be detected or scored."""
+        source, most = self.trainer.datamodule.train_source, self.model.most_detections
+        counts = np.array([len(source.labels(index)) for index in range(len(source))])
+        found = min(most, SCORED_DETECTIONS)
+        if self.trainer.is_global_zero and counts.max() > found:
+            _logger.warning(
+                "%d of %d training images have more than %d objects (at most %d), but %s detects at most %d objects "
+                "in an image, and COCO AP scores at most %d: recall can be %.2f at most; cut the images into tiles",
+                (counts > found).sum(),
+                len(counts),
+                found,
+                counts.max(),
+                self.hparams.name,
+                most,
+                SCORED_DETECTIONS,
+                np.minimum(counts, found).sum() / counts.sum(),
+            )
 
     def setup(self, stage: str) -> None:
         """Create the COCO metric for the test set if ``stage`` is ``"test"``, otherwise for the validation set."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from albumentations.core.serialization import Serializable
 from torch.utils.data import Sampler
@@ -14,7 +15,7 @@ from detection.data.batch import ShapeBatchSampler, Source, collate, make_sample
 from detection.data.coco_dataset import CocoDataset, find_split
 from detection.data.scenes import SIDE, Scenes
 from detection.pictures import draw_sheet
-from detection.transforms import LONGEST, SHORT_SIDE, SHORT_SIDES, TransformOptions, scenes_transform
+from detection.transforms import LONGEST, SHORT_SIDE, SHORT_SIDES, TransformOptions, resized, scenes_transform
 from mobile_former.errors import InputError
 from mobile_former.training.data.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.data.module import ImageData
@@ -106,6 +107,7 @@ class DetectionData(ImageData):
         )
         self.group_shapes = group_shapes
         self.split = split
+        self._resizes = dataset == "coco" and train_transforms is None
         embedded = scenes_transform() if dataset == "scenes" and train_transforms is None else None
         self.train_transforms = embedded or transforms.training(train_transforms)
         self.eval_transforms = transforms.evaluation()
@@ -142,12 +144,7 @@ class DetectionData(ImageData):
                     f"--data.split is {self.split}, but training validates on 'val': leave it out; "
                     "python -m detection.validate and test take it"
                 )
-            if not _objects(self.train_source):
-                reasons = ", ".join(f"{reason} ({count})" for reason, count in self.train_source.left_out.items())
-                raise InputError(
-                    f"{self.dataset_name}: no image of the training data has an object to learn"
-                    + (f"; left out are {reasons}" if reasons else "")
-                )
+            self._require_objects()
             # seed_everything has set the seed of the process.
             self.train_set = TrainingImages(self.train_source, self.train_transforms, make_sample, torch.initial_seed())
         if stage in {"fit", "validate"}:
@@ -194,6 +191,54 @@ class DetectionData(ImageData):
             path,
             title="training images as the model sees them, with their boxes",
         )
+
+    def _require_objects(self) -> None:
+        """Log a warning if resizing makes training objects smaller than a pixel, which are not learned then.
+
+        Raises:
+            InputError: no training image has an object, or all objects become smaller than a pixel.
+        """
+        source = self.train_source
+        total = _objects(source)
+        if not total:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in source.left_out.items())
+            raise InputError(
+                f"{self.dataset_name}: no image of the training data has an object to learn"
+                + (f"; left out are {reasons}" if reasons else "")
+            )
+        if not self._resizes:
+            return
+        sides = (min(self.hparams.short_sides), max(self.hparams.short_sides))
+        lost = {side: self._too_small(side) for side in sides}
+        small, large = sides
+        remedy = "raise --data.short_sides, --data.short_side and --data.longest, or cut the images into tiles"
+        if lost[large] == total:
+            raise InputError(
+                f"{self.dataset_name}: all {total} training objects are less than a pixel wide or high in images "
+                f"with a shorter side of {large} pixels: {remedy}"
+            )
+        if lost[small]:
+            _logger.warning(
+                "%s: of %d training objects, %d are less than a pixel wide or high in images with a shorter side of %d "
+                "pixels, and %d with one of %d; they are not learned there: %s",
+                self.dataset_name,
+                total,
+                lost[small],
+                small,
+                lost[large],
+                large,
+                remedy,
+            )
+
+    def _too_small(self, short_side: int) -> int:
+        """Return the number of training objects below a pixel in images resized to ``short_side``."""
+        source, count = self.train_source, 0
+        for index in range(len(source)):
+            height, width = size = source.size(index)
+            scale = np.divide(resized(height, width, short_side, self.hparams.longest), size)[::-1]
+            boxes = source.boxes(index)
+            count += int(((boxes[:, 2:] - boxes[:, :2]) * scale < 1).any(1).sum())
+        return count
 
     def _has_test(self) -> bool:
         if self.hparams.dataset == "scenes":

@@ -84,6 +84,11 @@ class Detr(nn.Module):
         """
         return self.criterion(outputs, targets)
 
+    @property
+    def most_detections(self) -> int:
+        """Maximum number of detections in an image."""
+        return self.network.config.num_queries
+
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Return one detection for each query.
 

@@ -136,6 +136,11 @@ class E2EMobileFormer(nn.Module):
         dense = self.dense_criterion(outputs["dense"], targets)
         return losses | dense | {"total": losses["total"] + dense["total"]}
 
+    @property
+    def most_detections(self) -> int:
+        """Maximum number of detections in an image."""
+        return self.start.queries
+
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Return one detection for each query: its best class and its box.
 

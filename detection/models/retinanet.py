@@ -92,6 +92,11 @@ class RetinaNet(nn.Module):
         """
         return self.criterion(outputs, targets)
 
+    @property
+    def most_detections(self) -> int:
+        """Maximum number of detections in an image."""
+        return DETECTIONS
+
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Return the detections after the score threshold and non-maximum suppression.
 

@@ -245,9 +245,9 @@ def test_the_moving_average_is_validated_and_saved(tmp_path, accumulate):
     options = {"enable_checkpointing": True, "accumulate_grad_batches": accumulate}
     fit(module, snapshots, Validated(), last, train=batches(4), val=batches(1), **options)
     averages = []
-    for state in snapshots.states:
-        before = averages[-1] if averages else state
-        averages.append({name: 0.7 * before[name] + 0.3 * value for name, value in state.items()})
+    for step, state in enumerate(snapshots.states):
+        before, decay = averages[-1] if averages else state, min(0.7, (1 + step) / (10 + step))
+        averages.append({name: decay * before[name] + (1 - decay) * value for name, value in state.items()})
     assert len(averages) == 8 // accumulate
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     names = [name for name, value in saved.items() if value.is_floating_point()]

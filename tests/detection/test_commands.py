@@ -580,6 +580,14 @@ def crowds_alone(folder):
     change(folder, "train", spoil)
 
 
+def tiny_objects(folder):
+    def spoil(content):
+        for row in content["annotations"]:
+            row["bbox"][2:] = [0.9, 0.9]
+
+    change(folder, "train", spoil)
+
+
 def nothing_to_learn(folder):
     change(folder, "train", lambda content: content["annotations"].clear())
 
@@ -616,6 +624,7 @@ def no_image_is_whole(folder):
         (corrupt_validation, "val_1.png", "would change the score"),
         (boxes_in_shares, "instances_train.json", "pixels: multiply"),
         (nothing_to_learn, "mine", "no image of the training data has an object to learn"),
+        (tiny_objects, "mine", "training objects are less than a pixel wide or high in images with a shorter side of"),
         (crowds_alone, "mine", "has an object to learn; left out are crowd regions with iscrowd 1 ("),
         (no_image_is_whole, "train_", "none of the 6 training images can be read"),
     ],
@@ -759,3 +768,23 @@ def test_without_validation_objects_the_run_says_so_and_keeps_its_last_epoch(fol
     assert "best_epoch" in result.out
     metrics = json.loads((tmp_path / "runs" / "detection" / "blind" / "metrics.json").read_text())
     assert metrics["best_epoch"] == 2
+
+
+def test_training_objects_that_resizing_loses_are_counted(folder, working):
+    def shrink(content):
+        content["annotations"][0]["bbox"][2:] = [0.9, 3]
+
+    change(folder, "train", shrink)
+    result = working("detection.fit", *finetune(folder, "--trainer.max_epochs", "1"))
+    assert "training objects, 1 are less than a pixel wide or high in images with a shorter side of" in result.err
+
+
+def test_images_with_more_objects_than_queries_are_counted(folder, working):
+    def crowd(content):
+        row = content["annotations"][0]
+        content["annotations"] += [row | {"id": 1000 + number} for number in range(60)]
+
+    change(folder, "train", crowd)
+    result = working("detection.fit", *finetune(folder, "--trainer.max_epochs", "1"))
+    assert "1 of 6 training images have more than 50 objects" in result.err
+    assert "detects at most 50 objects in an image, and COCO AP scores at most 100" in result.err

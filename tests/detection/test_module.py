@@ -266,9 +266,9 @@ def test_what_is_saved_and_validated_is_the_moving_average_where_one_is_asked_fo
     last = ModelCheckpoint(dirpath=tmp_path, filename="last")
     fit(module, shapes, snapshots, Validated(), last, max_epochs=1, enable_checkpointing=True, limit_val_batches=1)
     averages = []
-    for state in snapshots.states:
-        before = averages[-1] if averages else state
-        averages.append({name: decay * before[name] + (1 - decay) * value for name, value in state.items()})
+    for step, state in enumerate(snapshots.states):
+        before, factor = averages[-1] if averages else state, min(decay, (1 + step) / (10 + step))
+        averages.append({name: factor * before[name] + (1 - factor) * value for name, value in state.items()})
     assert len(averages) == 3
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     names = [name for name in averages[-1] if saved[f"model.{name}"].is_floating_point()]
