@@ -134,6 +134,24 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one_even_if_mov
         assert all(torch.equal(ends[0]["state_dict"][name], value) for name, value in ends[1]["state_dict"].items())
 
 
+def test_a_resumed_run_follows_its_own_options(image_folder, tmp_path):
+    options = ("--name", "x", "--trainer.log_every_n_steps", "1")
+    finetune(image_folder, *options, "--trainer.max_epochs", "1", cwd=tmp_path)
+    changed = ("--data.batch_size", "4", "--model.learning_rate", "2e-5", "--model.weight_decay", "0")
+    result = finetune(
+        image_folder, *options, *changed, "--trainer.max_epochs", "3", "--ckpt_path", "last", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert "batch_size 4 (was 8), learning_rate 2e-05 (was " in result.stdout
+    folder = tmp_path / "runs" / "classification" / "x"
+    with (folder / "metrics.csv").open() as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file) if row["lr"] and float(row["epoch"]) >= 1]
+    assert max(rates) <= 2e-5
+    assert min(rates) > 0
+    groups = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.0]
+
+
 def test_resuming_without_a_checkpoint_names_the_runs_that_have_one(run, failing):
     runs = run[0] / "runs"
     message = failing("classification.fit", "--ckpt_path", "last", "--name", "other", "--runs_folder", runs)
@@ -382,6 +400,24 @@ def test_a_corrupt_validation_image_stops_the_run_with_its_name(image_folder, tm
     assert str(bad) in result.stderr
     assert "Traceback" not in result.stderr
     assert not list((tmp_path / "runs" / "classification").iterdir())  # nothing was trained, so the name stays free
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("val_check_interval", "1000", "training cannot begin with these options: `val_check_interval` (1000) must be"),
+        ("profiler", "nope", "`profiler`"),
+    ],
+)
+def test_an_option_that_lightning_refuses_is_one_line_and_leaves_no_folder(
+    image_folder, tmp_path, option, value, message
+):
+    result = finetune(image_folder, f"--trainer.{option}", value, cwd=tmp_path)
+    assert result.returncode == 1
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert message in error
+    assert "Traceback" not in result.stderr
+    assert not list((tmp_path / "runs" / "classification").iterdir())
 
 
 def test_an_infinite_loss_stops_the_run_and_keeps_the_previous_checkpoint(image_folder, tmp_path):

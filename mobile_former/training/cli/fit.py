@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as brief
@@ -15,8 +16,10 @@ from jsonargparse.typing import PositiveInt
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+import mobile_former
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.cli.config_check import require_finite, require_transforms
 from mobile_former.training.cli.parser import LONGEST_MESSAGE, Parser
@@ -28,6 +31,8 @@ from mobile_former.training.run.report import RunReport
 from mobile_former.training.run.start import start_run
 from mobile_former.training.run.step_seed import StepSeed
 
+# Raised by Lightning and torch for options that they find unusable only when training begins.
+_OPTION_ERRORS = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)
 _CONFIG_OPTIONS = ("--config", "-c")
 
 
@@ -88,6 +93,12 @@ class FitCLI(LightningCLI):
         except (InputError, OSError):
             self._remove_untrained_run()
             raise
+        except _OPTION_ERRORS as error:
+            if not self._is_refusal(error):
+                raise
+            self._remove_untrained_run()
+            reason = textwrap.shorten(str(error), LONGEST_MESSAGE)
+            raise InputError(f"training cannot begin with these options: {reason}") from error
         except SystemExit as stop:  # a signal stopped the run, see LastCheckpoint
             if self.folder and self.folder.last.is_file() and self.trainer.is_global_zero:
                 resume = f"--name {self.folder.path.name} --ckpt_path last"
@@ -97,6 +108,13 @@ class FitCLI(LightningCLI):
             raise
         if self.report:
             self.report.finish(self.trainer, self.model, self.datamodule)
+
+    def _is_refusal(self, error: Exception) -> bool:
+        """Return whether a library has raised ``error`` before the first batch, because it refuses an option."""
+        frames = traceback.extract_tb(error.__traceback__)
+        by_library = not Path(frames[-1].filename).is_relative_to(Path(mobile_former.__file__).parents[1] / self.task)
+        by_library &= not Path(frames[-1].filename).is_relative_to(Path(mobile_former.__file__).parent)
+        return by_library and self.trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
 
     def _remove_untrained_run(self) -> None:
         """Delete the folder of a new run that failed before its first step, so that its name can be used again."""
@@ -229,7 +247,12 @@ class FitCLI(LightningCLI):
         kwargs["callbacks"] = [*(options.get("callbacks") or []), *callbacks]
         plugins = options.get("plugins") or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except Exception:
+            if self.folder and not self.checkpoint and rank_zero_only.rank == 0:
+                shutil.rmtree(self.folder.path)  # nothing was trained, so the name stays free
+            raise
 
     def _start_run(self) -> int | None:
         """Choose the run folder and the checkpoint to resume from, and save the config in the folder.
