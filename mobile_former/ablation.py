@@ -58,7 +58,7 @@ def ablate(model: nn.Module, names: str) -> None:
 
 
 def apply_ablations(model: nn.Module, names: str, known: Mapping[str, Ablation]) -> None:
-    """Ablate a model in place with the ablations in a dictionary.
+    """Remove or replace parts of a model in place, with the ablations in a dictionary.
 
     Args:
         model: a newly built model.

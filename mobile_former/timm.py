@@ -112,7 +112,7 @@ class TimmMobileFormer(MobileFormer):
 
         Args:
             num_classes: number of classes. With 0, the last linear layer is removed.
-            global_pool: ``"avg"`` or None; both mean average pooling.
+            global_pool: ``"avg"`` or None. Both values mean average pooling.
 
         Raises:
             InputError: another pooling is requested.

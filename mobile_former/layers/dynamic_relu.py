@@ -69,9 +69,9 @@ def larger_product(x: Tensor, slope1: Tensor, slope2: Tensor) -> Tensor:
 class _LargerProduct(torch.autograd.Function):
     """Autograd function of :func:`larger_product`, which computes ``max(slope1·x, slope2·x)``.
 
-    For the backward pass, it saves the map and the slopes, but not the two products. Where the products are equal, for
-    example at ``x = 0``, the gradients are those of the second product. The backward pass uses no boolean masks, which
-    take twenty times the time of products on a CPU.
+    The function saves the map and the slopes for the backward pass, but not the two products. Where the products are
+    equal, for example at ``x = 0``, the gradients are those of the second product. The backward pass uses no boolean
+    masks, which take twenty times the time of products on a CPU.
     """
 
     generate_vmap_rule = True

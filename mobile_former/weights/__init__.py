@@ -1,4 +1,4 @@
-"""Load and save model weights in files of this project, of the authors and of the Hugging Face Hub."""
+"""Load and save model weights: local files, checkpoints of Mobile-Former's authors, and the Hugging Face Hub."""
 
 from mobile_former.weights.loading import LoadedWeights, load_weights, save_weights
 
