@@ -1,6 +1,6 @@
 """``make demo``: train, validate and use a classifier and a detector on built-in data, without downloads.
 
-The demo predicts images of the validation split, and lists the checkpoints and pictures that it has written.
+The demo predicts images of the validation split. At the end, it lists the checkpoints and pictures that it has written.
 """
 
 import subprocess
@@ -12,7 +12,7 @@ IMAGES = 12  # validation images to predict
 
 
 def main() -> None:
-    """Print and run the commands that a user would type."""
+    """Run the commands of the demo in order, and print each command."""
     classifier, detector = new_run("classification"), new_run("detection")
     digits, scenes = FOLDER / "digits", FOLDER / "scenes"
     run("classification.fit", "--name", classifier.name)
@@ -43,12 +43,12 @@ def new_run(task: str) -> Path:
 
 
 def best(folder: Path) -> Path:
-    """Return the path of the best checkpoint of a run."""
+    """Return the path of the best checkpoint in the folder of a run."""
     return folder / "checkpoints" / "best.ckpt"
 
 
 def run(module: str, *arguments: object) -> None:
-    """Print a command and run it."""
+    """Print and run ``python -m module arguments``. Raise CalledProcessError if the command fails."""
     words = [module, *map(str, arguments)]
     print(f"\n$ python -m {' '.join(words)}", flush=True)
     subprocess.run([sys.executable, "-m", *words], check=True)

@@ -1,4 +1,4 @@
-"""``python -m experiments.figures``: draw the documentation's figures from the models."""
+"""``python -m experiments.figures``: draw the figures of the documentation from the models, as SVG files."""
 
 import argparse
 import re
@@ -42,9 +42,9 @@ class Style:
     """Colours of text and lines for one of the two colour schemes of the documentation site.
 
     Attributes:
-        name: the name of the scheme.
-        ink: the colour of text and arrows.
-        faint: the colour of grids and frames.
+        name: name of the scheme, "light" or "dark".
+        ink: colour of text and arrows.
+        faint: colour of grids and frames.
     """
 
     name: str
@@ -56,7 +56,7 @@ STYLES = (Style("light", "#222222", "#bbbbbb"), Style("dark", "#e6e6e6", "#666a7
 
 
 def main() -> None:
-    """Draw all figures, each for the light and for the dark scheme."""
+    """Draw all figures, each for the light and for the dark colour scheme."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.figures", description="Draw the documentation's figures.", allow_abbrev=False
     )
@@ -80,7 +80,10 @@ def main() -> None:
 
 
 def madds_by_part(name: str) -> dict[str, int]:
-    """Return the multiply-adds of each of :data:`PARTS` in a published model at 224 px. Their sum is the total."""
+    """Return the multiply-adds of each part of a published model for an image of 224×224 pixels.
+
+    The result is a dictionary from the names in :data:`PARTS` to numbers. Their sum is the total of the model.
+    """
     by_module = madds_by_module(mobile_former.create_model(name))
     madds = {
         part: sum(count for module, count in by_module.items() if re.fullmatch(pattern, module))
@@ -93,13 +96,14 @@ def madds_by_part(name: str) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """The shapes at a block's input and output for an image of 224 px.
+    """Input and output shapes of a block for an image of 224×224 pixels.
 
     Attributes:
-        kind: ``"stem"``, ``"lite"`` (block without tokens), ``"down"`` (block that halves the map) or ``"same"``.
-        before: channels, height and width of the input map.
-        after: channels, height and width of the output map.
-        tokens: number and width of the tokens.
+        kind: ``"stem"``, ``"lite"`` (block without tokens), ``"down"`` (block that halves height and width of the
+            feature map) or ``"same"`` (block that keeps them).
+        before: channels, height and width of the input feature map.
+        after: channels, height and width of the output feature map.
+        tokens: number and dimension of the tokens.
     """
 
     kind: str
@@ -109,7 +113,10 @@ class BlockShape:
 
 
 def block_shapes(name: str) -> list[BlockShape]:
-    """Return the shapes of the stem and of each block of a published model for an image of 224 px."""
+    """Return the list of shapes of the stem and then of each block of a published model.
+
+    The image has 224×224 pixels.
+    """
     model = mobile_former.create_model(name).eval()
     shapes = []
 
@@ -132,7 +139,10 @@ def block_shapes(name: str) -> list[BlockShape]:
 
 
 def draw_block(shapes: list[BlockShape], style: Style) -> Figure:
-    """Draw a Mobile-Former block: its four parts, their order, their inputs, and the shapes of a middle block."""
+    """Draw a diagram of a Mobile-Former block: its four parts, their order and their inputs.
+
+    The diagram also shows the input and output shapes of the eighth block.
+    """
     block = shapes[8]  # the eighth block, which adds channels
     figure, axis = _canvas(10, 4.1)
     top, bottom = 3.4, 0.7
@@ -161,7 +171,10 @@ def draw_block(shapes: list[BlockShape], style: Style) -> Figure:
 
 
 def draw_shapes(shapes: list[BlockShape], style: Style) -> Figure:
-    """Draw the number of values in the map and in the tokens after the stem and after each block."""
+    """Draw a bar chart of the number of values in the feature map after the stem and after each block.
+
+    A line shows the number of values in the tokens.
+    """
     figure, axis = _plot(10, 4.3, style)
     colours = {"stem": GREY, "lite": SKY, "down": ORANGE, "same": BLUE}
     labels = {
@@ -189,7 +202,12 @@ def draw_shapes(shapes: list[BlockShape], style: Style) -> Figure:
 
 
 def draw_madds(madds: dict[str, dict[str, int]], style: Style) -> Figure:
-    """Draw the share of each part in the multiply-adds of each model."""
+    """Draw a bar chart of the percentage of each part in the multiply-adds of each model.
+
+    Args:
+        madds: dictionary from the name of a model to the result of :func:`madds_by_part`.
+        style: colours of text and lines.
+    """
     figure, axis = _plot(10, 4.6, style)
     names = list(madds)[::-1]  # the smallest at the top
     left = dict.fromkeys(names, 0.0)
@@ -215,7 +233,7 @@ def draw_madds(madds: dict[str, dict[str, int]], style: Style) -> Figure:
 
 
 def draw_detector(style: Style) -> Figure:
-    """Draw E2E-MF: its blocks at three scales, and the queries that pass through all of them."""
+    """Draw a diagram of the detector E2E-MF: its blocks at three scales, and its queries, which pass all blocks."""
     name = SHOWN.replace("mobile_former", "e2e_mf")
     variant = E2E_VARIANTS[name]
     figure, axis = _canvas(10, 4.4)
@@ -254,7 +272,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a figure without visible axes, with coordinates in inches."""
+    """Return an empty figure and its axes. Coordinates are inches, and the axes are invisible."""
     figure = Figure(figsize=(width, height))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
@@ -283,7 +301,10 @@ def _legend(axis: Axes, style: Style, **options) -> None:
 def _box(
     axis: Axes, x: float, y: float, width: float, height: float, title: str, colour: str, text: str = ""
 ) -> tuple[float, float]:
-    """Draw a box with its centre at ``(x, y)``, and return the x coordinates of its left and right side."""
+    """Draw a box with a title, an optional text and its centre at ``(x, y)``.
+
+    Return the x coordinates of the left and right side of the box.
+    """
     corner = (x - width / 2, y - height / 2)
     style = "round,pad=0,rounding_size=0.08"
     axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=colour, edgecolor="none"))

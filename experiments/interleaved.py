@@ -1,4 +1,4 @@
-"""Interleaved timing: candidates take turns in one process, so other load on the machine slows all of them equally."""
+"""Time functions in turns in one process, so that other load on the machine slows all functions equally."""
 
 import gc
 import random
@@ -18,19 +18,19 @@ def interleave(
     seed: int = 0,
     after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Time candidates in rounds; in every round each candidate has one turn, in a new random order.
+    """Time functions in rounds. In each round, every function has one turn, and the order of the functions is random.
 
     Args:
-        candidates: the functions to time, by label.
-        rounds: the number of timed rounds.
-        warmup: the number of untimed rounds before the timed rounds.
+        candidates: dictionary from a label to the function to time.
+        rounds: number of timed rounds.
+        warmup: number of untimed rounds before the timed rounds.
         clock: function that waits until the device has finished its pending work, and returns the time in seconds.
-        repeat: the number of runs in a candidate's turn. The median of their times is the time of the turn.
-        seed: the seed of the random orders.
-        after_round: a function to call after each round, outside the timing.
+        repeat: number of calls of a function in its turn. The time of the turn is the median time of the calls.
+        seed: seed of the random orders.
+        after_round: function to call after each round, outside the timing.
 
     Returns:
-        The seconds of each candidate in each round, by label.
+        A dictionary from each label to a list of times in seconds, one time per timed round.
     """
     draw = random.Random(seed)
     seconds: dict[str, list[float]] = {label: [] for label in candidates}
@@ -56,10 +56,13 @@ def interleave(
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
-    """Return the lower quartile, median and upper quartile."""
+    """Return the lower quartile, the median and the upper quartile of the values."""
     return np.quantile(values, [0.25, 0.5, 0.75]).tolist()
 
 
 def paired(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
-    """Return ``numerator / denominator`` for each round. A slowdown of a whole round cancels out."""
+    """Return the list of ratios ``numerator / denominator``, one ratio per round.
+
+    If other load slows a whole round, both times grow, and the ratio stays about the same.
+    """
     return [over / under for over, under in zip(numerator, denominator, strict=True)]

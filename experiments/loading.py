@@ -1,17 +1,18 @@
-"""Compare how fast one core loads images of ImageNet's size with our reader and with Pillow.
+"""Compare how fast one core loads images of ImageNet's size with this project's image reader and with Pillow.
 
     python -m experiments.loading                     # photographs from scikit-learn and matplotlib, at 500×375
     python -m experiments.loading --folder DIR        # the images of a folder, at most 200
 
-The timing covers every step from files to a batch of normalised float32 tensors:
+The timing covers all steps from files to a batch of normalised float32 tensors:
 
-- "ours" is the loading of this project's trainings: `read_image`, the transforms, `to_planes`, batching of bytes, and
-  `normalise` on the batch (a training on a GPU calls `normalise` on the GPU).
-- "Pillow" is the loading of most training scripts: ``np.asarray(Image.open(path).convert("RGB"))``, the same transforms
-  with the same random numbers, albumentations' ``Normalize`` and ``ToTensorV2``, batching of floats.
+- "ours" loads images as this project does in training: `read_image`, the transforms, `to_planes`, batching of uint8
+  images, and `normalise` on the batch. Training on a GPU calls `normalise` on the GPU.
+- "Pillow" loads images as most training scripts do: ``np.asarray(Image.open(path).convert("RGB"))``, the same
+  transforms with the same random numbers, albumentations' ``Normalize`` and ``ToTensorV2``, and batching of float
+  images.
 
 "ours" and "Pillow" take turns in one process, so other load on the machine slows both. Times are medians over the
-rounds. The command prints the median of the rounds' speed ratios, once for all steps and once without batching.
+rounds. The command prints the median ratio of the two speeds, once for all steps and once without batching.
 """
 
 import argparse
@@ -46,11 +47,11 @@ Stage = Callable[[Any], Any]
 
 @dataclass
 class Side:
-    """One way to load images: "ours" or "Pillow".
+    """One way to load images, "ours" or "Pillow", as functions that are timed one by one.
 
     Attributes:
-        image: the stages for each image, by name.
-        batch: the stages for each batch, by name.
+        image: dictionary from the name of a step to its function, in order, for the steps that handle single images.
+        batch: dictionary from the name of a step to its function, in order, for the steps that handle a batch.
     """
 
     image: dict[str, Stage]
@@ -58,7 +59,7 @@ class Side:
 
 
 def main() -> None:
-    """Time "ours" and "Pillow" with each augmentation recipe, and print the time of each stage."""
+    """Time "ours" and "Pillow" with each augmentation recipe, and print the time of each loading step."""
     parser = argparse.ArgumentParser(prog="python -m experiments.loading", description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, help="folder of images to load (default: sample photographs, 500x375)")
     parser.add_argument("--recipe", choices=["basic", "full"], nargs="+", default=["basic", "full"])
@@ -80,14 +81,17 @@ def main() -> None:
 
 
 def sides(recipe: str) -> dict[str, Side]:
-    """Return the stages of "ours" and of "Pillow" for an augmentation recipe.
+    """Return a dictionary with the loading steps of "ours" (this project) and "Pillow".
 
     Args:
-        recipe: "basic" (crop and flip) or "full" (also RandAugment and random erasing).
+        recipe: augmentation, "basic" (crop and flip) or "full" (also RandAugment and random erasing).
     """
 
     def transforms(crop: A.BasicTransform | None) -> dict[str, Stage]:
-        """Return one stage per transform, with the same seed in every call. ``crop`` replaces the first transform."""
+        """Return a dictionary from the name of each transform to a function that applies it.
+
+        The seed is the same in every call. ``crop`` replaces the first transform. None keeps the first transform.
+        """
         full = {"rand_augment": True, "random_erasing": 0.2} if recipe == "full" else {}
         compose = train_transform(224, **full)
         chain = A.Compose([crop or compose.transforms[0], *compose.transforms[1:]])
@@ -111,7 +115,7 @@ def sides(recipe: str) -> dict[str, Side]:
 
 
 def report(recipe: str, paths: list[Path], rounds: int) -> None:
-    """Time "ours" and "Pillow", and print the time per image of both, the ratio, and the time of each stage."""
+    """Time "ours" and "Pillow" with a recipe, and print time per image, speed ratio and time of each step."""
     ways = sides(recipe)
     times = {name: [] for name in ways}  # milliseconds of each stage, one dictionary per round
     for _ in range(rounds + 1):
@@ -139,7 +143,10 @@ def report(recipe: str, paths: list[Path], rounds: int) -> None:
 
 
 def stage_times(side: Side, paths: list[Path]) -> dict[str, float]:
-    """Load every image once, in batches. Return the mean milliseconds per image of each stage, by name of the stage."""
+    """Load every image once, in batches.
+
+    Return a dictionary from the name of each loading step to its mean time per image in milliseconds.
+    """
     seconds = dict.fromkeys([*side.image, *side.batch], 0.0)
 
     def timed(name: str, stage: Stage, value):
@@ -160,7 +167,10 @@ def stage_times(side: Side, paths: list[Path]) -> dict[str, float]:
 
 
 def write_samples(folder: Path) -> list[Path]:
-    """Write twelve JPEGs like ImageNet's (500×375, 4:2:0, about 75 kB), cut from photographs in installed packages."""
+    """Write twelve JPEG files like ImageNet's (500×375, 4:2:0, about 75 kB), and return their paths.
+
+    The images are parts of photographs in installed packages.
+    """
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
         photographs = [*load_sample_images().images, np.asarray(Image.open(file).convert("RGB"))]
     paths = []

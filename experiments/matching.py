@@ -1,10 +1,10 @@
-"""Measure the share of Hungarian matching in a training step of E2E-MF-508M.
+"""Measure the share of Hungarian matching in the time of a training step of E2E-MF-508M.
 
     python -m experiments.matching                       # batch 2, 800×1056 pixels, 9 layers, 20 objects per image
 
-Hungarian matching assigns predictions to objects. A training step is forward, matching, loss, backward and the
-optimiser's step, on a GPU if available. Matching is timed within the step: from the predictions of all layers to the
-pairs, including the transfer to the host. The command prints the median share over the steps.
+Hungarian matching assigns predictions to objects. A training step consists of forward, matching, loss, backward and
+optimiser step, on a GPU if available. The time of matching starts when the predictions of all layers are ready, and
+ends when the pairs are known. It includes the transfer to the host. The command prints the median share over the steps.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from mobile_former.training.optimisation import parameter_groups
 
 
 def main() -> None:
-    """Time the training steps and print the share of matching."""
+    """Time the training steps, and print the share of matching in the time of a step."""
     parser = argparse.ArgumentParser(prog="python -m experiments.matching", description=__doc__.partition("\n")[0])
     parser.add_argument("--name", default="e2e_mf_508m", help="the detector (default: e2e_mf_508m)")
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1056), help="height and width in pixels")
@@ -61,14 +61,14 @@ def main() -> None:
 
 
 class TimedMatcher:
-    """A matcher that measures its own time.
+    """Wrapper of a matcher that measures the time of the calls.
 
     Args:
-        matcher: the matcher to time.
-        device: the device of the predictions.
+        matcher: matcher to time.
+        device: device of the predictions.
 
     Attributes:
-        seconds: the total time of all calls.
+        seconds: total time of all calls in seconds.
     """
 
     def __init__(self, matcher: detection.HungarianMatcher, device: torch.device):
@@ -85,7 +85,7 @@ class TimedMatcher:
 
 
 def now(device: torch.device) -> float:
-    """Return the time in seconds once the device has finished its pending work."""
+    """Wait until the device has finished its pending work, then return the time in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -1,9 +1,9 @@
-"""Overfit E2E-MF on a few real images: a working detector reaches an AP above 0.9.
+"""Overfit the detector E2E-MF on a few real images. A working detector reaches an AP above 0.9.
 
     python -m experiments.overfit --root DIR             # eight images of BCCD, or of any COCO folder
 
 The detector is trained on the first images of the training split, without augmentation, and scored on the same images.
-The folder of the run is runs/detection/overfit.
+The run is written to runs/detection/overfit.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SIDE = 320  # pixels of the shorter side
 
 
 def main() -> None:
-    """Select the images and train the detector on them."""
+    """Select the first training images, and train the detector on them."""
     parser = argparse.ArgumentParser(prog="python -m experiments.overfit", description=__doc__.partition("\n")[0])
     parser.add_argument("--root", type=Path, required=True, help="a COCO folder, as for detection.fit")
     parser.add_argument("--images", type=int, default=8, help="number of images (default: 8)")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def first_images(content: dict, count: int) -> dict:
-    """Return COCO annotations reduced to the first ``count`` images."""
+    """Return COCO annotations reduced to the first ``count`` images and the objects on these images."""
     kept = content["images"][:count]
     ids = {image["id"] for image in kept}
     annotations = [annotation for annotation in content["annotations"] if annotation["image_id"] in ids]

@@ -1,6 +1,6 @@
-"""Helpers of :mod:`experiments.compare` and :mod:`experiments.sweep`.
+"""Helpers of the commands :mod:`experiments.compare` and :mod:`experiments.sweep`.
 
-The helpers read configs, build the command lines of trainings, read logs, and format numbers.
+The helpers read configs, build the command lines of training runs, read logs, and format numbers.
 """
 
 import argparse
@@ -36,9 +36,9 @@ class Training:
 
     Attributes:
         task: "classification" or "detection".
-        folder: the folder of the run.
-        arguments: the arguments of the task's ``fit`` command, except those that give the folder.
-        log: the file for the training's output.
+        folder: folder of the run.
+        arguments: arguments of the task's ``fit`` command, except those that name the folder.
+        log: path of the file for the output of the training.
     """
 
     task: str
@@ -48,19 +48,21 @@ class Training:
 
     @property
     def command(self) -> list[str]:
-        """The command that trains, or resumes from the last checkpoint if there is one."""
+        """Command line that starts the training, or resumes it from the last checkpoint if there is one."""
         location = ["--runs_folder", str(self.folder.path.parent.parent), "--name", self.folder.path.name]
         return [sys.executable, "-m", f"{self.task}.fit", *self.arguments, *location, "--ckpt_path", "auto"]
 
 
 def trainings_parser(command: str, purpose: str, *, config: str, each: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that ``compare`` and ``sweep`` share. Any other option is passed to ``fit``.
+    """Return a parser with the options of both commands, ``compare`` and ``sweep``.
+
+    The help text says that all other options are passed to ``fit``.
 
     Args:
         command: ``"compare"`` or ``"sweep"``.
-        purpose: the command's description in one line.
-        config: the help text of ``--config``.
-        each: the word for one training in the command's help text.
+        purpose: description of the command in one line.
+        config: help text of ``--config``.
+        each: noun for one training in the help text, such as "run" or "trial".
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{command}",
@@ -74,7 +76,7 @@ def trainings_parser(command: str, purpose: str, *, config: str, each: str) -> a
 
 
 def find_config(path: Path) -> Path:
-    """Return the path of a config: the file itself, or the file of that name in ``experiments/configs``.
+    """Return ``path`` if this file exists, and otherwise the file of the same name in ``experiments/configs``.
 
     Raises:
         FileNotFoundError: neither file exists.
@@ -87,20 +89,19 @@ def find_config(path: Path) -> Path:
 
 
 def read_config(path: Path, known: Sequence[str], required: Sequence[str], what: str) -> dict:
-    """Read a YAML file whose top level is a mapping.
+    """Read a YAML config file whose top level is a mapping.
 
     Args:
-        path: the file.
-        known: the names of entries that are allowed.
-        required: the names of entries that must be given.
-        what: the kind of config, for error messages.
+        path: path of the file.
+        known: names of the allowed keys.
+        required: names of the required keys.
+        what: type of the config for error messages, such as "comparison".
 
     Returns:
-        The entries that are not null. ``task`` is one of the tasks.
+        A dictionary without the keys whose value is null. The value of ``task`` is "classification" or "detection".
 
     Raises:
-        InputError: the file is not YAML, lacks a required entry, has an entry that is not allowed, or names an
-            unknown task.
+        InputError: the file is not YAML, lacks a required key, has a key that is not allowed, or names an unknown task.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -119,7 +120,10 @@ def read_config(path: Path, known: Sequence[str], required: Sequence[str], what:
 
 
 def as_arguments(options: dict) -> list[str]:
-    """Return options as words of a command line: ``--option value``. Values that are not strings become JSON."""
+    """Return options as a list of command-line words: ``--option``, value, ``--option``, value, ….
+
+    Values that are not strings are converted to JSON.
+    """
     words = []
     for option, value in options.items():
         words += [f"--{option}", value if isinstance(value, str) else json.dumps(value)]
@@ -127,21 +131,21 @@ def as_arguments(options: dict) -> list[str]:
 
 
 def plain(label: str) -> str:
-    """Turn a label into the name of a folder: in lower case, with a hyphen instead of special characters."""
+    """Turn a label into a folder name: in lower case, with a hyphen instead of each group of special characters."""
     return re.sub(r"[^\w.]+", "-", label).strip("-.").lower() or "model"
 
 
 def require_same_options(trainings: Sequence[Training], path: Path) -> None:
-    """Check that each existing run was started with the same ``fit`` arguments as now. Then record all arguments.
+    """Check that each existing run was started with the current ``fit`` arguments, and record all arguments.
 
-    A run that is not in the file passes the check.
+    An existing run without recorded arguments passes the check.
 
     Args:
-        trainings: the trainings to check and record.
-        path: the JSON file that keeps the ``fit`` arguments of each run. It is created or updated.
+        trainings: runs to check and record.
+        path: JSON file with the recorded ``fit`` arguments of each run. It is created or updated.
 
     Raises:
-        InputError: a run exists, but was started with other arguments.
+        InputError: an existing run was started with other arguments.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.is_file() else {}
@@ -157,11 +161,13 @@ def require_same_options(trainings: Sequence[Training], path: Path) -> None:
 
 
 def last_error(log: Path) -> str:
-    """Return the last error line of the last attempt in a log. Without an error line, return the attempt's last line.
+    """Return the last error line of the last attempt in a log.
+
+    If the attempt has no error line, return its last line.
 
     Args:
-        log: the output of one or several attempts to train. Each attempt starts with a line ``$ command``. Bytes that
-            are not UTF-8 are replaced.
+        log: path of the file with the output of one or several attempts to train. Each attempt starts with a line ``$
+            command``. Bytes that are not UTF-8 are replaced.
     """
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     start = max((number for number, line in enumerate(lines, start=1) if line.startswith("$ ")), default=0)
@@ -170,7 +176,12 @@ def last_error(log: Path) -> str:
 
 
 def validation_image(task: str, data_options: dict) -> torch.Tensor:
-    """Return the first validation image as a normalised batch ``(1, 3, H, W)``, in the model's input size."""
+    """Return the first validation image as a normalised batch ``(1, 3, H, W)``, in the input size of the model.
+
+    Args:
+        task: "classification" or "detection".
+        data_options: options of the data module, from a checkpoint.
+    """
     data = DATA[task](**data_options)
     data.setup("validate")
     image = data.val_set[0]["image"]
@@ -179,11 +190,11 @@ def validation_image(task: str, data_options: dict) -> torch.Tensor:
 
 
 def in_units(count: int) -> str:
-    """Format a count in millions (M). From one billion, format it in billions (G)."""
+    """Return a count as text in millions (M), or in billions (G) from one billion up."""
     return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Format the mean of values. If there are several values, add their standard deviation."""
+    """Return the mean of the values as text. For several values, the text also has their standard deviation."""
     text = f"{statistics.mean(values):.4f}"
     return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.4f}"

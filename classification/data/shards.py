@@ -367,7 +367,7 @@ class ShardSampler(Sampler[BatchDraw]):
         self.epoch = first.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the index of the epoch, from 0, that the next iteration puts into the positions."""
+        """Set the epoch, counted from 0, of the positions that the next iteration yields."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[BatchDraw]:
@@ -487,8 +487,8 @@ def _require_size(place: str, shard: Shard, size: int | None) -> None:
 def _buffer_shuffle(count: int, generator: np.random.Generator) -> list[int]:
     """Return the numbers 0, …, ``count - 1`` in the random order of a shuffle buffer.
 
-    Each number is drawn at random from a buffer of 1000 numbers. The next number in order takes its place in the
-    buffer.
+    Each number is drawn at random from a buffer of 1000 numbers. The next number in order then replaces the drawn
+    number in the buffer.
     """
     buffer = list(range(min(SHUFFLE_BUFFER, count)))
     order = []

@@ -1,4 +1,4 @@
-"""Functions and a sampler that build samples of images with boxes, and padded batches of these samples."""
+"""Build samples of images with boxes, and padded batches of these samples."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol

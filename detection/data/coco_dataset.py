@@ -43,7 +43,7 @@ class CocoDataset:
             None: the categories of the file.
 
     Attributes:
-        left_out: dictionary from a reason to the number of boxes that are left out of training for it.
+        left_out: dictionary from a reason to the number of boxes that it excludes from training.
 
     Raises:
         FileNotFoundError: the file, the folder or an image is missing.

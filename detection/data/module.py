@@ -193,7 +193,7 @@ class DetectionData(ImageData):
         )
 
     def _require_objects(self) -> None:
-        """Log a warning if resizing makes training objects smaller than a pixel, which are not learned then.
+        """Log a warning if resizing makes training objects smaller than a pixel. Such objects are not learned.
 
         Raises:
             InputError: no training image has an object, or all objects become smaller than a pixel.
@@ -231,7 +231,10 @@ class DetectionData(ImageData):
             )
 
     def _too_small(self, short_side: int) -> int:
-        """Return the number of training objects below a pixel in images resized to ``short_side``."""
+        """Return the number of training objects that are less than a pixel wide or high in resized images.
+
+        ``short_side`` is the shorter side of the resized images in pixels.
+        """
         source, count = self.train_source, 0
         for index in range(len(source)):
             height, width = size = source.size(index)
@@ -271,7 +274,7 @@ class DetectionData(ImageData):
 
 
 def _objects(source: Source) -> int:
-    """Return the number of objects of all images."""
+    """Return the total number of objects in all images of a data set."""
     return sum(len(source.labels(index)) for index in range(len(source)))
 
 

@@ -1,4 +1,4 @@
-"""The module that is exported as the ONNX graph of a detector, with standard ONNX operators only."""
+"""Build the ONNX graph of a detector and of its preprocessing, with standard ONNX operators only."""
 
 from collections.abc import Callable, Sequence
 

@@ -281,8 +281,9 @@ def differences(
     Detections are matched first, because nearly equal scores may change their order. Two detections can match if they
     have the same class and their boxes differ by less than a pixel. The total difference of all matches is minimised.
 
-    A detection without a match is compared with the lowest score that the other set can contain. This is the lowest
-    score of the other set if that set has the maximum length, and otherwise RetinaNet's score threshold.
+    The score of a detection without a match is compared with the lowest score that the other set can contain.
+    This is the lowest score of the other set if that set has the maximum length, and otherwise RetinaNet's score
+    threshold.
 
     Args:
         found: dictionary with ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` ``(n,)`` and ``labels`` ``(n,)``.

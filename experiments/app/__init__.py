@@ -1,1 +1,1 @@
-"""``python -m experiments.app``: try a model in a browser."""
+"""``python -m experiments.app``: try a trained model in a browser."""

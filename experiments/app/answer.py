@@ -1,4 +1,4 @@
-"""A model's answer to one image file: its predictions as pictures and as values for the page."""
+"""The response of the app to one image file: pictures and values for the page."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,13 @@ LONGEST = 1024  # pixels of the image's longer side on the page
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer to one image file.
+    """Response to one image file: the predictions of the model, or the reason why the file cannot be read.
 
     Attributes:
-        problem: why the image cannot be read; empty if it was read.
-        image: the image, ``(H, W, 3)`` uint8, with at most 1024 pixels on the longer side; None if unreadable.
+        problem: error message if the image cannot be read, and otherwise empty.
+        image: image ``(H, W, 3)`` uint8, with at most 1024 pixels on the longer side. None if it cannot be read.
         size: width and height in pixels of the image in the file.
-        prediction: the model's prediction and the bridge's attention; None if the image is unreadable.
+        prediction: predictions and attention of the model. None if the image cannot be read.
     """
 
     problem: str = ""
@@ -33,7 +33,10 @@ class Answer:
     prediction: Look | None = None
 
     def picture(self, score_threshold: float = 0.3) -> Image.Image:
-        """Return the image with the detections drawn into it. The image of a classifier stays unchanged."""
+        """Return the image with the detections whose score reaches the threshold.
+
+        For a classifier, return the image unchanged.
+        """
         found = [each for each in self.prediction.above(score_threshold) if "box" in each]
         scale = self.image.shape[1] / self.size[0]
         return with_detections(
@@ -44,16 +47,24 @@ class Answer:
         )
 
     def rows(self, score_threshold: float = 0.3) -> list[list]:
-        """Return one row per detection: class, score, left, top, right and bottom, in pixels of the file's image."""
+        """Return a list of one row per detection: class, score, left, top, right and bottom.
+
+        Detections with a score below the threshold are left out. Positions are in pixels of the image in the file.
+        """
         found = self.prediction.above(score_threshold)
         return [[each["class"], round(each["score"], 3), *(round(value) for value in each["box"])] for each in found]
 
     def probabilities(self) -> dict[str, float]:
-        """Return the probabilities of a classifier's best classes, by class name."""
+        """Return a dictionary from the names of the best classes to their probabilities, for a classifier."""
         return {each["class"]: each["probability"] for each in self.prediction.answer}
 
     def attention(self, block: str, score_threshold: float = 0.3) -> Image.Image:
-        """Draw the bridge's attention in a block, or E2E-MF's boxes after each block if ``block`` is "boxes"."""
+        """Draw the attention between feature map and tokens in a block.
+
+        Args:
+            block: name of the block, or "boxes" to draw E2E-MF's boxes after each block instead.
+            score_threshold: minimum score of a detection, in [0, 1].
+        """
         prediction = self.prediction
         title = prediction.told(score_threshold)
         if block == BOXES:
@@ -71,7 +82,7 @@ class Answer:
 
 
 def answer(predictor: Predictor, path: str | Path) -> Answer:
-    """Return the predictions for an image file. If it cannot be read, the answer has only ``problem``."""
+    """Predict an image file. If the file cannot be read, the result has only an error message, ``problem``."""
     try:
         image = read_image(path)
     except (ImageError, FileNotFoundError) as error:

@@ -1,4 +1,4 @@
-"""The page of the app, built with Gradio, and its server."""
+"""The web page of the app, built with Gradio, and the server of the page."""
 
 import html
 import importlib
@@ -37,10 +37,10 @@ _STYLE = """
 
 
 def build_page(predictor: Predictor) -> "gradio.Blocks":
-    """Build the page of a model.
+    """Build the web page for a model.
 
     Args:
-        predictor: the model, from :func:`experiments.attention.look.load_predictor`.
+        predictor: output of :func:`experiments.attention.look.load_predictor`.
 
     Raises:
         InputError: Gradio is not installed.
@@ -120,12 +120,12 @@ def build_page(predictor: Predictor) -> "gradio.Blocks":
 
 
 def serve(page: "gradio.Blocks", host: str, port: int | None) -> str:
-    """Start to serve a page in the background, and return the address of the page.
+    """Start a server for the page in the background, and return the address of the page.
 
     Args:
-        page: the page from :func:`build_page`.
-        host: the address to listen on.
-        port: the port to listen on; None for the first free port from 7860.
+        page: output of :func:`build_page`.
+        host: address to listen on.
+        port: port to listen on. None: the first free port from 7860.
 
     Raises:
         InputError: the port is in use, or the address does not belong to this machine.
@@ -153,9 +153,9 @@ def serve(page: "gradio.Blocks", host: str, port: int | None) -> str:
 
 
 def _without_addresses(move: Callable) -> Callable:
-    """Wrap Gradio's function that takes in an uploaded file, so that it refuses URLs.
+    """Wrap Gradio's function for uploaded files, so that it refuses URLs.
 
-    Gradio itself would fetch any URL that a visitor sends.
+    Without this wrapper, Gradio would fetch any URL that a visitor sends.
     """
 
     async def only_uploads(path: str | Path | None) -> str | None:
@@ -177,13 +177,13 @@ def _import_gradio() -> ModuleType:
 
 
 def _policy() -> object:
-    """Return Starlette middleware that adds the Content-Security-Policy to every response."""
+    """Return Starlette middleware that adds the Content-Security-Policy header to every HTTP response."""
     middleware = importlib.import_module("starlette.middleware")
     return middleware.Middleware(_Policy)
 
 
 class _Policy:
-    """ASGI middleware that adds the Content-Security-Policy to every response."""
+    """ASGI middleware that adds the Content-Security-Policy header to every HTTP response."""
 
     def __init__(self, app: Callable):
         self.app = app

@@ -1,6 +1,7 @@
-"""Show the attention of the bridge between the map and the tokens (:mod:`mobile_former.bridge`) in each block.
+"""Show where a Mobile-Former attends: the attention between feature map and tokens in each block.
 
-Run ``python -m experiments.attention``, or call these functions in a notebook.
+The module that computes this attention is the bridge, see :mod:`mobile_former.bridge`. Run ``python -m
+experiments.attention``, or call the functions of this package in a notebook.
 """
 
 from experiments.attention.figures import best_queries, draw_boxes, draw_bridge

@@ -1,9 +1,10 @@
-"""Draw the attention of the bridge between the map and the tokens (:mod:`mobile_former.bridge`) in each block.
+"""Draw where a Mobile-Former attends: the attention between feature map and tokens in each block.
 
     python -m experiments.attention IMAGE --ckpt runs/…/checkpoints/best.ckpt
 
-For each image, the command writes a picture that shows where each token looks, and which token each position of the
-map attends to. For the detector E2E-MF, it also writes a picture of the boxes after each block of the detector's head.
+For each image, the command writes a picture with the attention of each token to the map, and with the token that each
+position of the map attends to most. For the detector E2E-MF, it also writes a picture of the boxes after each block of
+the detection head. The module that computes the attention is the bridge, see :mod:`mobile_former.bridge`.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from mobile_former.training.data.images import ImageError, expand, read_image
 
 
 def main() -> None:
-    """Draw the pictures for the images on the command line."""
+    """Draw the attention for the images on the command line, and save the pictures."""
     parser = Parser(prog="python -m experiments.attention", description="Draw the bridge's attention, block by block.")
     parser.add_argument("images", type=str, nargs="+", help="images, folders, or quoted globs")
     parser.add_argument(
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def _select(blocks: Sequence[BlockAttention], names: Sequence[str] | None) -> list[BlockAttention]:
-    """Return the blocks with these names. If ``names`` is None, return all blocks."""
+    """Return the blocks with the given names. If ``names`` is None, return all blocks."""
     known = [block.name for block in blocks]
     for name in names or ():
         if name not in known:
@@ -81,9 +82,9 @@ def _select(blocks: Sequence[BlockAttention], names: Sequence[str] | None) -> li
 
 
 def _picture_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name for the pictures of each image: the name of the file without suffix.
+    """Return a name for the pictures of each image: the file name of the image without suffix.
 
-    If several files have the same name, a number is appended.
+    If several images have the same file name, a number is appended to make the names unique.
     """
     taken: set[str] = set()
     names = []

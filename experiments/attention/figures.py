@@ -1,4 +1,4 @@
-"""Figures: the bridge's attention over the image, and E2E-MF's boxes after each block."""
+"""Figures of the attention between feature map and tokens, and of the boxes after each block of E2E-MF's head."""
 
 import itertools
 import textwrap
@@ -45,25 +45,25 @@ def draw_bridge(
     queries: dict[int, str] | None = None,
     title: str = "",
 ) -> Figure:
-    """Draw the bridge's attention, one row per block.
+    """Draw the attention between feature map and tokens over the image, one row of panels per block.
 
-    The first columns show where each token looks. The last two columns show the token that each position of the map
-    attends to most, and the share of this token in the position's attention.
+    The first columns show the attention of each token to the map. The last two columns are about the token that each
+    position of the map attends to most: which token it is, and its share of the position's attention.
 
     Args:
         image: input of the model, ``(H, W, 3)`` uint8 RGB, without padding.
         blocks: output of :func:`~experiments.attention.recording.bridge_attention`.
         index: index of the image in the batch.
-        head: attention head, 1 or 2; default: the mean of both.
-        queries: captions of the queries to draw, by number of the query, see :func:`best_queries`; default: the first
-            six. Queries are the tokens of the blocks in E2E-MF's head.
+        head: attention head, 1 or 2. Default: the mean of both heads.
+        queries: dictionary from the indices of the queries to draw to their captions, see :func:`best_queries`.
+            Default: the first six. Queries are the tokens of the blocks in E2E-MF's head.
         title: title of the figure.
 
     Returns:
-        The figure. Save it with ``savefig``; a notebook displays it.
+        The figure. Save it with ``savefig``. A notebook displays it.
 
     Raises:
-        InputError: ``blocks`` is empty, or the bridge has no such head.
+        InputError: ``blocks`` is empty, or there is no such head.
     """
     if not blocks:
         raise InputError("there are no blocks to draw")
@@ -104,14 +104,14 @@ def draw_boxes(
     Args:
         image: ``(H, W, 3)`` uint8 RGB of any size, without padding.
         steps: output of :func:`~experiments.attention.recording.box_steps`.
-        class_names: class name of each label.
+        class_names: class names in the order of the labels.
         index: index of the image in the batch.
-        score_threshold: minimum score after the last block, in [0, 1]; the best query is always drawn.
+        score_threshold: minimum score of a query after the last block, in [0, 1]. The best query is always drawn.
         title: title of the figure.
 
     Returns:
-        The figure. It shows the image with the boxes after each block, one colour per query. Two charts show, for each
-        query and block, the score of the box, and its IoU with the box of the same query after the last block.
+        A figure with one picture per block, which shows the boxes after the block in one colour per query. Two charts
+        show the score of each query and the IoU with its last box, block by block.
     """
     captions = best_queries(steps, class_names, index=index, score_threshold=score_threshold, most=BOXES)
     queries = list(captions)
@@ -180,15 +180,15 @@ def best_queries(
     score_threshold: float = 0.3,
     most: int = QUERIES,
 ) -> dict[int, str]:
-    """Return a dictionary from the numbers of E2E-MF's best queries to their captions, best first.
+    """Return a dictionary from the indices of E2E-MF's best queries to their captions, best first.
 
-    The result always holds the best query, even if its score is below the threshold.
+    The dictionary always contains the best query, even if its score is below the threshold.
 
     Args:
         steps: output of :func:`~experiments.attention.recording.box_steps`.
-        class_names: class name of each label.
+        class_names: class names in the order of the labels.
         index: index of the image in the batch.
-        score_threshold: minimum score after the last block, in [0, 1].
+        score_threshold: minimum score of a query after the last block, in [0, 1].
         most: maximum number of queries.
     """
     scores, labels = steps[-1]["scores"][index].tolist(), steps[-1]["labels"][index].tolist()
@@ -198,7 +198,10 @@ def best_queries(
 
 
 class _Page:
-    """A figure that is built from top to bottom. Positions are in inches, so that matplotlib computes no layout."""
+    """A figure that is built from top to bottom, one row of panels per block.
+
+    Positions are in inches. Matplotlib computes no layout.
+    """
 
     def __init__(self, photo: np.ndarray, columns: int):
         self.photo, self.columns = photo, columns
@@ -211,7 +214,13 @@ class _Page:
         self.parts: list = []  # functions of figure and height, called when the height is known
 
     def head(self, title: str, head: int | None, *, detects: bool) -> None:
-        """Add the image, the title and the explanation of the panels. ``head`` is the attention head; None: mean."""
+        """Add the image, the title and the explanation of the panels at the top of the figure.
+
+        Args:
+            title: title of the figure.
+            head: attention head that is shown, 1 or 2. None: the mean of both heads.
+            detects: whether to explain the panels of E2E-MF's queries too.
+        """
         width, height = self.panel
         shown = "mean of both heads" if head is None else f"head {head}"
         token = "token (in E2E-MF's head: each of the best queries)" if detects else "token"
@@ -236,10 +245,10 @@ class _Page:
         self.y = max(0.1 + height, y) + 0.15
 
     def section(self, captions: dict[int, str], detects: bool, others: bool) -> None:
-        """Add column headers above the rows of the blocks that follow.
+        """Add column headers for the blocks whose rows follow.
 
         Args:
-            captions: caption of each column, by number of the token or query.
+            captions: dictionary from the index of the token or query in a column to the caption of the column.
             detects: whether the blocks are in E2E-MF's head, where the tokens are queries.
             others: whether there are more tokens or queries than columns.
         """
@@ -257,7 +266,7 @@ class _Page:
         self.y = y + 0.06
 
     def row(self, block: BlockAttention, index: int, head: int | None, tokens: list[int], size: tuple) -> None:
-        """Add the row of panels of a block."""
+        """Add the row of panels that shows the attention of a block."""
         height, width = (-(-side // block.input_stride) for side in size)  # of the map, without padding
         looks = _select_head(block.to_former[index], head)[:, :height, :width] * (height * width)
         most = max(2.0, float(looks[tokens].max()))
@@ -282,7 +291,7 @@ class _Page:
         self.y += self.panel[1] + _GAP
 
     def figure(self) -> Figure:
-        """Draw all parts and return the figure."""
+        """Draw everything that was added, and return the figure."""
         height = self.y + 0.05
         figure = Figure(figsize=(self.width, height), dpi=_DPI)
         for draw in self.parts:
@@ -306,7 +315,10 @@ class _Page:
         self.parts.append(draw)
 
     def _bar(self, left: float, marks: Sequence[float], form: str) -> None:
-        """Add a colour bar from the first mark to the last. A mark in the middle is shown only if it fits."""
+        """Add a colour bar on a logarithmic scale, from the first to the last value in ``marks``.
+
+        The first and last values are always labelled. A value between them is labelled only if there is room.
+        """
         top, least, most = self.y, marks[0], marks[-1]
 
         def draw(figure: Figure, height: float) -> None:
@@ -336,23 +348,26 @@ class _Page:
 
 
 def _select_head(attention: Tensor, head: int | None) -> np.ndarray:
-    """Reduce attention ``(heads, M, H, W)`` to ``(M, H, W)``: one head, or the mean of all heads if None."""
+    """Select one head of an attention tensor: reduce ``(heads, M, H, W)`` to ``(M, H, W)``.
+
+    Heads are counted from 1. If ``head`` is None, return the mean of all heads.
+    """
     return (attention.mean(0) if head is None else attention[head - 1]).float().cpu().numpy()
 
 
 def _colour(values: np.ndarray, least: float, most: float) -> np.ndarray:
-    """Return colours ``(..., 3)`` of values on a logarithmic scale. Values below ``least`` are clamped to ``least``."""
+    """Map values to colours ``(..., 3)`` on a logarithmic scale. Values below ``least`` are clamped to ``least``."""
     return _COLOUR_MAP(np.log(np.maximum(values, least) / least) / np.log(most / least))[..., :3]
 
 
 def _enlarge(cells: np.ndarray, stride: int, size: tuple[int, int], pixels: tuple[int, int]) -> np.ndarray:
-    """Enlarge a map so that it covers the picture of the image. Each pixel gets the value at its position in the map.
+    """Enlarge a feature map to the size of the displayed image, without interpolation.
 
     Args:
-        cells: values at the positions of the map, ``(h, w)``.
-        stride: stride of the map in pixels of the image.
-        size: height and width of the image.
-        pixels: height and width of the picture.
+        cells: values of the map, ``(h, w)``.
+        stride: stride of the map in pixels of the original image.
+        size: height and width of the original image in pixels.
+        pixels: height and width of the displayed image in pixels.
     """
     rows, columns = (
         ((np.arange(shown) + 0.5) * side / shown // stride).astype(int)
@@ -362,7 +377,10 @@ def _enlarge(cells: np.ndarray, stride: int, size: tuple[int, int], pixels: tupl
 
 
 def _thumbnail(image: np.ndarray, longest: int = _PIXELS) -> np.ndarray:
-    """Resize an image so that its longer side is ``longest``. The shorter side is at least a quarter of ``longest``."""
+    """Resize an image so that its longer side is ``longest`` pixels.
+
+    The shorter side is at least a quarter of ``longest``, even if this changes the aspect ratio.
+    """
     height, width = image.shape[:2]
     scale = longest / max(height, width)
     shown = [max(longest // 4, round(scale * side)) for side in (width, height)]
@@ -377,7 +395,14 @@ def _draw_box(axis: Axes, box: Sequence[float], colour: str, width: float, lines
 
 
 def _swatch(x: float, y: float, colour: str, size: Sequence[float]) -> Rectangle:
-    """Return a small coloured square at ``x`` and ``y``, in inches from the lower left corner of the figure."""
+    """Return a small coloured square for a legend.
+
+    Args:
+        x: left edge in inches from the left edge of the figure.
+        y: lower edge in inches from the lower edge of the figure.
+        colour: colour of the square.
+        size: width and height of the figure in inches.
+    """
     return Rectangle((x / size[0], y / size[1]), 0.12 / size[0], 0.12 / size[1], color=colour, lw=0)
 
 
@@ -394,7 +419,10 @@ def _wrap(text: str, letters: int) -> list[str]:
 
 
 def _choose_font(text: str, letters: int | None = None) -> tuple[str, FontProperties]:
-    """Return a text, shortened in the middle to ``letters`` characters, and a font that has the glyphs of the text."""
+    """Return a text, and a font that has all characters of the text.
+
+    If the text has more than ``letters`` characters, its middle is replaced by an ellipsis. None: no limit.
+    """
     text, path = with_font(text)
     if letters is not None and len(text) > letters:
         text = f"{text[: letters // 2]}…{text[len(text) - (letters - letters // 2 - 1) :]}"

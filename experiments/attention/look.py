@@ -1,4 +1,4 @@
-"""Predict one image with a checkpoint of either task; also record the bridge's attention and E2E-MF's boxes."""
+"""Predict one image with a classifier or detector, and record the attention and the boxes after each block."""
 
 import time
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ _TITLE_ENTRIES = 3  # classes or detections in a title
 
 
 def load_predictor(path: str | Path) -> Predictor:
-    """Load a checkpoint of classification or detection.
+    """Load a checkpoint of the classification or detection task.
 
     Args:
-        path: the ``.ckpt`` file.
+        path: path of the ``.ckpt`` file.
 
     Returns:
         The predictor that the task's ``predict`` command uses, on the GPU if available.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        InputError: the file is not a checkpoint of this project, or its model has no bridge.
+        InputError: the file is not a checkpoint of this project, or its model has no attention between map and tokens.
     """
     content = read_file(Path(path))
     options = content.get("hyper_parameters") if isinstance(content, dict) else None
@@ -49,16 +49,17 @@ def load_predictor(path: str | Path) -> Predictor:
 
 @dataclass(frozen=True)
 class Look:
-    """Predictions of a model for one image, and the attention that was recorded meanwhile.
+    """Predictions of a model for one image, and the attention in the same forward pass.
 
     Attributes:
         image: input of the model, ``(H, W, 3)`` uint8, without padding.
-        answer: predictions, best first. Classifier: the best classes, ``{"class", "probability"}``. Detector: every
-            detection, ``{"label", "class", "score", "box"}``, boxes xyxy in pixels of the original image.
-        class_names: class name of each label.
-        blocks: attention of each block's bridge.
-        steps: predictions after each block of E2E-MF's head, see :func:`box_steps`; empty for other models.
-        seconds: run time of the model.
+        answer: list of predictions, best first. For a classifier, the best classes as dictionaries with ``class`` and
+            ``probability``. For a detector, all detections as dictionaries with ``label``, ``class``, ``score`` and
+            ``box`` (xyxy in pixels of the original image).
+        class_names: class names in the order of the labels.
+        blocks: attention of each block, in forward order.
+        steps: predictions after each block of E2E-MF's head, see :func:`box_steps`. Empty for other models.
+        seconds: run time of the model in seconds.
     """
 
     image: np.ndarray
@@ -69,11 +70,14 @@ class Look:
     seconds: float
 
     def above(self, score_threshold: float = 0.3) -> list[dict]:
-        """Return the detections that reach a score threshold in [0, 1]. For a classifier, return all of ``answer``."""
+        """Return the detections whose score reaches a threshold in [0, 1].
+
+        For a classifier, return all predictions. They have no score.
+        """
         return [each for each in self.answer if each.get("score", 1) >= score_threshold]
 
     def told(self, score_threshold: float = 0.3) -> str:
-        """Return a short text with the best predictions. Detections below the score threshold are left out."""
+        """Return the best predictions as a short text. Detections with a score below the threshold are left out."""
         answer = self.above(score_threshold)
         best = answer[:_TITLE_ENTRIES]
         captions = [caption(each["class"], each.get("score", each.get("probability"))) for each in best]
@@ -81,17 +85,20 @@ class Look:
         return (", ".join(captions) or "nothing found") + (f" and {others} more" if others > 0 else "")
 
     def queries(self, score_threshold: float = 0.3) -> dict[int, str]:
-        """Choose E2E-MF's queries to draw, and return their captions, see :func:`best_queries`. Other models: {}."""
+        """Return a dictionary from the indices of E2E-MF's best queries to their captions.
+
+        See :func:`best_queries`. For other models, the dictionary is empty.
+        """
         return best_queries(self.steps, self.class_names, score_threshold=score_threshold) if self.steps else {}
 
 
 def look(predictor: Predictor, image: np.ndarray, *, top_k: int = 5) -> Look:
-    """Predict one image and record the bridge's attention.
+    """Predict one image, and record the attention of the model in the same forward pass.
 
     Args:
-        predictor: output of :func:`load_predictor`. The predictor's transform prepares the image.
+        predictor: output of :func:`load_predictor`. The predictor prepares the image for its model.
         image: original image, ``(H, W, 3)`` uint8 RGB.
-        top_k: maximum number of classes in a classifier's answer.
+        top_k: maximum number of classes to return for a classifier.
     """
     model, names = predictor.module.model, predictor.class_names
     detects = isinstance(predictor, CheckpointDetector)

@@ -1,4 +1,7 @@
-"""Record the attention of every bridge in a forward pass with hooks; list E2E-MF's boxes after each block."""
+"""Record the attention between feature map and tokens in every block of a model, with forward hooks.
+
+The module also lists the boxes of the detector E2E-MF after each block of its head.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,18 +24,19 @@ from mobile_former.model import Backbone, MobileFormer
 
 @dataclass(frozen=True)
 class BlockAttention:
-    """Attention of one block's bridge, as used in the block's forward pass.
+    """Attention between feature map and tokens in one block, as used in the forward pass.
 
     Attributes:
-        name: ``backbone1``, ``backbone2``, … by position in the backbone (blocks without bridge have no entry);
-            ``classifier`` for the classifier's bridge; ``detector1``, ``detector2``, … for the blocks of E2E-MF's head.
-        stride: stride of the block's output map in pixels.
-        input_stride: stride of the block's input map in pixels.
-        to_former: attention of the tokens to the map (Mobile→Former), ``(B, heads, M, H, W)`` for M tokens: softmax
-            over the positions of the input map, 0 on padding.
-        to_mobile: attention of the map to the tokens (Former→Mobile), ``(B, heads, M, H', W')``: softmax over the
-            tokens at each position of the output map. None if the output map is unused: in the classifier, and in
-            the last block of E2E-MF.
+        name: ``backbone1``, ``backbone2``, … by position in the backbone, ``classifier`` for the classifier, and
+            ``detector1``, ``detector2``, … for the blocks of E2E-MF's head. Blocks without such attention are not
+            recorded, but count in the position.
+        stride: stride of the output map of the block in pixels.
+        input_stride: stride of the input map of the block in pixels.
+        to_former: attention of the M tokens to the input map (Mobile→Former), ``(B, heads, M, H, W)``. The softmax is
+            over the positions of the map. The attention is 0 on padding.
+        to_mobile: attention of the output map to the tokens (Former→Mobile), ``(B, heads, M, H', W')``. The softmax is
+            over the tokens. None if no layer uses the output map. This is so in the classifier and in the last block of
+            E2E-MF.
     """
 
     name: str
@@ -42,7 +46,7 @@ class BlockAttention:
     to_mobile: Tensor | None
 
     def cpu(self) -> "BlockAttention":
-        """Return a copy in CPU memory."""
+        """Return a copy whose tensors are in CPU memory."""
         return replace(
             self, to_former=self.to_former.cpu(), to_mobile=None if self.to_mobile is None else self.to_mobile.cpu()
         )
@@ -50,10 +54,10 @@ class BlockAttention:
 
 @dataclass
 class Recording:
-    """Attention and output of a model's last forward pass.
+    """Attention and output of the last forward pass of a model.
 
     Attributes:
-        blocks: attention of each block, in forward order.
+        blocks: list of the attention of each block, in forward order.
         outputs: output of the model.
     """
 
@@ -62,21 +66,22 @@ class Recording:
 
 
 def bridge_attention(model: nn.Module, images: Tensor, padding_mask: Tensor | None = None) -> list[BlockAttention]:
-    """Run a model in evaluation mode and return the attention of both directions of the bridge in every block.
+    """Run a model in evaluation mode, and return the attention between feature map and tokens in every block.
 
-    The model's training mode is restored afterwards.
+    The training mode of the model is restored afterwards.
 
     Args:
-        model: a Mobile-Former classifier, an E2E-MF, or a RetinaNet with a Mobile-Former backbone.
-        images: normalised images ``(B, 3, H, W)`` on the model's device.
-        padding_mask: ``(B, H, W)`` bool, True on padding.
+        model: a Mobile-Former classifier, an E2E-MF detector, or a RetinaNet with a Mobile-Former backbone.
+        images: normalised images ``(B, 3, H, W)`` on the device of the model.
+        padding_mask: ``(B, H, W)`` bool, True on padding. None: the images have no padding.
 
     Returns:
-        One entry per bridge: first those of the backbone's blocks, then that of the classifier or those of the blocks
-        of E2E-MF's head.
+        A list with the attention of each block in forward order: first the blocks of the backbone, then the classifier
+        or the blocks of E2E-MF's head.
 
     Raises:
-        InputError: the bridge of this model cannot be recorded, see :func:`recording`; or the model rejects the images.
+        InputError: the attention of the model cannot be recorded, see :func:`recording`, or the model rejects the
+            images.
     """
     modes = {module: module.training for module in model.modules()}
     with recording(model) as record, torch.no_grad():
@@ -97,19 +102,19 @@ def bridge_attention(model: nn.Module, images: Tensor, padding_mask: Tensor | No
 
 @contextmanager
 def recording(model: nn.Module) -> Iterator[Recording]:
-    """Record the bridge's attention during forward passes inside the ``with`` block.
+    """Record the attention between feature map and tokens in the forward passes inside a ``with`` block.
 
     Hooks read the attention that the forward pass computes. Nothing is computed twice.
 
     Args:
-        model: a Mobile-Former classifier, an E2E-MF, or a RetinaNet with a Mobile-Former backbone.
+        model: a Mobile-Former classifier, an E2E-MF detector, or a RetinaNet with a Mobile-Former backbone.
 
     Yields:
         A :class:`Recording`. Each forward pass replaces its content.
 
     Raises:
-        InputError: the model has no bridge, is compiled, or is in its inference form, where the bridge is folded into
-            other layers.
+        InputError: the model has no attention between map and tokens, is compiled, or is in its inference form. The
+            inference form fuses the layers of this attention with other layers.
     """
     record = Recording()
     bridges = _bridges(model)
@@ -128,12 +133,12 @@ def box_steps(model: E2EMobileFormer, outputs: dict) -> list[dict[str, Tensor]]:
     """Return the predictions of E2E-MF's queries after each block of its head.
 
     Args:
-        model: the detector.
+        model: detector.
         outputs: output of the detector.
 
     Returns:
-        One dictionary per block: ``boxes`` ``(B, Q, 4)``, xyxy normalised to [0, 1]; ``scores`` ``(B, Q)`` and
-        ``labels`` ``(B, Q)`` of each query's best class. Queries keep their order.
+        A list of one dictionary per block: ``boxes`` ``(B, Q, 4)``, xyxy normalised to [0, 1], and the ``scores`` ``(B,
+        Q)`` and ``labels`` ``(B, Q)`` of each query's best class. The order of the queries is the same in all blocks.
     """
     steps = []
     for step in (*outputs["auxiliary"], outputs):
@@ -144,17 +149,20 @@ def box_steps(model: E2EMobileFormer, outputs: dict) -> list[dict[str, Tensor]]:
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """Return the names of the blocks that :func:`recording` records.
+    """Return the names of the blocks that :func:`recording` records, in forward order.
 
     Raises:
-        InputError: the bridge of this model cannot be recorded, see :func:`recording`.
+        InputError: the attention of the model cannot be recorded, see :func:`recording`.
     """
     return [bridge.name for bridge in _bridges(model)]
 
 
 @dataclass(frozen=True)
 class _Bridge:
-    """A block with a bridge. ``map_is_used`` is False if no layer reads the output map of the block."""
+    """A block that has attention between feature map and tokens.
+
+    ``map_is_used`` is False if no layer reads the output map of the block.
+    """
 
     name: str
     block: nn.Module
@@ -193,12 +201,12 @@ def _bridges(model: nn.Module) -> list[_Bridge]:
 
 
 def _has_bridge(block: nn.Module) -> bool:
-    """Return whether a block has a bridge. Ablations can remove the bridge."""
+    """Return whether a block has attention between feature map and tokens. Ablations can remove this attention."""
     return isinstance(block.to_former, MobileToFormer)
 
 
 def _add_hooks(record: Recording, bridge: _Bridge) -> list[RemovableHandle]:
-    """Register hooks that add a block's attention to the record, and return the handles of the hooks."""
+    """Register hooks that append the attention of a block to ``record.blocks``, and return the handles of the hooks."""
     weights: dict[str, Tensor] = {}
 
     def keep(direction: str) -> Callable:

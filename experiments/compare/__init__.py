@@ -1,1 +1,1 @@
-"""``python -m experiments.compare``: train several models with the same training config and compare them."""
+"""``python -m experiments.compare``: train several models with the same config, and compare the results."""

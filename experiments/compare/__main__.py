@@ -1,11 +1,13 @@
-"""Train several models with the same recipe and data over several seeds, and compare score, cost and latency.
+"""Train several models with the same config and data over several seeds, and compare score, cost and latency.
 
     python -m experiments.compare --config experiments/configs/sign_digits.yaml --data.root DIR
 
-The config of the comparison names the task, the recipe (one of the task's training configs), the options that all runs
-share, the seeds, and the options of each model. Any other command-line option is passed to every run. Run the same
-command again to continue an interrupted comparison: finished runs are kept, interrupted runs resume, failed runs are
-tried again. The output folder has the runs, the logs of the runs, comparison.md, comparison.json and comparison.png.
+The config of the comparison names the task, one of the task's training configs, the options of all runs, the seeds, and
+the options of each model. Any other command-line option is passed to every run.
+
+To continue an interrupted comparison, run the same command again. Finished runs are kept, interrupted runs resume, and
+failed runs are tried again. The output folder contains the runs, their logs, comparison.md, comparison.json and
+comparison.png.
 """
 
 import shlex
@@ -21,7 +23,7 @@ from mobile_former.training.cli.command import run_command
 
 
 def main() -> None:
-    """Train the runs that are not finished, then compare the models."""
+    """Train all runs that are not finished, then compare the models."""
     parser = trainings_parser(
         "compare", __doc__.partition("\n")[0], config="the comparison, see experiments/configs/", each="run"
     )
@@ -50,9 +52,9 @@ def main() -> None:
 
 
 def train(run: Run) -> int:
-    """Train a run in a separate process and return the exit status of the process.
+    """Train a run in a separate process, and return the exit status of the process.
 
-    The output of the process is appended to the run's log. The line of each epoch is also printed.
+    The output of the process is appended to the log of the run. The lines that report an epoch are also printed.
     """
     run.log.parent.mkdir(parents=True, exist_ok=True)
     with run.log.open("a") as log:

@@ -1,4 +1,4 @@
-"""Read the config of a comparison and list the training runs."""
+"""Read the config of a comparison, and list its training runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,15 +11,15 @@ from mobile_former.training.run.folder import RunFolder
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison: its task, models and seeds.
+    """Config of a comparison: the models to train, the seeds and the common options.
 
     Attributes:
         task: "classification" or "detection".
-        config: the recipe, one of the task's training configs.
-        models: the options of each model, by label.
-        seeds: the seeds; each model is trained once with each seed.
-        options: the options that all runs share.
-        split: "val" for validation scores only, or "test" to score each best checkpoint on the test data as well.
+        config: one of the task's training configs, which all runs use.
+        models: dictionary from the label of a model to the dictionary of its options.
+        seeds: random seeds. Each model is trained once with each seed.
+        options: dictionary of further options of all runs.
+        split: "val" to compare validation scores only, or "test" to score the best checkpoints on the test data too.
     """
 
     task: str
@@ -32,11 +32,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run(Training):
-    """One training of a model.
+    """Training of one model with one seed.
 
     Attributes:
-        label: the label of the model.
-        seed: the random seed.
+        label: label of the model.
+        seed: random seed.
     """
 
     label: str
@@ -44,7 +44,7 @@ class Run(Training):
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a comparison's config.
+    """Read the config file of a comparison.
 
     Raises:
         InputError: the file is not the config of a comparison.
@@ -64,7 +64,15 @@ def read_plan(path: Path) -> Plan:
 
 
 def plan_runs(plan: Plan, output: Path, others: Sequence[str]) -> list[Run]:
-    """Return all runs, ordered by seed: an interrupted comparison thus still has every model, with fewer seeds."""
+    """Return the list of all training runs, ordered by seed.
+
+    Due to this order, an interrupted comparison has the same number of seeds for every model, or one more.
+
+    Args:
+        plan: config of the comparison.
+        output: folder for the runs and their logs.
+        others: further command-line options for every run.
+    """
     runs = []
     for seed in plan.seeds:
         for label, own in plan.models.items():

@@ -1,4 +1,4 @@
-"""The report of a comparison: scores, cost and latency of each model."""
+"""Report of a comparison: scores, cost and latency of each model."""
 
 import json
 import statistics
@@ -27,18 +27,18 @@ SCORES = {"classification": ("top1",), "detection": ("AP", "AP50")}  # the first
 
 @dataclass
 class Row:
-    """The results of one model.
+    """Results of one model over all seeds.
 
     Attributes:
-        label: the label of the model.
-        params: the number of parameters.
-        madds: the multiply-adds for one image of ``image_size``.
+        label: label of the model.
+        params: number of parameters.
+        madds: multiply-adds for one image of size ``image_size``.
         image_size: height and width in pixels of a validation image.
-        latency: the median latency in milliseconds for one image.
-        seeds: the seeds whose runs are finished.
-        scores: for each score, the lists ``last`` (last epoch), ``best`` (best epoch) and, if requested, ``test`` (best
-            epoch, on the test data). Each list has one number per seed.
-        seconds: the training time in seconds, one number per seed.
+        latency: median latency for one image in milliseconds.
+        seeds: seeds whose runs are finished.
+        scores: dictionary from the name of a score to a dictionary of lists: ``last`` (last epoch), ``best`` (best
+            epoch) and, if requested, ``test`` (best epoch, on the test data). Each list has one number per seed.
+        seconds: list of training times in seconds, one per seed.
     """
 
     label: str
@@ -52,7 +52,7 @@ class Row:
 
 
 def compare(plan: Plan, runs: Sequence[Run]) -> list[Row]:
-    """Return the scores, cost and latency of each model that has a finished run."""
+    """Return the list of results, one per model that has a finished run. Measure cost and latency of the models."""
     rows, timed = [], []
     for label in plan.models:
         own = [run for run in runs if run.label == label]
@@ -81,7 +81,10 @@ def compare(plan: Plan, runs: Sequence[Run]) -> list[Row]:
 
 
 def test(run: Run, task: str) -> dict[str, float]:
-    """Return the test scores of a run's best checkpoint. They are computed once and kept in the run's folder."""
+    """Return a dictionary with the test scores of the best checkpoint of a run.
+
+    The scores are computed once and kept in the folder of the run.
+    """
     folder = run.folder.path / "test"
     if not (folder / "metrics.json").is_file():
         command = [f"{task}.test", "--ckpt_path", str(run.folder.best), "--output", str(folder)]
@@ -91,10 +94,13 @@ def test(run: Run, task: str) -> dict[str, float]:
 
 @torch.inference_mode()
 def latencies(models: Sequence[tuple[torch.nn.Module, torch.Tensor]]) -> list[float]:
-    """Return the median latency of each model for one image, in milliseconds, timed in interleaved rounds.
+    """Return the list of median latencies for one image in milliseconds, one per model.
+
+    The models take turns, so that other load on the machine slows all models equally. The time includes the
+    post-processing of detectors.
 
     Args:
-        models: pairs of a module and an image ``(1, 3, H, W)``. The post-processing of detectors is timed too.
+        models: pairs (module, image), with an image ``(1, 3, H, W)``.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [(module.to(device).eval(), image.to(device)) for module, image in models]
@@ -110,7 +116,7 @@ def latencies(models: Sequence[tuple[torch.nn.Module, torch.Tensor]]) -> list[fl
 
 
 def report(rows: Sequence[Row], plan: Plan, output: Path) -> None:
-    """Write the comparison as Markdown, JSON and a figure; print the table."""
+    """Write the comparison as Markdown, JSON and a figure to the output folder, and print the Markdown table."""
     table = markdown(rows, plan)
     (output / "comparison.md").write_text(table)
     (output / "comparison.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
@@ -119,7 +125,7 @@ def report(rows: Sequence[Row], plan: Plan, output: Path) -> None:
 
 
 def markdown(rows: Sequence[Row], plan: Plan) -> str:
-    """Return the comparison as a Markdown table, with a note on the measurement."""
+    """Return the comparison as a Markdown table, followed by a note on how the values were measured."""
     kinds = ["last", "best"] + (["test"] if plan.split == "test" else [])
     titles = {"last": "val, last epoch", "best": "val, best epoch", "test": "test, best epoch on val"}
     columns = ["model", "parameters", "multiply-adds", "ms an image"]
@@ -141,7 +147,7 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
 def draw(rows: Sequence[Row], plan: Plan, path: Path) -> None:
     """Plot the first score of the task against multiply-adds, parameters and latency.
 
-    Each seed is a dot. The mean over the seeds is a marker, the standard deviation its error bar.
+    Each seed is a dot. A marker shows the mean over the seeds, and an error bar shows the standard deviation.
     """
     name = SCORES[plan.task][0]
     kind, title = ("test", f"{name} on test") if plan.split == "test" else ("last", f"{name} on val, last epoch")

@@ -1,1 +1,1 @@
-"""Notebooks, and ``python -m experiments.notebooks``, which executes them in place."""
+"""Notebooks, and the command ``python -m experiments.notebooks`` that executes them in place."""

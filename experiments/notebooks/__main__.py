@@ -21,7 +21,7 @@ PARAMETERS = "parameters"  # tag of the cell that sets a notebook's variables
 
 
 def main() -> None:
-    """Execute the notebooks that the command line names, and save the outputs in the same files."""
+    """Execute the notebooks named on the command line, or all notebooks, and save them with their outputs."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.notebooks", description="Execute notebooks from top to bottom, in place."
     )
@@ -46,20 +46,20 @@ def list_notebooks() -> list[Path]:
 def execute(notebook, folder: Path, parameters: Mapping[str, object] | None = None):
     """Execute a copy of a notebook from top to bottom in a fresh kernel.
 
-    The kernel runs with this Python interpreter on one thread, and can import this repository.
+    The kernel uses this Python interpreter with one thread, and can import this repository.
 
     Args:
-        notebook: an nbformat notebook; it is not changed.
+        notebook: nbformat notebook. It is not changed.
         folder: working directory of the kernel.
-        parameters: new values for variables that the cell tagged "parameters" sets. A temporary cell after the tagged
-            cell sets the new values. The temporary cell is not in the result.
+        parameters: dictionary from names to new values of variables that the cell tagged "parameters" sets. None: no
+            new values. A temporary cell after the tagged cell sets the new values. It is not in the result.
 
     Returns:
         The copy with its outputs.
 
     Raises:
-        InputError: the optional extra is missing, a cell raises an error, or the tagged cell does not set a variable of
-            ``parameters``.
+        InputError: a package of the pip extra "notebooks" is missing, a cell raises an error, or the tagged cell does
+            not set a variable of ``parameters``.
     """
     nbclient, jupyter_client = _import("nbclient"), _import("jupyter_client")
     notebook = copy.deepcopy(notebook)
@@ -99,7 +99,7 @@ def execute(notebook, folder: Path, parameters: Mapping[str, object] | None = No
 
 
 def _set_parameters(notebook, parameters: Mapping[str, object]):
-    """Assign the parameters in a new cell, placed after the cell tagged "parameters". Return the new cell."""
+    """Insert a cell that assigns the parameters after the cell tagged "parameters", and return the new cell."""
     (number,) = (i for i, cell in enumerate(notebook.cells) if PARAMETERS in cell.metadata.get("tags", ()))
     source = notebook.cells[number].source
     for name in parameters:
