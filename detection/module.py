@@ -186,8 +186,7 @@ class DetectionModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Log a warning if training images have more objects than can be detected or scored."""
-        source, most = self.trainer.datamodule.train_source, self.model.most_detections
-        counts = np.array([len(source.labels(index)) for index in range(len(source))])
+        counts, most = self.trainer.datamodule.object_counts, self.model.most_detections
         found = min(most, SCORED_DETECTIONS)
         if self.trainer.is_global_zero and counts.max() > found:
             _logger.warning(

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -127,6 +128,12 @@ class DetectionData(ImageData):
         """Training images with boxes. The classes are those of the training data, not those of a trained model."""
         return self._source("train", None)
 
+    @cached_property
+    def object_counts(self) -> np.ndarray:
+        """Number of objects in each training image: ``(N,)`` int64. It is counted once, as scenes are slow to count."""
+        source = self.train_source
+        return np.array([len(source.labels(index)) for index in range(len(source))], dtype=np.int64)
+
     @property
     def dataset_name(self) -> str:
         """Short name of the data set, for tables and names of folders."""
@@ -150,7 +157,8 @@ class DetectionData(ImageData):
         if stage in {"fit", "validate"}:
             self.val_split = (stage == "validate" and self.split) or "val"
             self.val_set = self._evaluation_set(self.val_split)
-            if stage == "fit" and not _objects(self.val_set.source):
+            source = self.val_set.source
+            if stage == "fit" and not any(len(source.labels(index)) for index in range(len(source))):
                 _logger.warning(
                     "%s: no validation image has an object, so AP cannot be measured; best.ckpt is then the last epoch",
                     self.dataset_name,
@@ -173,10 +181,8 @@ class DetectionData(ImageData):
 
     def describe(self) -> str:
         """Return one line of text: name, number of images, objects and classes, and batch size."""
-        source = self.train_source
-        objects = _objects(source)
         return (
-            f"{self.dataset_name}: {len(self.train_set)} training images with {objects} objects and "
+            f"{self.dataset_name}: {len(self.train_set)} training images with {self.object_counts.sum()} objects and "
             f"{len(self.val_set)} validation images, of {len(self.class_names)} classes, batches of "
             f"{self.hparams.batch_size}"
         )
@@ -198,8 +204,7 @@ class DetectionData(ImageData):
         Raises:
             InputError: no training image has an object, or all objects become smaller than a pixel.
         """
-        source = self.train_source
-        total = _objects(source)
+        source, total = self.train_source, int(self.object_counts.sum())
         if not total:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in source.left_out.items())
             raise InputError(
@@ -208,40 +213,37 @@ class DetectionData(ImageData):
             )
         if not self._resizes:
             return
-        sides = (min(self.hparams.short_sides), max(self.hparams.short_sides))
-        lost = {side: self._too_small(side) for side in sides}
-        small, large = sides
+        corners = np.concatenate([source.boxes(index) for index in range(len(source))])
+        sides = corners[:, 2:] - corners[:, :2]  # width and height
+        sizes = np.array([source.size(index) for index in range(len(source))])
+
+        def too_small(short_side: int) -> int:
+            resized_sizes = [resized(*size, short_side, self.hparams.longest) for size in sizes.tolist()]
+            scales = (np.array(resized_sizes) / sizes)[:, ::-1]
+            return int((sides * scales.repeat(self.object_counts, axis=0) < 1).any(1).sum())
+
+        small, large = min(self.hparams.short_sides), max(self.hparams.short_sides)
+        lost = too_small(small)
+        if not lost:
+            return
+        lost_at_large = too_small(large)
         remedy = "raise --data.short_sides, --data.short_side and --data.longest, or cut the images into tiles"
-        if lost[large] == total:
+        if lost_at_large == total:
             raise InputError(
                 f"{self.dataset_name}: all {total} training objects are less than a pixel wide or high in images "
                 f"with a shorter side of {large} pixels: {remedy}"
             )
-        if lost[small]:
-            _logger.warning(
-                "%s: of %d training objects, %d are less than a pixel wide or high in images with a shorter side of %d "
-                "pixels, and %d with one of %d; they are not learned there: %s",
-                self.dataset_name,
-                total,
-                lost[small],
-                small,
-                lost[large],
-                large,
-                remedy,
-            )
-
-    def _too_small(self, short_side: int) -> int:
-        """Return the number of training objects that are less than a pixel wide or high in resized images.
-
-        ``short_side`` is the shorter side of the resized images in pixels.
-        """
-        source, count = self.train_source, 0
-        for index in range(len(source)):
-            height, width = size = source.size(index)
-            scale = np.divide(resized(height, width, short_side, self.hparams.longest), size)[::-1]
-            boxes = source.boxes(index)
-            count += int(((boxes[:, 2:] - boxes[:, :2]) * scale < 1).any(1).sum())
-        return count
+        _logger.warning(
+            "%s: of %d training objects, %d are less than a pixel wide or high in images with a shorter side of %d "
+            "pixels, and %d with one of %d; they are not learned there: %s",
+            self.dataset_name,
+            total,
+            lost,
+            small,
+            lost_at_large,
+            large,
+            remedy,
+        )
 
     def _has_test(self) -> bool:
         if self.hparams.dataset == "scenes":
@@ -271,11 +273,6 @@ class DetectionData(ImageData):
         given = [(paths or {}).get(split) for paths in (self.hparams.annotations, self.hparams.images)]
         root = self.hparams.root
         return None if root is None else Path(root), split, *(None if path is None else Path(path) for path in given)
-
-
-def _objects(source: Source) -> int:
-    """Return the total number of objects in all images of a data set."""
-    return sum(len(source.labels(index)) for index in range(len(source)))
 
 
 def _absolute(paths: dict[str, str] | None) -> dict[str, str] | None:

@@ -172,9 +172,9 @@ class ProgressSchedule(LRScheduler):
 class ExponentialAverage(WeightAveraging):
     """Callback that averages weights and buffers over the optimiser steps with exponential decay.
 
-    The average is evaluated and saved instead of the weights. After ``n`` steps the decay is ``min(decay, (1 + n) / (10
-    + n))``, as in TensorFlow's ExponentialMovingAverage. The initial weights therefore soon lose their influence, even
-    in runs that are shorter than ``1 / (1 - decay)`` steps.
+    The average is evaluated and saved instead of the weights. The decay after ``n`` steps is the smaller one of
+    ``decay`` and ``(1 + n) / (10 + n)``, as in TensorFlow's ExponentialMovingAverage. The initial weights therefore
+    soon lose their influence, even in runs that are shorter than ``1 / (1 - decay)`` steps.
 
     Args:
         decay: decay of the average in long runs, from 0 to below 1.

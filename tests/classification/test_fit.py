@@ -8,6 +8,7 @@ import cv2
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Callback
 
 from classification.module import ClassificationModule
 from mobile_former.ablation import AttentionAlone
@@ -418,6 +419,20 @@ def test_an_option_that_lightning_refuses_is_one_line_and_leaves_no_folder(
     assert message in error
     assert "Traceback" not in result.stderr
     assert not list((tmp_path / "runs" / "classification").iterdir())
+
+
+class Faulty(Callback):
+    """A callback of a user, with a mistake that torch reports in the validation before training."""
+
+    def on_validation_batch_start(self, trainer, pl_module, *_):
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+
+def test_a_mistake_in_the_code_of_a_user_keeps_its_traceback(image_folder, tmp_path):
+    result = finetune(image_folder, "--trainer.callbacks+", "tests.classification.test_fit.Faulty", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "on_validation_batch_start" in result.stderr
 
 
 def test_an_infinite_loss_stops_the_run_and_keeps_the_previous_checkpoint(image_folder, tmp_path):

@@ -5,7 +5,6 @@ import shutil
 import signal
 import sys
 import textwrap
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from reprlib import repr as brief
@@ -19,7 +18,6 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-import mobile_former
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.cli.config_check import require_finite, require_transforms
 from mobile_former.training.cli.parser import LONGEST_MESSAGE, Parser
@@ -91,12 +89,13 @@ class FitCLI(LightningCLI):
         try:
             self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
         except (InputError, OSError):
-            self._remove_untrained_run()
+            if self.trainer.global_step == 0:
+                self._remove_new_folder()
             raise
         except _OPTION_ERRORS as error:
             if not self._is_refusal(error):
                 raise
-            self._remove_untrained_run()
+            self._remove_new_folder()
             reason = textwrap.shorten(str(error), LONGEST_MESSAGE)
             raise InputError(f"training cannot begin with these options: {reason}") from error
         except SystemExit as stop:  # a signal stopped the run, see LastCheckpoint
@@ -110,17 +109,20 @@ class FitCLI(LightningCLI):
             self.report.finish(self.trainer, self.model, self.datamodule)
 
     def _is_refusal(self, error: Exception) -> bool:
-        """Return whether a library has raised ``error`` before the first batch, because it refuses an option."""
-        frames = traceback.extract_tb(error.__traceback__)
-        by_library = not Path(frames[-1].filename).is_relative_to(Path(mobile_former.__file__).parents[1] / self.task)
-        by_library &= not Path(frames[-1].filename).is_relative_to(Path(mobile_former.__file__).parent)
-        return by_library and self.trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
+        """Return whether Lightning or torch has raised ``error`` before the first batch, because of an option."""
+        frame = error.__traceback__
+        while frame.tb_next:
+            frame = frame.tb_next
+        raised_in = frame.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+        loop = self.trainer.fit_loop.epoch_loop
+        # Lightning validates some batches before training. An error in a batch is one of the model, not of an option.
+        begun = loop.batch_progress.total.ready or loop.val_loop.batch_progress.total.ready
+        return raised_in in {"pytorch_lightning", "lightning_fabric", "torch"} and not begun
 
-    def _remove_untrained_run(self) -> None:
-        """Delete the folder of a new run that failed before its first step, so that its name can be used again."""
+    def _remove_new_folder(self) -> None:
+        """Delete the folder of a new run in which nothing was trained, so that its name can be used again."""
         # Never delete the folder of a resumed run: global_step is 0 until the checkpoint is loaded.
-        untrained = self.folder and not self.checkpoint and self.trainer.global_step == 0
-        if untrained and self.trainer.is_global_zero:
+        if self.folder and not self.checkpoint and rank_zero_only.rank == 0:
             shutil.rmtree(self.folder.path)
 
     # Parsing
@@ -250,8 +252,7 @@ class FitCLI(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs)
         except Exception:
-            if self.folder and not self.checkpoint and rank_zero_only.rank == 0:
-                shutil.rmtree(self.folder.path)  # nothing was trained, so the name stays free
+            self._remove_new_folder()
             raise
 
     def _start_run(self) -> int | None:

@@ -14,8 +14,8 @@ from mobile_former.weights.files import read_file
 
 _logger = logging.getLogger(__name__)
 
-# Options of the modules that the optimiser state or the averaged weights of a checkpoint depend on.
-_FREEZING = ("freeze_backbone", "freeze_batch_norm")
+# Options that must stay on or off: the state of the optimiser and the averaged weights in a checkpoint depend on it.
+_SWITCHES = ("ema_decay", "freeze_backbone", "freeze_batch_norm")
 
 
 class RunStart(NamedTuple):
@@ -94,7 +94,7 @@ def _last_whole_checkpoint(
 def _resumed_step(
     checkpoint: Path, content: object, task: str, module: LightningModule, datamodule: LightningDataModule
 ) -> int:
-    """Check that a checkpoint fits the model to train, and return its optimiser step.
+    """Check that a checkpoint fits the run, print the options that the run changes, and return its optimiser step.
 
     Args:
         checkpoint: path of the checkpoint, for error messages.
@@ -111,26 +111,17 @@ def _resumed_step(
         theirs, step = dict(content["hyper_parameters"]), content["global_step"]
     except (KeyError, TypeError, ValueError):
         raise InputError(f"--ckpt_path {checkpoint} is not a checkpoint of {task}.fit") from None
-    for option in ("class_names", *module.architecture):
-        if theirs.get(option) != module.hparams[option]:
+    for option in ("class_names", *module.architecture, *_SWITCHES):
+        before, now = theirs.get(option), module.hparams.get(option)
+        if (bool(before) != bool(now)) if option in _SWITCHES else (before != now):
             raise InputError(
-                f"--ckpt_path {checkpoint} was trained with {option} {theirs.get(option)}, but this run has "
-                f"{module.hparams[option]}: give the options of that run, or start a new run from its weights with "
-                "--model.pretrained"
+                f"--ckpt_path {checkpoint} was trained with {option} {before}, but this run has {now}: give the "
+                "options of that run, or start a new run from its weights with --model.pretrained"
             )
-    averaged, averages = (bool(options.get("ema_decay")) for options in (theirs, module.hparams))
-    frozen, freezes = ([name for name in _FREEZING if options.get(name)] for options in (theirs, module.hparams))
-    if averaged != averages or frozen != freezes:
-        option = "ema_decay" if averaged != averages else (frozen + freezes)[0]
-        raise InputError(
-            f"--ckpt_path {checkpoint} was trained with {option} {theirs.get(option)}, but this run has "
-            f"{module.hparams.get(option)}, and the state of the optimiser does not fit both: give the options of that "
-            "run, or start a new run from its weights with --model.pretrained"
-        )
     if rank_zero_only.rank == 0:
         print(f"from   {checkpoint}, step {step}")
-        before = theirs | dict(content.get("datamodule_hyper_parameters", {}))
-        if changes := _changes(before, {**module.hparams, **datamodule.hparams}):
+        theirs |= content.get("datamodule_hyper_parameters", {})
+        if changes := _changes(theirs, {**module.hparams, **datamodule.hparams}):
             print(f"new    {', '.join(changes)}")
     return step
 
