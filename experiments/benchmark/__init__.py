@@ -1,1 +1,1 @@
-"""Benchmarks of inference and training: ``python -m experiments.benchmark``."""
+"""Benchmarks of inference and training, run with ``python -m experiments.benchmark``."""

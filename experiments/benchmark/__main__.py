@@ -1,15 +1,21 @@
-"""Time models of this project and other networks, interleaved in one process: inference latency or training speed.
+"""Time inference or training steps of this project's models and of other networks, in one process.
 
     python -m experiments.benchmark --peers path/to/onnx_files                         # one image, one thread
     python -m experiments.benchmark --threads 1 2 --batch_sizes 1 32 --forms eager deployed compiled onnx
     python -m experiments.benchmark --training true --peers timm/mobilenetv3_large_100 --forms eager compiled
 
-A candidate is a model in one form: ``eager`` (the trainable model in evaluation mode), ``deployed`` (the model from
-``mobile_former.deploy``), ``compiled`` (the deployed model with ``torch.compile``) or ``onnx`` (the deployed model
-exported to ONNX, run by ONNX Runtime on the CPU). Detectors are timed without their postprocessing. All weights are
-random. Each round times every candidate once, in random order. Each round gives the ratio of a candidate's time to the
-baseline's time; the tables show the median ratio. The output folder gets benchmark.json, benchmark.md and
-benchmark.png, or, for training, training.json, training.md and training.png.
+Each model is timed in one or several forms:
+
+- ``eager``: the trainable model in evaluation mode
+- ``deployed``: the model from ``mobile_former.deploy``
+- ``compiled``: the deployed model with ``torch.compile``
+- ``onnx``: the deployed model, exported to ONNX and run by ONNX Runtime on the CPU
+
+A candidate is a model in one form. Detectors are timed without their postprocessing. All weights are random. Each round
+times every candidate once, in random order. In each round, the time of a candidate is divided by the time of the
+baseline, which is one of the candidates. The tables show the median of this ratio over the rounds. The command writes
+benchmark.json, benchmark.md and benchmark.png to the output folder. For training, it writes training.json, training.md
+and training.png.
 """
 
 import contextlib
@@ -30,20 +36,21 @@ from experiments.benchmark.candidates import (
     CLASSES,
     FORMS,
     Candidate,
+    create_earlier,
     create_network,
-    earlier_candidate,
-    file_candidate,
     find_peers,
     model_candidates,
+    prepare_module,
 )
-from experiments.benchmark.earlier import create_earlier
 from experiments.benchmark.figures import draw_latency, draw_training
 from experiments.benchmark.machine import describe_machine
+from experiments.benchmark.onnx_graph import OnnxGraph
 from experiments.benchmark.tables import latency_table, training_table
-from experiments.benchmark.training_speed import LAYOUTS, PRECISIONS, Kernel, TrainedModel, trace_step, train_model
+from experiments.benchmark.training_speed import LAYOUTS, PRECISIONS, TrainedModel, trace_step, train_model
 from experiments.interleaved import interleave, paired, quartiles
 from experiments.matching import now
 from mobile_former.errors import InputError, first_line, nearest
+from mobile_former.training.baselines import is_baseline
 from mobile_former.training.cli.command import require_writable, run_command
 from mobile_former.training.cli.parser import Parser
 
@@ -51,69 +58,42 @@ TRAINABLE_FORMS = ("eager", "compiled")
 
 
 def main() -> None:
-    """Run the benchmark given by the command line, print the table and write the files."""
+    """Run the benchmark with the options of the command line, print the table and write the files."""
     parser = Parser(prog="python -m experiments.benchmark", description=__doc__.partition("\n")[0])
     parser.add_argument("--training", type=bool, default=False, help="time training steps instead of inference")
     parser.add_argument(
-        "--models",
-        type=str,
-        nargs="+",
-        default=None,
-        help="classifiers or detectors of this project; default: all seven classifiers; training: mobile_former_294m",
+        "--models", nargs="+", help="models of this project; default: all classifiers; training: mobile_former_294m"
     )
     parser.add_argument(
-        "--peers",
-        type=str,
-        nargs="+",
-        default=[],
-        help="other networks: ONNX files, folders of ONNX files, timm/NAME or transformers/NAME",
+        "--peers", nargs="+", default=[], help="other networks: .onnx files or folders, timm/NAME or transformers/NAME"
     )
     parser.add_argument(
-        "--earlier",
-        type=Path | None,
-        default=None,
-        help="checkout of an earlier version of this project; its classifiers are timed too",
+        "--earlier", type=Path | None, help="checkout of an earlier version; its classifiers are timed too"
     )
     parser.add_argument(
         "--forms",
-        type=str,
         nargs="+",
-        default=None,
         help=f"from {', '.join(FORMS)}; default: eager deployed onnx; on a GPU: eager deployed; training: eager",
     )
     parser.add_argument(
-        "--threads",
-        type=int,
-        nargs="+",
-        default=None,
-        help="threads per operation on the CPU; default: 1; training: PyTorch's default",
+        "--threads", type=int, nargs="+", help="threads per operation on the CPU; default: 1; training: PyTorch's"
     )
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=None, help="default: 1; training: 256")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", help="default: 1; training: 256")
     parser.add_argument(
         "--image_size", type=int, nargs="+", default=[224], help="pixels: side of a square, or height and width"
     )
     parser.add_argument(
-        "--baseline",
-        type=str | None,
-        default=None,
-        help="candidate that ratios refer to, for example mobile_former_26m:eager; default: the first peer",
+        "--baseline", help="candidate that ratios refer to, such as mobile_former_26m:eager; default: the first peer"
     )
+    parser.add_argument("--layouts", nargs="+", help=f"training only: from {', '.join(LAYOUTS)}; default: both")
+    parser.add_argument("--precision", help="training only: bf16 (default) or float32")
     parser.add_argument(
-        "--layouts", type=str, nargs="+", default=None, help=f"training only: from {', '.join(LAYOUTS)}; default: both"
-    )
-    parser.add_argument("--precision", type=str | None, default=None, help="training only: bf16 (default) or float32")
-    parser.add_argument(
-        "--trace",
-        type=Path | None,
-        default=None,
-        help="training only: .json or .json.gz file for the trace of the first candidate",
+        "--trace", type=Path | None, help="training only: .json or .json.gz file for the first candidate's trace"
     )
     parser.add_argument("--rounds", type=int, default=30, help="timed rounds")
     parser.add_argument("--warmup", type=int, default=3, help="rounds before the timed ones")
     parser.add_argument("--repeat", type=int, default=1, help="runs of a candidate in each round; their median counts")
-    parser.add_argument(
-        "--device", type=str | None, default=None, help="cpu or cuda; default: cpu; training: the GPU if there is one"
-    )
+    parser.add_argument("--device", help="cpu or cuda; default: cpu; training: the GPU if there is one")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="output folder")
     options = parser.parse_args()
     device = choose_device(options)
@@ -124,14 +104,12 @@ def main() -> None:
         require_writable(target)
 
     machine = describe_machine(device)
-    settings, table, draw = (
-        (time_training(options, device), training_table, draw_training)
-        if options.training
-        else (time_latency(options, device), latency_table, draw_latency)
-    )
-    used = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    result = {"machine": machine, "options": used, "settings": settings}
-    targets["json"].write_text(json.dumps(result, indent=2) + "\n")
+    if options.training:
+        settings, table, draw = time_training(options, device), training_table, draw_training
+    else:
+        settings, table, draw = time_latency(options, device), latency_table, draw_latency
+    result = {"machine": machine, "options": vars(options), "settings": settings}
+    targets["json"].write_text(json.dumps(result, indent=2, default=str) + "\n")
     targets["md"].write_text(table(result))
     draw(result, targets["png"])
     print(f"\n{table(result)}\nwritten: {options.output}/: {', '.join(target.name for target in targets.values())}")
@@ -140,10 +118,12 @@ def main() -> None:
 
 
 def choose_device(options: Namespace) -> torch.device:
-    """Return the device of ``--device``. Default: the CPU; for training, the GPU if there is one.
+    """Return the device given by ``--device``. Without this option, training uses the GPU if there is one.
+
+    In all other cases the default is the CPU.
 
     Raises:
-        InputError: the device is neither cpu nor cuda, or it is not available.
+        InputError: the device is neither cpu nor cuda, or the device is not available.
     """
     if options.device is None:
         return torch.device("cuda" if options.training and torch.cuda.is_available() else "cpu")
@@ -176,13 +156,10 @@ def complete(options: Namespace, device: torch.device) -> None:
         "precision": "bf16",
     }
     for name, value in defaults.items():
-        if options[name] is None:
-            options[name] = value
-        if isinstance(options[name], list | tuple):
-            options[name] = list(dict.fromkeys(options[name]))
-    forms = TRAINABLE_FORMS if training else FORMS
+        given = value if options[name] is None else options[name]
+        options[name] = given if isinstance(given, str) else list(dict.fromkeys(given))
     for name, given, known in (
-        ("forms", options.forms, forms),
+        ("forms", options.forms, TRAINABLE_FORMS if training else FORMS),
         ("layouts", options.layouts, LAYOUTS),
         ("precision", [options.precision], PRECISIONS),
     ):
@@ -190,12 +167,11 @@ def complete(options: Namespace, device: torch.device) -> None:
             if value not in known:
                 raise InputError(f"--{name} {value}: {nearest(value, known)}")
     options.forms = [form for form in FORMS if form in options.forms]
-    for name, least in (("threads", 1), ("batch_sizes", 1), ("image_size", 32), ("rounds", 1), ("repeat", 1)):
+    least = {"threads": 1, "batch_sizes": 1, "image_size": 32, "rounds": 1, "warmup": 0, "repeat": 1}
+    for name, lowest in least.items():
         for value in options[name] if isinstance(options[name], list) else [options[name]]:
-            if value < least:
-                raise InputError(f"--{name} is {value}: give at least {least}")
-    if options.warmup < 0:
-        raise InputError(f"--warmup is {options.warmup}: give at least 0")
+            if value < lowest:
+                raise InputError(f"--{name} is {value}: give at least {lowest}")
     if len(options.image_size) > 2:
         raise InputError("--image_size: give one side, or height and width")
     options.image_size = [options.image_size[0], options.image_size[-1]]
@@ -211,49 +187,49 @@ def time_latency(options: Namespace, device: torch.device) -> list[dict]:
     """Time inference for each number of threads and each batch size.
 
     Returns:
-        One dictionary per number of threads and batch size: ``threads``, ``batch_size``, ``baseline`` (a label) and
-        ``rows``. Each row has the results of one candidate from :func:`row`, plus ``madds`` (multiply-adds of an image)
-        and ``speedup`` (factor over the eager form of the same model, None if the eager form is not timed).
+        List of dictionaries, one for each number of threads and batch size. The keys are ``threads``, ``batch_size``,
+        ``baseline`` (the label of the baseline) and ``rows``. ``rows`` is a list with one dictionary for each
+        candidate, which has the keys of :func:`row`, ``madds`` (multiply-adds for one image) and ``speedup``. The
+        speed-up is the time of the model in eager form divided by the candidate's time. The speed-up is None if the
+        eager form is not timed.
 
     Raises:
         InputError: a candidate is unknown, cannot be built or cannot be run.
-        FileNotFoundError: a peer does not exist.
+        FileNotFoundError: a network of ``--peers`` does not exist.
     """
     settings = []
     with tempfile.TemporaryDirectory() as scratch:
         candidates = build_candidates(options, device, Path(scratch))
         peers = [candidate.label for candidate in candidates if candidate.is_peer]
         baseline = choose_baseline(options.baseline, [candidate.label for candidate in candidates], peers)
-        for threads in options.threads:
-            for batch in options.batch_sizes:
-                torch.set_num_threads(threads)
-                images = fixed_images(batch, options.image_size, device)
-                title = f"threads {threads}, batch {batch}"
-                runs = {}
-                with compiling():
-                    with progress(f"preparing: {title}", len(candidates)) as prepared:
-                        for candidate in candidates:
-                            runs[candidate.label] = candidate.prepare(threads, images)
-                            prepared()
-                    with torch.inference_mode():
-                        seconds = time_rounds(runs, options, device, title)
-                rows = []
-                for candidate in candidates:
-                    own = seconds[candidate.label]
-                    eager = seconds.get(f"{candidate.model}:eager")
-                    speedup = None if eager is None else quartiles(paired(eager, own))[1]
-                    figures = row(candidate, own, seconds[baseline], batch)
-                    rows.append(figures | {"madds": candidate.madds, "speedup": speedup})
-                settings.append({"threads": threads, "batch_size": batch, "baseline": baseline, "rows": rows})
+        for threads, batch in itertools.product(options.threads, options.batch_sizes):
+            torch.set_num_threads(threads)
+            images = fixed_images(batch, options.image_size, device)
+            title = f"threads {threads}, batch {batch}"
+            runs = {}
+            with compiling():
+                with progress(f"preparing: {title}", len(candidates)) as prepared:
+                    for candidate in candidates:
+                        runs[candidate.label] = candidate.prepare(threads, images)
+                        prepared()
+                with torch.inference_mode():
+                    seconds = time_rounds(runs, options, device, title)
+            rows = []
+            for candidate in candidates:
+                own, eager = seconds[candidate.label], seconds.get(f"{candidate.model}:eager")
+                speedup = None if eager is None else quartiles(paired(eager, own))[1]
+                figures = row(candidate, own, seconds[baseline], batch)
+                rows.append(figures | {"madds": candidate.madds, "speedup": speedup})
+            settings.append({"threads": threads, "batch_size": batch, "baseline": baseline, "rows": rows})
     return settings
 
 
 def build_candidates(options: Namespace, device: torch.device, scratch: Path) -> list[Candidate]:
-    """Build all candidates: models of this project in each form, earlier versions of these models, and peers.
+    """Build all models to time: the models of this project in each form, their earlier versions, and other networks.
 
     Raises:
-        InputError: a candidate is unknown or cannot be built.
-        FileNotFoundError: a peer does not exist.
+        InputError: a model is unknown or cannot be built.
+        FileNotFoundError: a network of ``--peers`` does not exist.
     """
     peers = find_peers(options.peers)
     size = tuple(options.image_size)
@@ -264,7 +240,8 @@ def build_candidates(options: Namespace, device: torch.device, scratch: Path) ->
     theirs: list[Candidate] = []
     for peer in peers:  # first, so that a wrong peer fails before the slow export of our models
         if isinstance(peer, Path):
-            theirs.append(file_candidate(peer, size))
+            graph = OnnxGraph(peer)
+            theirs.append(Candidate(f"{peer.stem}.onnx", "onnx", graph.madds(size), True, graph.prepare))
         else:
             theirs += model_candidates(peer, options.forms, size, device, scratch)
     ours: list[Candidate] = []
@@ -272,7 +249,8 @@ def build_candidates(options: Namespace, device: torch.device, scratch: Path) ->
         for name in options.models:
             ours += model_candidates(name, options.forms, size, device, scratch)
             if options.earlier and name in mobile_former.list_models():
-                ours.append(earlier_candidate(options.earlier, name, ours[-1].madds, device))
+                network = create_earlier(options.earlier, name).to(device).eval()
+                ours.append(Candidate(f"earlier/{name}", "eager", ours[-1].madds, False, prepare_module(network)))
             built()
     return [*ours, *theirs]
 
@@ -281,17 +259,18 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
     """Time training steps for each batch size.
 
     Returns:
-        One dictionary per batch size: ``threads``, ``batch_size``, ``baseline`` (a label), ``rows`` and ``trace``.
-        Each row has the results of one candidate from :func:`row`, plus ``layout`` and ``memory`` (bytes, None on a
-        CPU). ``trace`` is the dictionary from :func:`trace_as_dict`, or None if nothing is traced.
+        List of dictionaries, one for each batch size. The keys are ``threads``, ``batch_size``, ``baseline`` (the label
+        of the baseline), ``rows`` and ``trace``. ``rows`` is a list with one dictionary for each candidate, which has
+        the keys of :func:`row`, ``layout`` (the memory layout) and ``memory`` (bytes, None on a CPU). ``trace`` is None
+        if no step is traced. Otherwise it is the dictionary from :func:`trace_step`, with the ``label`` of the traced
+        candidate.
 
     Raises:
         InputError: a candidate is unknown, cannot be built or does not fit into memory.
     """
     creators = trainable(options)
     labels = [":".join(key) for key in creators]
-    peers = [label for label, (name, _, _) in zip(labels, creators, strict=True) if name in options.peers]
-    baseline = choose_baseline(options.baseline, labels, peers)
+    baseline = choose_baseline(options.baseline, labels, [label for label in labels if is_baseline(label)])
     torch.set_num_threads(options.threads[0])
     settings = []
     for batch in options.batch_sizes:
@@ -300,26 +279,14 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
         with compiling():
             candidates: list[TrainedModel] = []
             with progress("building", len(creators)) as built:
-                for (name, form, layout), create in creators.items():
-                    candidates.append(
-                        train_model(
-                            name,
-                            create,
-                            form=form,
-                            layout=layout,
-                            precision=options.precision,
-                            images=images,
-                            labels=classes,
-                            is_peer=name in options.peers,
-                        )
-                    )
+                for key, create in creators.items():
+                    candidates.append(train_model(*key, create, options.precision, images, classes))
                     built()
             runs = {candidate.label: candidate.step for candidate in candidates}
             seconds = time_rounds(runs, options, device, f"training, batch {batch}")
             traced = None
             if options.trace and batch == options.batch_sizes[0]:
-                milliseconds, kernels = trace_step(candidates[0].step, device, options.trace)
-                traced = trace_as_dict(candidates[0].label, milliseconds, kernels)
+                traced = {"label": candidates[0].label} | trace_step(candidates[0].step, device, options.trace)
         rows = []
         for candidate in candidates:
             figures = row(candidate, seconds[candidate.label], seconds[baseline], batch)
@@ -331,9 +298,10 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
 
 
 def trainable(options: Namespace) -> dict[tuple[str, str, str], Callable[[], torch.nn.Module]]:
-    """Check the names of the models and peers; return a dictionary of functions that each build one model to train.
+    """Check the names of the models to train, and return a dictionary of functions that build them.
 
-    The keys are ``(name, form, memory layout)``.
+    Returns:
+        Dictionary from a tuple (name of the model, form, memory layout) to a function that builds the model.
 
     Raises:
         InputError: a name is unknown, or the named model is not a classifier.
@@ -357,18 +325,19 @@ def trainable(options: Namespace) -> dict[tuple[str, str, str], Callable[[], tor
 
 
 def row(candidate: Candidate | TrainedModel, seconds: Sequence[float], baseline: Sequence[float], batch: int) -> dict:
-    """Compute the results of a candidate from the times that were measured.
+    """Compute the results of a candidate from its measured times.
 
     Args:
         candidate: the candidate.
-        seconds: time of the candidate in each round, in seconds.
-        baseline: time of the baseline in the same rounds, in seconds.
+        seconds: times of the candidate in seconds, one for each round.
+        baseline: times of the baseline in seconds, one for each of the same rounds.
         batch: batch size.
 
     Returns:
-        ``label``, ``model``, ``form`` and ``is_peer`` of the candidate; ``ms`` (median) and ``ms_quartiles``;
-        ``images_per_s``; ``ratio`` (median over the rounds of the candidate's time divided by the baseline's time) and
-        ``ratio_quartiles``; ``seconds`` as given.
+        Dictionary with the candidate's ``label``, ``model``, ``form`` and ``is_peer``, and with these keys: ``ms`` is
+        the median time in milliseconds, and ``ms_quartiles`` are the lower and the upper quartile. ``images_per_s`` is
+        the throughput. ``ratio`` is the candidate's time divided by the baseline's time in the same round, as a median
+        over the rounds, and ``ratio_quartiles`` are the quartiles. ``seconds`` are the times as given.
     """
     low, middle, high = quartiles(seconds)
     ratio_low, ratio, ratio_high = quartiles(paired(seconds, baseline))
@@ -386,19 +355,13 @@ def row(candidate: Candidate | TrainedModel, seconds: Sequence[float], baseline:
     }
 
 
-def trace_as_dict(label: str, milliseconds: float, kernels: Sequence[Kernel]) -> dict:
-    """Return the trace of a candidate as a dictionary for JSON: ``label``, ``step_ms`` and ``kernels``."""
-    rows = [{"name": kernel.name, "calls": kernel.calls, "ms": kernel.milliseconds} for kernel in kernels]
-    return {"label": label, "step_ms": milliseconds, "kernels": rows}
-
-
 def choose_baseline(given: str | None, labels: Sequence[str], peers: Sequence[str]) -> str:
-    """Return the label of the candidate that ratios refer to.
+    """Return the label of the baseline: the candidate by whose time all other times are divided.
 
     Args:
         given: value of ``--baseline``. None selects the first peer, or the first candidate if there are no peers.
         labels: labels of all candidates.
-        peers: labels of the peers.
+        peers: labels of the peers, the candidates that come from other libraries or ONNX files.
 
     Raises:
         InputError: no candidate has the given label.
@@ -409,30 +372,34 @@ def choose_baseline(given: str | None, labels: Sequence[str], peers: Sequence[st
 
 
 def fixed_images(batch: int, image_size: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return images of random noise, ``(batch, 3, H, W)``, made with a fixed seed."""
+    """Return a batch of random noise ``(batch, 3, H, W)``, drawn with a fixed seed."""
     return torch.randn(batch, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def time_rounds(
     runs: dict[str, Callable[[], object]], options: Namespace, device: torch.device, title: str
 ) -> dict[str, list[float]]:
-    """Time all candidates in interleaved rounds; return the seconds of each timed round by the candidate's label."""
+    """Time all candidates in interleaved rounds.
+
+    Args:
+        runs: dictionary from a candidate's label to a function that runs the candidate once.
+        options: options of the command line.
+        device: device of the candidates.
+        title: text beside the progress bar.
+
+    Returns:
+        Dictionary from a candidate's label to its seconds in each round. The warm-up rounds are left out.
+    """
+    counts = {name: options[name] for name in ("rounds", "warmup", "repeat")}
     with progress(title, options.warmup + options.rounds) as advance:
-        return interleave(
-            runs,
-            rounds=options.rounds,
-            warmup=options.warmup,
-            repeat=options.repeat,
-            clock=partial(now, device),
-            after_round=advance,
-        )
+        return interleave(runs, **counts, clock=partial(now, device), after_round=advance)
 
 
 @contextlib.contextmanager
 def compiling() -> Iterator[None]:
     """Let ``torch.compile`` create separate kernels for each model that is compiled in the ``with`` block.
 
-    An error is raised where ``torch.compile`` would otherwise fall back to running a model uncompiled.
+    If ``torch.compile`` would run a model uncompiled because of its recompile limit, an error is raised instead.
     """
     torch.compiler.reset()
     # The limit counts all models that share a forward function.
@@ -442,23 +409,16 @@ def compiling() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar and yield a function that advances the bar by one; without a terminal, print the title.
+    """Show a progress bar and yield a function that advances the bar by one. Without a terminal, only print the title.
 
-    The bar has no refresh thread, because the thread would disturb the timing.
+    The bar has no refresh thread, because a thread would disturb the timing.
     """
     terminal = Console(stderr=True)
     if not terminal.is_terminal:
         print(f"{title} …", flush=True)
-        yield lambda: None
-        return
-    with Progress(console=terminal, auto_refresh=False, transient=True) as bar:
+    with Progress(console=terminal, auto_refresh=False, transient=True, disable=not terminal.is_terminal) as bar:
         task = bar.add_task(title, total=total)
-        bar.refresh()
-
-        def advance() -> None:
-            bar.update(task, advance=1, refresh=True)
-
-        yield advance
+        yield lambda: bar.update(task, advance=1, refresh=True)
 
 
 if __name__ == "__main__":

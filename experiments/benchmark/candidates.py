@@ -1,6 +1,8 @@
-"""Candidates of the benchmark: models of this project in each form (such as compiled), and other networks (peers)."""
+"""Models to time: the models of this project in several forms (such as compiled), and other networks."""
 
 import functools
+import importlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 import detection
 import mobile_former
 from classification.baselines import create_baseline
-from experiments.benchmark.earlier import create_earlier
 from experiments.benchmark.onnx_graph import OnnxGraph
 from mobile_former.errors import InputError, first_line, nearest
 from mobile_former.training.baselines import is_baseline
@@ -31,10 +32,11 @@ class Candidate:
 
     Attributes:
         model: name of the model.
-        form: one of ``FORMS``.
-        madds: multiply-adds of one image.
+        form: "eager", "deployed", "compiled" or "onnx".
+        madds: multiply-adds for one image.
         is_peer: whether the model comes from another library or from an ONNX file.
-        prepare: takes a number of threads and images, and returns a function that runs the model once on the images.
+        prepare: function that takes a number of threads and images ``(B, 3, H, W)``. It returns a function without
+            arguments that runs the model once on these images.
     """
 
     model: str
@@ -45,16 +47,17 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """A name that no other candidate has."""
+        """The unique name of the candidate in the results, such as ``mobile_former_26m:eager``."""
         return self.model if self.model.endswith(".onnx") else f"{self.model}:{self.form}"
 
 
 def create_network(name: str) -> nn.Module:
-    """Build a classifier of this project, timm or transformers, or a detector of this project, with random weights.
+    """Build a classifier or detector of this project, or a classifier of another library, with random weights.
 
     Args:
-        name: a name in ``mobile_former.list_models()`` or ``detection.list_detectors()``, or ``timm/NAME`` or
-            ``transformers/NAME``.
+        name: name of a model in ``mobile_former.list_models()`` or ``detection.list_detectors()``. For a model of
+            another
+            library: ``timm/NAME`` or ``transformers/NAME``.
 
     Raises:
         InputError: the name is unknown, or the library cannot be imported.
@@ -72,15 +75,15 @@ def create_network(name: str) -> nn.Module:
 def model_candidates(
     name: str, forms: Sequence[str], image_size: tuple[int, int], device: torch.device, scratch: Path
 ) -> list[Candidate]:
-    """Return one candidate for each form of a model of this project or of another library.
+    """Return one candidate for each form of a model.
 
     Args:
         name: name of the model, see :func:`create_network`.
-        forms: some of ``FORMS``. For a model of another library, the candidates are always ``eager``, plus ``compiled``
-            if ``forms`` contains it.
+        forms: some of "eager", "deployed", "compiled" and "onnx". A model of another library is always timed in eager
+            form, and also compiled if ``forms`` contains "compiled". Its other forms are ignored.
         image_size: height and width in pixels.
         device: device of the model.
-        scratch: folder for ONNX files.
+        scratch: folder for the exported ONNX files.
 
     Raises:
         InputError: the name is unknown, or the library cannot be imported.
@@ -94,51 +97,20 @@ def model_candidates(
     else:
         deployed = network if list(forms) == ["eager"] else mobile_former.deploy(network)
     prepare = {
-        "eager": lambda: _module(network),
-        "deployed": lambda: _module(deployed),
-        "compiled": lambda: _compiled(deployed, name),
-        "onnx": lambda: _exported(deployed, image_size, scratch / f"{name}.onnx"),
+        "eager": prepare_module(network),
+        "deployed": prepare_module(deployed),
+        "compiled": _compiled(deployed, name),
+        "onnx": _exported(deployed, image_size, scratch / f"{name}.onnx"),
     }
-    return [Candidate(name, form, madds, is_baseline(name), prepare[form]()) for form in forms]
-
-
-def earlier_candidate(checkout: Path, name: str, madds: int, device: torch.device) -> Candidate:
-    """Return a classifier of an earlier version of this project as a candidate in the form ``eager``.
-
-    Args:
-        checkout: folder with the earlier version of the repository.
-        name: name of the classifier.
-        madds: multiply-adds of one image; equal in both versions.
-        device: device of the model.
-
-    Raises:
-        InputError: see :func:`~experiments.benchmark.earlier.create_earlier`.
-    """
-    network = create_earlier(checkout, name).to(device).eval()
-    return Candidate(f"earlier/{name}", "eager", madds, False, _module(network))
-
-
-def file_candidate(path: Path, image_size: tuple[int, int]) -> Candidate:
-    """Return the network in an ONNX file as a candidate (a peer).
-
-    Args:
-        path: the file.
-        image_size: height and width in pixels.
-
-    Raises:
-        InputError: the file is not an ONNX file, or its network does not take images of this size.
-        FileNotFoundError: the file does not exist.
-    """
-    graph = OnnxGraph(path)
-    return Candidate(f"{path.stem}.onnx", "onnx", graph.madds(image_size), True, graph.prepare)
+    return [Candidate(name, form, madds, is_baseline(name), prepare[form]) for form in forms]
 
 
 def find_peers(given: Sequence[str]) -> list[str | Path]:
-    """Return the peers: the names of models of other libraries, and the paths of ONNX files.
+    """Return the networks of ``--peers`` as a list. Models of other libraries are names, and ONNX files are paths.
 
     Args:
-        given: values of ``--peers``: ``timm/NAME``, ``transformers/NAME``, ``.onnx`` files, and folders of ``.onnx``
-            files.
+        given: values of ``--peers``. Each is ``timm/NAME``, ``transformers/NAME``, a ``.onnx`` file, or a folder of
+            ``.onnx`` files.
 
     Raises:
         InputError: a folder has no ``.onnx`` file, or two files have the same name.
@@ -167,7 +139,44 @@ def find_peers(given: Sequence[str]) -> list[str | Path]:
     return peers
 
 
-def _module(network: nn.Module) -> Prepare:
+def create_earlier(checkout: Path, name: str) -> nn.Module:
+    """Build a classifier with the package ``mobile_former`` of another checkout. The current package stays imported.
+
+    Args:
+        checkout: folder of another version of this repository, for example from ``git worktree add``.
+        name: name of the classifier.
+
+    Raises:
+        InputError: the folder has no package ``mobile_former``, the package cannot be imported, or the package has no
+            model with this name.
+    """
+    if not (checkout / "mobile_former" / "__init__.py").is_file():
+        raise InputError(f"{checkout} has no earlier version: create one with 'git worktree add {checkout} COMMIT'")
+    path, finders, own = list(sys.path), list(sys.meta_path), _pop_package()
+    sys.path.insert(0, str(checkout.resolve()))
+    try:
+        return importlib.import_module("mobile_former").create_model(name)
+    except (ImportError, ValueError) as error:  # the other package's InputError is a ValueError too
+        raise InputError(f"the version in {checkout} cannot be imported, or has no {name}: {error}") from error
+    finally:
+        # Earlier versions add an import hook for timm, which would look for their modules in the current package.
+        sys.path[:], sys.meta_path[:] = path, finders
+        _pop_package()
+        sys.modules.update(own)
+
+
+def _pop_package() -> dict:
+    """Remove all modules of ``mobile_former`` from ``sys.modules``.
+
+    Returns:
+        Dictionary from the name of a removed module to the module. Existing objects of the modules stay usable.
+    """
+    names = [name for name in sys.modules if name.partition(".")[0] == "mobile_former"]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+def prepare_module(network: nn.Module) -> Prepare:
+    """Return a function for :attr:`Candidate.prepare` that runs a PyTorch module without changes."""
     return lambda threads, images: lambda: network(images)
 
 
@@ -190,26 +199,18 @@ def _compiled(network: nn.Module, name: str) -> Prepare:
 def _exported(network: nn.Module, image_size: tuple[int, int], path: Path) -> Prepare:
     @functools.cache
     def graph() -> OnnxGraph:
-        outputs = _Outputs(network)
-        images = torch.zeros(2, 3, *image_size)
+        outputs, images = _Outputs(network), torch.zeros(2, 3, *image_size)
         with torch.no_grad():
             names = [f"output_{number}" for number in range(len(outputs(images)))]
-        write_onnx(
-            outputs,
-            [images],
-            path,
-            input_names=["images"],
-            output_names=names,
-            dynamic_axes=[{0: "batch"}],
-            metadata={"task": "benchmark"},
-        )
+        options = {"dynamic_axes": [{0: "batch"}], "metadata": {"task": "benchmark"}}
+        write_onnx(outputs, [images], path, input_names=["images"], output_names=names, **options)
         return OnnxGraph(path)
 
     return lambda threads, images: graph().prepare(threads, images)
 
 
 class _Outputs(nn.Module):
-    """A network that returns its output tensors as a tuple.
+    """Wrapper of a network that returns the output tensors as a tuple.
 
     The ONNX exporter needs a tuple, but detectors return a dictionary.
 

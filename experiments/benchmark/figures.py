@@ -8,6 +8,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from experiments.benchmark.candidates import FORMS
 from experiments.benchmark.machine import in_words
+from experiments.benchmark.tables import setting_title
 from mobile_former.training.run.figures import COLOURS
 
 MARKERS = "osD^"  # one per form
@@ -15,13 +16,14 @@ LINES = ("-", "--", ":", "-.")  # one per model family
 
 
 def draw_latency(result: dict, path: Path) -> None:
-    """Plot latency against multiply-adds on logarithmic axes, one panel per number of threads and batch size.
+    """Plot latency against multiply-adds on logarithmic axes.
 
-    Each family of this project's models has one line per form. Each peer is a labelled point.
+    There is one panel for each number of threads and batch size. Each family of this project's models, such as the
+    classifiers, has one line for each form (such as compiled). Each other network is a labelled point.
 
     Args:
         result: content of ``benchmark.json``.
-        path: picture to write.
+        path: path of the picture to write.
     """
     settings = result["settings"]
     columns = min(2, len(settings))
@@ -30,10 +32,9 @@ def draw_latency(result: dict, path: Path) -> None:
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for axis in axes[len(settings) :]:
         axis.set_axis_off()
+    labelled = {}
     for axis, setting in zip(axes, settings, strict=False):
         _draw_setting(axis, setting)
-    labelled = {}
-    for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
         labelled |= dict(zip(labels, handles, strict=True))
     figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=min(2 * columns, len(labelled)))
@@ -42,11 +43,11 @@ def draw_latency(result: dict, path: Path) -> None:
 
 
 def draw_training(result: dict, path: Path) -> None:
-    """Plot the throughput of each candidate as a bar; on a GPU, also plot the peak memory in a second panel.
+    """Plot the training throughput of each model as a bar. On a GPU, a second panel shows the peak memory.
 
     Args:
         result: content of ``training.json``.
-        path: picture to write.
+        path: path of the picture to write.
     """
     settings = result["settings"]
     on_gpu = settings[0]["rows"][0]["memory"] is not None
@@ -84,11 +85,10 @@ def _draw_setting(axis: Axes, setting: dict) -> None:
     families = list(dict.fromkeys(_family(row) for row in rows if not row["is_peer"]))
     for form, colour, marker in zip(FORMS, COLOURS, MARKERS, strict=False):
         for family, line in zip(families, LINES * len(families), strict=False):
-            own = sorted((row["madds"] / 1e6, row["ms"] / batch) for row in rows if _is_line(row, family, form))
+            own = [row for row in rows if not row["is_peer"] and (_family(row), row["form"]) == (family, form)]
             if own:
-                axis.plot(
-                    *zip(*own, strict=True), color=colour, marker=marker, linestyle=line, label=f"{family}, {form}"
-                )
+                places = zip(*sorted((row["madds"] / 1e6, row["ms"] / batch) for row in own), strict=True)
+                axis.plot(*places, color=colour, marker=marker, linestyle=line, label=f"{family}, {form}")
         theirs = [row for row in rows if row["is_peer"] and row["form"] == form]
         places = [(row["madds"] / 1e6, row["ms"] / batch) for row in theirs]
         if places:
@@ -100,21 +100,15 @@ def _draw_setting(axis: Axes, setting: dict) -> None:
     # One label per variant, earlier versions included, above its slowest point.
     for (name, madds), slowest in {(row["model"].rpartition("_")[2], row["madds"]): row for row in own}.items():
         _name(axis, name, (madds / 1e6, slowest["ms"] / batch))
-    axis.set_xscale("log")
-    axis.set_yscale("log")
+    axis.loglog()
     for direction in (axis.xaxis, axis.yaxis):
         direction.set_major_locator(LogLocator(subs=(1, 2, 5)))
         direction.set_major_formatter(StrMethodFormatter("{x:g}"))
         direction.set_minor_formatter(NullFormatter())
     axis.margins(0.12)
-    axis.set_xlabel("multiply-adds per image (millions)")
-    axis.set_ylabel("milliseconds per image")
-    axis.set_title(f"{setting['threads']} thread{'s' if setting['threads'] > 1 else ''}, batch {batch}", fontsize=11)
+    axis.set(xlabel="multiply-adds per image (millions)", ylabel="milliseconds per image")
+    axis.set_title(setting_title(setting), fontsize=11)
     axis.grid(alpha=0.3)
-
-
-def _is_line(row: dict, family: str, form: str) -> bool:
-    return not row["is_peer"] and row["form"] == form and _family(row) == family
 
 
 def _family(row: dict) -> str:

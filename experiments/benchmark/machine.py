@@ -1,8 +1,9 @@
-"""Describe the machine and the package versions of a measurement."""
+"""Functions that describe the machine and the package versions of a measurement."""
 
 import importlib.metadata
 import os
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -15,17 +16,17 @@ def describe_machine(device: torch.device) -> dict[str, object]:
         device: device of the measurement.
 
     Returns:
-        ``cpu``, ``cores`` (available to this process), ``system``, ``load`` (load average of the last minute, None if
-        the system has none), ``gpu`` (None on a CPU), and ``versions`` (by package, None if it is not installed).
+        Dictionary with these keys: ``cpu`` (name), ``cores`` (number available to this process), ``system``, ``load``
+        (load average of the last minute, None if the system has none) and ``gpu`` (name, None if ``device`` is a CPU).
+        ``versions`` is a dictionary from a package's name to its version, None if the package is not installed.
     """
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     packages = ("torch", "onnxruntime", "timm", "transformers")
     return {
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "gpu": gpu,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
     }
 
@@ -34,18 +35,14 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's name, or its architecture if the system reports no name.
 
     Args:
-        cpuinfo: Linux's file with the description of each core.
+        cpuinfo: file in which Linux describes each core.
     """
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def in_words(machine: dict) -> str:
-    """Return the machine's description as text."""
+    """Return a description from :func:`describe_machine` as one line of text."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     gpu = f"{machine['gpu']}; " if machine["gpu"] else ""
     return f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {versions}"

@@ -1,4 +1,4 @@
-"""ONNX files: set the batch and image size, count multiply-adds, run with ONNX Runtime."""
+"""Load ONNX files, set their batch and image size, count their multiply-adds, and run them with ONNX Runtime."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class OnnxGraph:
-    """A network in an ONNX file whose only input is images.
+    """A network in an ONNX file whose only input is a batch of images.
 
     Args:
         path: the file.
@@ -55,8 +55,8 @@ class OnnxGraph:
             image_size: height and width in pixels.
 
         Raises:
-            InputError: the graph takes images of another size, or the shapes of a layer cannot be inferred without
-                running the graph.
+            InputError: the network takes images of another size, or the shapes of a layer cannot be inferred without
+                running the network.
         """
         import onnx
 
@@ -89,14 +89,14 @@ class OnnxGraph:
         """Create an ONNX Runtime session on the CPU for a batch of images.
 
         Args:
-            threads: number of threads per operation.
+            threads: number of threads for each operation.
             images: ``(B, 3, H, W)`` float32.
 
         Returns:
-            A function that runs the graph once on these images.
+            Function that runs the network once on these images.
 
         Raises:
-            InputError: the graph does not take images of this size, or the graph fails on the images.
+            InputError: the network does not take images of this size, or the network fails on the images.
         """
         import onnxruntime
 
@@ -116,7 +116,7 @@ class OnnxGraph:
         return lambda: session.run(None, feed)
 
     def _sized(self, batch: int, image_size: tuple[int, int]) -> "onnx.ModelProto":
-        """Return a copy of the model with a fixed input size.
+        """Return a copy of the ONNX model with a fixed input size.
 
         The recorded shapes of all other tensors are removed, because they could contradict the input size.
         """

@@ -9,65 +9,45 @@ LONGEST_NAME = 80  # characters; names of template kernels have thousands
 
 
 def latency_table(result: dict) -> str:
-    """Return the tables of latencies, two tables for each number of threads and batch size.
+    """Return two tables of latencies for each number of threads and batch size, as Markdown.
 
-    The first table has a row for each model and a column for each form. The second table has the quartiles of each
-    candidate.
+    The first table has a row for each model and a column for each form, such as compiled. The second table has a row
+    for each model in each form, with the quartiles of the times.
 
     Args:
         result: content of ``benchmark.json``.
     """
-    options = result["options"]
-    height, width = options["image_size"]
-    parts = ["# Latency", _measured(result, f"images of {height}x{width} pixels")]
+    parts = ["# Latency", _measured(result, "")]
+    header = ["model", "form", "ms (quartiles)", "images/s", "ratio (quartiles)", "speed-up over eager"]
     for setting in result["settings"]:
-        rows, batch = setting["rows"], setting["batch_size"]
-        parts += [f"## {_setting(setting)}", _by_form(rows)]
-        parts.append(
-            f"Milliseconds per {'image' if batch == 1 else f'batch of {batch}'}; in parentheses: ratio to "
-            f"{setting['baseline']}."
-        )
-        header = ["model", "form", "ms (quartiles)", "images/s", "ratio (quartiles)", "speed-up over eager"]
-        lines = [
-            [
-                row["model"],
-                row["form"],
-                _spread(row["ms"], row["ms_quartiles"]),
-                f"{row['images_per_s']:.1f}",
-                _spread(row["ratio"], row["ratio_quartiles"]),
-                "" if row["speedup"] is None or row["form"] == "eager" else f"{row['speedup']:.2f}",
-            ]
-            for row in rows
-        ]
+        work = "image" if setting["batch_size"] == 1 else f"batch of {setting['batch_size']}"
+        parts += [f"## {setting_title(setting)}", _by_form(setting["rows"])]
+        parts.append(f"Milliseconds per {work}; in parentheses: ratio to {setting['baseline']}.")
+        lines = []
+        for row in setting["rows"]:
+            speedup = "" if row["speedup"] is None or row["form"] == "eager" else f"{row['speedup']:.2f}"
+            lines.append([row["model"], row["form"], *_times(row), speedup])
         parts.append(_table(header, lines))
     return "\n\n".join(parts) + "\n"
 
 
 def training_table(result: dict) -> str:
-    """Return a table of throughput and memory for each batch size, and a table of kernels if a step was traced.
+    """Return a table of throughput and memory for each batch size, as Markdown.
+
+    If a training step was traced, a table of its slowest kernels follows.
 
     Args:
         result: content of ``training.json``.
     """
-    options = result["options"]
-    height, width = options["image_size"]
-    step = f"images of {height}x{width} pixels, {options['precision']}, forward, loss, backward and AdamW"
+    step = f", {result['options']['precision']}, forward, loss, backward and AdamW"
     parts = ["# Training", _measured(result, step)]
+    header = ["model", "form", "layout", "ms per step (quartiles)", "images/s", "ratio of times (quartiles)", "GiB"]
     for setting in result["settings"]:
-        header = ["model", "form", "layout", "ms per step (quartiles)", "images/s", "ratio of times (quartiles)", "GiB"]
-        lines = [
-            [
-                row["model"],
-                row["form"],
-                row["layout"],
-                _spread(row["ms"], row["ms_quartiles"]),
-                f"{row['images_per_s']:.1f}",
-                _spread(row["ratio"], row["ratio_quartiles"]),
-                "" if row["memory"] is None else f"{row['memory'] / 2**30:.2f}",
-            ]
-            for row in setting["rows"]
-        ]
-        parts += [f"## {_setting(setting)}", _table(header, lines)]
+        lines = []
+        for row in setting["rows"]:
+            memory = "" if row["memory"] is None else f"{row['memory'] / 2**30:.2f}"
+            lines.append([row["model"], row["form"], row["layout"], *_times(row), memory])
+        parts += [f"## {setting_title(setting)}", _table(header, lines)]
         parts.append(f"Ratio: time of a step over that of {setting['baseline']}. GiB: peak of allocated memory.")
         if setting["trace"]:
             parts.append(_trace(setting["trace"]))
@@ -96,20 +76,38 @@ def _trace(trace: dict) -> str:
     )
 
 
-def _measured(result: dict, workload: str) -> str:
+def _measured(result: dict, step: str) -> str:
+    """Describe the machine and the measurement in one paragraph.
+
+    Args:
+        result: content of ``benchmark.json`` or ``training.json``.
+        step: text that is added to the size of the images, such as the precision.
+    """
     options, machine = result["options"], result["machine"]
+    workload = f"images of {options['image_size'][0]}x{options['image_size'][1]} pixels{step}"
     load = "" if machine["load"] is None else f" Load average at the start: {machine['load']}."
     runs = "" if options["repeat"] == 1 else f", each the median of {options['repeat']} runs"
     return f"{in_words(machine)}. Medians of {options['rounds']} interleaved rounds{runs}; {workload}.{load}"
 
 
-def _setting(setting: dict) -> str:
+def setting_title(setting: dict) -> str:
+    """Return the number of threads and the batch size as text.
+
+    Args:
+        setting: dictionary with the keys ``threads`` and ``batch_size``.
+    """
     threads = setting["threads"]
     return f"{threads} thread{'s' if threads > 1 else ''}, batch {setting['batch_size']}"
 
 
-def _spread(middle: float, ends: list[float]) -> str:
-    return f"{middle:.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
+def _times(row: dict) -> list[str]:
+    """Return the milliseconds, images per second and ratio to the baseline of one result, as cells of a table."""
+    return [_spread(row, "ms"), f"{row['images_per_s']:.1f}", _spread(row, "ratio")]
+
+
+def _spread(row: dict, name: str) -> str:
+    low, high = row[f"{name}_quartiles"]
+    return f"{row[name]:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _short(name: str) -> str:

@@ -1,4 +1,7 @@
-"""Measure the speed and memory of a training step, and trace the step. The data is on the device beforehand."""
+"""Measure the speed and memory of a training step, and trace the step.
+
+The data is on the device beforehand, so loading is not measured.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from experiments.matching import now
 from mobile_former.errors import InputError, first_line
+from mobile_former.training.baselines import is_baseline
 from mobile_former.training.optimisation import parameter_groups
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -25,11 +29,11 @@ class TrainedModel:
     Attributes:
         model: name of the model.
         form: "eager" or "compiled".
-        layout: one of ``LAYOUTS``.
+        layout: "contiguous" or "channels_last".
         is_peer: whether the model comes from another library.
-        step: runs one training step.
-        memory: peak memory of this training in bytes, without the memory of other candidates and of CUDA itself; None
-            on a CPU.
+        step: function that runs one training step.
+        memory: peak memory of this training in bytes, without the memory of other models and of CUDA itself; None on a
+            CPU.
     """
 
     model: str
@@ -41,32 +45,23 @@ class TrainedModel:
 
     @property
     def label(self) -> str:
-        """A name that no other candidate has."""
+        """The unique name of the model, form and layout, such as ``mobile_former_26m:eager:contiguous``."""
         return f"{self.model}:{self.form}:{self.layout}"
 
 
 def train_model(
-    name: str,
-    create: Callable[[], nn.Module],
-    *,
-    form: str,
-    layout: str,
-    precision: str,
-    images: Tensor,
-    labels: Tensor,
-    is_peer: bool = False,
+    name: str, form: str, layout: str, create: Callable[[], nn.Module], precision: str, images: Tensor, labels: Tensor
 ) -> TrainedModel:
-    """Build a classifier and its optimiser, run the first steps, and measure memory.
+    """Build a classifier and its optimiser, run the first training steps, and measure memory.
 
     Args:
         name: name of the model.
-        create: builds the model.
         form: "eager" or "compiled".
-        layout: one of ``LAYOUTS``, for weights and images.
+        layout: "contiguous" or "channels_last", for weights and images.
+        create: function that builds the model.
         precision: "bf16" (autocast, weights in float32) or "float32".
         images: ``(B, 3, H, W)`` on the device.
-        labels: ``(B,)`` on the device.
-        is_peer: whether the model comes from another library.
+        labels: class indices ``(B,)`` on the device.
 
     Raises:
         InputError: the GPU's memory is too small, or the model cannot be compiled on this machine.
@@ -89,7 +84,7 @@ def train_model(
         for _ in range(2):  # the first step allocates the optimiser's state
             step()
         resident = _allocated(device) - before + images.nbytes
-        return TrainedModel(name, form, layout, is_peer, step, _peak(device, step, resident))
+        return TrainedModel(name, form, layout, is_baseline(name), step, _peak(device, step, resident))
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"{name} ({form}, {layout}) does not fit into the GPU's memory with batches of {len(images)}: lower "
@@ -106,12 +101,12 @@ def _allocated(device: torch.device) -> int:
 
 
 def _peak(device: torch.device, step: Callable[[], None], resident: int) -> int | None:
-    """Return the peak memory of a step in bytes, without the memory of other candidates on the GPU; None on a CPU.
+    """Return the peak memory of a training step in bytes, without the memory of other models on the GPU; None on a CPU.
 
     Args:
         device: device of the step.
-        step: runs one training step.
-        resident: bytes that this candidate keeps allocated between two steps.
+        step: function that runs one training step.
+        resident: bytes that the model, its optimiser and its images occupy between two steps.
     """
     if device.type != "cuda":
         return None
@@ -122,34 +117,19 @@ def _peak(device: torch.device, step: Callable[[], None], resident: int) -> int 
     return torch.cuda.max_memory_allocated(device) - before + resident
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """Time of one kernel in a training step.
-
-    On a CPU, PyTorch operations take the place of kernels. The time of an operation excludes the operations it calls.
-
-    Attributes:
-        name: name of the kernel.
-        calls: number of calls per step.
-        milliseconds: time per step.
-    """
-
-    name: str
-    calls: float
-    milliseconds: float
-
-
-def trace_step(step: Callable[[], None], device: torch.device, path: Path) -> tuple[float, list[Kernel]]:
-    """Trace a few steps and write the trace for chrome://tracing or Perfetto.
+def trace_step(step: Callable[[], None], device: torch.device, path: Path) -> dict[str, object]:
+    """Trace a few training steps, and write the trace for chrome://tracing or Perfetto.
 
     Args:
-        step: runs one training step. It must have run before.
+        step: function that runs one training step. It must have run before.
         device: device of the step.
         path: ``.json`` or ``.json.gz`` file to write.
 
     Returns:
-        Milliseconds per step under the profiler, and the kernels, slowest first. On a GPU, the time of the step minus
-        the sum of the kernels' times is idle time.
+        Dictionary with ``step_ms`` (milliseconds of a step under the profiler) and ``kernels`` (list of dictionaries,
+        slowest kernel first). The dictionary of a kernel has the keys ``name``, ``calls`` (calls in a step) and ``ms``
+        (milliseconds in a step). On a GPU, ``step_ms`` minus the sum of all ``ms`` is idle time. On a CPU, the list has
+        PyTorch operations instead of kernels. The time of an operation excludes the operations that it calls.
     """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as trace:
@@ -163,5 +143,6 @@ def trace_step(step: Callable[[], None], device: torch.device, path: Path) -> tu
     for event in trace.key_averages():
         if event.device_type == kind:
             microseconds = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-            kernels.append(Kernel(event.key, event.count / TRACED_STEPS, microseconds / 1000 / TRACED_STEPS))
-    return milliseconds, sorted(kernels, key=lambda kernel: -kernel.milliseconds)
+            times = {"calls": event.count / TRACED_STEPS, "ms": microseconds / 1000 / TRACED_STEPS}
+            kernels.append({"name": event.key} | times)
+    return {"step_ms": milliseconds, "kernels": sorted(kernels, key=lambda kernel: -kernel["ms"])}

@@ -1,1 +1,1 @@
-"""Fuzzing: feed damaged and hostile files to every function with which the commands read files."""
+"""Fuzzing of the commands: damaged and hostile files are fed to every function that reads files."""

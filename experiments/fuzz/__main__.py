@@ -1,14 +1,15 @@
-"""Feed thousands of damaged and hostile files to the readers of the commands.
+"""Feed thousands of damaged and hostile files to the functions with which the commands read files.
 
     python -m experiments.fuzz                           # 10 000 files: images, configs, COCO data sets, weights
     python -m experiments.fuzz --kinds weights --seed 3
 
-A reader is a function that reads one file. It must return a result, or raise an error that the commands print in one
-line. Anything else is a defect: another exception, a crash of the process, more time or memory than the limits allow,
-or execution of code from the file. The readers run in a separate process, so that a crash can be detected. The content
-of a file depends only on the seed, the kind of file and the file's number. There is one exception: torch's older layout
-of weights files orders the tensors by their memory addresses. Files that cause a defect are kept in the output folder,
-and failures.txt lists the defects. Linux only.
+Such a function is called a reader. It must return a result, or raise an error that the commands print in one line.
+Anything else is a defect: another exception, a crash of the process, more time or memory than the limits allow, or
+execution of code from the file. The readers run in a separate process, so that a crash can be detected. Files that
+cause a defect are kept in the output folder, and failures.txt lists the defects. This command needs Linux.
+
+The content of a file depends only on the seed, the kind of file and the file's number. There is one exception: torch's
+older layout of weights files orders the tensors by their memory addresses.
 """
 
 import argparse
@@ -16,8 +17,8 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import track
@@ -27,13 +28,12 @@ from experiments.fuzz.worker import SECONDS, Worker
 from mobile_former.training.cli.command import run_command
 
 
-@dataclass(frozen=True)
-class Defect:
+class Defect(NamedTuple):
     """A file that a reader does not handle correctly.
 
     Attributes:
         path: the kept copy of the file.
-        reader: name of the reader.
+        reader: name of the function that reads the file.
         what: description of the defect.
     """
 
@@ -43,7 +43,7 @@ class Defect:
 
 
 def main() -> None:
-    """Feed the files to the readers and print the defects; exit with status 1 if there are defects."""
+    """Feed the files to the readers and print the defects. If there are defects, exit with status 1."""
     parser = argparse.ArgumentParser(prog="python -m experiments.fuzz", description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=10_000, help="total number of files (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the files (default: 0)")
@@ -63,10 +63,10 @@ def main() -> None:
 
 
 def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: float = SECONDS) -> list[Defect]:
-    """Make and read files of each kind in turn; keep a copy of each file that reveals a defect; return the defects.
+    """Make files of each kind in turn, read them, and return the defects. A copy of each file with a defect is kept.
 
     Args:
-        kinds: kinds of files by name.
+        kinds: dictionary from the name of a kind of files to the :class:`~experiments.fuzz.readers.Kind`.
         files: total number of files.
         seed: random seed of the files.
         output: folder of the kept files and of ``failures.txt``.
@@ -75,8 +75,7 @@ def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: f
     output.mkdir(parents=True, exist_ok=True)
     failures = output / "failures.txt"
     failures.write_text("")
-    defects = []
-    names = list(kinds)
+    defects, names = [], list(kinds)
     terminal = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(Worker(kinds, Path(folder))) as worker:
         numbers = track(range(files), "reading", console=terminal, disable=not terminal.is_terminal)
@@ -95,7 +94,7 @@ def keep(current: Path, path: Path) -> Path:
 
     Args:
         current: the folder that holds only the current file.
-        path: the first part of the copy's path; a hyphen and the name of the file are appended.
+        path: the beginning of the copy's path. A hyphen and the name of the file are appended.
     """
     for file in current.iterdir():
         path = path.with_name(f"{path.name}-{file.name}")

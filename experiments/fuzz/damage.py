@@ -1,7 +1,7 @@
-"""Make damaged and hostile files of every kind that the commands read, from a random generator.
+"""Functions that make damaged and hostile files of every kind that the commands read.
 
-The code in hostile files is harmless: it only creates a file or folder ``canary`` in the working folder, or sets the
-environment variable ``canary``.
+Each function draws its choices from a random generator. The code in hostile files is harmless: it only creates a file
+or folder ``canary`` in the working folder, or sets the environment variable ``canary``.
 """
 
 import io
@@ -13,7 +13,8 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import cache
+from copy import deepcopy
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+from pytorch_lightning import LightningDataModule, LightningModule
 from safetensors.torch import save
 from sklearn.datasets import load_sample_images
 
@@ -39,7 +41,7 @@ IMAGES = {1: (64, 48), 2: (40, 60), 7: (33, 33)}  # width and height of the COCO
 
 
 class File(NamedTuple):
-    """Name and content of a file."""
+    """The name and content of a file."""
 
     name: str
     data: bytes
@@ -49,7 +51,7 @@ class File(NamedTuple):
 
 
 def damaged(data: bytes, random: Random) -> bytes:
-    """Damage bytes: flip bits, overwrite, cut, insert, move or delete segments, or set numbers to extreme values."""
+    """Damage bytes: flip bits, overwrite, cut, insert, copy or delete segments, or set numbers to extreme values."""
     content = bytearray(data)
     for _ in range(random.choice((1, 1, 2, 5, 30))):
         # Mostly in the first bytes, where damage has the largest effect.
@@ -78,7 +80,7 @@ def damaged(data: bytes, random: Random) -> bytes:
 
 
 def image(random: Random) -> File:
-    """Make an image file: damaged bytes of any format, noise, a wrong declared size, odd proportions or odd EXIF."""
+    """Make an image file with damaged bytes, noise, a wrong declared size, odd proportions or odd EXIF data."""
     name = random.choice(list(_images()))
     data = _images()[name]
     match random.choice(("damage", "damage", "damage", "noise", "size", "exif", "long")):
@@ -104,7 +106,7 @@ def image(random: Random) -> File:
 
 @cache
 def _images() -> dict[str, bytes]:
-    """Return a small photograph in every format, by file name."""
+    """Return a dictionary from a file name to the content of this file: a small photograph in every format."""
     photograph = Image.fromarray(load_sample_images().images[0]).resize((120, 91))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -136,7 +138,7 @@ def _images() -> dict[str, bytes]:
 
 
 def _png(width: int, height: int, data: bytes) -> bytes:
-    """Return a PNG file with valid checksums, whose header declares the size ``width`` by ``height``."""
+    """Return a PNG file with valid checksums. Its header declares a width and height that may be wrong."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -178,7 +180,7 @@ def _with_exif(random: Random) -> bytes:
 
 
 def odd_value(random: Random) -> Any:
-    """Return a random value that JSON and YAML can hold, to replace an expected number, string or list."""
+    """Return a random value of JSON or YAML that a reader does not expect, such as NaN or a very long string."""
     nested: Any = []
     for _ in range(random.choice((3, 100))):
         nested = [nested]
@@ -208,9 +210,9 @@ def change(content: Any, random: Random) -> Any:
         case "copy":
             other, name = random.choice(places)
             if name in other if isinstance(other, dict) else name < len(other):
-                holder[key] = _copied(other[name])
+                holder[key] = deepcopy(other[name])
         case "add" if isinstance(holder, list):
-            holder.insert(random.randrange(len(holder) + 1), _copied(random.choice((holder[key], odd_value(random)))))
+            holder.insert(random.randrange(len(holder) + 1), deepcopy(random.choice((holder[key], odd_value(random)))))
         case "add":
             holder[random.choice(("x", "id", "name", "init_args", "class_path", "a.b"))] = odd_value(random)
     return content
@@ -223,15 +225,11 @@ def _places(content: Any):
             yield from _places(content[key])
 
 
-def _copied(content: Any) -> Any:
-    return pickle.loads(pickle.dumps(content))
-
-
 # Configs
 
 
 def config(random: Random) -> File:
-    """Make a config of either task: damaged text, odd values, or hostile YAML."""
+    """Make a training config of a random task, with damaged text, odd values or hostile YAML."""
     name, text = random.choice(list(_configs().items()))
     match random.choice(("text", "values", "values", "values", "abuse")):
         case "text":
@@ -248,17 +246,18 @@ def config(random: Random) -> File:
 
 @cache
 def _configs() -> dict[str, str]:
-    """Return the text of configs of both tasks, by ``TASK-NAME``, with the smallest model in place of each model."""
-    texts = {}
-    for task, names in (
-        ("classification", ("digits", "finetune", "imagenet_26m")),
-        ("detection", ("scenes", "finetune", "bccd", "coco_e2e_mf_294m", "coco_retinanet_mf_294m")),
-    ):
-        for name in names:
-            folder = Path({"classification": classification, "detection": detection}[task].__file__).parent / "configs"
-            text = (folder / f"{name}.yaml").read_text()
-            texts[f"{task}-{name}"] = re.sub(r"(mobile_former|e2e_mf|retinanet_mf)_\w+m\b", r"\1_26m", text)
-    return texts
+    """Return the text of training configs of both tasks, with the smallest model instead of the config's model.
+
+    Returns:
+        Dictionary from ``TASK-NAME`` to the text.
+    """
+    names = {
+        classification: ("digits", "finetune", "imagenet_26m"),
+        detection: ("scenes", "finetune", "bccd", "coco_e2e_mf_294m", "coco_retinanet_mf_294m"),
+    }
+    paths = [Path(task.__file__).parent / "configs" / f"{name}.yaml" for task in names for name in names[task]]
+    smallest = partial(re.sub, r"(mobile_former|e2e_mf|retinanet_mf)_\w+m\b", r"\1_26m")
+    return {f"{path.parents[1].name}-{path.stem}": smallest(path.read_text()) for path in paths}
 
 
 _YAML_ABUSE = (
@@ -324,7 +323,7 @@ _YAML_ABUSE = (
 
 
 def coco(random: Random) -> File:
-    """Make a COCO file: damaged text, odd values, unknown ids, degenerate boxes, or deep nesting."""
+    """Make a COCO annotation file with damaged text, odd values, unknown ids, degenerate boxes or deep nesting."""
     content = _coco(random)
     match random.choice(("values", "values", "values", "values", "text", "nested")):
         case "values":
@@ -377,7 +376,7 @@ def _coco(random: Random) -> dict[str, list]:
 
 
 def weights(random: Random) -> File:
-    """Make a weights file or checkpoint: damaged bytes, odd tensors or structure, or a pickle that runs code."""
+    """Make a weights file or checkpoint with damaged bytes, odd tensors or structure, or a pickle that runs code."""
     name = random.choice(list(_states()))
     content = _copied_structure(_states()[name])
     how = random.choice(("bytes", "bytes", "structure", "structure", "tensors", "tensors", "code", "header"))
@@ -402,41 +401,41 @@ def weights(random: Random) -> File:
 
 @cache
 def _states() -> dict[str, dict]:
-    """Return the content of a weights file or checkpoint in every layout, by the layout's name.
+    """Return the content of a valid weights file or checkpoint for every layout that the commands read.
 
-    All tensors of one data type share a single number in memory, see :func:`_repeated`.
+    Returns:
+        Dictionary from the name of the layout to the content. All tensors come from :func:`_repeated`.
     """
-    names = ["cat", "dog"]
-    classifier = ClassificationModule(names, name="mobile_former_26m")
-    detector = DetectionModule(names, name="e2e_mf_26m", category_ids=[3, 9])
-    data = {
-        "classification": ClassificationData(root="x"),
-        "detection": DetectionData(root="x", short_sides=(64,), short_side=64, longest=128),
-    }
+    classifier = ClassificationModule(["cat", "dog"], name="mobile_former_26m")
+    detector = DetectionModule(["cat", "dog"], name="e2e_mf_26m", category_ids=[3, 9])
+    scenes = DetectionData(root="x", short_sides=(64,), short_side=64, longest=128)
     with torch.device("meta"):
-        model = MobileFormer("mobile_former_26m", num_classes=2)
+        state = MobileFormer("mobile_former_26m", num_classes=2).state_dict()
     authors = {name: torch.empty(shape, device="meta") for name, shape in json.loads(LAYOUT.read_text())["state_dict"]}
-    checkpoints = {
-        f"{task}-checkpoint": {
-            "state_dict": _repeated(module.state_dict()),
-            "hyper_parameters": dict(module.hparams),
-            "datamodule_hyper_parameters": dict(data[task].hparams),
-            "epoch": 3,
-            "global_step": 40,
-            "pytorch-lightning_version": "2.6.0",
-        }
-        for task, module in (("classification", classifier), ("detection", detector))
-    }
     return {
-        "file": _repeated(model.state_dict()),
-        "wrapped": {"state_dict": _repeated(model.state_dict()), "state_dict_ema": {}, "best": 1.0},
+        "file": _repeated(state),
+        "wrapped": {"state_dict": _repeated(state), "state_dict_ema": {}, "best": 1.0},
         "authors": _repeated(authors),
         "detector": _repeated(detector.model.state_dict()),
-    } | checkpoints
+        "classification-checkpoint": _checkpoint(classifier, ClassificationData(root="x")),
+        "detection-checkpoint": _checkpoint(detector, scenes),
+    }
+
+
+def _checkpoint(module: LightningModule, data: LightningDataModule) -> dict[str, Any]:
+    """Return the content of a checkpoint as a training of this project writes it, with zeros as weights."""
+    return {
+        "state_dict": _repeated(module.state_dict()),
+        "hyper_parameters": dict(module.hparams),
+        "datamodule_hyper_parameters": dict(data.hparams),
+        "epoch": 3,
+        "global_step": 40,
+        "pytorch-lightning_version": "2.6.0",
+    }
 
 
 def _repeated(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors of zeros with the same names, shapes and data types as in ``state``.
+    """Return a dictionary of zero tensors with the names, shapes and data types of the tensors in ``state``.
 
     All tensors of one data type share a single number in memory.
     """
@@ -452,7 +451,7 @@ def _copied_structure(content: Any) -> Any:
 
 
 def _odd_tensor(tensor: torch.Tensor, random: Random) -> Any:
-    """Return an unexpected value to replace a tensor: mostly a tensor of another data type, layout or shape."""
+    """Return an unexpected value for a tensor, in most cases a tensor of another data type, layout or shape."""
     kinds: list[Callable[[], Any]] = [
         lambda: tensor.to(torch.complex64),
         lambda: tensor.bool(),
@@ -476,14 +475,20 @@ def _odd_tensor(tensor: torch.Tensor, random: Random) -> Any:
 
 
 class _Call:
-    """A function call to write into a pickle; the function is given by module and name."""
+    """A function call to write into a pickle.
+
+    Args:
+        module: name of the function's module.
+        name: name of the function in the module.
+        arguments: positional arguments of the call.
+    """
 
     def __init__(self, module: str, name: str, *arguments: Any):
         self.module, self.name, self.arguments = module, name, arguments
 
 
 class _Pickler(pickle._Pickler):
-    """Python's pickler, extended to write :class:`_Call` without importing the function."""
+    """Python's pickler, extended to write a :class:`_Call` without importing its function."""
 
     def save(self, obj, save_persistent_id=True):
         if not isinstance(obj, _Call):
@@ -550,8 +555,8 @@ _CALLS = (
 def _attack(content: dict, random: Random) -> bytes:
     """Return a file with a pickle that calls a function when it is loaded.
 
-    The file has one of the two layouts of ``torch.save`` and may contain weights, or it is a pickle without weights,
-    either alone or in an ordinary zip file.
+    The file is a plain pickle, a zip file of plain pickles, or the output of ``torch.save`` in one of its two layouts.
+    The output of ``torch.save`` may also contain the weights in ``content``.
     """
     call = random.choice(_CALLS)
     match random.randrange(4):
@@ -573,14 +578,8 @@ def _attack(content: dict, random: Random) -> bytes:
         return file.getvalue()
     archive = io.BytesIO()
     compression = random.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-    members = {
-        "data.pkl": file.getvalue(),
-        "constants.pkl": file.getvalue(),
-        "code/x.py": file.getvalue(),
-        "version": b"3\n",
-        "byteorder": b"little",
-        "data/0": bytes(random.choice((4, 20_000_000))),
-    }
+    members = dict.fromkeys(("data.pkl", "constants.pkl", "code/x.py"), file.getvalue())
+    members |= {"version": b"3\n", "byteorder": b"little", "data/0": bytes(random.choice((4, 20_000_000)))}
     with zipfile.ZipFile(archive, "w") as opened:
         for name, member in members.items():
             opened.writestr(zipfile.ZipInfo(f"archive/{name}"), member, compression)  # without the current date

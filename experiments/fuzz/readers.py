@@ -1,6 +1,7 @@
-"""The kinds of files to fuzz, and the readers under test for each kind.
+"""The kinds of files to fuzz, and the functions under test that read each kind.
 
-A reader is a function that reads one file. It returns None on success, and may return an error message.
+Such a function is called a reader. It takes the path of a file. It returns None on success, and otherwise returns an
+error message or raises an error.
 """
 
 import contextlib
@@ -8,9 +9,9 @@ import io
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -39,13 +40,12 @@ from mobile_former.training.run.checkpoint import load_checkpoint
 Reader = Callable[[Path], str | None]
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of files.
+class Kind(NamedTuple):
+    """A kind of files, such as images.
 
     Attributes:
-        make: makes a file of this kind from a random generator.
-        readers: readers of this kind of file, by name.
+        make: function that makes a file of this kind from a random generator.
+        readers: dictionary from a name to a function that reads files of this kind.
     """
 
     make: Callable[[random.Random], damage.File]
@@ -54,35 +54,46 @@ class Kind:
 
 def read_for_classification(path: Path) -> str | None:
     """Read and transform an image as ``classification.predict`` and ``classification.fit`` do."""
-    sample = ImageFiles([path], classification.data.transforms.eval_transform(224))[0]
-    if isinstance(sample, str):
-        return sample
-    classification.data.transforms.train_transform(224, rand_augment=True)(image=read_image(path))
-    return None
+    train = classification.data.transforms.train_transform(224, rand_augment=True)
+    return _read_image(path, classification.data.transforms.eval_transform(224), train)
 
 
 def read_for_detection(path: Path) -> str | None:
     """Read and transform an image as ``detection.predict`` and ``detection.fit`` do."""
-    boxes = {"bboxes": np.zeros((0, 4)), "labels": []}
-    sample = ImageFiles([path], detection.transforms.eval_transform(), **boxes)[0]
+    train, boxes = detection.transforms.train_transform(), {"bboxes": np.zeros((0, 4)), "labels": []}
+    return _read_image(path, detection.transforms.eval_transform(), train, **boxes)
+
+
+def _read_image(path: Path, evaluate: Callable, train: Callable, **boxes) -> str | None:
+    """Read an image twice: with the transforms of evaluation, then with the transforms of training.
+
+    Returns:
+        The error message if the image cannot be read, otherwise None.
+    """
+    sample = ImageFiles([path], evaluate, **boxes)[0]
     if isinstance(sample, str):
         return sample
-    detection.transforms.train_transform()(image=read_image(path), **boxes)
+    train(image=read_image(path), **boxes)
     return None
 
 
 class Unfitted(FitCLI):
-    """The command line of ``fit``, reduced to building the data and the model: no trainer is built."""
+    """The command line of ``fit``, reduced to building the data and the model. It does not train."""
 
     def instantiate_trainer(self, **kwargs) -> None:
-        """Build no trainer."""
+        """Do nothing, because no trainer is needed."""
 
     def fit(self) -> None:
-        """Train nothing."""
+        """Do nothing instead of training."""
 
 
 def parse_config(path: Path, *options: str) -> str | None:
-    """Read a config as ``fit`` does. The file's name must start with the task and a hyphen."""
+    """Read a training config as ``fit`` does, and return the error message of ``fit`` or None.
+
+    Args:
+        path: the config. Its file name must start with the task and a hyphen.
+        options: further command-line options of ``fit``.
+    """
     fit = {"classification": classification.fit, "detection": detection.fit}[path.name.partition("-")[0]]
     errors = io.StringIO()
     with (
@@ -98,17 +109,15 @@ def parse_config(path: Path, *options: str) -> str | None:
     return None
 
 
-def print_config(path: Path) -> str | None:
-    """Read a config as ``fit --print_config`` does."""
-    return parse_config(path, "--print_config")
-
-
 def read_coco(path: Path) -> str | None:
-    """Read a COCO data set as ``fit`` and ``validate`` do: load samples of both splits and evaluate some boxes."""
-    files, folders = ({split: str(value) for split in ("train", "val")} for value in (path, path.parents[1] / "images"))
-    data = DetectionData(
-        annotations=files, images=folders, short_sides=(64,), short_side=64, longest=128, num_workers=0
-    )
+    """Read a COCO data set as ``fit`` and ``validate`` do: load samples of both splits and evaluate some boxes.
+
+    Returns:
+        The first error message of a sample, otherwise None.
+    """
+    files, folders = (dict.fromkeys(("train", "val"), str(value)) for value in (path, path.parents[1] / "images"))
+    sizes = {"short_sides": (64,), "short_side": 64, "longest": 128}
+    data = DetectionData(annotations=files, images=folders, num_workers=0, **sizes)
     data.setup("fit")
     truth = data.val_set.source.ground_truth()
     average_precision = CocoAP(truth, data.val_set.source.category_ids)
@@ -128,17 +137,18 @@ def read_coco(path: Path) -> str | None:
 
 def load_classifier(path: Path) -> None:
     """Load weights as ``--model.pretrained`` of a classifier does."""
-    mobile_former.load_weights(_models()[0], path)
+    mobile_former.load_weights(_models()["classifier"], path)
 
 
 def load_detector(path: Path) -> None:
     """Load weights as ``--model.pretrained`` of a detector does."""
-    load_detector_weights(_models()[1], path)
+    load_detector_weights(_models()["detector"], path)
 
 
 @cache
-def _models() -> tuple[torch.nn.Module, torch.nn.Module]:
-    return mobile_former.mobile_former_26m(num_classes=2), detection.create_detector("e2e_mf_26m", num_classes=2)
+def _models() -> dict[str, torch.nn.Module]:
+    detector = detection.create_detector("e2e_mf_26m", num_classes=2)
+    return {"classifier": mobile_former.mobile_former_26m(num_classes=2), "detector": detector}
 
 
 def predict_classes(path: Path) -> None:
@@ -159,7 +169,9 @@ KINDS = {
     "images": Kind(
         damage.image, {"classification's reader": read_for_classification, "detection's reader": read_for_detection}
     ),
-    "configs": Kind(damage.config, {"fit": parse_config, "fit --print_config": print_config}),
+    "configs": Kind(
+        damage.config, {"fit": parse_config, "fit --print_config": lambda path: parse_config(path, "--print_config")}
+    ),
     "coco": Kind(damage.coco, {"detection's data": read_coco}),
     "weights": Kind(
         damage.weights,

@@ -1,4 +1,4 @@
-"""Make damaged files in a separate process, run each reader on them, and check for defects after each reader."""
+"""Make and read damaged files in a separate process, and check for defects after each read."""
 
 import logging
 import multiprocessing
@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import shutil
+import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,21 +25,20 @@ LONGEST_MESSAGE = 5_000  # characters
 
 
 class Worker:
-    """A process that makes and reads files. A new process is started after a file has crashed the old process.
+    """A process that makes and reads files. If a file crashes the process, the next file is read by a new process.
 
     Args:
-        kinds: kinds of files by name.
+        kinds: dictionary from the name of a kind of files to the :class:`~experiments.fuzz.readers.Kind`.
         folder: folder for all files that the process writes.
     """
 
     def __init__(self, kinds: dict[str, Kind], folder: Path):
-        self.kinds = kinds
-        self.folder = folder
+        self.kinds, self.folder = kinds, folder
         self.current = folder / "current"  # holds the current file
         self.process: multiprocessing.Process | None = None
 
     def read(self, kind: str, seed: str, seconds: float) -> Iterator[tuple[str, str]]:
-        """Make a file and run each reader on it; yield the reader's name and a description for each defect.
+        """Make a file, let each reader read it, and yield a tuple (name of the reader, description) for each defect.
 
         Args:
             kind: name of the kind of file.
@@ -69,7 +69,7 @@ class Worker:
                 return
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, if it is running."""
         if self.process is not None:
             self.process.kill()
             self.process.join()
@@ -89,17 +89,16 @@ def serve(connection: Connection, kinds: dict[str, Kind], folder: Path) -> None:
     """Make and read each file that is requested through the connection. This function runs in the worker's process.
 
     Args:
-        connection: receives ``(kind, seed)`` for each file. Sends ``("reader", name)`` before each reader, ``("defect",
-            message)`` for each defect, and ``("done", None)`` after the last reader.
-        kinds: kinds of files by name.
+        connection: receives a tuple ``(kind, seed)`` for each file. For each file, ``("reader", name)`` is sent before
+            each reader, ``("defect", message)`` for each defect, and ``("done", None)`` after the last reader.
+        kinds: dictionary from the name of a kind of files to the :class:`~experiments.fuzz.readers.Kind`.
         folder: folder for all files that the process writes.
     """
     limit_memory()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 1)
-    os.dup2(devnull, 2)
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     logging.disable(logging.CRITICAL)
     workplace, current = folder / "workplace", folder / "current"
     workplace.mkdir(exist_ok=True)
@@ -122,23 +121,19 @@ def serve(connection: Connection, kinds: dict[str, Kind], folder: Path) -> None:
 
 
 def attempt(read: Reader, path: Path) -> str | None:
-    """Run a reader on a file and return a description of the defect, or None if there is no defect."""
+    """Let a function read a file, and return a description of the defect. Without a defect, return None."""
     reset_peak()
     try:
         message = read(path)
     except (InputError, OSError, MisconfigurationException) as error:  # run_command prints these in one line
         message = str(error)
     except Exception as error:
-        place = error.__traceback__
-        while place.tb_next:
-            place = place.tb_next
-        where = f"{Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}"
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
         return f"raised {type(error).__name__}: {str(error)[:300]!r} at {where}"
-    if message is None:
-        return None
-    if not message.strip():
+    if message is not None and not message.strip():
         return "failed without a message"
-    if len(message) > LONGEST_MESSAGE:
+    if message is not None and len(message) > LONGEST_MESSAGE:
         return f"failed with a message of {len(message)} characters: {message[:100]!r}…"
     return None
 
@@ -160,20 +155,23 @@ def reset_peak() -> None:
 
 
 def too_much_memory() -> str | None:
-    """Return a description of the defect if the peak memory since :func:`reset_peak` exceeds the limit, else None."""
+    """Return a description of the defect if the peak memory exceeds the limit, otherwise None.
+
+    The peak is measured since the last call of :func:`reset_peak`.
+    """
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 2**20
     return f"took {peak:.1f} GB of memory" if peak > GIGABYTES else None
 
 
 def code_that_ran() -> str | None:
-    """Return a description of the defect if code from a file ran, else None.
+    """Return a description of the defect if code from a file ran, otherwise None.
 
     Such code leaves a file, a folder or an environment variable named ``canary``. This function removes these traces.
     """
-    traces = [damage.CANARY in os.environ, Path(damage.CANARY).exists()]
-    os.environ.pop(damage.CANARY, None)
-    if Path(damage.CANARY).is_dir():
-        Path(damage.CANARY).rmdir()
-    Path(damage.CANARY).unlink(missing_ok=True)
-    return "ran code from the file" if any(traces) else None
+    canary = Path(damage.CANARY)
+    variable, made = os.environ.pop(damage.CANARY, None), canary.exists()
+    if canary.is_dir():
+        canary.rmdir()
+    canary.unlink(missing_ok=True)
+    return "ran code from the file" if made or variable is not None else None

@@ -1,1 +1,1 @@
-"""``python -m experiments.sweep``: hyperparameter search for ``classification.fit`` and ``detection.fit``."""
+"""Hyperparameter search for ``classification.fit`` and ``detection.fit``, run with ``python -m experiments.sweep``."""

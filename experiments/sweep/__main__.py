@@ -1,11 +1,10 @@
-"""Find good values for options of ``fit`` with Optuna, or train every point of a grid, on one or several machines.
+"""Search good values for options of ``fit`` with Optuna, or train every combination of a grid.
 
     python -m experiments.sweep --config experiments/configs/sweep_classification.yaml --data.root DIR --workers 2
 
-A trial is one training run. The sweep's config names the task, the recipe (one of the task's training configs), the
-options that all trials share, and the search space. Any other command-line option is passed to every trial. Run the
-same command again to continue an interrupted sweep. To add workers, run the same command on other machines, with the
-same --storage.
+A trial is one training run. The sweep's config names the task, one of the task's training configs, the options that all
+trials share, and the search space. Any other command-line option is passed to every trial. Run the same command again
+to continue an interrupted sweep. To add workers, run the same command on other machines, with the same --storage.
 """
 
 import contextlib
@@ -15,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 from experiments.runs import find_config, trainings_parser
 from experiments.sweep.plan import Plan, read_plan, require_free_options, trial_arguments
@@ -30,12 +30,11 @@ def main() -> None:
     )
     parser.add_argument(
         "--storage",
-        default=None,
         help="the database that the workers share: sqlite:///FILE on one machine, postgresql://… or mysql://… on "
         "several (default: study.db in the output folder)",
     )
     parser.add_argument(
-        "--trials", type=int, default=None, help="number of trials, or of a grid's first points (default: the config's)"
+        "--trials", type=int, help="number of trials, or of a grid's first points (default: the config's)"
     )
     parser.add_argument(
         "--workers", type=int, default=1, help="trials at a time on this machine; 0 only writes the report (default: 1)"
@@ -45,10 +44,10 @@ def main() -> None:
         raise InputError("sweeps run on Linux and macOS: on Windows, run this command in WSL")
     if options.workers < 0:
         raise InputError(f"--workers is {options.workers}: give 0 (only write the report) or more")
-    if options.trials is not None and options.trials < 1:
-        raise InputError(f"--trials is {options.trials}: give at least 1")
     plan = read_plan(find_config(options.config))
     if options.trials is not None:
+        if options.trials < 1:
+            raise InputError(f"--trials is {options.trials}: give at least 1")
         plan = replace(plan, trials=options.trials)
     output = options.output or Path("runs") / "sweep" / options.config.stem
     url = options.storage or f"sqlite:///{output / 'study.db'}"
@@ -71,18 +70,15 @@ def main() -> None:
 
 
 def require_options(plan: Plan, others: Sequence[str]) -> None:
-    """Let ``fit`` parse the command line of one trial, so that unknown options are reported before any training."""
+    """Let ``fit`` parse the command line of one trial, to report unknown options before any training."""
     first = {name: domain[0] if isinstance(domain, list) else domain.low for name, domain in plan.space.items()}
-    argv = sys.argv
-    sys.argv = [f"{plan.task}.fit", *trial_arguments(plan, first, others), "--print_config"]
+    words = [f"{plan.task}.fit", *trial_arguments(plan, first, others), "--print_config"]
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with mock.patch.object(sys, "argv", words), contextlib.redirect_stdout(io.StringIO()):
             importlib.import_module(f"{plan.task}.fit").main()
     except SystemExit as end:
         if end.code:  # fit has printed the error
             raise
-    finally:
-        sys.argv = argv
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """The figures of a sweep's report.
 
-Each ``draw_…`` function writes one figure and returns None. If there is nothing to draw, it returns the reason instead.
+Each ``draw_…`` function returns a figure. If there is nothing to draw, it returns a string with the reason.
 """
 
 import statistics
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import optuna
@@ -18,158 +17,161 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.sweep.labels import short_names, shown_value
-from experiments.sweep.plan import Plan, Range
+from experiments.sweep.plan import Plan, Range, short_names, shown_value
 from experiments.sweep.settings import Setting
 from mobile_former.training.run.figures import COLOURS
 
 _SHADES = colormaps["cividis"]  # readable for colour-blind readers, monotonic in lightness
 
 
-def draw_history(trials: dict[int, FrozenTrial], plan: Plan, path: Path) -> str | None:
-    """Plot the score of each complete or pruned trial against the trial's number, and the best score so far."""
-    kinds = {
-        TrialState.COMPLETE: ("complete", "o", COLOURS[0]),
-        TrialState.PRUNED: ("pruned (score of its last epoch)", "x", COLOURS[9]),
+def draw_history(trials: dict[int, FrozenTrial], plan: Plan) -> Figure | str:
+    """Plot the score of each trial against the trial's number, and the best score so far.
+
+    Only complete and pruned trials (trainings stopped early) are shown.
+
+    Args:
+        trials: dictionary from a trial's number to the trial.
+        plan: the sweep's config.
+    """
+    scored = {number: trial for number, trial in trials.items() if trial.value is not None and np.isfinite(trial.value)}
+    states = {
+        TrialState.COMPLETE: {"label": "complete", "marker": "o", "color": COLOURS[0]},
+        TrialState.PRUNED: {"label": "pruned (score of its last epoch)", "marker": "x", "color": COLOURS[9]},
     }
-    points = {
-        state: [(number, trial.value) for number, trial in trials.items() if trial.state == state and _has_value(trial)]
-        for state in kinds
-    }
-    if not points[TrialState.COMPLETE]:
+    numbers = {state: [number for number, trial in scored.items() if trial.state == state] for state in states}
+    if not numbers[TrialState.COMPLETE]:
         return "no trial is complete"
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    for state, (label, marker, colour) in kinds.items():
-        if points[state]:
-            axis.plot(*zip(*points[state], strict=True), linestyle="", marker=marker, color=colour, label=label)
-    best, steps = max if plan.direction == "maximize" else min, []
-    for number, value in points[TrialState.COMPLETE]:
-        steps.append((number, best(value, steps[-1][1]) if steps else value))
-    steps.append((max(trials), steps[-1][1]))
-    axis.plot(*zip(*steps, strict=True), drawstyle="steps-post", color=COLOURS[1], label="best so far")
+    for state, style in states.items():
+        if numbers[state]:
+            axis.plot(numbers[state], [scored[number].value for number in numbers[state]], linestyle="", **style)
+    best = np.maximum if plan.direction == "maximize" else np.minimum
+    steps = best.accumulate([scored[number].value for number in numbers[TrialState.COMPLETE]])
+    places = [*numbers[TrialState.COMPLETE], max(trials)]
+    axis.step(places, [*steps, steps[-1]], where="post", color=COLOURS[1], label="best so far")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set_xlabel("trial")
-    axis.set_ylabel(_score(plan))
+    axis.set(xlabel="trial", ylabel=plan.score_label)
     axis.grid(alpha=0.3)
     axis.legend()
-    return _save(figure, path)
+    return figure
 
 
-def draw_parallel_coordinates(trials: dict[int, FrozenTrial], plan: Plan, path: Path) -> str | None:
-    """Draw parallel coordinates: an axis for each parameter, and a line for each complete trial, coloured by score."""
-    names = [name for name in plan.space if len({repr(trial.params[name]) for trial in trials.values()}) > 1]
+def draw_parallel_coordinates(trials: Sequence[FrozenTrial], plan: Plan) -> Figure | str:
+    """Draw parallel coordinates: one axis for each parameter, and one line for each trial, coloured by score.
+
+    Args:
+        trials: the complete trials.
+        plan: the sweep's config.
+    """
+    names = _varied(trials, plan)
     if len(trials) < 2 or not names:
         return "at least two complete trials with different parameters are needed"
-    values = np.array([trial.value for trial in trials.values()])
+    values = np.array([trial.value for trial in trials])
     norm = Normalize(values.min(), values.max() if values.max() > values.min() else values.min() + 1e-9)
     figure = Figure(figsize=(2.6 + 1.9 * len(names), 4.4), layout="constrained")
     axis = figure.subplots()
-    places = np.column_stack(
-        [_places([trial.params[name] for trial in trials.values()], plan.space[name]) for name in names]
-        + [norm(values)]
-    )
+    places = [_places([trial.params[name] for trial in trials], plan.space[name]) for name in names]
+    places = np.column_stack([*places, norm(values)])
     worst_first = np.argsort(values if plan.direction == "maximize" else -values)
     for row in worst_first:
         axis.plot(places[row], color=_SHADES(norm(values[row])), linewidth=1.6, alpha=0.85, marker=".")
     for position, name in enumerate(names):
-        _draw_scale(axis, position, name, plan.space[name], [trial.params[name] for trial in trials.values()])
+        _draw_scale(axis, position, plan.space[name])
     axis.axvline(len(names), color="0.6", linewidth=0.8, zorder=0)
-    axis.set_xticks(range(len(names) + 1), [*short_names(names), _score(plan)])
-    for label in axis.get_xticklabels():
-        label.set_parse_math(False)
-    axis.set_xlim(-0.35, len(names) + 0.05)
-    axis.set_ylim(-0.06, 1.06)
-    axis.set_yticks([])
-    for side in ("top", "right", "left"):
-        axis.spines[side].set_visible(False)
-    figure.colorbar(ScalarMappable(norm, _SHADES), ax=axis, label=_score(plan))
-    return _save(figure, path)
+    axis.set_xticks(range(len(names) + 1), [*short_names(names), plan.score_label], parse_math=False)
+    axis.set(xlim=(-0.35, len(names) + 0.05), ylim=(-0.06, 1.06), yticks=[])
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    figure.colorbar(ScalarMappable(norm, _SHADES), ax=axis, label=plan.score_label)
+    return figure
 
 
-def draw_importances(trials: dict[int, FrozenTrial], plan: Plan, path: Path) -> str | None:
-    """Draw each parameter's share of the variance of the scores, estimated by functional ANOVA (fANOVA)."""
-    names = [name for name in plan.space if len({repr(trial.params[name]) for trial in trials.values()}) > 1]
+def draw_importances(trials: Sequence[FrozenTrial], plan: Plan) -> Figure | str:
+    """Draw how much of the variance of the scores each parameter explains, estimated by functional ANOVA (fANOVA).
+
+    Args:
+        trials: the complete trials.
+        plan: the sweep's config.
+    """
+    names = _varied(trials, plan)
     if len(names) < 2:
         return "at least two parameters that take several values are needed"
     if len(trials) < 4:
         return f"at least 4 complete trials are needed, and there are {len(trials)}"
-    if len({trial.value for trial in trials.values()}) < 2:
+    if len({trial.value for trial in trials}) < 2:
         return "all trials have the same score"
     study = optuna.create_study(direction=plan.direction)  # in memory, of the complete trials only
-    study.add_trials(list(trials.values()))
+    study.add_trials(trials)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         importances = optuna.importance.get_param_importances(study, evaluator=evaluator, params=names)
-    shown = dict(sorted(importances.items(), key=lambda item: item[1]))
-    figure = Figure(figsize=(7, 1.2 + 0.45 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(7, 1.2 + 0.45 * len(names)), layout="constrained")
     axis = figure.subplots()
-    axis.barh(range(len(shown)), list(shown.values()), color=COLOURS[0])
-    for position, value in enumerate(shown.values()):
-        axis.text(value, position, f" {value:.2f}", va="center", fontsize=9)
-    axis.set_yticks(range(len(shown)), short_names(list(shown)))
-    axis.set_xlim(0, 1.1 * max(shown.values()))
+    bars = axis.barh(short_names(list(importances)), list(importances.values()), color=COLOURS[0])
+    axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
+    axis.invert_yaxis()  # the largest on top
+    axis.set_xlim(0, 1.1 * max(importances.values()))
     axis.set_xlabel(f"share of the variance of {plan.metric} (fANOVA, {len(trials)} trials)")
-    return _save(figure, path)
+    return figure
 
 
-def draw_settings(settings: Sequence[Setting], plan: Plan, path: Path) -> str | None:
-    """Draw a row for each :class:`Setting`: the score of each seed as a dot, and the mean and standard deviation."""
+def draw_settings(settings: Sequence[Setting], plan: Plan) -> Figure:
+    """Draw one row for each group of trials that differ only in their seed: each score, mean and standard deviation.
+
+    Args:
+        settings: the groups of trials.
+        plan: the sweep's config.
+    """
     figure = Figure(figsize=(7, 1.4 + 0.5 * len(settings)), layout="constrained")
     axis = figure.subplots()
+    labels = []
     for row, setting in enumerate(settings):
         colour = COLOURS[row % len(COLOURS)]
         axis.plot(setting.values, [row] * len(setting.values), linestyle="", marker="o", color=colour, alpha=0.4)
-        spread = statistics.stdev(setting.values) if len(setting.values) > 1 else 0.0
         mean = statistics.mean(setting.values)
-        axis.errorbar(mean, row, xerr=spread, marker="D", markersize=7, capsize=4, color=colour)
-    names = list(settings[0].params)
-    labels = [", ".join(shown_value(setting.params[name]) for name in names) for setting in settings]
-    counted = [f"{label} (n={len(setting.values)})" for label, setting in zip(labels, settings, strict=True)]
-    axis.set_yticks(range(len(settings)), counted)
-    for label in axis.get_yticklabels():
-        label.set_parse_math(False)
-    axis.set_ylabel(", ".join(short_names(names)))
-    axis.set_xlabel(f"{_score(plan)}: each seed, mean and standard deviation")
+        axis.errorbar(mean, row, xerr=setting.deviation or 0.0, marker="D", markersize=7, capsize=4, color=colour)
+        labels.append(f"{', '.join(map(shown_value, setting.params.values()))} (n={len(setting.values)})")
+    axis.set_yticks(range(len(settings)), labels, parse_math=False)
+    axis.set_ylabel(", ".join(short_names(list(settings[0].params))))
+    axis.set_xlabel(f"{plan.score_label}: each seed, mean and standard deviation")
     axis.set_ylim(len(settings) - 0.5, -0.5)  # the first on top
     axis.grid(alpha=0.3, axis="x")
-    return _save(figure, path)
+    return figure
 
 
-def _draw_scale(axis: Axes, position: int, name: str, domain: Range | list, given: Sequence) -> None:
+def _varied(trials: Sequence[FrozenTrial], plan: Plan) -> list[str]:
+    """Return the names of the parameters that differ between the trials."""
+    return [name for name in plan.space if len({repr(trial.params[name]) for trial in trials}) > 1]
+
+
+def _draw_scale(axis: Axes, position: int, domain: Range | list) -> None:
+    """Draw the vertical axis of one parameter.
+
+    Args:
+        axis: the axes of the figure.
+        position: the horizontal position of the new axis.
+        domain: the allowed values of the parameter. A list, or a range with at most eight values, is labelled in full.
+            Any other range gets five labels.
+    """
     axis.axvline(position, color="0.6", linewidth=0.8, zorder=0)
     if isinstance(domain, list):
         ticks = domain
     elif domain.values() is not None and len(domain.values()) <= 8:
         ticks = domain.values()
-    elif domain.log:
-        ticks = list(np.geomspace(domain.low, domain.high, 5))
     else:
-        ticks = list(np.linspace(domain.low, domain.high, 5))
-    ticks = [round(tick) if not isinstance(domain, list) and domain.is_whole else tick for tick in ticks]
+        ticks = (np.geomspace if domain.log else np.linspace)(domain.low, domain.high, 5)
+        ticks = ticks.round().astype(int) if domain.is_whole else ticks
+    box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
     for tick, place in zip(ticks, _places(ticks, domain), strict=True):
-        box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
         text = f"{shown_value(tick)} "
         axis.text(position, place, text, ha="right", va="center", fontsize=8, bbox=box, parse_math=False)
 
 
 def _places(values: Sequence, domain: Range | list) -> np.ndarray:
-    """Return the position of each value on the axis of its parameter, from 0 (first or lowest) to 1."""
+    """Return the position of each value on the axis of its parameter: 0 for the first or lowest, 1 for the last."""
     if isinstance(domain, list):
         return np.array([domain.index(value) for value in values]) / max(1, len(domain) - 1)
     scale = np.log if domain.log else np.asarray
     low, high = scale(domain.low), scale(domain.high)
     return (scale(np.array(values, dtype=float)) - low) / (high - low)
-
-
-def _score(plan: Plan) -> str:
-    return f"{plan.metric}, {plan.score} epoch"
-
-
-def _has_value(trial: FrozenTrial) -> bool:
-    return trial.value is not None and np.isfinite(trial.value)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110)

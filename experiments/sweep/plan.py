@@ -1,5 +1,6 @@
-"""The config of a sweep: the search space, the search method and the options of each trial."""
+"""Read the config of a sweep: the search space, the search method and the options of each trial."""
 
+import argparse
 import itertools
 import json
 import math
@@ -25,7 +26,7 @@ class Range:
     Attributes:
         low: the lowest number.
         high: the highest number.
-        log: whether the numbers are spread evenly on a logarithmic scale.
+        log: whether numbers are drawn evenly on a logarithmic scale. False: on a linear scale.
         step: the distance between neighbouring numbers, starting at ``low``. None allows every integer if both limits
             are integers, and every real number otherwise.
     """
@@ -41,7 +42,7 @@ class Range:
         return all(type(value) is int for value in (self.low, self.high, self.step or 1))
 
     def values(self) -> list[float] | None:
-        """Return all numbers of the range, or None for a continuous or logarithmic range."""
+        """Return a list of all numbers in the range, or None if the range is continuous or logarithmic."""
         step = self.step or (1 if self.is_whole and not self.log else None)
         if step is None:
             return None
@@ -55,19 +56,22 @@ class Plan:
 
     Attributes:
         task: "classification" or "detection".
-        config: the recipe, one of the task's training configs.
-        space: the search space: a :class:`Range` or a list of values for each option of ``fit`` that is searched.
-        options: the options of ``fit`` that all trials share.
+        config: file name or path of the task's training config.
+        space: the search space, a dictionary from an option of ``fit`` to its allowed values: a list, or a
+            :class:`Range` of numbers.
+        options: dictionary from an option of ``fit`` to the value that all trials share.
         metric: the score or loss to optimise, a column of ``metrics.csv``.
         direction: "maximize" or "minimize".
-        score: which metric counts for a trial, that of its "best" or of its "last" epoch.
-        trials: the number of trials. In a grid, only the first ``trials`` points are trained; None for all points.
+        score: "best" to rate a trial by its best epoch, or "last" to rate it by its last epoch.
+        trials: the number of trials. A grid trains only its first ``trials`` combinations, or all of them if it is
+            None.
         sampler: "tpe", "random" or "grid".
-        pruner: ``startup_trials`` and ``warmup_epochs`` of Optuna's median pruner. No trial is pruned before
-            ``startup_trials`` trials have finished, or in its first ``warmup_epochs`` epochs. None disables pruning.
+        pruner: dictionary with ``startup_trials`` and ``warmup_epochs`` of Optuna's median pruner. No trial is pruned
+            (stopped early) before ``startup_trials`` trials have finished, or in its own first ``warmup_epochs``
+            epochs. None disables pruning.
         seed: the seed of the sampler.
         runs: the folder of the training runs; None for the output folder of the sweep. Several sweeps may share a
-            folder: a run that occurs in several sweeps is trained once.
+            folder. A run that occurs in several sweeps is then trained once.
     """
 
     task: str
@@ -83,11 +87,17 @@ class Plan:
     seed: int = 0
     runs: str | None = None
 
-    def points(self) -> list[dict]:
-        """Return the parameter values that each trial has before it starts: all of them for a grid, otherwise none.
+    @property
+    def score_label(self) -> str:
+        """The name of the score for figures and tables, such as "val/top1, best epoch"."""
+        return f"{self.metric}, {self.score} epoch"
 
-        A grid runs all combinations with the first seed, then all with the second, and so on. If it is interrupted
-        after the first seed, every combination has a result.
+    def points(self) -> list[dict]:
+        """Return a list with the parameters that are fixed before a trial starts, as one dictionary for each trial.
+
+        In a grid, a dictionary has all parameters. With other samplers, it is empty. A grid runs all combinations with
+        the first seed, then all with the second, and so on. If it is interrupted after the first seed, every
+        combination has a result.
         """
         if self.sampler != "grid":
             return [{} for _ in range(self.trials)]
@@ -103,8 +113,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         InputError: the file is not the config of a sweep.
     """
-    names = list(Plan.__dataclass_fields__)
-    content = read_config(path, names, ("task", "config", "space"), "sweep")
+    content = read_config(path, list(Plan.__dataclass_fields__), ("task", "config", "space"), "sweep")
     try:
         return _plan(content)
     except InputError as error:
@@ -117,8 +126,7 @@ def _plan(content: dict) -> Plan:
             raise InputError(f"{name} must map options to values, such as 'model.learning_rate: …'")
     metric = content.setdefault("metric", MODULES[content["task"]].monitor)
     content.setdefault("direction", "minimize" if "loss" in str(metric) else "maximize")
-    choices = {"direction": DIRECTIONS, "score": SCORES, "sampler": SAMPLERS}
-    for name, known in choices.items():
+    for name, known in (("direction", DIRECTIONS), ("score", SCORES), ("sampler", SAMPLERS)):
         if content.get(name, known[0]) not in known:
             raise InputError(f"{name} is {content[name]!r}: {nearest(str(content[name]), known)}")
     grid = content.get("sampler") == "grid"
@@ -170,7 +178,7 @@ def _domain(name: str, given: object, *, grid: bool) -> Range | list:
 
 
 def _number(value: object) -> object:
-    """Convert a number such as 1e-3, which YAML reads as a string."""
+    """Convert a string such as 1e-3, which YAML does not read as a number. Return any other value as it is."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -191,10 +199,10 @@ def _pruner(given: object) -> dict | None:
 
 
 def require_free_options(plan: Plan, others: Sequence[str]) -> None:
-    """Reject command-line options that the sweep sets itself.
+    """Check that the command line has no option that the sweep sets itself.
 
     Raises:
-        InputError: one of the options is set by the sweep.
+        InputError: the sweep sets one of the options.
     """
     given = {word.partition("=")[0].removeprefix("--") for word in others if word.startswith("--")}
     for name in sorted(given & {*plan.space, "name", "runs_folder", "ckpt_path", "config"}):
@@ -202,27 +210,48 @@ def require_free_options(plan: Plan, others: Sequence[str]) -> None:
 
 
 def trial_arguments(plan: Plan, params: dict, others: Sequence[str]) -> list[str]:
-    """Return the arguments of ``fit`` for one trial, except the options for the folder and name of the run."""
+    """Return the command-line arguments of ``fit`` for one trial, without the folder and name of the run."""
     return ["--config", plan.config, *as_arguments({**plan.options, **params}), *others]
 
 
 def identity(plan: Plan, others: Sequence[str]) -> dict:
-    """Return the part of the plan and of the command line that must be equal in all workers and calls of a study.
+    """Return those parts of the config and of the command line that must be equal in all workers and calls of a sweep.
 
-    The number of trials is left out because a later call may raise it. The folder of the runs and
-    :data:`MACHINE_OPTIONS` are left out too.
+    The number of trials is left out, because a later call may raise it. The folder of the runs and the options that may
+    differ between machines are left out too.
     """
     same = {name: value for name, value in asdict(plan).items() if name not in {"trials", "runs"}}
     return json.loads(json.dumps(same | {"command line": shlex.join(without_machine_options(others))}))
 
 
 def without_machine_options(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments without :data:`MACHINE_OPTIONS`, which may differ between machines."""
-    kept, words = [], list(arguments)
-    while words:
-        word = words.pop(0)
-        if word.partition("=")[0].removeprefix("--") not in MACHINE_OPTIONS:
-            kept.append(word)
-        elif "=" not in word and words:
-            words.pop(0)
-    return kept
+    """Return command-line arguments without the options that may differ between the machines of a sweep.
+
+    These options are the folder of the data and the number of data-loading workers.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in MACHINE_OPTIONS:
+        parser.add_argument(f"--{option}", nargs="?")
+    return parser.parse_known_args(arguments)[1]
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return a short name for each option: the part after the last dot.
+
+    If two options share that part, both keep their full names.
+    """
+    last = [name.rpartition(".")[2] for name in names]
+    return [short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)]
+
+
+def shown_params(params: dict) -> str:
+    """Return the parameters of a trial and their values in one line of text."""
+    pairs = zip(short_names(list(params)), params.values(), strict=True)
+    return ", ".join(f"{name} {shown_value(value)}" for name, value in pairs)
+
+
+def shown_value(value: object) -> str:
+    """Return a parameter's value as text. A float has three significant digits, and None becomes "none"."""
+    if value is None:
+        return "none"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

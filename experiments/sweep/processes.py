@@ -1,7 +1,8 @@
-"""Start, identify and end the processes of workers and trainings."""
+"""Functions that start, identify and end the processes of workers and trainings, and file locks between them."""
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import os
 import shlex
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -19,20 +20,43 @@ from experiments.runs import Training
 PATIENCE = 60  # seconds that a training has to save its checkpoint after SIGTERM
 
 
+class FolderInUseError(Exception):
+    """Another process holds the lock of the run's folder."""
+
+
+def locked(path: Path, *, wait: bool = False) -> TextIO:
+    """Open a file and lock it for this process until the file is closed.
+
+    Args:
+        path: the lock file, created if missing.
+        wait: whether to wait until another process releases the lock.
+
+    Raises:
+        FolderInUseError: another process holds the lock and ``wait`` is False.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        raise FolderInUseError from None
+    return file
+
+
 def start_training(training: Training, count: int, lock: TextIO) -> subprocess.Popen:
     """Start a training in its own process.
 
-    On Linux, the training is killed with its worker. On other systems, the training may outlive its worker. The
-    training inherits the lock, so the folder of the run stays locked until the training ends.
+    On Linux, the training is killed when its worker (the calling process) dies. On other systems, the training may
+    outlive its worker. The training inherits the lock, so the folder of the run stays locked until the training ends.
 
     Args:
         training: the training to start.
         count: the number of trainings that share the processor cores.
-        lock: the lock file of the run's folder.
+        lock: the open lock file of the run's folder.
     """
-    environment = dict(os.environ)
-    if count > 1:  # otherwise every training would use all cores
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    cores = (os.cpu_count() or 1) // count  # without this limit, every training would use all cores
+    environment = {"OMP_NUM_THREADS": str(max(1, cores))} | os.environ if count > 1 else None
     with training.log.open("a") as log:
         log.write(f"$ {shlex.join(training.command)}\n")
         log.flush()
@@ -55,8 +79,15 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def stop_trainings(processes: Sequence[subprocess.Popen]) -> None:
-    """Let trainings save a last checkpoint and end; kill trainings that take longer than :data:`PATIENCE`."""
+def stop_trainings(processes: Iterable[subprocess.Popen | None]) -> None:
+    """Ask trainings to save a last checkpoint and end, and wait for their end.
+
+    A training that does not end within :data:`PATIENCE` seconds is killed.
+
+    Args:
+        processes: the processes of the trainings. None is skipped.
+    """
+    processes = [process for process in processes if process is not None]
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + PATIENCE
@@ -69,9 +100,9 @@ def stop_trainings(processes: Sequence[subprocess.Popen]) -> None:
 
 
 def host() -> str:
-    """Return the name of this machine and, on Linux, of the PID namespace (container).
+    """Return a name for this machine. On Linux, the name also contains the PID namespace of the container.
 
-    Process ids can be compared only between processes with the same host.
+    Process ids can be compared only between processes with equal names.
     """
     try:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
@@ -93,7 +124,7 @@ def process_identity(pid: int) -> str:
 
 
 def identity_from_ps(pid: int) -> str:
-    """Get the result of :func:`process_identity` from ``ps``, on systems without ``/proc`` such as macOS."""
+    """Like :func:`process_identity`, but with ``ps``, for systems without ``/proc`` such as macOS."""
     # The start time is text that depends on language and time zone.
     environment = os.environ | {"LC_ALL": "C", "TZ": "UTC"}
     command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
@@ -103,12 +134,16 @@ def identity_from_ps(pid: int) -> str:
 
 
 def lives(identity: str) -> bool:
-    """Whether the process with this identity is running."""
+    """Return whether a process is still running, given its text from :func:`process_identity`."""
     return bool(identity) and process_identity(int(identity.split()[0])) == identity
 
 
 def end_process(identity: str) -> None:
-    """Kill the process with this identity, if it is running, and wait for its end."""
+    """Kill a process and wait for its end. Do nothing if the process is not running.
+
+    Args:
+        identity: text of the process from :func:`process_identity`.
+    """
     while lives(identity):
         with contextlib.suppress(ProcessLookupError):  # it may end by itself in between
             os.kill(int(identity.split()[0]), 9)  # checkpoints are written atomically

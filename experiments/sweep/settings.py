@@ -1,4 +1,4 @@
-"""Group trials that differ only in their seed into settings, and compare each setting with a baseline."""
+"""Group trials that differ only in their seed, and compare each group with a baseline."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from scipy.stats import t as student_t
 
 from experiments.sweep.plan import Plan
@@ -14,10 +14,10 @@ from experiments.sweep.plan import Plan
 
 @dataclass
 class Setting:
-    """Complete trials that differ only in their seed.
+    """A group of complete trials that differ only in their seed.
 
     Attributes:
-        params: the parameters of the setting, without the seed.
+        params: dictionary from a parameter to the value that all these trials have. The seed is left out.
         values: the score of each trial.
         seeds: the seed of each trial.
         cost: the model's number of parameters and of multiply-adds for one image; None if the cost was not computed.
@@ -28,15 +28,20 @@ class Setting:
     seeds: list[int]
     cost: tuple[int, int] | None
 
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation of the scores; None for a single seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
 
 @dataclass
 class Difference:
-    """The scores of a setting minus the scores of a reference setting, paired by seed.
+    """The scores of one group of trials minus the scores of a reference group, paired by seed.
 
     Attributes:
-        mean: the mean difference over the seeds that both settings have.
+        mean: the mean difference over the seeds that both groups have.
         interval: the 95 % confidence interval of the mean by Student's t; None for a single seed.
-        values: the difference for each seed that both settings have.
+        values: dictionary from a seed that both groups have to the difference.
     """
 
     mean: float
@@ -44,28 +49,27 @@ class Difference:
     values: dict[int, float]
 
 
-def group_by_seed(trials: dict[int, FrozenTrial], names: Sequence[str]) -> list[Setting]:
-    """Group complete trials whose parameters are equal except for the seed.
+def group_by_seed(trials: Sequence[FrozenTrial], names: Sequence[str]) -> list[Setting]:
+    """Group trials whose parameters are equal except for the seed.
 
     Args:
-        trials: the trials by number; their order is kept.
+        trials: the complete trials. Their order is kept.
         names: the names of the parameters, including the seed.
     """
     settings: dict[str, Setting] = {}
-    for trial in trials.values():
-        if is_complete(trial):
-            params = {name: trial.params[name] for name in names if name != "seed_everything"}
-            cost = tuple(trial.user_attrs["cost"]) if "cost" in trial.user_attrs else None
-            setting = settings.setdefault(json.dumps(params), Setting(params, [], [], cost))
-            setting.values.append(trial.value)
-            setting.seeds.append(trial.params["seed_everything"])
+    for trial in trials:
+        params = {name: trial.params[name] for name in names if name != "seed_everything"}
+        cost = tuple(trial.user_attrs["cost"]) if "cost" in trial.user_attrs else None
+        setting = settings.setdefault(json.dumps(params), Setting(params, [], [], cost))
+        setting.values.append(trial.value)
+        setting.seeds.append(trial.params["seed_everything"])
     return list(settings.values())
 
 
 def baseline(plan: Plan) -> dict:
-    """Return the parameters of the baseline of a grid, without the seed.
+    """Return the parameters of a grid's baseline, without the seed.
 
-    If the grid lists None among the values of a parameter, the baseline has None; otherwise it has the first value.
+    For each parameter, the baseline has None if the grid lists None among the values. Otherwise it has the first value.
     """
     domains = {name: domain for name, domain in plan.space.items() if name != "seed_everything"}
     values = {name: domain if isinstance(domain, list) else domain.values() for name, domain in domains.items()}
@@ -73,7 +77,10 @@ def baseline(plan: Plan) -> dict:
 
 
 def difference(setting: Setting, reference: Setting) -> Difference | None:
-    """Return the scores of ``setting`` minus those of ``reference``, paired by seed; None if no seed is in both."""
+    """Return the scores of ``setting`` minus the scores of ``reference``, paired by seed.
+
+    None is returned if the two have no seed in common.
+    """
     known = dict(zip(reference.seeds, reference.values, strict=True))
     pairs = zip(setting.seeds, setting.values, strict=True)
     values = {seed: value - known[seed] for seed, value in pairs if seed in known}
@@ -88,19 +95,14 @@ def difference(setting: Setting, reference: Setting) -> Difference | None:
 
 
 def differences(plan: Plan, settings: Sequence[Setting]) -> list[Difference | None]:
-    """Return each setting's difference from the baseline of a grid.
+    """Compare each group of trials with the baseline of a grid.
 
-    The difference is None for the baseline itself, and for a setting that has no seed in common with the baseline. All
-    differences are None if the baseline has no complete trial, or if the sweep is not a grid.
+    Returns:
+        List with a difference or None for each group. It is None for the baseline itself, and for a group that has no
+        seed in common with the baseline. All differences are None if the baseline has no complete trial, or if the
+        sweep is not a grid.
     """
-    if plan.sampler != "grid":
+    found = [setting for setting in settings if setting.params == baseline(plan)] if plan.sampler == "grid" else []
+    if not found:
         return [None] * len(settings)
-    reference = next((setting for setting in settings if setting.params == baseline(plan)), None)
-    if reference is None:
-        return [None] * len(settings)
-    return [None if setting is reference else difference(setting, reference) for setting in settings]
-
-
-def is_complete(trial: FrozenTrial) -> bool:
-    """Whether the trial was trained to its end and has a score."""
-    return trial.state == TrialState.COMPLETE
+    return [None if setting is found[0] else difference(setting, found[0]) for setting in settings]

@@ -1,6 +1,7 @@
 """The queue of a sweep's trials, a database table that all workers share.
 
-Each trial belongs to at most one worker at a time. If that worker dies, another worker takes the trial.
+Each trial belongs to at most one worker (process that runs trials) at a time. If that worker dies, another worker takes
+the trial.
 """
 
 import json
@@ -8,8 +9,8 @@ import os
 import time
 import uuid
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import sqlalchemy
 from optuna.storages import RDBStorage
@@ -36,12 +37,12 @@ _trials = Table(
     Column("study", String(200), primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("fixed", Text, nullable=False),  # JSON: the parameters of a grid point
-    Column("state", String(16), nullable=False),
-    Column("owner", String(64), nullable=False),  # a unique name for each claim
-    Column("host", Text, nullable=False),
-    Column("process", Text, nullable=False),  # identity of the worker, see process_identity
-    Column("training", Text, nullable=False),  # identity of its training process
-    Column("beats", Integer, nullable=False),  # heartbeats so far
+    Column("state", String(16), nullable=False, default=WAITING),
+    Column("owner", String(64), nullable=False, default=""),  # a unique name for each claim
+    Column("host", Text, nullable=False, default=""),
+    Column("process", Text, nullable=False, default=""),  # identity of the worker, see process_identity
+    Column("training", Text, nullable=False, default=""),  # identity of its training process
+    Column("beats", Integer, nullable=False, default=0),  # heartbeats so far
 )
 _plans = Table(
     "mobile_former_plans",
@@ -51,14 +52,13 @@ _plans = Table(
 )
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A trial that this worker runs.
+class Claim(NamedTuple):
+    """The right of this worker to run a trial.
 
     Attributes:
         number: the number of the trial.
-        owner: the unique name of this claim.
-        fixed: the parameters of a grid point; empty if the sampler chooses the parameters.
+        owner: a name that no other claim has.
+        fixed: dictionary with the parameters of the trial in a grid; empty if the sampler chooses the parameters.
     """
 
     number: int
@@ -66,14 +66,13 @@ class Claim:
     fixed: dict
 
 
-@dataclass(frozen=True)
-class _Heartbeat:
+class _Heartbeat(NamedTuple):
     """The last heartbeat that this process has seen from a worker on another machine.
 
     Attributes:
-        owner: the unique name of the worker's claim.
-        beats: the worker's number of heartbeats.
-        since: when this process first saw ``beats``, by its own clock in seconds.
+        owner: the name of the worker's claim.
+        beats: the number of heartbeats that the worker has sent.
+        since: the time in seconds on this process's clock when it first saw this number.
         lives: whether a heartbeat arrived while this process was watching.
     """
 
@@ -84,15 +83,15 @@ class _Heartbeat:
 
 
 class TrialQueue:
-    """The trials of one study (a sweep in the database).
+    """The trials of one study. A study is a sweep in the database.
 
     Args:
         url: the SQLAlchemy URL of the database.
         study: the name of the study.
-        may_begin: whether a missing SQLite file may be created.
+        may_begin: whether a missing SQLite file may be created. False: a missing file is an error.
 
     Raises:
-        InputError: the database cannot be opened; the message hides the URL's password.
+        InputError: the database cannot be opened. The message hides the password in the URL.
     """
 
     def __init__(self, url: str, study: str, *, may_begin: bool = True):
@@ -102,14 +101,15 @@ class TrialQueue:
         self._heartbeats: dict[int, _Heartbeat] = {}  # of workers on other machines, by trial
 
     def prepare(self, plan: dict, trials: list[dict]) -> None:
-        """Record the plan and add the missing trials, in one transaction; a later call may add more trials.
+        """Record the sweep's config and add the missing trials, in one transaction. A later call may add more trials.
 
         Args:
-            plan: the study's :func:`~experiments.sweep.plan.identity`. All values have types that JSON preserves.
-            trials: the fixed parameters of each trial, see :meth:`~experiments.sweep.plan.Plan.points`.
+            plan: the part of the config from :func:`~experiments.sweep.plan.identity`. All values have types that JSON
+                preserves.
+            trials: the parameters that are fixed for each trial, from :meth:`~experiments.sweep.plan.Plan.points`.
 
         Raises:
-            InputError: the study was begun with another plan.
+            InputError: the study was begun with another config.
         """
         for attempt in range(3):
             try:
@@ -118,7 +118,8 @@ class TrialQueue:
                         connection.execute(_plans.insert().values(study=self.study, plan=json.dumps(plan)))
                     query = select(sqlalchemy.func.count()).where(_trials.c.study == self.study)
                     count = connection.scalar(query)
-                    rows = [self._row(number, trials[number]) for number in range(count, len(trials))]
+                    missing = [(number, json.dumps(trials[number])) for number in range(count, len(trials))]
+                    rows = [{"study": self.study, "number": number, "fixed": fixed} for number, fixed in missing]
                     if rows:
                         connection.execute(_trials.insert(), rows)
                 return
@@ -127,27 +128,31 @@ class TrialQueue:
                     raise
 
     def require_plan(self, plan: dict) -> None:
-        """Check that the study was begun with this plan.
+        """Check that the study was begun with this config.
+
+        Args:
+            plan: the part of the config from :func:`~experiments.sweep.plan.identity`.
 
         Raises:
-            InputError: the study was not begun, or was begun with another plan.
+            InputError: the study was not begun, or was begun with another config.
         """
         with self.engine.connect() as connection:
             if not self._is_begun(connection, plan):
                 raise InputError(f"the sweep {self.study!r} was not begun in this database: there is nothing to report")
 
     def _is_begun(self, connection: sqlalchemy.Connection, plan: dict) -> bool:
-        known = connection.scalar(select(_plans.c.plan).where(_plans.c.study == self.study))
-        if known is not None and json.loads(known) != plan:
-            raise InputError(_difference(self.study, json.loads(known), plan))
-        return known is not None
-
-    def _row(self, number: int, fixed: dict) -> dict:
-        unclaimed = {"state": WAITING, "owner": "", "host": "", "process": "", "training": "", "beats": 0}
-        return {"study": self.study, "number": number, "fixed": json.dumps(fixed)} | unclaimed
+        text = connection.scalar(select(_plans.c.plan).where(_plans.c.study == self.study))
+        known = plan if text is None else json.loads(text)
+        if names := [name for name in {**known, **plan} if known.get(name) != plan.get(name)]:
+            changes = [f"{name} was {json.dumps(known.get(name))}, now {json.dumps(plan.get(name))}" for name in names]
+            raise InputError(
+                f"the study {self.study!r} was begun with another config ({'; '.join(changes)}): give another --output "
+                "or --storage"
+            )
+        return text is not None
 
     def states(self) -> dict[int, str]:
-        """Return the state of each trial, by the trial's number."""
+        """Return a dictionary from a trial's number to its state: "waiting", "running", "done" or "failed"."""
         with self.engine.connect() as connection:
             query = select(_trials.c.number, _trials.c.state).where(_trials.c.study == self.study)
             return dict(sorted(tuple(row) for row in connection.execute(query)))
@@ -159,15 +164,13 @@ class TrialQueue:
             connection.execute(_trials.update().where(failed).values(state=WAITING, owner=""))
 
     def claim(self, exclude: Collection[int] = ()) -> Claim | None:
-        """Claim the first trial that is waiting or whose worker is dead; return None if there is no such trial.
+        """Claim the first trial that is waiting or whose worker is dead. Return None if there is no such trial.
 
         Args:
             exclude: the numbers of trials to skip.
         """
         for row in self._rows(WAITING, RUNNING):
-            if row.number in exclude:
-                continue
-            if row.state == RUNNING and not self._is_lost(row):
+            if row.number in exclude or (row.state == RUNNING and not self._is_lost(row)):
                 continue
             owner = uuid.uuid4().hex
             values = {"owner": owner, "host": host(), "process": process_identity(os.getpid()), "training": ""}
@@ -179,11 +182,14 @@ class TrialQueue:
         return None
 
     def undecided(self) -> list[int]:
-        """Return the numbers of trials whose worker is on another machine and has not sent a heartbeat recently."""
+        """Return the numbers of running trials whose worker may be dead.
+
+        Such a worker is on another machine and has not sent a heartbeat recently.
+        """
         return [row.number for row in self._rows(RUNNING) if row.host != host() and not self._is_alive(row)]
 
     def beat(self, claim: Claim) -> bool:
-        """Send a heartbeat; return False if the trial now belongs to another worker."""
+        """Send a heartbeat. Return False if the trial now belongs to another worker, otherwise True."""
         return self._update(claim.number, _trials.c.owner == claim.owner, beats=_trials.c.beats + 1)
 
     def record_training(self, claim: Claim, pid: int) -> None:
@@ -191,7 +197,7 @@ class TrialQueue:
         self._update(claim.number, _trials.c.owner == claim.owner, training=process_identity(pid))
 
     def release(self, claim: Claim, state: str) -> None:
-        """End the claim of a trial, and set the trial's state: done, failed, or waiting for another worker."""
+        """End the claim of a trial and set the trial's state to "done", "failed" or "waiting"."""
         self._update(claim.number, _trials.c.owner == claim.owner, state=state, owner="", training="")
 
     def _rows(self, *states: str) -> list[sqlalchemy.Row]:
@@ -210,7 +216,7 @@ class TrialQueue:
         return not self._is_alive(row) and time.monotonic() - self._heartbeats[row.number].since > SILENCE
 
     def _is_alive(self, row: sqlalchemy.Row) -> bool:
-        """Whether a worker on another machine sent a heartbeat recently.
+        """Return whether a worker on another machine sent a heartbeat recently.
 
         Only heartbeats that arrive while this process is watching count. Their times are read from this process's
         clock, so the clocks of two machines are never compared.
@@ -229,10 +235,10 @@ def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
 
     Args:
         url: the SQLAlchemy URL of the database.
-        may_begin: whether a missing SQLite file may be created.
+        may_begin: whether a missing SQLite file may be created. False: a missing file is an error.
 
     Raises:
-        InputError: the database cannot be opened; the message hides the URL's password.
+        InputError: the database cannot be opened. The message hides the password in the URL.
     """
     try:
         parsed = sqlalchemy.engine.make_url(url)
@@ -247,7 +253,7 @@ def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
             raise InputError(f"{parsed.database} does not exist: no trial was begun, and there is nothing to report")
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         options = {"connect_args": {"timeout": BUSY}}
-    for attempt in range(5):
+    for pause in (0.2, 0.4, 0.6, 0.8, None):  # seconds before the next attempt; None after the last
         try:
             storage = RDBStorage(url, engine_kwargs=options)
             if options:
@@ -259,16 +265,14 @@ def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
             package = _DRIVERS.get(driver, driver)
             raise InputError(f"--storage {shown} needs {driver}: pip install {package}") from None
         except Exception as error:  # each driver has its own exceptions
-            if attempt < 4 and ("exist" in str(error) or isinstance(error, sqlalchemy.exc.IntegrityError)):
-                # Another worker is creating the tables at the same time.
-                time.sleep(0.2 * (attempt + 1))
+            if pause and ("exist" in str(error) or isinstance(error, sqlalchemy.exc.IntegrityError)):
+                time.sleep(pause)  # another worker is creating the tables at the same time
                 continue
             # Cut the message late: half a password could not be hidden.
             reason = first_line(getattr(error, "orig", None) or error, longest=10_000)
             if parsed.password:
                 reason = reason.replace(str(parsed.password), "***")
             raise InputError(f"cannot open --storage {shown}: {reason}") from None
-    raise AssertionError("not reached")
 
 
 def _lock_from_the_start(engine: sqlalchemy.Engine) -> None:
@@ -286,9 +290,3 @@ def _lock_from_the_start(engine: sqlalchemy.Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     engine.dispose()  # close connections that were opened without the events
-
-
-def _difference(study: str, known: dict, plan: dict) -> str:
-    names = [name for name in {**known, **plan} if known.get(name) != plan.get(name)]
-    changes = "; ".join(f"{name} was {json.dumps(known.get(name))}, now {json.dumps(plan.get(name))}" for name in names)
-    return f"the study {study!r} was begun with another config ({changes}): give another --output or --storage"

@@ -1,4 +1,7 @@
-"""The worker of a sweep: claim trials, train each trial in its own process, report epochs to Optuna, prune trials."""
+"""The worker of a sweep.
+
+The worker claims trials, trains each trial in its own process, reports the epochs to Optuna, and stops bad trials.
+"""
 
 import contextlib
 import json
@@ -6,10 +9,11 @@ import math
 import shlex
 import signal
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -18,10 +22,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.runs import MODULES, Training, last_error, plain, validation_image
-from experiments.sweep.file_lock import FolderInUseError, locked
-from experiments.sweep.labels import shown_params
-from experiments.sweep.plan import Plan, Range, identity, trial_arguments, without_machine_options
-from experiments.sweep.processes import PATIENCE, host, start_training, stop_trainings
+from experiments.sweep.plan import Plan, Range, identity, shown_params, trial_arguments, without_machine_options
+from experiments.sweep.processes import PATIENCE, FolderInUseError, host, locked, start_training, stop_trainings
 from experiments.sweep.trial_queue import BEAT, DONE, FAILED, WAITING, Claim, TrialQueue
 from mobile_former.cost import cost
 from mobile_former.errors import InputError, first_line, nearest
@@ -39,27 +41,25 @@ class Attempt:
 
     Attributes:
         claim: this worker's claim of the trial.
-        study: Optuna's study, with a sampler and pruner for this trial.
-        trial: Optuna's trial.
-        params: the trial's parameters, in the order of the plan.
+        trial: Optuna's trial. Its study has a sampler and a pruner for this trial.
+        params: dictionary from a parameter to its value, in the order of the search space.
         training: the training run of the trial.
         lock: the open lock file of the run's folder.
-        process: the process of the training; None if the run was already finished.
         reported: the epochs whose metric was reported to Optuna.
-        pruned: whether the training was stopped by the pruner.
+        process: the process of the training; None if the run was already finished.
+        pruned: whether Optuna's pruner has stopped the training early.
         changed: the modification time of ``metrics.csv`` when it was last read, in nanoseconds.
-        last_beat: when the last heartbeat was sent, in seconds of the monotonic clock.
-        deadline: when a pruned training is killed if it still runs, in seconds of the monotonic clock.
+        last_beat: the time of the last heartbeat, in seconds of the monotonic clock.
+        deadline: the time at which a pruned training is killed, in seconds of the monotonic clock.
     """
 
     claim: Claim
-    study: optuna.Study
     trial: optuna.Trial
     params: dict
     training: Training
     lock: TextIO
+    reported: set[int]
     process: subprocess.Popen | None = None
-    reported: set[int] = field(default_factory=set)
     pruned: bool = False
     changed: int = 0
     last_beat: float = 0.0
@@ -67,19 +67,19 @@ class Attempt:
 
 
 class Sweep:
-    """A study in the database, with its trials and the training runs of the trials.
+    """A sweep with its trials in the database and the training runs of the trials.
 
     Args:
         plan: the sweep's config.
-        name: the name of the study.
-        output: the folder of the reports. It also holds the runs unless ``plan.runs`` names another folder.
-        url: the URL of the database.
-        others: further options of every trial, from the command line.
-        may_begin: whether a study that does not exist may be begun.
+        name: the name of the sweep in the database.
+        output: the folder of the report. It also holds the runs unless ``plan.runs`` names another folder.
+        url: the SQLAlchemy URL of the database.
+        others: further command-line options of every trial.
+        may_begin: whether the sweep may be new. False: a sweep that is not in the database is an error.
 
     Raises:
-        InputError: the database cannot be opened. If ``may_begin`` is False, also if the study does not exist or was
-            begun with another config.
+        InputError: the database cannot be opened. If ``may_begin`` is False, the error is also raised if the sweep is
+            not in the database or was begun with another config.
     """
 
     def __init__(self, plan: Plan, name: str, output: Path, url: str, others: Sequence[str], *, may_begin: bool = True):
@@ -94,7 +94,7 @@ class Sweep:
         """Add missing trials to the queue, and put failed trials back in the queue.
 
         Raises:
-            InputError: the study was begun with another config.
+            InputError: the sweep was begun with another config.
         """
         self.queue.prepare(identity(self.plan, self.others), self.plan.points())
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -104,7 +104,9 @@ class Sweep:
         self.queue.retry_failed()
 
     def trials(self) -> dict[int, FrozenTrial]:
-        """Return the trials that were begun, by number. A retried trial is represented by its last attempt.
+        """Return a dictionary from a trial's number to the trial, for all trials that were begun.
+
+        If a trial was tried several times, its last attempt is returned.
 
         Raises:
             InputError: no trial was begun.
@@ -128,15 +130,14 @@ class Sweep:
             InputError: the database failed.
         """
         active: list[Attempt] = []
-        previous = signal.signal(signal.SIGTERM, _exit)
+        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             self._work(active, count)
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            _stop(active)
-            reason = first_line(error.__cause__ or error)
-            raise InputError(f"the database failed: {reason}; run the same command again to continue") from error
-        except BaseException:
-            _stop(active)
+        except BaseException as error:
+            stop_trainings(attempt.process for attempt in active)
+            if isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError):
+                reason = first_line(error.__cause__ or error)
+                raise InputError(f"the database failed: {reason}; run the same command again to continue") from error
             for attempt in active:
                 self.queue.release(attempt.claim, WAITING)
             raise
@@ -169,13 +170,9 @@ class Sweep:
             time.sleep(PAUSE)
 
     def _begin(self, claim: Claim, active: list[Attempt], count: int) -> None:
-        """Start or resume a claimed trial. If its training is already finished, only record the result."""
-        study = optuna.load_study(
-            study_name=self.name,
-            storage=self.queue.storage,
-            sampler=_sampler(self.plan, claim.number),
-            pruner=_pruner(self.plan),
-        )
+        """Start or resume the training of a claimed trial. If the training is finished, only record its result."""
+        sampler, pruner = _sampler(self.plan, claim.number), _pruner(self.plan)
+        study = optuna.load_study(study_name=self.name, storage=self.queue.storage, sampler=sampler, pruner=pruner)
         known = self.trials().get(claim.number)
         if known is not None and known.state in (TrialState.COMPLETE, TrialState.PRUNED):
             self.queue.release(claim, DONE)  # its worker was killed between the two updates
@@ -183,14 +180,13 @@ class Sweep:
         if known is None or known.state == TrialState.FAIL:
             fixed = {"fixed_params": claim.fixed if known is None else known.params}
             template = create_trial(state=TrialState.RUNNING, system_attrs=fixed, user_attrs={"number": claim.number})
-            trial_id = study._storage.create_new_trial(study._study_id, template_trial=template)
+            trial = optuna.Trial(study, study._storage.create_new_trial(study._study_id, template_trial=template))
+            reported = set()
         else:
-            trial_id = known._trial_id
-        trial = optuna.Trial(study, trial_id)
+            trial, reported = optuna.Trial(study, known._trial_id), {*known.intermediate_values}
         params = {name: _suggest(trial, name, domain) for name, domain in self.plan.space.items()}
         training = self._training(claim.number, params)
-        attempt = Attempt(claim, study, trial, params, training, locked(training.log.with_suffix(".lock")))
-        attempt.reported = set() if known is None or known.state == TrialState.FAIL else {*known.intermediate_values}
+        attempt = Attempt(claim, trial, params, training, locked(training.log.with_suffix(".lock")), reported)
         trial.set_user_attr("host", host())
         trial.set_user_attr("folder", str(training.folder.path))
         trial.set_user_attr("log", str(training.log))
@@ -205,15 +201,18 @@ class Sweep:
             self.queue.record_training(claim, attempt.process.pid)
 
     def _training(self, number: int, params: dict) -> Training:
-        name = f"trial-{number}"
-        if self.plan.runs:  # a shared folder: the same run needs the same name in every sweep
-            name = plain(shown_params(params))
+        # In a folder that sweeps share, the same run needs the same name in every sweep.
+        name = plain(shown_params(params)) if self.plan.runs else f"trial-{number}"
         arguments = trial_arguments(self.plan, params, self.others)
         folder = RunFolder(self.runs / self.plan.task / name)
         return Training(self.plan.task, folder, arguments, self.runs / "logs" / self.plan.task / f"{name}.log")
 
     def _refusal(self, training: Training) -> str | None:
-        """Record a run's options and return None; if the folder has a run with other options, only return an error."""
+        """Check that the folder of a training has no run with other options, and record the options.
+
+        Returns:
+            An error message if the folder has such a run, otherwise None.
+        """
         path = training.log.with_suffix(".json")
         if training.folder.path.is_dir():
             known = json.loads(path.read_text()) if path.is_file() else None
@@ -224,16 +223,18 @@ class Sweep:
         return None
 
     def _is_over(self, attempt: Attempt) -> bool:
-        """Send a heartbeat, report new epochs and prune; record the result if the training has ended.
+        """Send a heartbeat, report new epochs to Optuna, and stop the training if Optuna's pruner asks for it.
+
+        If the training has ended, the result is recorded.
 
         Returns:
-            Whether the attempt is over: the training has ended, or the trial went to another worker.
+            Whether this worker is done with the trial: the training has ended, or another worker has taken the trial.
         """
         if time.monotonic() - attempt.last_beat > BEAT:
             attempt.last_beat = time.monotonic()
             if not self.queue.beat(attempt.claim):
                 print(f"trial {attempt.claim.number} went to another worker after missing heartbeats", flush=True)
-                _stop([attempt])
+                stop_trainings([attempt.process])
                 attempt.lock.close()
                 return True
         ended = attempt.process is None or attempt.process.poll() is not None  # before the last epochs are read
@@ -272,20 +273,18 @@ class Sweep:
         finished = folder.is_finished and (attempt.process is None or attempt.process.returncode == 0)
         attempt.trial.set_user_attr("epochs", len({row["epoch"] for row in rows if plan.metric in row}))
         if attempt.pruned and not finished:
-            attempt.study.tell(attempt.trial, state=TrialState.PRUNED)
-            self._release(attempt, DONE, f"{_rounded(values[-1])} after epoch {len(values)}: pruned")
+            attempt.trial.study.tell(attempt.trial, state=TrialState.PRUNED)
+            self._release(attempt, DONE, f"{values[-1]:.4f} after epoch {len(values)}: pruned")
         elif not finished:
             self._fail(attempt, last_error(attempt.training.log))
         elif not values:
-            scores = {name for row in rows for name in row if "/" in name}
-            known = nearest(plan.metric, sorted(scores))
+            known = nearest(plan.metric, sorted({name for row in rows for name in row if "/" in name}))
             self._fail(attempt, f"metric {plan.metric!r} is not a column of metrics.csv: {known}")
         else:
             if plan.score == "best":
                 values = [value for value in values if not math.isnan(value)] or values
                 values.sort(reverse=plan.direction == "minimize")
-            value = values[-1]
-            if math.isnan(value):
+            if math.isnan(values[-1]):
                 self._fail(attempt, f"{plan.metric} is not a number (NaN)")
                 return
             attempt.trial.set_user_attr("seconds", json.loads(folder.metrics_json.read_text())["seconds"])
@@ -293,12 +292,12 @@ class Sweep:
                 # Without the checkpoint or the data on this machine, the score counts without its cost.
                 with contextlib.suppress(InputError, OSError):
                     attempt.trial.set_user_attr("cost", _cost(attempt.training))
-            attempt.study.tell(attempt.trial, value)
-            self._release(attempt, DONE, _rounded(value))
+            attempt.trial.study.tell(attempt.trial, values[-1])
+            self._release(attempt, DONE, f"{values[-1]:.4f}")
 
     def _fail(self, attempt: Attempt, reason: str) -> None:
         attempt.trial.set_user_attr("error", reason.removeprefix("error: "))
-        attempt.study.tell(attempt.trial, state=TrialState.FAIL)
+        attempt.trial.study.tell(attempt.trial, state=TrialState.FAIL)
         self._release(attempt, FAILED, f"failed: {reason} (see {attempt.training.log})")
 
     def _release(self, attempt: Attempt, state: str, result: str) -> None:
@@ -308,10 +307,6 @@ class Sweep:
         over = sum(each in (DONE, FAILED) for each in states)
         head = f"[{over}/{len(states)}] trial {attempt.claim.number}: {shown_params(attempt.params)}"
         print(f"{head}  {self.plan.metric} {result}", flush=True)
-
-
-def _rounded(value: float) -> str:
-    return f"{value:.4f}"
 
 
 def _suggest(trial: optuna.Trial, name: str, domain: Range | list) -> object:
@@ -334,14 +329,6 @@ def _pruner(plan: Plan) -> optuna.pruners.BasePruner:
     if plan.pruner is None:
         return optuna.pruners.NopPruner()
     return optuna.pruners.MedianPruner(plan.pruner["startup_trials"], n_warmup_steps=plan.pruner["warmup_epochs"] + 1)
-
-
-def _stop(active: Sequence[Attempt]) -> None:
-    stop_trainings([attempt.process for attempt in active if attempt.process is not None])
-
-
-def _exit(*_) -> None:
-    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _cost(training: Training) -> list[int]:

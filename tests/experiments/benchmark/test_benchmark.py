@@ -11,8 +11,7 @@ import torch
 
 import mobile_former
 from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark.candidates import find_peers, model_candidates
-from experiments.benchmark.earlier import create_earlier
+from experiments.benchmark.candidates import create_earlier, find_peers, model_candidates
 from experiments.benchmark.figures import draw_latency, draw_training
 from experiments.benchmark.machine import cpu_name, describe_machine
 from experiments.benchmark.onnx_graph import OnnxGraph

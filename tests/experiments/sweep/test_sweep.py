@@ -22,9 +22,8 @@ from experiments import runs
 from experiments.sweep import __main__ as sweep
 from experiments.sweep import processes, trial_queue
 from experiments.sweep.__main__ import main
-from experiments.sweep.file_lock import FolderInUseError, locked
 from experiments.sweep.plan import Plan, Range, read_plan
-from experiments.sweep.processes import process_identity
+from experiments.sweep.processes import FolderInUseError, locked, process_identity
 from experiments.sweep.settings import Setting, baseline, differences
 from experiments.sweep.trial_queue import DONE, FAILED, RUNNING, TrialQueue, open_storage
 from mobile_former import InputError
