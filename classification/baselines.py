@@ -1,4 +1,4 @@
-"""Classifiers from timm and transformers, which are trained like Mobile-Former for comparison."""
+"""Classifiers from the libraries timm and transformers. They are trained for comparison with Mobile-Former."""
 
 import logging
 import re
@@ -18,17 +18,19 @@ _MOBILENET = re.compile(r"mobilenet_v2_(\d+\.\d+)")
 def create_baseline(
     name: str, num_classes: int, dropout: float = 0.0, drop_path: float = 0.0, pretrained: str | Path | None = None
 ) -> nn.Module:
-    """Build a classifier of timm or transformers, with the library's own classification head. Nothing is downloaded.
+    """Build a classifier from the libraries timm or transformers. Nothing is downloaded.
+
+    The classification head is the same as in the library.
 
     Args:
-        name: ``timm/NAME`` for any model of timm; ``transformers/mobilenet_v2_MULTIPLIER``, such as
-            ``transformers/mobilenet_v2_1.0`` or ``transformers/mobilenet_v2_0.35``; ``transformers/resnetN`` with
-            N = 18, 34, 50 or 101.
+        name: ``timm/NAME`` for any model of timm. ``transformers/mobilenet_v2_MULTIPLIER`` for a MobileNetV2, such as
+            ``transformers/mobilenet_v2_1.0`` or ``transformers/mobilenet_v2_0.35``. ``transformers/resnetN`` for a
+            ResNet, where N is 18, 34, 50 or 101.
         num_classes: number of classes.
         dropout: dropout rate before the last linear layer, in ``[0, 1)``.
         drop_path: stochastic depth rate of the last block. Only timm models that have stochastic depth accept a rate
             above 0.
-        pretrained: path of a weights file with the library's own tensor names. None: random weights.
+        pretrained: path of a weights file. Its tensor names must be those of the library. None: random weights.
 
     Returns:
         A module that maps images ``(B, 3, H, W)`` to logits ``(B, num_classes)``.
@@ -52,10 +54,12 @@ def create_baseline(
 
 
 class TransformersClassifier(nn.Module):
-    """Classifier: a backbone of transformers, dropout and a linear layer, as in the library's own classifiers.
+    """Classifier with a backbone of the library transformers, followed by dropout and a linear layer.
+
+    The library's own classifiers have the same structure.
 
     Args:
-        backbone: model of transformers that returns pooled features.
+        backbone: model of the library transformers that returns pooled features.
         features: number of pooled features.
         num_classes: number of classes.
         dropout: dropout rate before the linear layer.
@@ -72,9 +76,10 @@ class TransformersClassifier(nn.Module):
         return self.classifier(self.dropout(self.backbone(images).pooler_output.flatten(1)))
 
     def load(self, path: Path) -> None:
-        """Load a weights file with the tensor names of transformers, in place.
+        """Load a weights file into this classifier, in place.
 
-        If the file has no linear layer of the same shape, the current linear layer is kept and a warning is logged.
+        The tensor names in the file must be those of the transformers library. If the file has no linear layer of the
+        same shape, the linear layer of this classifier is not changed, and a warning is logged.
         """
         rest = load_transformers_weights(self.backbone, path)
         head = {name.rpartition(".")[2]: tensor for name, tensor in rest.items() if name.startswith("classifier.")}
@@ -87,7 +92,7 @@ class TransformersClassifier(nn.Module):
 
 
 def _backbone(name: str) -> tuple[nn.Module, int]:
-    """Build a model of transformers without classifier. Return a tuple (model, number of its pooled features)."""
+    """Build a backbone from the transformers library. Return a tuple (backbone, number of its pooled features)."""
     transformers = import_library("transformers", f"transformers/{name}")
     multiplier = _MOBILENET.fullmatch(name)
     if not multiplier:

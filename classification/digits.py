@@ -8,7 +8,10 @@ from mobile_former.training.cli.parser import parse_folder_and_limit
 
 
 def main() -> None:
-    """Parse the command line, and write scikit-learn's digits as ``FOLDER/{train,val}/<digit>/<number>.png``."""
+    """Parse the command line, and write the images of scikit-learn's digits data set to a folder.
+
+    The files are ``FOLDER/{train,val}/<digit>/<number>.png``.
+    """
     arguments = parse_folder_and_limit(
         "python -m classification.digits",
         "Write the embedded digits as an image folder.",

@@ -97,9 +97,9 @@ def _per_class(module: ClassificationModule) -> list[tuple[str, int, float | Non
 
 
 def _class_table(module: ClassificationModule, most: int = 30) -> Table:
-    """Build a table of the ``most`` classes with the lowest accuracy, lowest first.
+    """Build a table of the classes with the lowest accuracy, lowest first.
 
-    Classes without images are left out.
+    The table has at most ``most`` rows. Classes without images are left out.
     """
     rows = sorted((row for row in _per_class(module) if row[1]), key=lambda row: row[2])
     title = "accuracy by class" + (f" (the lowest {most} of {len(rows)})" if len(rows) > most else "")

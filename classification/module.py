@@ -28,18 +28,19 @@ class ClassificationModule(LightningModule):
 
     Args:
         class_names: class names in the order of the labels.
-        name: name of a published Mobile-Former. With the pip extra "baselines", also timm/NAME, transformers/resnet18,
-            34, 50 or 101, or transformers/mobilenet_v2_1.0 (or another width multiplier).
+        name: name of a published Mobile-Former. With the pip extra "baselines", also a model of another library:
+            timm/NAME, transformers/resnetN with N = 18, 34, 50 or 101, or transformers/mobilenet_v2_M with the width
+            multiplier M, such as 1.0.
         pretrained: path of a weights file to start from. For Mobile-Former, it is a file of the paper's authors or of
-            this project, also as safetensors. For a model of another library, it has the tensor names of that library.
-            Default: random weights.
+            this project, also as safetensors. For a model of timm or transformers, the tensors in the file have the
+            library's own names. Default: random weights.
         ablation: names of ablations, separated by commas, see :func:`mobile_former.ablation.ablate`. Each ablation
             removes or replaces a part of Mobile-Former. Default: none.
         dropout: dropout rate before the last linear layer.
         drop_path: stochastic depth rate of the last block.
         learning_rate: peak learning rate. It is reached after the warm-up and then falls along a cosine to 0.
-        learning_rate_batch: total batch size over all processes that the learning rate is meant for. If the total batch
-            size of the run differs, the learning rate is scaled in proportion. Default: no scaling.
+        learning_rate_batch: total batch size (all images per optimiser step) to which learning_rate applies. If a run
+            has another total batch size, its learning rate is scaled in proportion. Default: no scaling.
         weight_decay: weight decay of all parameters except biases and norm layers.
         warmup_epochs: number of epochs at the start during which the learning rate rises.
         label_smoothing: fraction of the target that is spread over all classes, from 0 to below 1.
@@ -164,7 +165,7 @@ class ClassificationModule(LightningModule):
 
     @property
     def label(self) -> str:
-        """Short name for tables and folders: the names of model and ablations, joined by hyphens."""
+        """Short name for tables and folders: the names of the model and of its ablations, joined by hyphens."""
         return "-".join(filter(None, (self.hparams.name, *ablation_names(self.hparams.ablation or ""))))
 
     def describe(self) -> str:
@@ -175,7 +176,8 @@ class ClassificationModule(LightningModule):
     def draw_results(self, folder: Path, datamodule: ClassificationData) -> None:
         """Write ``confusion_matrix.png`` and ``predictions.png`` to a folder.
 
-        They show the confusion matrix of the last evaluation, and some validation images with their predicted classes.
+        The first file shows the confusion matrix of the last evaluation. The second file shows some validation images
+        with their predicted classes.
         """
         draw_confusion(self.confusion, self.hparams.class_names, folder / "confusion_matrix.png")
         draw_predictions(self, datamodule, folder / "predictions.png")

@@ -1,4 +1,4 @@
-"""Drawing of images with the classes that a classifier predicts."""
+"""Draw a grid of images, each with the class that a classifier predicts."""
 
 from pathlib import Path
 

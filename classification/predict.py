@@ -63,15 +63,15 @@ class Classifier(Protocol):
 
     Attributes:
         class_names: class names in the order of the logits.
-        transform: function that prepares an image ``(H, W, 3)`` uint8 for :meth:`logits`. It is called like an
-            albumentations pipeline.
+        transform: function that prepares an image ``(H, W, 3)`` uint8 for :meth:`logits`. The call is
+            ``transform(image=image)["image"]``, as for an albumentations pipeline.
     """
 
     class_names: list[str]
     transform: Callable[..., dict]
 
     def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Return the logits ``(B, K)`` of one or more images ``(3, H, W)`` uint8, prepared by ``transform``."""
+        """Return the logits ``(B, K)`` of a list of images ``(3, H, W)`` uint8 that ``transform`` has prepared."""
 
 
 class CheckpointClassifier:
@@ -79,7 +79,7 @@ class CheckpointClassifier:
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: dictionary from name to value of the data module's options, from the same checkpoint.
+        data_options: dictionary with the data module's options that the same checkpoint contains.
     """
 
     def __init__(self, module: ClassificationModule, data_options: dict):
@@ -90,7 +90,7 @@ class CheckpointClassifier:
 
     @torch.inference_mode()
     def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Return the logits ``(B, K)`` of images ``(3, S, S)`` uint8, prepared by ``transform``."""
+        """Return the logits ``(B, K)`` of a list of square images ``(3, S, S)`` uint8, prepared by ``transform``."""
         pixels = torch.stack(list(images)).to(self.module.device)
         return self.module(normalise(pixels, self.mean, self.std, self.module.dtype))
 

@@ -18,7 +18,7 @@ from classification.data.shards import INDEX, Shard, ShardIndex, unpack
 from mobile_former.errors import InputError
 from mobile_former.training.cli.command import exit_if_unreadable, run_command
 from mobile_former.training.cli.parser import Parser
-from mobile_former.training.data.images import ImageError, decode_image
+from mobile_former.training.data.images import ImageError, decode_image, image_format
 from mobile_former.training.data.module import default_workers
 from mobile_former.whole_file import write_whole
 
@@ -90,7 +90,7 @@ def main() -> None:
 def plan_shards(
     images: ImageFolder, folder: Path, *, seed: int, size: int, samples: int | None, skip_unreadable: bool
 ) -> list[Job]:
-    """Distribute the images of a split over shards in random order, and return the list of shards to write.
+    """Distribute the images of a split over shards in random order, and return a list with a job for each shard.
 
     Validation and test images are shuffled too. This does not change the scores, and each shard is then a random sample
     of the split.
@@ -98,10 +98,11 @@ def plan_shards(
     Args:
         images: images of the split.
         folder: folder of the split's shards.
-        seed: seed of the order.
+        seed: random seed for the order of the images.
         size: maximum size of a shard in bytes. A shard with a single image may be larger.
         samples: number of images in each shard except the last. None: ``size`` limits the shards.
-        skip_unreadable: leave out images that cannot be read. If false, they are errors when the shards are written.
+        skip_unreadable: whether to leave out images that cannot be read. If False, such images are reported as errors
+            when the shards are written.
     """
     shards: list[list[Planned]] = []
     room = 0
@@ -123,7 +124,7 @@ def write_shards(output: Path, class_names: list[str], jobs: dict[str, list[Job]
     Args:
         output: folder of the index file.
         class_names: class names in the order of the labels.
-        jobs: dictionary from split to the list of its shards.
+        jobs: dictionary from the name of a split to the list of its jobs, one for each shard.
         workers: number of writing processes.
 
     Raises:
@@ -166,7 +167,7 @@ def write_shard(job: Job) -> Outcome:
     A written shard is read back and checked before it gets its final name.
 
     Raises:
-        InputError: the written file differs from the shard when it is read back.
+        InputError: the data that is read back differs from the data that was written.
     """
     found = job.target.read_bytes() if job.target.is_file() else None
     contents, unreadable = {}, []
@@ -198,7 +199,7 @@ def write_shard(job: Job) -> Outcome:
 
 
 def _run(jobs: list[Job], workers: int) -> list[Outcome]:
-    """Run the jobs in parallel processes. Return the list of their outcomes, in the order of the jobs."""
+    """Write the shards in parallel processes. Return the list of outcomes, in the order of ``jobs``."""
     with ProcessPoolExecutor(workers) as pool:
         # Submitted before the progress bar starts: its thread would not survive a fork.
         futures = {pool.submit(write_shard, job): len(job.planned) for job in jobs}
@@ -219,7 +220,11 @@ def _run(jobs: list[Job], workers: int) -> list[Outcome]:
 
 
 def _undecodable(contents: dict[Planned, bytes]) -> Iterator[str]:
-    """Remove undecodable images from the dictionary ``contents``. Yield an error message for each of these images."""
+    """Remove undecodable images from a dictionary. Yield an error message for each of these images.
+
+    Args:
+        contents: dictionary from each image to the bytes of its file.
+    """
     for planned, content in list(contents.items()):
         try:
             decode_image(content, str(planned.path))
@@ -229,9 +234,12 @@ def _undecodable(contents: dict[Planned, bytes]) -> Iterator[str]:
 
 
 def _pack(contents: dict[Planned, bytes]) -> bytes:
-    """Return the bytes of a shard for a dictionary from image to file content.
+    """Build a shard, and return the bytes of its tar file.
 
     The same images always give the same bytes.
+
+    Args:
+        contents: dictionary from each image to the bytes of its file.
     """
     from webdataset.writer import TarWriter  # here, because the import takes a second
 
@@ -239,8 +247,12 @@ def _pack(contents: dict[Planned, bytes]) -> bytes:
     with TarWriter(packed, encoder=False, mtime=0) as writer:
         for planned, content in contents.items():
             label = str(planned.label).encode()
-            writer.write({"__key__": f"{planned.number:09d}", planned.path.suffix[1:].lower(): content, "cls": label})
+            writer.write({"__key__": f"{planned.number:09d}", _extension(planned.path): content, "cls": label})
     return packed.getvalue()
+
+
+def _extension(path: Path) -> str:
+    return path.suffix[1:].lower() or image_format(path).lower()
 
 
 def _progress() -> Progress:

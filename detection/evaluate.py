@@ -7,7 +7,7 @@ from typing import Literal
 
 from pytorch_lightning import Trainer
 
-from detection.data.module import DetectionData
+from detection.data.module import DetectionData, require_annotations
 from detection.module import DetectionModule
 from mobile_former.errors import InputError
 from mobile_former.training.cli.command import require_writable
@@ -45,22 +45,30 @@ def evaluate(stage: str) -> None:
             raise InputError(f"--results {options.results}: give a name that ends in .json")
         require_writable(options.results)
     data = labelled_data(data_options, options.data)
+    data.class_names = module.hparams.class_names
+    data.setup(stage)
+    split, dataset = (data.test_split, data.test_set) if stage == "test" else (data.val_split, data.val_set)
+    if not options.results:
+        require_annotations(dataset.source, "scores need it")
     metrics = score(stage, trainer, module, data)
 
-    split, dataset = (data.test_split, data.test_set) if stage == "test" else (data.val_split, data.val_set)
     title = f"{module.label} on {split} of {data.dataset_name}: {len(dataset)} images"
-    if trainer.is_global_zero:
+    scored = dataset.source.annotated
+    if trainer.is_global_zero and scored:
         module.print_scores(title)
         module.print_classes()
+    elif trainer.is_global_zero:
+        print(f"{title}; no scores, because {dataset.source.path} has no list 'annotations'")
     if options.results:
         results = module.average_precision.results()  # gathers from all processes, so all must call it
     if not trainer.is_global_zero:
         return
     if stage == "test":
-        scored = {"data": data.dataset_name, "split": split, "images": len(dataset), "checkpoint": options.ckpt_path}
-        (folder / "metrics.json").write_text(json.dumps(scored | metrics, indent=2) + "\n")
-        module.write_scores(folder / "ap.json")
-        print(f"written: {folder}/: metrics.json, ap.json")
+        about = {"data": data.dataset_name, "split": split, "images": len(dataset), "checkpoint": options.ckpt_path}
+        (folder / "metrics.json").write_text(json.dumps(about | metrics, indent=2) + "\n")
+        if scored:
+            module.write_scores(folder / "ap.json")
+        print(f"written: {folder}/: metrics.json{', ap.json' * scored}")
     if options.results:
         options.results.write_text(json.dumps(results) + "\n")
         print(f"written: {options.results}")

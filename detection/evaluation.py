@@ -16,7 +16,7 @@ from torchmetrics.utilities import dim_zero_cat
 _logger = logging.getLogger(__name__)
 
 # In the order of pycocotools' summary. small, medium and large objects are separated by areas of 32² and 96² pixels.
-# AR_1 and AR_10 count the best 1 and 10 detections per class and image, all other numbers the best 100.
+# AR_1 and AR_10 count the best 1 and 10 detections per class and image, all other numbers the best ``max_detections``.
 NUMBERS = (
     "AP",
     "AP50",
@@ -33,7 +33,7 @@ NUMBERS = (
 )
 
 
-SCORED_DETECTIONS = 100  # per class and image; pycocotools ignores further detections
+SCORED_DETECTIONS = 100  # of each class in an image, that COCO's scores count
 
 
 class CocoAP(Metric):
@@ -46,13 +46,18 @@ class CocoAP(Metric):
     Args:
         ground_truth: dictionary with the lists ``images``, ``annotations`` and ``categories``, in COCO format.
         category_ids: COCO category ids in the order of the labels.
+        max_detections: maximum number of detections per class and image. Of more detections, those with the lowest
+            scores are ignored. COCO's own evaluation uses 100.
     """
 
     full_state_update = False
     higher_is_better = True
 
-    def __init__(self, ground_truth: dict[str, list[dict]], category_ids: Sequence[int]):
+    def __init__(
+        self, ground_truth: dict[str, list[dict]], category_ids: Sequence[int], max_detections: int = SCORED_DETECTIONS
+    ):
         super().__init__()
+        self.max_detections = max_detections
         self.category_ids = np.array(category_ids)
         names = {category["id"]: category["name"] for category in ground_truth["categories"]}
         self.class_names = [names[category_id] for category_id in category_ids]
@@ -85,19 +90,20 @@ class CocoAP(Metric):
         image_ids, rows = self._gathered()
         evaluation = COCOeval(self.ground_truth, _detections(rows, self.ground_truth), "bbox")
         evaluation.params.imgIds = image_ids
+        evaluation.params.maxDets = [1, 10, self.max_detections]
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation.evaluate()
             evaluation.accumulate()
-            evaluation.summarize()
-        # (10 thresholds, 101 recalls, K categories in the order of their ids, all sizes, 100 detections)
-        precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        # (10 IoU thresholds, 101 recalls, K categories in the order of their ids, 4 sizes, 3 numbers of detections)
+        precisions, recalls = evaluation.eval["precision"], evaluation.eval["recall"]
+        precision = precisions[:, :, :, 0, -1]
+        # pycocotools' own summary needs exactly 100 detections.
+        values = [precision, precision[0], precision[5], *(precisions[:, :, :, size, -1] for size in (1, 2, 3))]
+        values += [recalls[:, :, 0, count] for count in range(3)] + [recalls[:, :, size, -1] for size in (1, 2, 3)]
         order = np.searchsorted(evaluation.params.catIds, self.category_ids)
         per_class = (precision[:, :, position] for position in order)
-        return dict(zip(NUMBERS, evaluation.stats.tolist(), strict=True)) | {
-            "per_class": {
-                name: float(values[values > -1].mean()) if (values > -1).any() else -1.0
-                for name, values in zip(self.class_names, per_class, strict=True)
-            }
+        return dict(zip(NUMBERS, map(_mean, values), strict=True)) | {
+            "per_class": dict(zip(self.class_names, map(_mean, per_class), strict=True))
         }
 
     def results(self) -> list[dict]:
@@ -120,7 +126,10 @@ class CocoAP(Metric):
             self.boxes, self.scores = [torch.zeros((0, 4), device=self.device)], [none.float()]
 
     def _gathered(self) -> tuple[list[int], list[dict]]:
-        """Return a tuple (list of the evaluated image ids, list of the detections in COCO results format)."""
+        """Return the ids of the evaluated images and their detections, as a tuple of two lists.
+
+        Each detection is a dictionary in COCO results format. An image that was evaluated twice occurs once.
+        """
         self._begin()
         image_ids, counts, boxes, scores, labels = (
             dim_zero_cat(getattr(self, name)).cpu().numpy()
@@ -145,8 +154,14 @@ class CocoAP(Metric):
         ]
 
 
+def _mean(values: np.ndarray) -> float:
+    """Return the mean of the values above -1, or -1 if there is none. pycocotools sets undefined values to -1."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else -1.0
+
+
 def _detections(rows: list[dict], ground_truth: COCO) -> COCO:
-    """Return the pycocotools object ``COCO`` for a list of detections in COCO results format.
+    """Build a pycocotools ``COCO`` object from a list of detections in COCO results format.
 
     pycocotools' own function ``loadRes`` is not used, because it rejects an empty list.
     """

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 import mobile_former
-from detection.data.batch import pad
+from detection.data.batch import Source, pad
 from detection.data.module import DetectionData
 from detection.evaluation import NUMBERS, SCORED_DETECTIONS, CocoAP
 from detection.models.ablation import ablate
 from detection.models.factory import create_detector
+from detection.models.retinanet import RetinaNet
 from detection.models.variants import E2E_VARIANTS
 from detection.models.weights import load_detector_weights
 from detection.pictures import draw_comparison
@@ -44,11 +45,11 @@ class DetectionModule(LightningModule):
         class_names: class names in the order of the labels.
         name: name of a detector, see :func:`detection.list_detectors`.
         backbone: name of a backbone that replaces the detector's own: another Mobile-Former, timm/NAME, or
-            transformers/resnet18, 34, 50 or 101. timm and transformers need the pip extra "baselines". Default: the
-            detector's own backbone.
-        pretrained: weights file to start from. From the file of a classifier (by the paper's authors or this project),
-            only the backbone is loaded. A file of a detector of this project may have other classes than class_names.
-            Default: random weights.
+            transformers/resnetN with N = 18, 34, 50 or 101. The libraries timm and transformers need the pip extra
+            "baselines". Default: the detector's own backbone.
+        pretrained: path of a weights file to start from. If it belongs to a classifier (by the paper's authors or this
+            project), only the backbone is loaded. If it belongs to the same detector, its classes may differ from
+            class_names. Default: random weights.
         ablation: names of ablations, separated by commas, see :func:`detection.models.ablation.ablate`. Each ablation
             removes a part of the detector. Default: none.
         focal: predict classes by sigmoids with focal loss. If false, a softmax with the class "no object" is used.
@@ -59,10 +60,13 @@ class DetectionModule(LightningModule):
             learns faster.
         choose_queries: initialise the object queries from the best predictions of the dense head. The dense head then
             also runs in inference. Needs refine_boxes and dense_head.
+        num_queries: number of object queries of E2E-MF or DETR, the maximum number of detections in an image. Default:
+            50 for e2e_mf_26m and e2e_mf_52m, otherwise 100.
+        max_detections: maximum number of detections of RetinaNet in an image. Default: 100.
         learning_rate: peak learning rate.
         backbone_learning_rate: peak learning rate of the backbone. Default: learning_rate.
-        learning_rate_batch: total batch size that the learning rates are meant for. If the total batch size of the run
-            differs, the learning rates are scaled in proportion. Default: no scaling.
+        learning_rate_batch: total batch size (all images per optimiser step) to which the learning rates apply. If a
+            run has another total batch size, its learning rates are scaled in proportion. Default: no scaling.
         weight_decay: weight decay of all parameters except biases and norm layers.
         warmup_epochs: number of epochs at the start during which the learning rates rise.
         milestones: epochs after which the learning rates are divided by 10. Default: cosine decay to 0.
@@ -80,7 +84,9 @@ class DetectionModule(LightningModule):
     """
 
     monitor = "val/AP"
-    architecture = ("name", "backbone", "ablation", "focal", "refine_boxes", "dense_head", "choose_queries")
+    architecture = (
+        "name", "backbone", "ablation", "focal", "refine_boxes", "dense_head", "choose_queries", "num_queries",
+    )  # fmt: skip
     curves = {  # noqa: RUF012
         "loss": ("train/loss", "val/loss"),
         "terms of the loss": ("train/loss_ce", "train/loss_bbox", "train/loss_giou"),
@@ -98,6 +104,8 @@ class DetectionModule(LightningModule):
         refine_boxes: bool = False,
         dense_head: bool = False,
         choose_queries: bool = False,
+        num_queries: int | None = None,
+        max_detections: int | None = None,
         learning_rate: float = 1e-4,
         backbone_learning_rate: float | None = None,
         learning_rate_batch: int | None = None,
@@ -124,6 +132,7 @@ class DetectionModule(LightningModule):
         self.model = self._build_model(pretrained)
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.average_precision: CocoAP | None = None  # created for the data that is scored
+        self.annotated = True  # whether that data has annotations
         self.scores: dict[str, float] = {}  # of the last evaluation
         self.per_class: dict[str, float] = {}
         self.train()  # Lightning keeps this mode, with frozen BatchNorms in evaluation mode
@@ -136,6 +145,8 @@ class DetectionModule(LightningModule):
             options.name,
             num_classes=len(options.class_names),
             backbone=options.backbone,
+            num_queries=options.num_queries,
+            max_detections=options.max_detections,
             **{name: options[name] for name in parts},
         )
         if is_baseline(model.backbone_name):
@@ -185,28 +196,36 @@ class DetectionModule(LightningModule):
         return losses["total"]
 
     def on_fit_start(self) -> None:
-        """Log a warning if training images have more objects than can be detected or scored."""
-        counts, most = self.trainer.datamodule.object_counts, self.model.most_detections
-        found = min(most, SCORED_DETECTIONS)
-        if self.trainer.is_global_zero and counts.max() > found:
+        """Log a warning if training images have more objects than the model detects in an image."""
+        counts, most = self.trainer.datamodule.object_counts, self.model.max_detections
+        if self.trainer.is_global_zero and counts.max() > most:
             _logger.warning(
                 "%d of %d training images have more than %d objects (at most %d), but %s detects at most %d objects "
-                "in an image, and COCO AP scores at most %d: recall can be %.2f at most; cut the images into tiles",
-                (counts > found).sum(),
+                "in an image: recall can be %.2f at most; raise --model.%s, or cut the images into tiles",
+                (counts > most).sum(),
                 len(counts),
-                found,
+                most,
                 counts.max(),
                 self.hparams.name,
                 most,
-                SCORED_DETECTIONS,
-                np.minimum(counts, found).sum() / counts.sum(),
+                np.minimum(counts, most).sum() / counts.sum(),
+                "max_detections" if isinstance(self.model, RetinaNet) else "num_queries",
             )
 
     def setup(self, stage: str) -> None:
         """Create the COCO metric for the test set if ``stage`` is ``"test"``, otherwise for the validation set."""
         data = self.trainer.datamodule
         source = (data.test_set if stage == "test" else data.val_set).source
-        self.average_precision = CocoAP(source.ground_truth(), source.category_ids)
+        self.annotated = source.annotated
+        self.average_precision = self.metric(source)
+
+    def metric(self, source: Source) -> CocoAP:
+        """Build the COCO metric for the images of ``source``.
+
+        It counts all detections of the model, but at least the 100 of COCO's own scores.
+        """
+        counted = max(SCORED_DETECTIONS, self.model.max_detections)
+        return CocoAP(source.ground_truth(), source.category_ids, counted)
 
     def on_validation_epoch_start(self) -> None:
         """Reset the COCO metric."""
@@ -309,16 +328,16 @@ class DetectionModule(LightningModule):
         path.write_text(json.dumps(self.scores | {"per_class": self.per_class}, indent=2, ensure_ascii=False) + "\n")
 
     def print_scores(self, title: str) -> None:
-        """Print a table of the twelve COCO scores of the last evaluation, with a title."""
+        """Print a table with the given title. It contains the twelve COCO scores of the last evaluation."""
         table = Table(title=escape(title), title_justify="left", show_header=False)
         for name in NUMBERS:
             table.add_row(name, figure(self.scores[name]))
         console().print(table)
 
     def print_classes(self, most: int = 30) -> None:
-        """Print a table of the AP of at most ``most`` classes in the last evaluation, lowest first.
+        """Print a table of the classes and their AP in the last evaluation, lowest AP first.
 
-        Classes without objects come last.
+        Classes without objects come last. The table has at most ``most`` rows.
         """
         rows = sorted(self.per_class.items(), key=lambda row: row[1])
         rows = [row for row in rows if row[1] >= 0] + [row for row in rows if row[1] < 0]
@@ -330,12 +349,15 @@ class DetectionModule(LightningModule):
 
     def _evaluate(self, batch: dict, mean_loss: MeanMetric) -> None:
         outputs = self.model(batch["image"], batch["padding_mask"])
-        loss = self.model.loss(outputs, batch["targets"])["total"]
-        mean_loss.update(loss, weight=len(batch["image"]))
+        if self.annotated:
+            loss = self.model.loss(outputs, batch["targets"])["total"]
+            mean_loss.update(loss, weight=len(batch["image"]))
         detections = self.model.postprocess(outputs, batch["image_sizes"].tolist())
         self.average_precision.update(detections, batch["image_ids"])
 
     def _log_scores(self, stage: str, mean_loss: MeanMetric) -> None:
+        if not self.annotated:
+            return
         values = self.average_precision.compute()
         self.per_class = values.pop("per_class")
         self.scores = values

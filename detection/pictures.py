@@ -34,7 +34,7 @@ def draw_detections(
         boxes: list of boxes, each xyxy in pixels.
         labels: class label of each box. The label determines the colour.
         captions: text of each box.
-        path: path of the file. The suffix determines the format.
+        path: path of the image file to write. The suffix determines the format.
     """
     # JPEG: without colour subsampling, which blurs thin lines and letters
     with_detections(image, boxes, labels, captions).save(path, quality=92, subsampling=0)
@@ -93,7 +93,9 @@ def draw_comparison(
     *,
     threshold: float,
 ) -> None:
-    """Draw each image twice, side by side, with its true boxes and with its detected boxes, and save the grid.
+    """Draw images in a grid, each image twice, and save the grid as an image file.
+
+    The left copy of an image shows its true boxes. The right copy shows its detected boxes.
 
     Args:
         images: images of any sizes, each ``(H, W, 3)`` uint8 RGB.
@@ -101,7 +103,7 @@ def draw_comparison(
         detections: list with one dictionary for each image: ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` ``(n,)``
             and ``labels`` ``(n,)``, sorted by descending score.
         class_names: class names in the order of the labels.
-        path: path of the file.
+        path: path of the image file to write.
         threshold: minimum score of the detections that are drawn.
     """
     cells = []
@@ -161,8 +163,8 @@ def _draw(
 ) -> Image.Image:
     """Return a copy of an image, resized by the factor ``scale``, with boxes and captions drawn on it.
 
-    The font has ``letters`` pixels. Pillow is used, because matplotlib gives neither pixel positions nor text sizes
-    before it draws.
+    The font size is ``letters`` pixels. Pillow is used, because matplotlib does not return pixel positions and text
+    sizes before it draws.
     """
     picture = Image.fromarray(image)
     if scale != 1:
@@ -196,9 +198,10 @@ def _draw(
 
 
 def _frame(box: Sequence[float], scale: float, margin: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Scale a box, enlarge it by ``margin`` pixels on each side, and clip it to the picture of the given size.
+    """Multiply a box by ``scale``, enlarge it by ``margin`` pixels on each side, and clip it to the image.
 
-    Return left, top, right and bottom. The pixels at right and bottom belong to the enlarged box.
+    ``box`` is xyxy. ``size`` is the width and height of the image. Return a tuple (left, top, right, bottom) in pixels.
+    The pixels at right and bottom belong to the enlarged box.
     """
     left, top, right, bottom = (round(scale * value) for value in box)
     width, height = size
@@ -213,16 +216,17 @@ def _free_place(
     picture: tuple[int, int],
     taken: Sequence[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int]:
-    """Choose a rectangle for a caption, xyxy, inside the picture.
+    """Choose the position of a caption near its bounding box. Return the rectangle of the caption, xyxy in pixels.
 
-    The candidates are above, below and inside the outline of the caption's box. The candidate that overlaps other
-    captions by the fewest pixels wins. In a tie, a candidate that covers at most a quarter of the outlined area wins.
+    The candidates are above, below and inside the bounding box. All candidates are inside the picture. The candidate
+    that overlaps other captions by the fewest pixels is chosen. If several candidates have the same overlap, a
+    candidate that covers at most a quarter of the bounding box is preferred.
 
     Args:
-        frame: outline of the caption's box, xyxy.
+        frame: bounding box, xyxy in pixels.
         size: width and height of the caption.
         picture: width and height of the picture.
-        taken: rectangles of the captions that already have a place, xyxy.
+        taken: rectangles of the captions that are already placed, xyxy.
     """
     left, top, right, bottom = frame
     width, height = size
@@ -259,9 +263,9 @@ def _colours(label: int) -> tuple[str, str]:
 
 
 def _legible(text: str, letters: int, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Fit a text into one line of ``width`` pixels. Return a tuple (text, font).
+    """Shorten a text so that it fits into one line of ``width`` pixels. ``…`` replaces the middle of a long text.
 
-    If the text is too wide, ``…`` replaces its middle.
+    Return a tuple (text, Pillow font). ``letters`` is the font size.
     """
     text, path = with_font(text)
     font = ImageFont.truetype(path, letters)
@@ -274,10 +278,13 @@ def _legible(text: str, letters: int, width: int) -> tuple[str, ImageFont.FreeTy
 
 
 def with_font(text: str) -> tuple[str, str]:
-    """Return a tuple (text on one line, path of a font file with all characters of the text).
+    """Put a text on one line, and choose a font that has all of its characters.
 
     If no font has all characters, the font is DejaVu Sans. Characters that DejaVu Sans lacks are then replaced by their
     code points, such as ``U+1F600``.
+
+    Returns:
+        A tuple (text, path of the font file).
     """
     text = " ".join(text.split())
     path = _font_of(frozenset(text))
@@ -302,6 +309,6 @@ def _font_of(characters: frozenset[str]) -> str | None:
 
 @cache
 def _characters(path: str) -> frozenset[int]:
-    """Return the set of code points in a font file. The set is empty if the font is not scalable."""
+    """Return the code points of all characters in a font file. The set is empty if the font is not scalable."""
     font = FT2Font(path)
     return frozenset(font.get_charmap()) if font.scalable else frozenset()

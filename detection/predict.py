@@ -35,7 +35,10 @@ _PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # images whose drawing
 
 
 def main() -> None:
-    """Parse the command line, detect objects, print the detections and write the requested files."""
+    """Parse the command line, detect objects in images, and print the detections.
+
+    If requested, also write the detections to a file, and write pictures of the images with boxes to a folder.
+    """
     parser = Parser(prog="python -m detection.predict", description="Detect objects in images.")
     add_predict_options(parser, "detection", output="a .json (COCO results) or .csv file to write", batch_size=8)
     parser.add_argument(
@@ -89,8 +92,8 @@ class Detector(Protocol):
     Attributes:
         class_names: class names in the order of the labels.
         category_ids: COCO category ids in the order of the labels.
-        transform: function that prepares an image ``(H, W, 3)`` uint8 for :meth:`detect`. It is called like an
-            albumentations pipeline.
+        transform: function that prepares an image ``(H, W, 3)`` uint8 for :meth:`detect`. The call is
+            ``transform(image=image, bboxes=np.zeros((0, 4)), labels=[])["image"]``, as for an albumentations pipeline.
     """
 
     class_names: list[str]
@@ -116,7 +119,7 @@ class CheckpointDetector:
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: dictionary from name to value of the data module's options, from the same checkpoint.
+        data_options: dictionary with the data module's options that the same checkpoint contains.
         device: device of the model. Default: the GPU if present, else the CPU.
     """
 

@@ -33,7 +33,7 @@ class TransformOptions:
     """Options of the training and evaluation pipelines.
 
     Attributes:
-        short_sides: lengths in pixels. One of them is drawn for the shorter side of each training image.
+        short_sides: lengths in pixels. The shorter side of each training image is resized to a random one of them.
         short_side: length in pixels of the shorter side in evaluation.
         longest: maximum length in pixels of the longer side.
         flip: probability of a horizontal flip in training.
@@ -82,7 +82,7 @@ def train_transform(
     """Build DETR's training pipeline: flip, random crop, resize.
 
     Args:
-        short_sides: lengths in pixels. One of them is drawn for the shorter side of each image.
+        short_sides: lengths in pixels. The shorter side of each image is resized to a random one of them.
         longest: maximum length in pixels of the longer side.
         flip: probability of a horizontal flip.
         crop: probability of a random crop.
@@ -145,7 +145,7 @@ class ResizeShortSide(A.DualTransform):
     The resizing is antialiased.
 
     Args:
-        sizes: lengths in pixels. One of them is drawn for the shorter side.
+        sizes: lengths in pixels. The shorter side is resized to a random one of them.
         longest: maximum length of the longer side in pixels. It takes precedence over ``sizes``. Default: no limit.
         frame: maximum height and width of the result in pixels. Default: no limit.
         p: probability of applying the transform.
@@ -160,7 +160,7 @@ class ResizeShortSide(A.DualTransform):
         self.frame = frame
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
-        """Draw the new size of an image. Return it as ``{"size": (height, width)}``."""
+        """Choose the new size of an image at random. Return it in pixels as ``{"size": (height, width)}``."""
         return {"size": resized(*params["shape"][:2], self.py_random.choice(self.sizes), self.longest, self.frame)}
 
     def apply(self, img: np.ndarray, size: tuple[int, int], **params) -> np.ndarray:
@@ -168,12 +168,12 @@ class ResizeShortSide(A.DualTransform):
         return resize(img, *size)
 
     def apply_to_bboxes(self, bboxes: np.ndarray, **params) -> np.ndarray:
-        """Return the boxes unchanged, because albumentations passes them in normalised coordinates."""
+        """Return the boxes unchanged. Their coordinates are normalised, so they do not depend on the image size."""
         return bboxes
 
 
 class RandomSizeCrop(A.DualTransform):
-    """Crop a random rectangle whose height and width are drawn independently.
+    """Crop an image to a random rectangle. Its height and width are chosen independently.
 
     Args:
         shortest: minimum length of a side in pixels. An image side that is shorter is not cropped.
@@ -187,7 +187,7 @@ class RandomSizeCrop(A.DualTransform):
         self.longest = longest
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
-        """Draw a rectangle. Return it in pixels as ``{"crop": (left, top, right, bottom)}``."""
+        """Choose a random rectangle. Return its pixel coordinates as ``{"crop": (left, top, right, bottom)}``."""
         height, width = params["shape"][:2]
         across, down = (
             self.py_random.randint(min(self.shortest, side), min(self.longest, side)) for side in (width, height)
@@ -196,7 +196,7 @@ class RandomSizeCrop(A.DualTransform):
         return {"crop": (left, top, left + across, top + down)}
 
     def apply(self, img: np.ndarray, crop: tuple[int, int, int, int], **params) -> np.ndarray:
-        """Return the rectangle ``crop`` (left, top, right, bottom) of an ``(H, W, 3)`` image."""
+        """Crop an image ``(H, W, 3)`` to ``crop``, a tuple (left, top, right, bottom) in pixels."""
         left, top, right, bottom = crop
         return img[top:bottom, left:right]
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add files from outside ``docs/`` to the site, with the same paths as in the repository.
 
-    The files are the licence, and the pages, pictures and notebooks in ``experiments/``.
+    These are the licence file, and the pages, pictures and notebooks in ``experiments/``.
     """
     patterns = ("LICENSE", "experiments/*.md", "experiments/pictures/*", "experiments/notebooks/*.ipynb")
     for path in (path for pattern in patterns for path in ROOT.glob(pattern)):
@@ -25,8 +25,8 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     """Adapt the Markdown of a page for the site.
 
     - A line ``::: package.*`` becomes one line for each public module of the package. Subpackages are left out.
-    - Links to ``experiments/`` lose one ``../``. This folder is beside ``docs/`` in the repository, but in the
-      root of the site.
+    - One ``../`` is removed from links to ``experiments/``. In the repository, this folder is beside ``docs/``. On the
+      site, it is in the root folder.
     """
 
     def list_modules(line: re.Match) -> str:

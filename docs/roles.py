@@ -23,9 +23,11 @@ class Roles(griffe.Extension):
 
 
 def _reference(member: griffe.Object, name: str) -> str:
-    """Return the HTML of a link to the object ``name``.
+    """Return an HTML link that replaces a Sphinx role in a docstring.
 
-    The name is resolved in the scope of ``member``, whose docstring contains the role.
+    Args:
+        member: object that has the docstring.
+        name: name in the role. It is resolved in the scope of ``member``.
     """
     try:
         target = member.resolve(name) if name.partition(".")[0] != member.package.name else name

@@ -82,7 +82,7 @@ def main() -> None:
 def madds_by_part(name: str) -> dict[str, int]:
     """Return the multiply-adds of each part of a published model for an image of 224×224 pixels.
 
-    The result is a dictionary from the names in :data:`PARTS` to numbers. Their sum is the total of the model.
+    The result is a dictionary from the names in :data:`PARTS` to multiply-adds. Their sum is the total of the model.
     """
     by_module = madds_by_module(mobile_former.create_model(name))
     madds = {
@@ -113,9 +113,9 @@ class BlockShape:
 
 
 def block_shapes(name: str) -> list[BlockShape]:
-    """Return the list of shapes of the stem and then of each block of a published model.
+    """Return a list with the shapes of the stem and of each block of a published model, in forward order.
 
-    The image has 224×224 pixels.
+    The model's input is an image of 224×224 pixels.
     """
     model = mobile_former.create_model(name).eval()
     shapes = []
@@ -141,7 +141,11 @@ def block_shapes(name: str) -> list[BlockShape]:
 def draw_block(shapes: list[BlockShape], style: Style) -> Figure:
     """Draw a diagram of a Mobile-Former block: its four parts, their order and their inputs.
 
-    The diagram also shows the input and output shapes of the eighth block.
+    The shapes in the diagram are those of the eighth block of a model.
+
+    Args:
+        shapes: output of :func:`block_shapes` for the model.
+        style: colours of text and lines.
     """
     block = shapes[8]  # the eighth block, which adds channels
     figure, axis = _canvas(10, 4.1)
@@ -202,7 +206,7 @@ def draw_shapes(shapes: list[BlockShape], style: Style) -> Figure:
 
 
 def draw_madds(madds: dict[str, dict[str, int]], style: Style) -> Figure:
-    """Draw a bar chart of the percentage of each part in the multiply-adds of each model.
+    """Draw a stacked bar for each model, which shows how its multiply-adds are divided among its parts, in per cent.
 
     Args:
         madds: dictionary from the name of a model to the result of :func:`madds_by_part`.
@@ -233,7 +237,7 @@ def draw_madds(madds: dict[str, dict[str, int]], style: Style) -> Figure:
 
 
 def draw_detector(style: Style) -> Figure:
-    """Draw a diagram of the detector E2E-MF: its blocks at three scales, and its queries, which pass all blocks."""
+    """Draw a diagram of the detector E2E-MF: the blocks at three scales, and the queries that all blocks update."""
     name = SHOWN.replace("mobile_former", "e2e_mf")
     variant = E2E_VARIANTS[name]
     figure, axis = _canvas(10, 4.4)

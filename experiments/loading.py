@@ -47,11 +47,11 @@ Stage = Callable[[Any], Any]
 
 @dataclass
 class Side:
-    """One way to load images, "ours" or "Pillow", as functions that are timed one by one.
+    """The steps of one way to load images, "ours" or "Pillow". Each step is a function that is timed separately.
 
     Attributes:
-        image: dictionary from the name of a step to its function, in order, for the steps that handle single images.
-        batch: dictionary from the name of a step to its function, in order, for the steps that handle a batch.
+        image: the steps for a single image, as a dictionary from name to function in the order of execution.
+        batch: the steps for a batch, as a dictionary from name to function in the order of execution.
     """
 
     image: dict[str, Stage]
@@ -70,7 +70,7 @@ def main() -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        paths = find_images(options.folder) if options.folder else write_samples(Path(scratch))
+        paths = find_images(options.folder).images if options.folder else write_samples(Path(scratch))
         if not paths:
             parser.error(f"--folder {options.folder} has no images")
         paths = paths[:: len(paths) // 200 + 1]
@@ -81,16 +81,22 @@ def main() -> None:
 
 
 def sides(recipe: str) -> dict[str, Side]:
-    """Return a dictionary with the loading steps of "ours" (this project) and "Pillow".
+    """Return the two ways to load images, "ours" (this project) and "Pillow".
 
     Args:
         recipe: augmentation, "basic" (crop and flip) or "full" (also RandAugment and random erasing).
+
+    Returns:
+        Dictionary from the name of the way to the :class:`Side` with its loading steps.
     """
 
     def transforms(crop: A.BasicTransform | None) -> dict[str, Stage]:
-        """Return a dictionary from the name of each transform to a function that applies it.
+        """Return a dictionary from the name of each training transform to a function that applies it to an image.
 
-        The seed is the same in every call. ``crop`` replaces the first transform. None keeps the first transform.
+        The random seed is the same in every call.
+
+        Args:
+            crop: transform to use instead of the first one. None: the first transform is kept.
         """
         full = {"rand_augment": True, "random_erasing": 0.2} if recipe == "full" else {}
         compose = train_transform(224, **full)

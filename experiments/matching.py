@@ -1,10 +1,11 @@
 """Measure the share of Hungarian matching in the time of a training step of E2E-MF-508M.
 
-    python -m experiments.matching                       # batch 2, 800×1056 pixels, 9 layers, 20 objects per image
+    python -m experiments.matching                       # batch 2, 800×1056 pixels, 20 objects per image
 
-Hungarian matching assigns predictions to objects. A training step consists of forward, matching, loss, backward and
-optimiser step, on a GPU if available. The time of matching starts when the predictions of all layers are ready, and
-ends when the pairs are known. It includes the transfer to the host. The command prints the median share over the steps.
+Hungarian matching assigns predictions to objects. It is applied to the predictions after each of the nine blocks of the
+detection head. A training step consists of forward, matching, loss, backward and optimiser step, on a GPU if available.
+The time of matching starts when the predictions after all blocks are ready, and ends when the pairs of predictions and
+objects are known. It includes the transfer from the GPU to the CPU. The command prints the median share over the steps.
 """
 
 import argparse

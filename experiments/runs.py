@@ -48,7 +48,7 @@ class Training:
 
     @property
     def command(self) -> list[str]:
-        """Command line that starts the training, or resumes it from the last checkpoint if there is one."""
+        """The command that trains, as a list of words. It resumes from the last checkpoint if there is one."""
         location = ["--runs_folder", str(self.folder.path.parent.parent), "--name", self.folder.path.name]
         return [sys.executable, "-m", f"{self.task}.fit", *self.arguments, *location, "--ckpt_path", "auto"]
 

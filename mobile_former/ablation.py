@@ -1,7 +1,7 @@
 """Ablations: remove or replace a part of a model, to measure how much the part contributes.
 
-The modules of the published models contain no code for ablations. An ablation replaces such modules by the small
-modules in this file.
+The modules of the published models contain no code for ablations. An ablation replaces some of them in a built model by
+the small modules in this file.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,9 +24,9 @@ class Ablation:
     """Definition of one ablation: the removal or replacement of a part of a model.
 
     Attributes:
-        apply: function that ablates a model in place. Its arguments are the model and the text after ``=`` in the name
-            of the ablation, such as ``"3"`` for ``tokens=3``. The text is empty if the name has no ``=``. The function
-            returns True if the model contained the part to ablate.
+        apply: function that removes or replaces the part in a model, in place. Its arguments are the model and the text
+            after ``=`` in the name of the ablation, such as ``"3"`` for ``tokens=3``. The text is empty if the name has
+            no ``=``. The function returns True if the model contained the part.
         takes: description of the text after ``=``, for error messages; empty if the ablation takes no such text.
     """
 
@@ -58,7 +58,7 @@ def ablate(model: nn.Module, names: str) -> None:
 
 
 def apply_ablations(model: nn.Module, names: str, known: Mapping[str, Ablation]) -> None:
-    """Remove or replace parts of a model in place, with the ablations in a dictionary.
+    """Apply ablations to a model: remove or replace parts of the model in place.
 
     Args:
         model: a newly built model.
@@ -82,17 +82,17 @@ def apply_ablations(model: nn.Module, names: str, known: Mapping[str, Ablation])
 
 
 def ablation_names(names: str) -> list[str]:
-    """Return the list of names in a comma-separated string, without the spaces around each name."""
+    """Split a comma-separated string into a list of names, and remove the spaces around each name."""
     return [name.strip() for name in names.split(",")]
 
 
 def is_ablated(model: nn.Module) -> bool:
-    """Return whether an ablation has replaced a module inside a model."""
+    """Return whether a model contains a module that an ablation inserted."""
     return any(isinstance(part, Ablated) for part in model.modules())
 
 
 def replace_parts(model: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module], nn.Module]) -> bool:
-    """Replace the submodules of one type in a model.
+    """Replace all submodules of one type in a model.
 
     Args:
         model: the model, which is modified in place.
@@ -115,7 +115,7 @@ def replace_parts(model: nn.Module, kind: type[nn.Module], make: Callable[[nn.Mo
 
 
 class Ablated:
-    """Base class of the modules with which ablations replace published modules."""
+    """Base class of the modules that ablations insert into a model."""
 
 
 class StaticReLU(Ablated, nn.Module):
@@ -127,7 +127,7 @@ class StaticReLU(Ablated, nn.Module):
 
 
 class Unbridged(Ablated, nn.Module):
-    """Replacement of :class:`MobileToFormer` that ignores the feature map and returns zeros as the tokens."""
+    """Replacement of :class:`MobileToFormer` that ignores the feature map and sets the tokens to zero."""
 
     def forward(self, x: Tensor, tokens: Tensor, padding: Tensor | None = None) -> tuple[Tensor, None]:
         """Return zeros in the shape of the tokens, ``(B, M, d)``, and None instead of the attention logits."""
@@ -146,7 +146,7 @@ class ProjectedMobileToFormer(Ablated, MobileToFormer):
     """:class:`MobileToFormer` with projected keys and values, as in standard cross-attention.
 
     Args:
-        part: the module to replace. Its sizes and options are copied, but not its weights.
+        part: the bridge to replace. Its sizes and options are copied, but not its weights.
     """
 
     def __init__(self, part: MobileToFormer):
@@ -172,7 +172,7 @@ class ProjectedFormerToMobile(Ablated, FormerToMobile):
     """:class:`FormerToMobile` with projected queries and outputs, as in standard cross-attention.
 
     Args:
-        part: the module to replace. Its sizes and options are copied, but not its weights.
+        part: the bridge to replace. Its sizes and options are copied, but not its weights.
     """
 
     def __init__(self, part: FormerToMobile):
@@ -193,7 +193,7 @@ class AttentionAlone(Ablated, Former):
     """:class:`Former`, the transformer layer over the tokens, without the feed-forward network and its LayerNorm.
 
     Args:
-        part: the module to replace. Its sizes and options are copied, but not its weights.
+        part: the layer to replace. Its sizes and options are copied, but not its weights.
     """
 
     def __init__(self, part: Former):

@@ -79,9 +79,9 @@ class MobileFormerBlock(nn.Module):
         return self.to_mobile(x, tokens), tokens
 
     def _mixing(self, logits: Tensor, x: Tensor, padding: Tensor | None) -> Tensor:
-        """Return the token weights of the spatially aware dynamic ReLU, ``(B, M, H', W')``.
+        """Compute the weight of each token at each output position, for the spatially aware dynamic ReLU.
 
-        The weights are a softmax over the tokens at each output position.
+        The weights ``(B, M, H', W')`` are a softmax of the attention logits over the tokens.
         """
         logits = logits.mean(1).unflatten(2, x.shape[2:])
         if self.downsamples:

@@ -45,7 +45,7 @@ class MobileToFormer(nn.Module):
         map_position: Tensor | None = None,
         focus: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Update the tokens from the feature map.
+        """Update the tokens by cross-attention to the feature map.
 
         Args:
             x: feature map, ``(B, C, H, W)``.
@@ -96,7 +96,7 @@ class FormerToMobile(nn.Module):
         self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Tensor, tokens: Tensor, token_position: Tensor | None = None) -> Tensor:
-        """Update the feature map from the tokens.
+        """Update the feature map by cross-attention to the tokens.
 
         Args:
             x: feature map, ``(B, C, H, W)``.
@@ -134,7 +134,7 @@ def split_channels(x: Tensor) -> Tensor:
 def mask_logits(logits: Tensor, padding: Tensor) -> Tensor:
     """Set the attention logits of padded positions to the lowest finite number of their dtype.
 
-    With -inf, the softmax of a row with only padding would be NaN.
+    With -inf, the softmax over an image that consists only of padding would be NaN.
     """
     return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
 

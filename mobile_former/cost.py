@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a model on one image.
+    """Number of parameters of a model, and number of multiply-adds for one image.
 
     Attributes:
         params: number of parameters.
@@ -27,7 +27,7 @@ class Cost:
 
 
 def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Cost:
-    """Count the parameters of a model, and its multiply-adds for one image. The model does not change.
+    """Count the parameters of a model and the multiply-adds for one image. The model is not modified.
 
     Args:
         model: model that takes float32 images ``(1, C, H, W)``. ``C`` is ``model.in_chans``, or 3 if the model has no
@@ -38,7 +38,7 @@ def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Cost:
 
 
 def madds_by_module(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> dict[str, int]:
-    """Count the multiply-adds for one image, for a model and for each of its submodules.
+    """Count the multiply-adds of a model and of each submodule for one image.
 
     :class:`Cost` lists the operations that are counted.
 

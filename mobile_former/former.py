@@ -42,7 +42,7 @@ class Former(nn.Module):
         return self.ffn_norm(tokens + self.ffn(tokens))
 
     def attend(self, tokens: Tensor, position: Tensor | None) -> Tensor:
-        """Update the tokens by the first half of the layer: self-attention, residual connection and LayerNorm.
+        """Update the tokens by self-attention with its residual connection and LayerNorm.
 
         The arguments are those of :meth:`forward`.
         """

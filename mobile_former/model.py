@@ -177,14 +177,14 @@ def run_blocks(
         blocks: blocks of the backbone.
         strides: stride of the output of each block, relative to the image.
         x: output of the stem, ``(B, C, ⌈H/2⌉, ⌈W/2⌉)``.
-        tokens: tokens before the first block. The blocks of :class:`Backbone` take a tensor. The blocks of
-            :class:`mobile_former.deployment.backbone.DeployedBackbone` take a tuple.
+        tokens: tokens before the first block. The blocks of :class:`Backbone` take a tensor ``(B, M, d)``. The blocks
+            of :class:`mobile_former.deployment.backbone.DeployedBackbone` take a tuple ``(tokens, query, gate)``.
         padding: dictionary from stride to the padding mask of the feature map at this stride, see
             :func:`padding_pyramid`; empty without padding.
 
     Returns:
-        The feature maps and the tokens after the last block. The feature maps are a dictionary from each stride of 4 or
-        more to the output of the last block with this stride.
+        The feature maps, and the tokens after the last block in the format of ``tokens``. The feature maps are a
+        dictionary from each stride of 4 or more to the output of the last block with this stride.
     """
     maps, in_stride = {}, 2
     for block, stride in zip(blocks, strides, strict=True):

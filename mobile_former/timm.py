@@ -1,4 +1,4 @@
-"""Integration with timm: the import of this module registers the published models with timm.
+"""Integration with timm: importing this module registers the published models with timm.
 
 After ``import mobile_former.timm``, build a model with ``timm.create_model("mobile_former_294m", …)``. The options and
 methods of the models have timm's names and conventions.
@@ -84,7 +84,11 @@ class TimmMobileFormer(MobileFormer):
         return self.forward_head(self.forward_features(images))
 
     def forward_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last feature map ``(B, C, ⌈H/32⌉, ⌈W/32⌉)`` and the tokens ``(B, M, d)`` of images."""
+        """Compute the last feature map and the tokens from images ``(B, in_chans, H, W)``.
+
+        Returns:
+            The feature map ``(B, C, ⌈H/32⌉, ⌈W/32⌉)`` and the tokens ``(B, M, d)``.
+        """
         maps, tokens = self.backbone(images)
         return maps[32], tokens
 
@@ -92,12 +96,12 @@ class TimmMobileFormer(MobileFormer):
         """Apply the classifier.
 
         Args:
-            features: the feature map and the tokens that :meth:`forward_features` returns.
+            features: tuple of the feature map and the tokens, as returned by :meth:`forward_features`.
             pre_logits: True to leave out the last linear layer.
 
         Returns:
-            The logits ``(B, num_classes)``, or with ``pre_logits`` the input of the last linear layer,
-            ``(B, head_hidden_size)``.
+            The logits, ``(B, num_classes)``. If ``pre_logits`` is True, the input of the last linear layer is returned
+            instead, ``(B, head_hidden_size)``.
         """
         if not pre_logits:
             return self.classifier(*features)
@@ -191,8 +195,9 @@ def create(
 
     Args:
         name: name of a published model.
-        pretrained: True to load the weights that ``pretrained_cfg`` or ``pretrained_cfg_overlay`` gives under the key
-            ``"file"`` or ``"hf_hub_id"``; False for random weights. There are no default weights to download.
+        pretrained: True to load weights, False for random weights. There are no default weights: give the path of a
+            weights file under the key ``"file"``, or the name of a repository on the Hugging Face Hub under the key
+            ``"hf_hub_id"``, in ``pretrained_cfg`` or ``pretrained_cfg_overlay``.
         pretrained_cfg: timm's description of the model: a mapping, ``PretrainedCfg`` or ``DefaultCfg``.
         pretrained_cfg_overlay: changes to the description, such as ``{"file": path}`` for a weights file.
         cache_dir: folder in which files from the Hugging Face Hub are cached; default: the cache folder of
@@ -229,7 +234,7 @@ def create(
 
 
 def _entry_point(name: str) -> Callable[..., nn.Module]:
-    """Return the function that builds the model called ``name``, for the registry of timm."""
+    """Return a function that builds the model ``name``. timm's model registry stores this function."""
 
     def entry_point(pretrained: bool = False, **options) -> TimmMobileFormer | TimmFeatures:
         return create(name, pretrained, **options)
@@ -240,12 +245,20 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
 
 
 def _weights(name: str, given: Mapping, cache_dir: str | Path | None) -> tuple[Path, dict, dict]:
-    """Find the weights file that ``pretrained_cfg`` gives. Download the file if it is on the Hugging Face Hub.
+    """Find the weights file of a model. If the file is on the Hugging Face Hub, it is downloaded.
+
+    Args:
+        name: name of the model, for error messages.
+        given: timm's description of the model. It contains the path of a weights file under the key ``"file"``, or the
+            name of a repository on the Hub under the key ``"hf_hub_id"``.
+        cache_dir: folder in which downloads are cached; None for the cache folder of huggingface_hub.
 
     Returns:
         The path of the weights file, a dictionary of options for the model, and a dictionary of entries for
-        ``pretrained_cfg``. Both dictionaries come from the model's repository on the Hub and are empty for a local
-        file.
+        ``pretrained_cfg``. Both dictionaries are read from the repository on the Hub, and are empty for a local file.
+
+    Raises:
+        InputError: ``given`` contains neither key, or the download fails.
     """
     if given.get("file"):
         return Path(given["file"]), {}, {}
@@ -271,7 +284,10 @@ def _weights(name: str, given: Mapping, cache_dir: str | Path | None) -> tuple[P
 
 
 def _feature_info(backbone: Backbone) -> list[dict]:
-    """Return a list of dictionaries with the channels, stride and module name of each map, for timm's FeatureInfo."""
+    """Return the list from which timm's ``FeatureInfo`` is built.
+
+    The list has a dictionary with the number of channels, the stride and the module name of each feature map.
+    """
     last = {stride: number for number, stride in enumerate(backbone.strides)}
     return [
         {"num_chs": channels, "reduction": stride, "module": f"backbone.blocks.{last[stride]}"}

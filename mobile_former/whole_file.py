@@ -43,7 +43,10 @@ def write_whole(
 
 
 def _sync(folder: Path) -> None:
-    """Flush a directory to disk, so that a rename in it survives a crash. Do nothing if the system cannot do this."""
+    """Flush a directory to disk, so that a renamed file in it survives a crash of the machine.
+
+    On systems that cannot flush a directory, the function does nothing.
+    """
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_DIRECTORY)
         try:

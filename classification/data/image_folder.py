@@ -1,10 +1,11 @@
 """Read labelled images from folders in ImageNet's layout: ``train/<class>/*`` and ``val/<class>/*``."""
 
+from collections import Counter
 from pathlib import Path
 
 from mobile_former.errors import InputError
 from mobile_former.training.data.dataset import ListedImages
-from mobile_former.training.data.images import find_images
+from mobile_former.training.data.images import find_images, list_others, warn_of_others
 
 _LAYOUT = "expected DIR/train/<class>/<images> and DIR/val/<class>/<images>"
 
@@ -35,15 +36,19 @@ class ImageFolder(ListedImages):
                 "or train with it"
             )
         paths: list[Path] = []
+        left_out: Counter[str] = Counter()
         self.labels: list[int] = []
         for label, name in enumerate(class_names):
             if name not in present:
                 continue
-            own = find_images(self.folder / name)
+            own, others = find_images(self.folder / name)
             if not own:
-                raise InputError(f"{self.folder / name} contains no images: add images, or remove the folder")
+                has = f" (but {list_others(others)})" if others else ""
+                raise InputError(f"{self.folder / name} contains no images{has}: add images, or remove the folder")
+            left_out += others
             paths += own
             self.labels += [label] * len(own)
+        warn_of_others(self.folder, len(paths) + left_out.total(), left_out)
         super().__init__(paths)
 
 
@@ -69,6 +74,6 @@ def list_classes(root: Path, split: str) -> list[str]:
 
 
 def _abridged(names: list[str], most: int = 10) -> str:
-    """Join the first ``most`` names with commas. If there are more names, append how many."""
+    """Return the first ``most`` names, joined with commas. If names are left out, append "and N more"."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + rest

@@ -118,7 +118,7 @@ class ClassificationData(ImageData):
 
     @property
     def dataset_name(self) -> str:
-        """Short name of the data set, for tables and names of folders."""
+        """Short name of the data set, for tables and folder names."""
         if self.hparams.dataset == "digits":
             return "digits"
         if is_url(self.hparams.root):
@@ -148,7 +148,7 @@ class ClassificationData(ImageData):
             self.test_set = EvaluationImages(self._source(self.test_split), self.eval_transforms, make_sample)
 
     def describe(self) -> str:
-        """Return one line of text: name, number of images and classes, image size and batch size."""
+        """Describe the data set in one line: its name, number of images and classes, image size and batch size."""
         size = self.hparams.image_size
         return (
             f"{self.dataset_name}: {len(self.train_set)} training and {len(self.val_set)} validation images of "
@@ -156,7 +156,7 @@ class ClassificationData(ImageData):
         )
 
     def draw_augmented(self, path: Path) -> None:
-        """Write a picture of up to 24 augmented training images with their class names to ``path``."""
+        """Save up to 24 augmented training images, with their class names, in a grid as one image file ``path``."""
         samples = self.samples_to_draw(24)
         image_sheet(
             [sample["image"].permute(1, 2, 0).numpy() for sample in samples],
@@ -166,7 +166,7 @@ class ClassificationData(ImageData):
         )
 
     def skipped_counts(self) -> dict[str, int]:
-        """Return the numbers of training images and shards that were skipped, counted over all processes.
+        """Return a dictionary with the numbers of training images and shards that were skipped in all processes.
 
         The keys are ``skipped_images`` and, for shards, ``skipped_shards``. Every process must call this method.
         """
@@ -176,7 +176,7 @@ class ClassificationData(ImageData):
         return counts
 
     def train_dataloader(self) -> DataLoader:
-        """Build the loader of augmented training batches. If the data is in shards, use :class:`ShardBatches`."""
+        """Build the loader of augmented training batches. Shards are loaded by :class:`ShardBatches`."""
         if self.hparams.dataset != "shards":
             return super().train_dataloader()
         first = BatchDraw(self.first_batch, self.first_epoch)
@@ -193,18 +193,18 @@ class ClassificationData(ImageData):
         return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def state_dict(self) -> dict:
-        """Return the position in the training data, for the checkpoint.
+        """Return the dictionary that a checkpoint stores, with the position in the training data.
 
-        For shards, the dictionary also has the number of lanes (parts of the data that are loaded independently). The
-        order of the images depends on this number, see :class:`ShardBatches`.
+        For shards, it also contains the number of lanes (parts of the data that are loaded independently). The order of
+        the images depends on this number, see :class:`ShardBatches`.
         """
         lanes = {"lanes": self._train_lanes} if self.hparams.dataset == "shards" else {}
         return super().state_dict() | lanes
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Resume at a position that :meth:`state_dict` returned.
+        """Set the position in the training data to the position that :meth:`state_dict` returned.
 
-        The order of the images is the same even if the number of loading workers has changed.
+        The order of the following images does not change, even if the number of loading workers is different now.
         """
         super().load_state_dict(state_dict)
         self.lanes = state_dict.get("lanes")

@@ -1,7 +1,7 @@
-"""Read labelled images from WebDataset shards: tar files in a folder or at a URL, which an index file lists.
+"""Read labelled images from WebDataset shards, which are tar files in a folder or at a URL.
 
-``python -m classification.shard`` writes shards. A shard is always read as a whole. Its checksum is compared with the
-index before any of its images is used.
+``python -m classification.shard`` writes the shards and an index file that lists them. A shard is always read as a
+whole. Its checksum is compared with the index file before any of its images is used.
 """
 
 import hashlib
@@ -46,9 +46,10 @@ class Shard(NamedTuple):
 
 
 class ShardSample(NamedTuple):
-    """An image of a shard, still encoded, with its name and label.
+    """An encoded image of a shard, such as the bytes of a JPEG file, with its name and label.
 
-    If the image was read instead of an image of a damaged shard, ``damage`` is the message about the damaged shard.
+    If a shard is damaged, images of another shard can replace its images. In a replacement, ``damage`` is the error
+    message about the damaged shard.
     """
 
     name: str
@@ -74,7 +75,7 @@ class ShardIndex:
         splits: dictionary from the name of a split to the list of its shards.
 
     Raises:
-        ValueError: there are no class names, a split has no shards, or the description of a shard is invalid.
+        ValueError: there are no class names, a split has no shards, or the entry of a shard is invalid.
     """
 
     root: str
@@ -172,7 +173,7 @@ class ShardSource:
         return int(self.first[-1])
 
     def read(self, index: int) -> np.ndarray:
-        """Return an image ``(H, W, 3)`` uint8 RGB, and store its label in ``labels``."""
+        """Return an image ``(H, W, 3)`` uint8 RGB, and store its label in the attribute ``labels``."""
         sample = self._find(index)
         self.labels[index] = sample.label
         return decode_image(sample.data, sample.name)
@@ -182,11 +183,11 @@ class ShardSource:
         return self._find(index).name
 
     def leading(self, most: int) -> int:
-        """Return the total number of images in the first few shards, which together have at least ``most`` images.
+        """Return the total number of images in the first N shards. N is the smallest number that gives ``most`` images.
 
-        If the split has fewer images than ``most``, return the number of images of the split. The first shards
-        represent the split, because the order of the images is random. Reading a few images of every shard would take
-        as long as reading all images.
+        If the split has fewer images, return the number of images in the split. A check of ``most`` images can use the
+        first shards only, because the images of a split are in random order. Reading a few images of every shard would
+        take as long as reading the whole split.
         """
         return int(self.first[np.searchsorted(self.first, min(most, len(self)))])
 
@@ -202,8 +203,8 @@ class ShardSource:
             indices: numbers of the images to keep. All of these images are in the shard.
 
         Raises:
-            InputError: the shard cannot be read. With ``skip_damaged``, the error is raised only if no shard can be
-                read.
+            InputError: the shard cannot be read. With ``skip_damaged``, the next readable shard is used instead, and
+                the error is raised only if no shard can be read.
         """
         samples = self._read_undamaged(shard)
         for index in indices:
@@ -251,9 +252,9 @@ class ShardBatches(Dataset):
     """Data set of the batches of one process. An item is a list of samples, and its index is a :class:`BatchDraw`.
 
     In training, each epoch shuffles the shards. The images of the shuffled shards are divided into consecutive ranges,
-    one range per process, whose sizes differ by at most one. Each process divides its range into consecutive parts
-    called lanes, normally one per loading worker. The images of a lane are shuffled with a shuffle buffer. In
-    evaluation, nothing is shuffled.
+    one range per process. The sizes of the ranges differ by at most one. Each process divides its range into
+    consecutive parts called lanes, normally one per loading worker. The images of a lane are shuffled with a shuffle
+    buffer. In evaluation, nothing is shuffled.
 
     With ``n`` lanes, the images of lane ``k`` fill the batches ``k``, ``k + n``, ``k + 2n``, …, and one worker loads
     all of these batches. A shard is read more than once only if it crosses the border of a range or lane.
@@ -310,7 +311,10 @@ class ShardBatches(Dataset):
         return self._samples(self._plans[lane][begin:], int(self.sizes[draw.batch]), draw.epoch)
 
     def plan(self, lane: int, epoch: int) -> np.ndarray:
-        """Return the image numbers of a lane (see the class), in the order in which an epoch uses the images."""
+        """Return the indices of all images of a lane, in the order in which they are used in an epoch.
+
+        A lane is a part of the images of this process, see :class:`ShardBatches`.
+        """
         source = self.images.source
         order = np.arange(len(source.shards))
         if self.seed is not None:
@@ -327,10 +331,10 @@ class ShardBatches(Dataset):
         return indices[_buffer_shuffle(len(indices), generator)]
 
     def _samples(self, ahead: np.ndarray, size: int, epoch: int) -> list[dict]:
-        """Return the list of samples for the next ``size`` images of a lane.
+        """Return the list of samples for the next ``size`` images of a lane, see :class:`ShardBatches`.
 
-        ``ahead`` contains the numbers of all remaining images of the lane. If a shard cannot be read, the list contains
-        one dictionary with the error message instead of the samples.
+        ``ahead`` contains the indices of all images of the lane that are not in earlier batches. If a shard cannot be
+        read, the list contains one dictionary with the error message instead of the samples.
         """
         source, samples = self.images.source, []
         for index in ahead[:size].tolist():
@@ -350,7 +354,7 @@ class ShardBatches(Dataset):
 
 
 class ShardSampler(Sampler[BatchDraw]):
-    """Sampler of the positions (:class:`BatchDraw`) of the batches of an epoch, in order.
+    """Sampler that yields the position (:class:`BatchDraw`) of each batch of an epoch, in order.
 
     Lightning calls :meth:`set_epoch` before each epoch. Each position contains the index of the epoch, because a
     loading worker that lives for several epochs cannot get this index in another way.
@@ -367,7 +371,7 @@ class ShardSampler(Sampler[BatchDraw]):
         self.epoch = first.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, counted from 0, of the positions that the next iteration yields."""
+        """Set the index of the epoch, counted from 0. The next iteration yields the positions of this epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[BatchDraw]:
@@ -380,7 +384,7 @@ class ShardSampler(Sampler[BatchDraw]):
 
 
 def collate_shards(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
-    """Build a batch with :func:`collate`, and add the entry ``damages``.
+    """Build a batch with :func:`collate`, and add the entry ``damages`` to its dictionary.
 
     ``damages`` is the sorted list of messages about the damaged shards whose samples were replaced.
     """
@@ -412,10 +416,13 @@ def locate(root: str, file: str) -> str:
 
 
 def fetch(place: str) -> bytes:
-    """Return the content of a file or URL, or the output of a ``pipe:`` command.
+    """Read a file, a URL or the output of a ``pipe:`` command, and return the bytes.
+
+    Args:
+        place: path, URL or ``pipe:`` command.
 
     Raises:
-        InputError: the content cannot be read.
+        InputError: ``place`` cannot be read.
     """
     try:
         if not is_url(place):
@@ -432,7 +439,9 @@ def fetch(place: str) -> bytes:
 
 
 def read_shard(content: bytes, place: str, shard: Shard, labels: Sequence[int]) -> list[ShardSample]:
-    """Check the content of a shard against the index, and return the samples with the labels of the model.
+    """Check a shard against the index file, and return the list of its samples.
+
+    The labels in the shard are converted to the labels of the model, which may number the classes differently.
 
     Args:
         content: bytes of the tar file.
@@ -441,7 +450,7 @@ def read_shard(content: bytes, place: str, shard: Shard, labels: Sequence[int]) 
         labels: labels of the model, indexed by the label in the shard.
 
     Raises:
-        InputError: the content differs from the index, or is not a tar file of labelled images.
+        InputError: the bytes differ from the index file, or are not a tar file of labelled images.
     """
     _require_size(place, shard, len(content))
     if hashlib.sha256(content).hexdigest() != shard.sha256:
@@ -455,7 +464,7 @@ def read_shard(content: bytes, place: str, shard: Shard, labels: Sequence[int]) 
 
 
 def unpack(content: bytes, place: str) -> Iterator[ShardSample]:
-    """Yield the samples of the tar file of a shard.
+    """Yield the samples in the tar file of a shard, each as a :class:`ShardSample`.
 
     Args:
         content: bytes of the tar file.

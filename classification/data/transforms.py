@@ -1,4 +1,4 @@
-"""Image transforms of classification: augmentation as in the published recipe, and resize and crop for evaluation."""
+"""Image transforms of classification: augmentation for training, and resize and crop for evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -62,8 +62,8 @@ class TransformOptions:
         """Build the transforms for training.
 
         Args:
-            custom: transforms that replace those of the published recipe, followed by a resize to ``image_size``. None:
-                the published recipe.
+            custom: transforms that replace the published Mobile-Former recipe. A resize to ``image_size`` is appended.
+                None: the published recipe, see :func:`train_transform`.
         """
         if custom is not None:
             return custom_transform(custom, self.image_size)
@@ -88,7 +88,9 @@ def train_transform(
     rand_augment: bool = False,
     random_erasing: float = 0.0,
 ) -> A.Compose:
-    """Build the training pipeline of the published recipe: random resized crop, flip, RandAugment, random erasing.
+    """Build the training pipeline of the published Mobile-Former recipe.
+
+    The transforms are random resized crop, flip, RandAugment and random erasing.
 
     Args:
         image_size: side of the square output in pixels.
@@ -132,14 +134,15 @@ def shorter_side(image_size: int, crop_fraction: float) -> int:
 
 
 class RandomResizedCrop(A.RandomResizedCrop):
-    """albumentations' random resized crop, with antialiasing if a side of the crop is reduced to less than half.
+    """Random resized crop of albumentations, extended by antialiasing.
 
-    Without antialiasing, bilinear interpolation reads only four pixels of the crop per output pixel. This is enough if
-    the crop shrinks to half its size or more. If it shrinks further, all pixels of the crop contribute to the output.
+    Antialiasing is applied only if a side of the crop is reduced to less than half of its length. All pixels of the
+    crop then contribute to the output. Otherwise, plain bilinear interpolation is enough. It reads four pixels of the
+    crop per output pixel.
     """
 
     def apply(self, img: np.ndarray, crop_coords: tuple[int, int, int, int], **params) -> np.ndarray:
-        """Crop an image ``(H, W, 3)`` to ``crop_coords`` (left, top, right, bottom), and resize the crop."""
+        """Crop an image ``(H, W, 3)`` to ``crop_coords`` (left, top, right, bottom, in pixels), and resize the crop."""
         left, top, right, bottom = crop_coords
         height, width = self.size
         if bottom - top > 2 * height or right - left > 2 * width:
@@ -150,9 +153,10 @@ class RandomResizedCrop(A.RandomResizedCrop):
 class ResizeShorterSide(A.ImageOnlyTransform):
     """Resize an image so that its shorter side is ``size`` pixels.
 
-    The interpolation is Pillow's antialiased bilinear interpolation, as for the published scores. If the longer side is
-    more than 32 times the shorter, only the middle of the image is resized. The rest is not needed, because a centre
-    crop follows. The whole image could fill the memory: 12 GB for an image of 1×60 000 pixels.
+    The interpolation is Pillow's antialiased bilinear interpolation, which was also used to measure the published
+    accuracies. If the longer side is more than 32 times the shorter, only the middle of the image is resized. The rest
+    is not needed, because a centre crop follows. If the whole image were resized, it could fill the memory: an image of
+    1×60 000 pixels would take 12 GB.
 
     Args:
         size: length of the shorter side in pixels. The length of the longer side is rounded down, as in torchvision.
@@ -202,10 +206,10 @@ class CentreCrop(A.ImageOnlyTransform):
 def rand_augment_ops(num_ops: int, magnitude: float, magnitude_std: float) -> A.RandomOrder:
     """Build RandAugment (Cubuk et al., 2020) from albumentations' operations.
 
-    The published recipe uses timm's ``rand-m9-mstd0.5``. This function has the same operations, the same ranges, and
-    the same probability ½ for each operation. There are two differences. SolarizeAdd is left out, because
-    albumentations does not have it. The magnitude is drawn from a uniform distribution instead of a normal distribution
-    with the same mean and standard deviation.
+    The published training recipe of Mobile-Former uses timm's ``rand-m9-mstd0.5``. This function has the same
+    operations, the same ranges, and the same probability ½ for each operation. There are two differences. SolarizeAdd
+    is left out, because albumentations does not have it. The magnitude has a uniform distribution instead of a normal
+    distribution with the same mean and standard deviation.
 
     Args:
         num_ops: number of operations per image, drawn with replacement.
@@ -216,7 +220,12 @@ def rand_augment_ops(num_ops: int, magnitude: float, magnitude_std: float) -> A.
     low, high = max(0.0, magnitude - spread) / 10, min(10.0, magnitude + spread) / 10
 
     def signed(operation, limit: float) -> A.OneOf:
-        """Return a transform that applies ``operation`` with probability ½, with a random sign of its parameter."""
+        """Return a transform that applies an operation with probability ½. The sign of its parameter is random.
+
+        Args:
+            operation: function that builds the transform from the range of its parameter, a tuple (minimum, maximum).
+            limit: value of the parameter at the maximum magnitude of 10.
+        """
         return A.OneOf([operation((limit * low, limit * high)), operation((-limit * high, -limit * low))], p=0.5)
 
     def affine(**parameters) -> A.Affine:

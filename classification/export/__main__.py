@@ -1,4 +1,4 @@
-"""``python -m classification.export``: export a checkpoint, and compare the exported file with PyTorch."""
+"""``python -m classification.export``: export a checkpoint, and compare the exported model with the PyTorch model."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mobile_former.training.run.checkpoint import load_checkpoint
 
 
 def main() -> None:
-    """Parse the command line, export the checkpoint, and compare the exported file with PyTorch."""
+    """Parse the command line, export the checkpoint, and compare the exported model with the PyTorch model."""
     options = _parse()
     output = output_path(options)
     _require_writable_kind(output, options)

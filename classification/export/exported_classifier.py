@@ -1,4 +1,4 @@
-"""The module that ``classification.export`` exports, and a classifier that runs the exported file."""
+"""PyTorch module that ``classification.export`` exports, and classifier that runs the exported file."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
@@ -113,7 +113,7 @@ class ExportedClassifier:
             self.transform = _cut_strip
 
     def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Return the logits ``(B, K)`` of images on the CPU.
+        """Return the logits ``(B, K)`` of images as a CPU tensor.
 
         Args:
             images: images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
@@ -130,7 +130,7 @@ class ExportedClassifier:
         return logits
 
     def batches(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
-        """Yield the list of input arrays for each call of the exported graph.
+        """Convert prepared images to batches for the exported model. Yield each batch as a list of input arrays.
 
         Args:
             images: images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
@@ -148,5 +148,8 @@ class ExportedClassifier:
 
 
 def _cut_strip(image: np.ndarray) -> dict[str, np.ndarray]:
-    """Crop a long, narrow image to its middle, see :func:`middle`. The exported graph does the other preprocessing."""
+    """Crop a long, narrow image to its middle, see :func:`middle`.
+
+    This function is the transform for an exported model that resizes, crops and normalises images itself.
+    """
     return {"image": middle(image)}

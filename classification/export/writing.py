@@ -1,4 +1,4 @@
-"""Export a classifier to an ONNX file or ExecuTorch program, and compare the file with PyTorch."""
+"""Export a classifier to an ONNX file or ExecuTorch program, and compare its logits with those of PyTorch."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -91,7 +91,7 @@ def write_classifier(
 
 
 def _describe_input(images: torch.Tensor, axes: dict[int, str], preprocessing: Preprocessing) -> str:
-    """Return the text in the metadata of the file that describes the shape, type and values of the input."""
+    """Return a description of the input: type, shape and values. The metadata of the exported file contains it."""
     shape = ", ".join(str(axes.get(axis, side)) for axis, side in enumerate(images.shape))
     if preprocessing == "none":
         return f"float32 ({shape}), planes of RGB: (value in 0..1 - mean) / std"
@@ -99,12 +99,12 @@ def _describe_input(images: torch.Tensor, axes: dict[int, str], preprocessing: P
 
 
 class ClassifierExporter(Exporter):
-    """Steps of the ``export`` command that are specific to classification.
+    """Methods of the ``export`` command that are specific to classification.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: options of the data module, from the checkpoint of ``module``.
-        options: parsed options of the command line.
+        data_options: dictionary with the data module's options that the checkpoint of ``module`` contains.
+        options: parsed command-line options.
     """
 
     embedded_name = "digits"
@@ -117,16 +117,16 @@ class ClassifierExporter(Exporter):
             self.preprocessing = "resize_and_normalise" if options.dynamic_size else "normalise"
 
     def data(self) -> ClassificationData:
-        """Build the data module with the options in the checkpoint.
+        """Build the data module with the options that are stored in the checkpoint.
 
-        If ``--data.root`` is given, it replaces the data folder in the checkpoint.
+        If ``--data.root`` is given, this folder is read instead of the data set in these options.
         """
         data = labelled_data(self.options.ckpt_path, self.data_options, {"root": self.options.data.root})
         data.class_names = self.module.hparams.class_names
         return data
 
     def training_images(self) -> ImageSource:
-        """Return the training images, without transforms."""
+        """Return the data set of the training images, without transforms."""
         data = self.data()
         data.setup("fit")
         return data.train_set.source
@@ -136,7 +136,7 @@ class ClassifierExporter(Exporter):
         return Digits("val")
 
     def write(self, path: Path) -> None:
-        """Write the classifier to ``path`` with float32 weights."""
+        """Write the classifier with float32 weights to an ONNX file or ExecuTorch program."""
         write_classifier(
             self.module,
             self.data_options,
@@ -147,22 +147,33 @@ class ClassifierExporter(Exporter):
         )
 
     def read(self, path: Path) -> ExportedClassifier:
-        """Open an ONNX file or ExecuTorch program that :meth:`write` has written."""
+        """Open an ONNX file or ExecuTorch program that :meth:`write` has written. Return it as a classifier."""
         return ExportedClassifier((ExecutorchModel if path.suffix == ".pte" else OnnxModel)(path, "classification"))
 
     def inputs(self, file: ExportedClassifier, image: np.ndarray) -> Iterable[list[np.ndarray]]:
-        """Yield the list of input arrays for each call of the graph on an original image ``(H, W, 3)`` uint8."""
+        """Preprocess an image for the exported model. Return an iterator over lists of input arrays.
+
+        Each list contains the inputs of one run of the model.
+
+        Args:
+            file: opened file with the exported model.
+            image: original image ``(H, W, 3)`` uint8.
+        """
         return file.batches([_planes(file, image)])
 
     def check(self, file: ExportedClassifier, source: ImageSource) -> tuple[str, str] | None:
-        """Compare the logits of a file with those of PyTorch on the same pixels.
+        """Check that the exported model and the PyTorch model have the same logits on the same pixels.
 
-        If the file resizes images, the comparison uses images whose shorter side already has the final size. The reason
-        is that ONNX rounds some resized pixels differently.
+        If the exported model resizes images, the comparison uses images whose shorter side already has the final size.
+        The reason is that ONNX rounds some resized pixels differently.
+
+        Args:
+            file: opened file with the exported model.
+            source: data set with the images for the comparison.
 
         Returns:
-            If the file resizes images: label and value of a table row with the difference of the logits. Otherwise
-            None.
+            If the exported model resizes images, a tuple (label, value): an additional row for the table of
+            :meth:`compare`, with the difference of the logits. Otherwise None.
 
         Raises:
             InputError: the largest difference is above ``TOLERANCE`` times the largest magnitude of the logits.
@@ -188,7 +199,14 @@ class ClassifierExporter(Exporter):
         return None
 
     def compare(self, files: dict[str, ExportedClassifier], images: CheckImages) -> Table:
-        """Return a table that compares PyTorch and the files in size, logits, accuracy and time."""
+        """Build a :class:`rich.table.Table` that compares exported files with PyTorch.
+
+        The rows contain size, difference of logits, accuracy and time.
+
+        Args:
+            files: dictionary from column title, such as the format, to opened file.
+            images: images for the comparison. The row with the accuracy is missing if they have no labels.
+        """
         module, options = self.module, self.data_options
         classifiers = list(files.values())
         indices = indices_to_look_at(images.source, self.options.check_images)
@@ -218,7 +236,9 @@ class ClassifierExporter(Exporter):
 
 
 class ResizedImages:
-    """Images whose shorter side already has the size that evaluation needs. Evaluation then only crops them.
+    """Data set of images resized for evaluation, but not yet cropped.
+
+    The shorter side of each image has the length to which evaluation resizes it. Evaluation then only crops the image.
 
     Args:
         source: original images.
@@ -248,9 +268,20 @@ def _logits(
     source: ImageSource,
     indices: Sequence[int],
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return the logits ``(N, K)`` of PyTorch, and a list with the logits ``(N, K)`` of each file.
+    """Compute the logits of the PyTorch model and of each exported model on the same images.
 
-    PyTorch and each file preprocess the images in their own way.
+    Each model has its own preprocessing.
+
+    Args:
+        module: PyTorch model.
+        data_options: dictionary with ``image_size``, ``crop_fraction``, ``mean`` and ``std`` for the PyTorch model.
+        classifiers: exported models.
+        source: data set with the images.
+        indices: indices of the N images in the data set.
+
+    Returns:
+        A tuple of the logits ``(N, K)`` of the PyTorch model, and a list with the logits ``(N, K)`` of each exported
+        model.
     """
     transform = eval_transform(data_options["image_size"], data_options["crop_fraction"])
     expected, found = [], [[] for _ in classifiers]

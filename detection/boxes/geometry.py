@@ -1,4 +1,4 @@
-"""Conversion of box formats, and overlaps of boxes."""
+"""Functions that convert box formats or compute the overlap of boxes."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Reference boxes of object queries: initial boxes, corrections, and the attention around a box.
+"""Reference boxes of object queries: their initial values, their correction, and their effect on attention.
 
 Each decoder block corrects the box of a query (Liu et al., DAB-DETR, ICLR 2022). A query attends mainly to the area
 around its box, because a Gaussian weights the attention (Gao et al., Fast Convergence of DETR with Spatially Modulated
@@ -20,8 +20,8 @@ def grid_boxes(count: int) -> Tensor:
         count: number of boxes.
 
     Returns:
-        Boxes ``(count, 4)``, cxcywh, normalised to 0..1. Both sides of a box are 1.5 times the distance between rows,
-        at most 1.
+        Boxes ``(count, 4)``, cxcywh, normalised to 0..1. Both sides of a box are 1.5 times the distance between the
+        rows of the grid, at most 1.
     """
     rows = round(math.sqrt(count))
     boxes = []

@@ -24,6 +24,7 @@ class Source(ImageSource, Protocol):
     class_names: Sequence[str]
     category_ids: Sequence[int]
     left_out: Mapping[str, int]  # number of objects that are not trained on, by reason
+    annotated: bool  # False: only images and classes are known, so there is nothing to train on or to score
 
     def boxes(self, index: int) -> np.ndarray:
         """Return the boxes of an image for training: ``(n, 4)``, xyxy in pixels, clipped to the image."""
@@ -83,8 +84,8 @@ class ShapeBatchSampler(Sampler[list[Draw]]):
     epoch. Every process has the same number of batches.
 
     Args:
-        sampler: sampler that yields each image once per epoch. Lightning sets the epoch of this sampler, which it finds
-            as the attribute ``sampler``.
+        sampler: sampler that yields each image once per epoch. It is stored as the attribute ``sampler``, because
+            Lightning calls ``set_epoch`` on the sampler in this attribute.
         source: data set of the images.
         batch_size: number of images per batch.
         drop_last: whether to drop the last, incomplete batch.

@@ -43,6 +43,7 @@ class CocoDataset:
             None: the categories of the file.
 
     Attributes:
+        annotated: whether the file has the list ``annotations``. COCO's files of test images lack it.
         left_out: dictionary from a reason to the number of boxes that it excludes from training.
 
     Raises:
@@ -56,7 +57,8 @@ class CocoDataset:
         content = _load(self.path)
         self._read_categories(content["categories"], class_names)
         self._read_images(content["images"])
-        self._read_annotations(content["annotations"])
+        self.annotated = "annotations" in content
+        self._read_annotations(content.get("annotations", []))
         self._choose_training_boxes()
 
     def __len__(self) -> int:
@@ -67,7 +69,7 @@ class CocoDataset:
 
         Raises:
             ImageError: the file cannot be read.
-            InputError: the image has another size than the annotation file says.
+            InputError: the size of the image differs from the size in the annotation file.
         """
         image = read_image(self.name(index))
         found, expected = image.shape[:2], self.size(index)
@@ -98,7 +100,7 @@ class CocoDataset:
         return self._image_ids[index]
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return the height and width of an image in pixels, as the annotation file says."""
+        """Return the height and width of an image in pixels, from the annotation file."""
         return self._sizes[index]
 
     def name(self, index: int) -> str:
@@ -264,10 +266,12 @@ class CocoDataset:
             )
 
     def _choose_training_boxes(self) -> None:
-        """Select the boxes for training: clip boxes to their image, and leave out crowd regions and boxes without area.
+        """Store the boxes for training in this object. Crowd regions and boxes without area are left out.
 
-        Log the number of clipped boxes and the number of boxes without area. Raise InputError if all boxes seem to be
-        normalised instead of in pixels.
+        The stored boxes are clipped to their image. A warning reports how many boxes are clipped or left out.
+
+        Raises:
+            InputError: all boxes seem to be normalised instead of in pixels.
         """
         annotations, crowd = self._annotations, self._annotations["crowd"] == 1
         limits = np.array(self._sizes, dtype=np.float64)[annotations["image"]][:, [1, 0, 1, 0]]
@@ -309,9 +313,14 @@ def find_split(
 ) -> tuple[Path, Path]:
     """Return the paths of the annotation file and the image folder of a split.
 
+    The annotation file of the split ``"test"`` may also be ``image_info_test.json``, ``image_info_test2017.json``,
+    ``image_info_test-dev.json`` or ``image_info_test-dev2017.json``. COCO gives such names to files without
+    annotations.
+
     Args:
-        root: data folder with ``annotations/instances_<split>.json`` and ``images/``, or in COCO's own layout, with
-            ``annotations/instances_<split>2017.json`` and ``<split>2017/``. Not needed if both paths are given.
+        root: data folder. It contains ``annotations/instances_<split>.json`` and ``images/``. In COCO's own layout, it
+            contains ``annotations/instances_<split>2017.json`` and ``<split>2017/`` instead. ``root`` may be None if
+            ``annotations`` and ``images`` are given.
         split: ``"train"``, ``"val"`` or ``"test"``.
         annotations: path of the annotation file. None: search in ``root``.
         images: path of the image folder. None: search in ``root``.
@@ -330,7 +339,8 @@ def find_split(
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root} (--data.root): {_LAYOUT}")
-    files = [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017")]
+    names = [f"instances_{split}", *(["image_info_test", "image_info_test-dev"] if split == "test" else [])]
+    files = [root / "annotations" / f"{name}{year}.json" for name in names for year in ("", "2017")]
     folders = [root / "images", root / f"{split}2017"]
     if annotations is None:
         annotations = next((file for file in files if file.is_file()), None)
@@ -340,7 +350,7 @@ def find_split(
                 f"no file {files[0]} (there is {_listed(present) if present else 'no annotation file'}): {_LAYOUT}"
             )
     if images is None:
-        if annotations == files[1]:
+        if Path(annotations).stem.endswith("2017"):
             folders.reverse()
         images = next((folder for folder in folders if folder.is_dir()), folders[0])
     return Path(annotations), Path(images)
@@ -359,6 +369,8 @@ def _load(path: Path) -> dict[str, list]:
         kind = "a list, as detection results are" if isinstance(content, list) else f"a {type(content).__name__}"
         raise InputError(f"{path} holds {kind}, not a data set: {_COCO}")
     for name in ("images", "annotations", "categories"):
+        if name == "annotations" and name not in content:
+            continue
         if not isinstance(content.get(name), list):
             raise InputError(f"{path} has no list {name!r} (it has {_listed(content) or 'nothing'}): {_COCO}")
         for position, record in enumerate(content[name]):

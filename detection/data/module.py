@@ -34,13 +34,14 @@ class DetectionData(ImageData):
     Args:
         dataset: "coco" (a folder in COCO format) or "scenes" (built-in synthetic images: handwritten digits on
             photographs).
-        root: data folder with annotations/instances_{train,val,test}.json and images/, or in COCO's own layout, with
-            annotations/instances_{train,val,test}2017.json and {train,val,test}2017/.
+        root: data folder. It contains annotations/instances_{train,val,test}.json and images/. In COCO's own layout,
+            it contains annotations/instances_{train,val,test}2017.json and {train,val,test}2017/ instead.
         annotations: dictionary from a split ("train", "val" or "test") to its annotation file, if outside root.
         images: dictionary from a split to its image folder, if outside root.
         batch_size: number of images per batch in each process.
         num_workers: number of processes that load data. Default: number of cores minus one (1 to 16); 0 for scenes.
-        short_sides: lengths in pixels from which the shorter side of a training image is drawn.
+        short_sides: lengths in pixels. The shorter side of a training image is resized to one of them, chosen at
+            random.
         short_side: length in pixels of the shorter side in evaluation. It has no effect on scenes, which keep their
             size.
         longest: maximum length in pixels of the longer side.
@@ -130,7 +131,7 @@ class DetectionData(ImageData):
 
     @cached_property
     def object_counts(self) -> np.ndarray:
-        """Number of objects in each training image: ``(N,)`` int64. It is counted once, as scenes are slow to count."""
+        """Array ``(N,)`` int64 with the number of objects in each training image. It is computed once and cached."""
         source = self.train_source
         return np.array([len(source.labels(index)) for index in range(len(source))], dtype=np.int64)
 
@@ -151,6 +152,7 @@ class DetectionData(ImageData):
                     f"--data.split is {self.split}, but training validates on 'val': leave it out; "
                     "python -m detection.validate and test take it"
                 )
+            require_annotations(self.train_source, "training learns from it")
             self._require_objects()
             # seed_everything has set the seed of the process.
             self.train_set = TrainingImages(self.train_source, self.train_transforms, make_sample, torch.initial_seed())
@@ -158,6 +160,8 @@ class DetectionData(ImageData):
             self.val_split = (stage == "validate" and self.split) or "val"
             self.val_set = self._evaluation_set(self.val_split)
             source = self.val_set.source
+            if stage == "fit":
+                require_annotations(source, "training validates on it")
             if stage == "fit" and not any(len(source.labels(index)) for index in range(len(source))):
                 _logger.warning(
                     "%s: no validation image has an object, so AP cannot be measured; best.ckpt is then the last epoch",
@@ -168,11 +172,12 @@ class DetectionData(ImageData):
             self.test_set = self._evaluation_set(self.test_split)
 
     def train_batches(self, sampler: EpochSampler) -> Sampler[list[Draw]]:
-        """Return a batch sampler for the samples of an epoch.
+        """Return a sampler of the training batches of an epoch.
+
+        If ``group_shapes`` is set, images of similar aspect ratio share a batch.
 
         Args:
-            sampler: sampler of the single images. If ``group_shapes`` is set, images of similar aspect ratio share a
-                batch.
+            sampler: sampler of the single images, which are combined into batches.
         """
         if not self.group_shapes:
             return super().train_batches(sampler)
@@ -180,7 +185,7 @@ class DetectionData(ImageData):
         return ShapeBatchSampler(sampler, self.train_source, size, drop_last=len(sampler) >= size)
 
     def describe(self) -> str:
-        """Return one line of text: name, number of images, objects and classes, and batch size."""
+        """Describe the data set in one line: its name, number of images, objects and classes, and batch size."""
         return (
             f"{self.dataset_name}: {len(self.train_set)} training images with {self.object_counts.sum()} objects and "
             f"{len(self.val_set)} validation images, of {len(self.class_names)} classes, batches of "
@@ -188,7 +193,7 @@ class DetectionData(ImageData):
         )
 
     def draw_augmented(self, path: Path) -> None:
-        """Write a picture of up to 12 augmented training images with their boxes to ``path``."""
+        """Save up to 12 augmented training images, with their boxes, in a grid as one image file ``path``."""
         samples = self.samples_to_draw(12)
         draw_sheet(
             [sample["image"].permute(1, 2, 0).numpy() for sample in samples],
@@ -251,10 +256,10 @@ class DetectionData(ImageData):
         if "test" in (self.hparams.annotations or {}):
             return True
         try:
-            find_split(*self._paths("test"))
+            annotations, _ = find_split(*self._paths("test"))
         except (FileNotFoundError, InputError):
             return False
-        return True
+        return not annotations.name.startswith("image_info")  # which cannot be scored, so --data.split must ask for it
 
     def _evaluation_set(self, split: str) -> EvaluationImages:
         return EvaluationImages(self._source(split, self.class_names), self.eval_transforms, make_sample)
@@ -269,10 +274,19 @@ class DetectionData(ImageData):
         return self._sources[key]
 
     def _paths(self, split: str) -> tuple[Path | None, str, Path | None, Path | None]:
-        """Return the arguments of :func:`find_split` for a split: (root, split, annotation file, image folder)."""
+        """Return the arguments of :func:`find_split` as a tuple (root, split, annotation file, image folder)."""
         given = [(paths or {}).get(split) for paths in (self.hparams.annotations, self.hparams.images)]
         root = self.hparams.root
         return None if root is None else Path(root), split, *(None if path is None else Path(path) for path in given)
+
+
+def require_annotations(source: Source, reason: str) -> None:
+    """Raise InputError if a data set lists only images and classes. ``reason`` says why annotations are needed."""
+    if not source.annotated:
+        raise InputError(
+            f"{source.path} has no list 'annotations', but {reason}: give a file with annotations; "
+            "python -m detection.test --results FILE.json detects objects in images without annotations"
+        )
 
 
 def _absolute(paths: dict[str, str] | None) -> dict[str, str] | None:
@@ -282,7 +296,7 @@ def _absolute(paths: dict[str, str] | None) -> dict[str, str] | None:
 def _require_place(
     dataset: str, root: str | None, annotations: dict[str, str] | None, images: dict[str, str] | None
 ) -> None:
-    """Raise InputError if the options name no data or an unknown split, or contradict each other."""
+    """Raise InputError if the options give no data, give an unknown split, or contradict each other."""
     for name, paths in (("annotations", annotations), ("images", images)):
         if unknown := set(paths or {}) - set(SPLITS):
             raise InputError(f"--data.{name} names {sorted(unknown)}: the splits are {', '.join(SPLITS)}")

@@ -54,6 +54,7 @@ class Scenes:
     class_names = tuple(str(digit) for digit in range(10))
     category_ids = tuple(range(1, 11))
     left_out: ClassVar[dict[str, int]] = {}
+    annotated = True
 
     def __init__(self, split: str, count: int | None = None):
         self.split = split
@@ -186,7 +187,7 @@ def write_coco(folder: Path, split: str, count: int | None = None) -> None:
 
 
 def _paint(image: np.ndarray, digit: Digit, draw: random.Random) -> None:
-    """Blend a digit into an image in a random colour, light on dark ground and dark on light ground."""
+    """Paint a digit on an image, in place. The colour is random: light on a dark background, otherwise dark."""
     left, top, right, bottom = digit.box
     below = image[top:bottom, left:right]
     dark = sum(cv2.mean(below)[:3]) / 3 > 127
@@ -196,14 +197,17 @@ def _paint(image: np.ndarray, digit: Digit, draw: random.Random) -> None:
 
 
 def _shrink(ink: np.ndarray, length: int) -> np.ndarray:
-    """Resize the opacity mask of a digit to a longer side of ``length`` pixels, and crop it by :func:`_tight`."""
+    """Resize the opacity mask of a digit so that its longer side has ``length`` pixels.
+
+    The result is cropped to the pixels that are more than half opaque, see :func:`_tight`.
+    """
     scale = length / max(ink.shape)
     height, width = (max(1, round(side * scale)) for side in ink.shape)
     return _tight(cv2.resize(ink, (width, height), interpolation=cv2.INTER_AREA))
 
 
 def _tight(ink: np.ndarray) -> np.ndarray:
-    """Crop the opacity mask of a digit to the bounding box of the pixels with an opacity above one half."""
+    """Return the opacity mask of a digit, cropped to the bounding box of all pixels that are more than half opaque."""
     left, top, width, height = cv2.boundingRect(cv2.compare(ink, 127, cv2.CMP_GT))
     return ink[top : top + height, left : left + width]
 
@@ -217,7 +221,7 @@ def _overlap(first: tuple[int, ...], second: tuple[int, ...]) -> float:
 
 
 def _below(draw: random.Random, limit: int) -> int:
-    """Draw a random integer from 0 to ``limit - 1``."""
+    """Return a random integer from 0 to ``limit - 1``."""
     return int(draw.random() * limit)
 
 
@@ -238,9 +242,10 @@ def _enlarged_digits(split: str) -> tuple[list[np.ndarray], list[int]]:
 
 
 def _photographs(split: str) -> list[np.ndarray]:
-    """Return a part of each of scikit-learn's two photographs, ``(H, W, 3)`` uint8 RGB.
+    """Return a list with a crop of each photograph in scikit-learn. A crop is ``(H, W, 3)`` uint8 RGB.
 
-    The training split uses the left 70 % of a photograph, and the validation split the rest.
+    There are two photographs. The training split uses the left 70 % of each photograph. The validation split uses the
+    rest.
     """
     parts = []
     for photograph in load_sample_images().images:

@@ -1,4 +1,4 @@
-"""``python -m detection.export``: export a checkpoint to an ONNX file, and compare the file with PyTorch."""
+"""``python -m detection.export``: export a checkpoint to ONNX, and compare the ONNX model with the PyTorch model."""
 
 from jsonargparse import Namespace
 
@@ -14,7 +14,7 @@ from mobile_former.training.run.checkpoint import load_checkpoint
 
 
 def main() -> None:
-    """Parse the command line, export the checkpoint, and compare the ONNX file with PyTorch."""
+    """Parse the command line, export the checkpoint, and compare the ONNX model with the PyTorch model."""
     options = _parse()
     output = output_path(options)
     if output.suffix != ".onnx":

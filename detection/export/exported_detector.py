@@ -11,7 +11,7 @@ from detection.boxes.anchors import PER_POSITION
 from detection.boxes.geometry import cxcywh_to_xyxy
 from detection.boxes.postprocess import best_classes, to_pixels
 from detection.data.batch import MULTIPLE, pad
-from detection.models.retinanet import STRIDES, best_candidates, suppress_candidates
+from detection.models.retinanet import DETECTIONS, STRIDES, best_candidates, suppress_candidates
 from detection.transforms import eval_transform, resized
 from mobile_former.errors import InputError
 from mobile_former.training.data.images import normalise
@@ -28,6 +28,7 @@ class ExportedDetector:
     Attributes:
         class_names: class names in the order of the labels.
         category_ids: COCO category ids in the order of the labels.
+        max_detections: maximum number of detections in an image.
         transform: transform that prepares an original image ``(H, W, 3)`` uint8 for :meth:`detect`.
 
     Raises:
@@ -43,6 +44,7 @@ class ExportedDetector:
             self.category_ids = list(map(int, metadata["category_ids"]))
             self.decoded, self.preprocessing = bool(metadata["decoded"]), bool(metadata["preprocessing"])
             self.of_anchors, self.of_sigmoid = bool(metadata["anchors"]), bool(metadata["sigmoid"])
+            self.max_detections = int(metadata.get("max_detections", DETECTIONS))  # older files lack it
             size = metadata["frame"]
             self.frame = None if size is None else (int(size[0]), int(size[1]))
             if self.frame is not None and any(side % MULTIPLE or not MULTIPLE <= side <= 2**16 for side in self.frame):
@@ -80,7 +82,7 @@ class ExportedDetector:
         return detections
 
     def batches(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
-        """Yield the list of input arrays for each call of the ONNX graph.
+        """Convert prepared images to batches for the ONNX graph. Yield each batch as a list of input arrays.
 
         Args:
             images: images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
@@ -99,9 +101,9 @@ class ExportedDetector:
     def _in_frames(
         self, outputs: dict[str, Tensor], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Return the detections of each image of a batch, for a graph that returns detections.
+        """Convert the outputs of a graph that returns detections to a list with one dictionary for each image.
 
-        Boxes are scaled from the sizes of ``images`` to the output ``sizes``.
+        Boxes in pixels of the resized ``images`` are scaled to ``sizes``, a list of tuples (height, width).
         """
         normalised = outputs["boxes"] / _corners([image.shape[1:] for image in images])
         detections = to_pixels(outputs | {"boxes": normalised}, sizes)
@@ -129,7 +131,7 @@ class ExportedDetector:
         levels = [-(-place[0] // stride) * -(-place[1] // stride) * PER_POSITION for stride in STRIDES]
         corners = _corners(seen)
         candidates = best_candidates(logits, cxcywh_to_xyxy(boxes) * corners, levels)
-        return suppress_candidates(candidates, corners[:, 0, :2], sizes)
+        return suppress_candidates(candidates, corners[:, 0, :2], sizes, self.max_detections)
 
 
 def _corners(sizes: Sequence[tuple[int, int]]) -> Tensor:
@@ -140,6 +142,6 @@ def _corners(sizes: Sequence[tuple[int, int]]) -> Tensor:
 def _as_it_is(**data: Any) -> dict[str, Any]:
     """Return the keyword arguments as a dictionary.
 
-    This function is the transform for a graph that contains the preprocessing.
+    This function replaces the image transform if the ONNX graph contains the preprocessing.
     """
     return data

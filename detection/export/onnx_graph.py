@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detection.boxes.geometry import xyxy_to_cxcywh
 from detection.boxes.nms import nms
 from detection.data.batch import MULTIPLE
-from detection.models.retinanet import DETECTIONS, NMS_THRESHOLD, RetinaNet, best_candidates
+from detection.models.retinanet import NMS_THRESHOLD, RetinaNet, best_candidates
 from mobile_former.training.export.onnx_file import OPSET
 
 RAW_OUTPUTS = ("logits", "boxes")
@@ -45,8 +45,7 @@ class DetectionGraph(nn.Module):
             - ``labels``: ``(B, N)`` long;
             - ``counts``: ``(B,)`` long, number of detections of each image.
 
-            N is the number of queries, or 100 for RetinaNet, after non-maximum suppression. Entries after the
-            detections have score 0 and label -1.
+            N is the detector's ``max_detections``. Entries after the detections have score 0 and label -1.
 
             Without ``decode``, a tuple of two tensors, named by ``RAW_OUTPUTS``:
 
@@ -77,7 +76,7 @@ class DetectionGraph(nn.Module):
             return logits, xyxy_to_cxcywh(boxes / extent)
         candidates = best_candidates(logits, boxes, outputs["levels"])
         boxes, scores, labels = candidates["boxes"], candidates["scores"], candidates["labels"]
-        order = torch.ops.detection.suppress(boxes, scores, labels, self.model.num_classes)
+        order = torch.ops.detection.suppress(boxes, scores, labels, self.model.num_classes, self.model.max_detections)
         found = order >= 0
         order = order.clamp(min=0)
         boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4)) / extent * corners
@@ -90,29 +89,32 @@ class DetectionGraph(nn.Module):
 
 
 @torch.library.custom_op("detection::suppress", mutates_args=())
-def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Apply non-maximum suppression to each image of a batch. The exporter can translate this single PyTorch operator.
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int, max_detections: int) -> Tensor:
+    """Apply non-maximum suppression to each image of a batch.
+
+    This function is a custom PyTorch operator, so that the ONNX exporter can translate it as a whole.
 
     Args:
         boxes: ``(B, N, 4)``, xyxy in pixels, not negative.
         scores: ``(B, N)``. Entries with score 0 are ignored.
         labels: ``(B, N)`` long. Boxes suppress only boxes with the same label.
         num_classes: number of classes K.
+        max_detections: maximum number of boxes M that are kept in an image.
 
     Returns:
-        ``(B, 100)`` long: indices of the boxes that are kept, best first. Unused entries at the end are -1.
+        ``(B, M)`` long: indices of the boxes that are kept, best first. Unused entries at the end are -1.
     """
-    order = labels.new_full((boxes.shape[0], DETECTIONS), -1)
+    order = labels.new_full((boxes.shape[0], max_detections), -1)
     for image in range(len(boxes)):
         (valid,) = (scores[image] > 0).nonzero(as_tuple=True)
-        kept = nms(boxes[image][valid], scores[image][valid], labels[image][valid], NMS_THRESHOLD)[:DETECTIONS]
+        kept = nms(boxes[image][valid], scores[image][valid], labels[image][valid], NMS_THRESHOLD)[:max_detections]
         order[image, : len(kept)] = valid[kept]
     return order
 
 
 @suppress.register_fake
-def _(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    return labels.new_empty((boxes.shape[0], DETECTIONS))
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int, max_detections: int) -> Tensor:
+    return labels.new_empty((boxes.shape[0], max_detections))
 
 
 def translations() -> dict[Callable, Callable]:
@@ -128,7 +130,8 @@ def translations() -> dict[Callable, Callable]:
     def numbers(*values: int):
         return op.Constant(value_ints=list(values))
 
-    def translated(boxes, scores, labels, num_classes: int):  # unannotated: onnxscript reads annotations as ONNX types
+    # boxes, scores and labels are unannotated, because onnxscript reads annotations as ONNX types.
+    def translated(boxes, scores, labels, num_classes: int, max_detections: int):
         # OpenCV, which nms() uses, treats all boxes without area as overlapping, of any class, and keeps one of them.
         # ONNX keeps them all, so all but the best are given score 0 first.
         first, second = op.Split(boxes, num_outputs=2, axis=2)
@@ -142,15 +145,15 @@ def translations() -> dict[Callable, Callable]:
         classes = op.Unsqueeze(op.Range(number(0), number(num_classes), number(1)), numbers(0, 2))
         own = op.Equal(op.Unsqueeze(labels, numbers(1)), classes)
         class_scores = op.Where(own, op.Unsqueeze(scores, numbers(1)), number(0.0, float))
-        # (n, 3): image, class and candidate. The best 100 of each class include the best 100 of the image.
+        # (n, 3): image, class and candidate. The best of each class include the best of the image.
         kept = op.NonMaxSuppression(
-            boxes, class_scores, number(DETECTIONS), number(NMS_THRESHOLD, float), number(0.0, float)
+            boxes, class_scores, number(max_detections), number(NMS_THRESHOLD, float), number(0.0, float)
         )
         places = op.Gather(kept, numbers(0, 2), axis=1)
         kept_scores = op.ScatterND(op.Mul(scores, number(0.0, float)), places, op.GatherND(scores, places))
-        # Padded by 100 zeros, so that TopK always has enough. Among equal scores TopK and nms() take the first.
-        padded = op.Pad(kept_scores, numbers(0, 0, 0, DETECTIONS))
-        best, order = op.TopK(padded, numbers(DETECTIONS), axis=1)
+        # Padded by zeros, so that TopK always has enough. Among equal scores TopK and nms() take the first.
+        padded = op.Pad(kept_scores, numbers(0, 0, 0, max_detections))
+        best, order = op.TopK(padded, numbers(max_detections), axis=1)
         return op.Where(op.Greater(best, number(0.0, float)), order, number(-1))
 
     def sort(values, *, stable, dim: int, descending: bool):

@@ -1,4 +1,4 @@
-"""Export a detector to an ONNX file, and compare the file with PyTorch."""
+"""Export a detector to an ONNX file, and compare its detections with those of PyTorch."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,10 +16,9 @@ from detection.data.batch import MULTIPLE
 from detection.data.module import DetectionData
 from detection.data.scenes import Scenes
 from detection.evaluate import labelled_data
-from detection.evaluation import CocoAP
 from detection.export.exported_detector import ExportedDetector
 from detection.export.onnx_graph import DECODED_OUTPUTS, RAW_OUTPUTS, DetectionGraph, preparation, translations
-from detection.models.retinanet import DETECTIONS, LEAST_SCORE, RetinaNet
+from detection.models.retinanet import LEAST_SCORE, RetinaNet
 from detection.module import DetectionModule
 from detection.predict import CheckpointDetector, Detector
 from detection.transforms import eval_transform
@@ -96,6 +95,7 @@ def write_detector(
             "preprocessing": preprocessing,
             "decoded": decode,
             "anchors": anchors,
+            "max_detections": module.model.max_detections,
             "sigmoid": _by_sigmoid(module.model),
             "frame": None if frame is None else list(frame),
             **prepared,
@@ -109,7 +109,7 @@ def _by_sigmoid(model: torch.nn.Module) -> bool:
 
 
 def _describe_input(preprocessing: bool) -> str:
-    """Return the text in the metadata of the file that describes the shape, type and values of the inputs."""
+    """Return a description of the inputs: type, shape and values. The metadata of the exported file contains it."""
     if preprocessing:
         return "image: uint8 (batch, height, width, 3), RGB of 0..255, as read"
     return (
@@ -133,12 +133,12 @@ def _describe_output(decode: bool, preprocessing: bool, anchors: bool, model: to
 
 
 class DetectorExporter(Exporter):
-    """Steps of the ``export`` command that are specific to detection.
+    """Methods of the ``export`` command that are specific to detection.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: options of the data module, from the checkpoint of ``module``.
-        options: parsed options of the command line.
+        data_options: dictionary with the data module's options that the checkpoint of ``module`` contains.
+        options: parsed command-line options.
     """
 
     embedded_name = "scenes"
@@ -152,16 +152,16 @@ class DetectorExporter(Exporter):
         )
 
     def data(self) -> DetectionData:
-        """Build the data module with the options in the checkpoint.
+        """Build the data module with the options that are stored in the checkpoint.
 
-        If ``--data.root`` is given, the data in this folder replaces the data of the checkpoint.
+        If ``--data.root`` is given, this folder is read instead of the data set in these options.
         """
         data = labelled_data(self.data_options, {"root": self.options.data.root})
         data.class_names = self.module.hparams.class_names
         return data
 
     def training_images(self) -> ImageSource:
-        """Return the training images, without transforms."""
+        """Return the data set of the training images, without transforms."""
         return self.data().train_source
 
     def embedded_images(self) -> ImageSource:
@@ -184,20 +184,32 @@ class DetectorExporter(Exporter):
         )
 
     def read(self, path: Path) -> ExportedDetector:
-        """Open an ONNX file that :meth:`write` has written."""
+        """Open an ONNX file that :meth:`write` has written. Return a detector that runs the file."""
         return ExportedDetector(OnnxModel(path, "detection"))
 
     def inputs(self, file: ExportedDetector, image: np.ndarray) -> Iterable[list[np.ndarray]]:
-        """Yield the list of input arrays for each call of the graph on an original image ``(H, W, 3)`` uint8."""
+        """Preprocess an image for the exported model. Return an iterator over lists of input arrays.
+
+        Each list contains the inputs of one run of the model.
+
+        Args:
+            file: opened file with the exported model.
+            image: original image ``(H, W, 3)`` uint8.
+        """
         return file.batches([_planes(file, image)])
 
     def check(self, file: ExportedDetector, source: ImageSource) -> tuple[str, str] | None:
-        """Compare the detections of a file with those of PyTorch on the same resized images.
+        """Check that the exported model and the PyTorch model have the same detections on the same resized images.
 
-        The comparison uses :func:`differences`.
+        Detections are compared by :func:`differences`.
+
+        Args:
+            file: opened file with the exported model.
+            source: data set with the images for the comparison.
 
         Returns:
-            With ``--preprocessing``: label and value of a row for the table of :meth:`compare`. Otherwise None.
+            With ``--preprocessing``, a tuple (label, value): an additional row for the table of :meth:`compare`.
+            Otherwise None.
 
         Raises:
             InputError: the detections differ by more than ``BOX_TOLERANCE`` or ``SCORE_TOLERANCE``.
@@ -215,7 +227,10 @@ class DetectorExporter(Exporter):
             if images[part]:
                 expected, found = (_detect(each, images[part], sizes[part]) for each in (self.checkpoint, file))
                 pairs = zip(found, expected, strict=True)
-                worst = np.maximum(worst, np.max([differences(*pair, complete=complete) for pair in pairs], axis=0))
+                most = self.module.model.max_detections
+                worst = np.maximum(
+                    worst, np.max([differences(*pair, most, complete=complete) for pair in pairs], axis=0)
+                )
                 compared += sum(len(each["scores"]) for each in expected)
         if not (worst[0] <= BOX_TOLERANCE and worst[1] <= SCORE_TOLERANCE):  # NaN too
             raise InputError(
@@ -234,19 +249,23 @@ class DetectorExporter(Exporter):
         return "both without resizing", f"{worst[0]:.1e}, {worst[1]:.1e}"
 
     def compare(self, files: dict[str, ExportedDetector], images: CheckImages) -> Table:
-        """Return a table that compares PyTorch and the files in size, detections, AP and time."""
+        """Build a :class:`rich.table.Table` that compares exported files with PyTorch.
+
+        The rows contain size, difference of detections, AP and time.
+
+        Args:
+            files: dictionary from column title, such as the format, to opened file.
+            images: images for the comparison. The rows with AP are missing if they have no annotations.
+        """
         columns = {"PyTorch": self.checkpoint, **files}
         detectors = list(columns.values())
-        metrics = [
-            CocoAP(images.source.ground_truth(), images.source.category_ids) if images.labelled else None
-            for _ in detectors
-        ]
+        metrics = [self.module.metric(images.source) if images.labelled else None for _ in detectors]
         indices = indices_to_look_at(images.source, self.options.check_images)
         worst = np.zeros(2)
         for index in indices:
             image = images.source.read(index)
             found = [_detect(detector, [image], [image.shape[:2]]) for detector in detectors]
-            worst = np.maximum(worst, differences(found[1][0], found[0][0]))
+            worst = np.maximum(worst, differences(found[1][0], found[0][0], self.module.model.max_detections))
             for metric, detections in zip(metrics, found, strict=True):
                 if metric is not None:
                     metric.update(detections, [images.source.image_id(index)])
@@ -274,20 +293,21 @@ def _planes(detector: Detector, image: np.ndarray) -> torch.Tensor:
 
 
 def differences(
-    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, complete: bool = False
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], max_detections: int, *, complete: bool = False
 ) -> tuple[float, float]:
     """Return the largest differences of boxes and scores between two sets of detections of one image.
 
-    Detections are matched first, because nearly equal scores may change their order. Two detections can match if they
-    have the same class and their boxes differ by less than a pixel. The total difference of all matches is minimised.
+    The detections of the two sets are matched first, because their order can differ if scores are nearly equal. Two
+    detections can match if they have the same class and their boxes differ by less than a pixel. The total difference
+    of all matches is minimised.
 
-    The score of a detection without a match is compared with the lowest score that the other set can contain.
-    This is the lowest score of the other set if that set has the maximum length, and otherwise RetinaNet's score
-    threshold.
+    The score of a detection without a match is compared with the lowest score that would put it into the other set.
+    If the other set has the maximum length, this is its lowest score. Otherwise it is RetinaNet's score threshold.
 
     Args:
         found: dictionary with ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` ``(n,)`` and ``labels`` ``(n,)``.
         expected: dictionary of ``m`` detections in the same format.
+        max_detections: maximum length of both sets.
         complete: whether both sets contain all predictions of the model. If True, every prediction needs a match, even
             if its score is low. Predictions with low scores can then match although their classes differ.
 
@@ -311,7 +331,7 @@ def differences(
     rows, columns = rows[chosen], columns[chosen]
     worst = score[rows, columns].max(initial=0)
     for own, partnered, other in ((0, rows, 1), (1, columns, 0)):
-        least = 0 if complete else scores[other].min() if len(scores[other]) == DETECTIONS else LEAST_SCORE
+        least = 0 if complete else scores[other].min() if len(scores[other]) == max_detections else LEAST_SCORE
         worst = max(worst, (np.delete(scores[own], partnered) - least).max(initial=0))
     return float(box[rows, columns].max(initial=0)), float(worst)
 

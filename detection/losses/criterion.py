@@ -18,7 +18,7 @@ from mobile_former.errors import InputError
 class SetCriterion(nn.Module):
     """DETR's losses between queries and the objects that they are matched with, at every decoder layer.
 
-    These are a classification loss, and an L1 loss and a generalised IoU loss of the boxes.
+    The losses are a classification loss, an L1 loss of the boxes and a generalised IoU loss of the boxes.
 
     Args:
         num_classes: number of classes K. Class K is "no object".
@@ -99,7 +99,11 @@ class SetCriterion(nn.Module):
         return losses | {"total": total}
 
     def _divisors(self, boxes: Tensor, targets: Sequence[dict]) -> Tensor:
-        """Return the divisors ``(2,)``: the number of objects, and the sum of the class weights of all queries."""
+        """Return a tensor ``(2,)`` with two divisors of losses: number of objects and sum of class weights.
+
+        The sum is over all queries. The class weight of a query is 1 if the query is matched with an object, else
+        ``no_object_weight``.
+        """
         queries = boxes.shape[1]
         counts = [len(target["labels"]) for target in targets]
         matched = sum(min(count, queries) for count in counts)  # the same in every layer

@@ -26,8 +26,8 @@ class DenseCriterion(nn.Module):
     positions inside its box with the highest alignment, or the nearest position if none is inside. If several objects
     take the same position, the position is assigned to the object with the highest IoU.
 
-    The target score of a position is its alignment times a factor. All positions of an object have the same factor. It
-    makes the highest target score of the object equal to the highest IoU of the object.
+    The target score of a position is its alignment times a factor. All positions of an object have the same factor. The
+    factor is chosen so that the highest target score of the object equals the highest IoU of these positions.
     """
 
     def forward(self, dense: dict[str, Tensor], targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Ablations of detectors: each removes a part of the Mobile-Former backbone or of the detection head."""
+"""Ablations of detectors. Each ablation removes a part of the Mobile-Former backbone or of the detection head."""
 
 from torch import Tensor, nn
 
@@ -43,7 +43,7 @@ class FixedStart(Ablated, QueryStart):
     The blocks still correct the boxes of the queries.
 
     Args:
-        part: the module to replace. The new module shares its parameters.
+        part: the :class:`QueryStart` to replace. The new module shares its parameters.
     """
 
     def __init__(self, part: QueryStart):
@@ -51,9 +51,10 @@ class FixedStart(Ablated, QueryStart):
         self.__dict__.update(part.__dict__)
 
     def move(self, queries: Queries, boxes: Tensor) -> Queries:
-        """Return the queries with new boxes ``(B, Q, 4)`` and the same position embeddings.
+        """Return new queries whose reference boxes are the predicted ``boxes`` ``(B, Q, 4)``.
 
-        Queries without boxes are returned unchanged. This method overrides :meth:`QueryStart.move`.
+        The position embeddings do not change. Queries without reference boxes are returned unchanged. This method
+        overrides :meth:`QueryStart.move`.
         """
         if self.embed is None:
             return queries

@@ -24,14 +24,15 @@ def create_backbone(name: str) -> nn.Module:
     """Build a detector's backbone.
 
     Args:
-        name: name of a Mobile-Former variant, which then has spatially aware dynamic ReLU; ``timm/NAME`` for a model of
-            timm with feature maps at strides 8, 16 and 32; or ``transformers/resnet18``, ``resnet34``, ``resnet50`` or
-            ``resnet101``.
+        name: name of the backbone. The name of a Mobile-Former is that of its variant, such as
+            ``mobile_former_294m``. It is built with spatially aware dynamic ReLU. A model of timm has the name
+            ``timm/NAME``. It must have feature maps at strides 8, 16 and 32. A ResNet of the transformers library has
+            the name ``transformers/resnetN``, where N is 18, 34, 50 or 101.
 
     Returns:
         A module with the attribute ``channels``, a dictionary from stride to number of channels. Its
         ``forward(images, padding_mask)`` returns a tuple (dictionary from stride to feature map, tokens). The tokens
-        are None for networks of other libraries.
+        are None for networks of timm and transformers.
 
     Raises:
         InputError: the name is unknown, the library cannot be imported, or the network lacks a feature map at stride 8,
@@ -48,12 +49,13 @@ def create_backbone(name: str) -> nn.Module:
 
 
 def load_pretrained_backbone(backbone: nn.Module, name: str, path: Path) -> None:
-    """Load the backbone weights in a classifier's weights file into a backbone, in place.
+    """Load pretrained weights into the backbone of a detector, in place.
 
     Args:
         backbone: a backbone built by :func:`create_backbone`, or the ResNet of DETR.
         name: name of the backbone.
-        path: weights file of a classifier, with the tensor names of the backbone's library.
+        path: path of the weights file of a classifier with this backbone. For Mobile-Former, the file is by the paper's
+            authors or this project. For timm and transformers, its tensors have the library's own names.
 
     Raises:
         InputError: the file does not fit the backbone.
@@ -70,8 +72,8 @@ def load_pretrained_backbone(backbone: nn.Module, name: str, path: Path) -> None
 class BaselineBackbone(nn.Module):
     """A network of another library, with the interface of Mobile-Former's backbone.
 
-    Only the image is set to zero on padding. Mobile-Former's backbone also sets every feature map to zero there.
-    Without this, features near the padding depend on the amount of padding, as usual with these networks.
+    The image is set to zero on padding, but the feature maps are not, unlike in Mobile-Former's backbone. Features near
+    the padding therefore depend on the amount of padding, as usual with these networks.
 
     Args:
         network: module that computes feature maps, fine to coarse.
@@ -102,7 +104,8 @@ class BaselineBackbone(nn.Module):
 
         Returns:
             A tuple (dictionary from stride to feature map, None). The dictionary is ``{8: (B, C, ⌈H/8⌉, ⌈W/8⌉), 16: …,
-            32: …}`` with any further strides of the network. The second value is None because there are no tokens.
+            32: …}``. It also contains the maps at other strides that the network returns. The second value is None,
+            because these networks have no tokens.
         """
         if padding_mask is not None:
             images = zero_padding(images, padding_mask[:, None])
@@ -127,12 +130,15 @@ class TimmBackbone(BaselineBackbone):
         self.name = name
 
     def load(self, path: Path) -> None:
-        """Load a weights file with timm's tensor names, in place."""
+        """Load a weights file whose tensors have the names used by the library timm, in place.
+
+        A classifier in the file is ignored.
+        """
         self.network.load_state_dict(timm_model(self.name, path, features_only=True).state_dict())
 
 
 class TransformersBackbone(BaselineBackbone):
-    """A ResNet of transformers.
+    """ResNet backbone of the transformers library.
 
     Args:
         name: ``resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``.
@@ -148,5 +154,8 @@ class TransformersBackbone(BaselineBackbone):
         return list(self.network(images).feature_maps)
 
     def load(self, path: Path) -> None:
-        """Load a weights file with the tensor names of transformers. A classifier in the file is ignored."""
+        """Load a weights file whose tensors have the names used by the library transformers, in place.
+
+        A classifier in the file is ignored.
+        """
         load_transformers_weights(self.network, path)

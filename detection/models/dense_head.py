@@ -1,8 +1,8 @@
 """Dense detection head: it predicts at every position of the feature maps, as in one-stage detectors.
 
-The backbone learns faster from this head than from object queries, because each object trains many positions. The best
-positions of the head are good initial queries (Zhu et al., Deformable DETR, ICLR 2021, section 4.2; Zong et al.,
-Co-DETR, ICCV 2023).
+The backbone learns faster from this head than from object queries, because each object is a training target for many
+positions. The best positions of the head are good initial queries (Zhu et al., Deformable DETR, ICLR 2021, section 4.2;
+Zong et al., Co-DETR, ICCV 2023).
 """
 
 from collections.abc import Sequence
@@ -97,7 +97,7 @@ class DenseHead(nn.Module):
 
 
 class Separable(nn.Module):
-    """Depthwise separable convolution: 3×3 depthwise and 1×1 pointwise, each with BatchNorm, then ReLU.
+    """Depthwise separable convolution: 3×3 depthwise, BatchNorm, 1×1 pointwise, BatchNorm, ReLU.
 
     Args:
         width: number of channels.
@@ -110,9 +110,10 @@ class Separable(nn.Module):
 
     @recomputable
     def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
-        """Apply the layers to ``x`` ``(B, C, H, W)``. The result has the same shape.
+        """Apply the convolutions to a feature map ``x`` ``(B, C, H, W)``. The result has the same shape.
 
-        ``padding`` ``(B, 1, H, W)`` is True on padding, where ``x`` is set to zero first. None: there is no padding.
+        First, ``x`` is set to zero on padding. ``padding`` ``(B, 1, H, W)`` is True on padding. None: there is no
+        padding.
         """
         return F.relu(self.pointwise(self.depthwise(zero_padding(x, padding))))
 

@@ -18,7 +18,7 @@ class Detr(nn.Module):
     """DETR of the transformers library, with the matching and losses of this project.
 
     Args:
-        variant: name of the ResNet backbone, and number of queries.
+        variant: configuration of the detector: name of its ResNet and number of its queries.
         num_classes: number of classes K.
 
     Raises:
@@ -56,7 +56,7 @@ class Detr(nn.Module):
         Returns:
             A dictionary:
 
-            - ``logits``: ``(B, Q, K+1)``, class K being "no object".
+            - ``logits``: ``(B, Q, K+1)``. Class K is "no object".
             - ``boxes``: ``(B, Q, 4)``, cxcywh, normalised to 0..1 by the size of the image without padding.
             - ``auxiliary``: list with one dictionary for each decoder layer except the last. It contains the ``logits``
               and ``boxes`` predicted from this layer.
@@ -85,7 +85,7 @@ class Detr(nn.Module):
         return self.criterion(outputs, targets)
 
     @property
-    def most_detections(self) -> int:
+    def max_detections(self) -> int:
         """Maximum number of detections in an image."""
         return self.network.config.num_queries
 
@@ -97,5 +97,8 @@ class Detr(nn.Module):
         return to_pixels(self.decode(outputs), image_sizes)
 
     def decode(self, outputs: dict) -> dict[str, Tensor]:
-        """Return the best class, its score and the box of each query in batched tensors, see :func:`best_classes`."""
+        """Return the best class of each query with its score and box, as tensors for the whole batch.
+
+        See :func:`best_classes` for the returned dictionary.
+        """
         return best_classes(outputs["logits"].float().softmax(-1)[..., :-1], outputs["boxes"])

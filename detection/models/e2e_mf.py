@@ -92,7 +92,7 @@ class E2EMobileFormer(nn.Module):
         Returns:
             A dictionary:
 
-            - ``logits``: ``(B, Q, K+1)``, class K being "no object"; with ``focal`` ``(B, Q, K)``.
+            - ``logits``: ``(B, Q, K+1)``, or ``(B, Q, K)`` with ``focal``. The additional class K is "no object".
             - ``boxes``: ``(B, Q, 4)``, cxcywh, normalised to 0..1 by the size of the image without padding.
             - ``auxiliary``: list with one dictionary for each block except the last. It contains the ``logits`` and
               ``boxes`` predicted after this block.
@@ -137,14 +137,14 @@ class E2EMobileFormer(nn.Module):
         return losses | dense | {"total": losses["total"] + dense["total"]}
 
     @property
-    def most_detections(self) -> int:
+    def max_detections(self) -> int:
         """Maximum number of detections in an image."""
         return self.start.queries
 
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Return one detection for each query: its best class and its box.
 
-        With ``focal`` too, a query gives only its best class, although several classes may have high scores.
+        With ``focal``, several classes of a query may have high scores. Even then, only the best class is returned.
 
         Args:
             outputs: output of :meth:`forward`.
@@ -178,9 +178,10 @@ class E2EMobileFormer(nn.Module):
         return logits.sigmoid() if self.focal else logits.softmax(-1)[..., :-1]
 
     def _enter_scale(self, x: Tensor | None, entering: Tensor, stride: int, padding: dict[int, Tensor]) -> Tensor:
-        """Upsample the previous block's map ``x`` and add it to the backbone's map at the next finer stride.
+        """Combine the feature map ``x`` of the previous block with the backbone's map at the next finer stride.
 
-        A depthwise convolution follows. If ``x`` is None, return the backbone's map unchanged.
+        ``x`` is upsampled and added to the backbone's map, and a depthwise convolution is applied to the sum. If ``x``
+        is None, the backbone's map is returned unchanged.
         """
         if x is None:
             return entering
@@ -230,7 +231,7 @@ class QueryStart(nn.Module):
             self.position = nn.Parameter(torch.randn(variant.queries, variant.query_dim))
 
     def forward(self, batch_size: int, dense: dict[str, Tensor] | None) -> Queries:
-        """Return the initial queries of a batch.
+        """Return the initial object queries for a batch of images.
 
         Args:
             batch_size: number of images B.

@@ -1,21 +1,23 @@
 """Functions that list the names of the detectors and build a detector from its name."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from detection.models.detr import Detr
 from detection.models.e2e_mf import E2EMobileFormer
-from detection.models.retinanet import RetinaNet
-from detection.models.variants import DETR_VARIANTS, E2E_VARIANTS, RETINANET_VARIANTS
+from detection.models.retinanet import DETECTIONS, RetinaNet
+from detection.models.variants import DETR_VARIANTS, E2E_VARIANTS, RETINANET_VARIANTS, DetrVariant, E2EVariant
 from detection.models.weights import load_detector_weights
 from mobile_former.errors import InputError, nearest
 
 
 def list_detectors() -> list[str]:
-    """Return the list of detector names: E2E-MF and RetinaNet, each from small to large, and DETR.
+    """Return the list of detector names: first E2E-MF, then RetinaNet, then DETR.
 
-    E2E-MF is the DETR-like detector of the Mobile-Former paper.
+    The detectors of one kind are ordered from small to large. E2E-MF is the DETR-like detector of the Mobile-Former
+    paper.
     """
     return [*E2E_VARIANTS, *RETINANET_VARIANTS, *DETR_VARIANTS]
 
@@ -28,6 +30,8 @@ def create_detector(
     refine_boxes: bool = False,
     dense_head: bool = False,
     choose_queries: bool = False,
+    num_queries: int | None = None,
+    max_detections: int | None = None,
     backbone: str | None = None,
     pretrained: str | Path | None = None,
 ) -> nn.Module:
@@ -44,6 +48,9 @@ def create_detector(
         refine_boxes: each block corrects the boxes of the previous block.
         dense_head: add a head that predicts at every position of the feature maps.
         choose_queries: initialise the object queries from the best positions of the dense head.
+        num_queries: number of object queries of E2E-MF or DETR, the maximum number of detections in an image. None: the
+            number in :data:`detection.models.variants.E2E_VARIANTS` or ``DETR_VARIANTS``.
+        max_detections: maximum number of detections of RetinaNet in an image. None: 100.
         backbone: name of a backbone that replaces the detector's own, see
             :func:`detection.models.backbone.create_backbone`; not for DETR. None: the detector's own.
         pretrained: weights file, loaded by :func:`detection.load_detector_weights`. None: random weights.
@@ -61,17 +68,29 @@ def create_detector(
         raise InputError(f"no detector is named {name!r}: {nearest(name, list_detectors())}")
     if num_classes < 1:
         raise InputError(f"num_classes is {num_classes}: give at least 1")
+    for option, value in (("num_queries", num_queries), ("max_detections", max_detections)):
+        if value is not None and value < 1:
+            raise InputError(f"{option} is {value}: give at least 1")
     options = {"focal": focal, "refine_boxes": refine_boxes, "dense_head": dense_head, "choose_queries": choose_queries}
+    given = options | {"backbone": backbone, "num_queries": num_queries, "max_detections": max_detections}
     if name in E2E_VARIANTS:
-        model = E2EMobileFormer(E2E_VARIANTS[name], num_classes, backbone=backbone, **options)
-    elif given := [option for option, value in options.items() if value]:
-        raise InputError(f"{name} takes no {', '.join(given)}: leave out the options of E2E-MF")
-    elif name in RETINANET_VARIANTS:
-        model = RetinaNet(RETINANET_VARIANTS[name], num_classes, backbone)
-    elif backbone is not None:
-        raise InputError(f"{name} takes no other backbone: leave out backbone={backbone}")
+        accepted = {*options, "backbone", "num_queries"}
     else:
-        model = Detr(DETR_VARIANTS[name], num_classes)
+        accepted = {"backbone", "max_detections"} if name in RETINANET_VARIANTS else {"num_queries"}
+    if unknown := [option for option, value in given.items() if value and option not in accepted]:
+        raise InputError(f"{name} takes no {', '.join(unknown)}: leave out {'it' if len(unknown) == 1 else 'them'}")
+    if name in E2E_VARIANTS:
+        model = E2EMobileFormer(
+            _with_queries(E2E_VARIANTS[name], num_queries), num_classes, backbone=backbone, **options
+        )
+    elif name in RETINANET_VARIANTS:
+        model = RetinaNet(RETINANET_VARIANTS[name], num_classes, backbone, max_detections or DETECTIONS)
+    else:
+        model = Detr(_with_queries(DETR_VARIANTS[name], num_queries), num_classes)
     if pretrained is not None:
         load_detector_weights(model, pretrained)
     return model
+
+
+def _with_queries(variant: E2EVariant | DetrVariant, num_queries: int | None) -> E2EVariant | DetrVariant:
+    return variant if num_queries is None else replace(variant, queries=num_queries)

@@ -20,7 +20,7 @@ STRIDES = (8, 16, 32, 64, 128)
 LEAST_SCORE = 0.05
 CANDIDATES = 1000  # per map, before non-maximum suppression
 NMS_THRESHOLD = 0.5
-DETECTIONS = 100  # per image, at most
+DETECTIONS = 100  # default of max_detections, as in COCO's scores
 
 
 class RetinaNet(nn.Module):
@@ -33,11 +33,15 @@ class RetinaNet(nn.Module):
         num_classes: number of classes K.
         backbone: name of a backbone that replaces the variant's, see
             :func:`detection.models.backbone.create_backbone`. None: the variant's.
+        max_detections: maximum number of detections in an image.
     """
 
-    def __init__(self, variant: RetinaNetVariant, num_classes: int, backbone: str | None = None):
+    def __init__(
+        self, variant: RetinaNetVariant, num_classes: int, backbone: str | None = None, max_detections: int = DETECTIONS
+    ):
         super().__init__()
         self.num_classes = num_classes
+        self.max_detections = max_detections
         self.backbone_name = backbone or variant.backbone
         self.base = variant.base
         self.backbone = create_backbone(self.backbone_name)
@@ -92,11 +96,6 @@ class RetinaNet(nn.Module):
         """
         return self.criterion(outputs, targets)
 
-    @property
-    def most_detections(self) -> int:
-        """Maximum number of detections in an image."""
-        return DETECTIONS
-
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Return the detections after the score threshold and non-maximum suppression.
 
@@ -107,15 +106,15 @@ class RetinaNet(nn.Module):
 
         Returns:
             List with one dictionary for each image: ``boxes`` ``(n, 4)``, xyxy in pixels, clipped to the image;
-            ``scores`` ``(n,)``, in 0..1; ``labels`` ``(n,)`` long. An image has at most 100 detections, sorted by
-            descending score.
+            ``scores`` ``(n,)``, in 0..1; ``labels`` ``(n,)`` long. An image has at most ``max_detections`` detections,
+            sorted by descending score.
         """
         logits, boxes = self.decode(outputs)
         candidates = best_candidates(logits, boxes, outputs["levels"])
-        return suppress_candidates(candidates, outputs["extent"], image_sizes)
+        return suppress_candidates(candidates, outputs["extent"], image_sizes, self.max_detections)
 
     def decode(self, outputs: dict) -> tuple[Tensor, Tensor]:
-        """Convert offsets to boxes, and mask the logits on padding.
+        """Convert the predicted anchor offsets to boxes, and mask the logits of anchors on padding.
 
         Args:
             outputs: output of :meth:`forward`.
@@ -131,15 +130,16 @@ class RetinaNet(nn.Module):
 
 
 def best_candidates(logits: Tensor, boxes: Tensor, levels: Sequence[int]) -> dict[str, Tensor]:
-    """Return the 1000 best pairs of an anchor and a class on each feature map, or all pairs if a map has fewer.
+    """Return the 1000 pairs (anchor, class) with the highest scores on each feature map, or all pairs if fewer.
 
     Args:
-        logits: ``(B, A, K)``.
-        boxes: ``(B, A, 4)``.
-        levels: number of anchors of each feature map.
+        logits: class logits ``(B, A, K)`` of the A anchors.
+        boxes: predicted boxes ``(B, A, 4)``.
+        levels: number of anchors on each feature map.
 
     Returns:
-        A dictionary of the N pairs in total. They are ordered by feature map, and by descending score within a map:
+        A dictionary with the N selected pairs of all maps, in the order of the maps. The pairs of a map are sorted by
+        descending score:
 
         - ``boxes``: ``(B, N, 4)``.
         - ``scores``: ``(B, N)``; scores of 0.05 or less are set to 0.
@@ -159,7 +159,10 @@ def best_candidates(logits: Tensor, boxes: Tensor, levels: Sequence[int]) -> dic
 
 
 def suppress_candidates(
-    candidates: dict[str, Tensor], extent: Tensor, image_sizes: Sequence[tuple[int, int]]
+    candidates: dict[str, Tensor],
+    extent: Tensor,
+    image_sizes: Sequence[tuple[int, int]],
+    max_detections: int = DETECTIONS,
 ) -> list[dict[str, Tensor]]:
     """Apply non-maximum suppression to the output of :func:`best_candidates`, and scale the boxes to the image sizes.
 
@@ -170,13 +173,14 @@ def suppress_candidates(
 
     Returns:
         List with one dictionary for each image: ``boxes`` ``(n, 4)``, xyxy in pixels of the size in ``image_sizes``;
-        ``scores`` ``(n,)`` and ``labels`` ``(n,)``. An image has at most 100 detections, sorted by descending score.
+        ``scores`` ``(n,)`` and ``labels`` ``(n,)``. An image has at most ``max_detections`` detections, sorted by
+        descending score.
     """
     detections = []
     for image, (height, width) in enumerate(image_sizes):
         valid = candidates["scores"][image] > 0
         boxes, scores, labels = (candidates[name][image][valid] for name in ("boxes", "scores", "labels"))
-        kept = nms(boxes, scores, labels, NMS_THRESHOLD)[:DETECTIONS]
+        kept = nms(boxes, scores, labels, NMS_THRESHOLD)[:max_detections]
         frame = extent.new_tensor([width, height, width, height])
         detections.append(
             {"boxes": boxes[kept] / extent[image].repeat(2) * frame, "scores": scores[kept], "labels": labels[kept]}

@@ -71,7 +71,7 @@ class DetrVariant:
     """Configuration of a DETR.
 
     Attributes:
-        resnet: name of the ResNet of transformers that is the backbone.
+        resnet: name of the backbone, a ResNet of the transformers library.
         queries: number of object queries.
     """
 

@@ -1,4 +1,4 @@
-"""Function that loads a weights file of a detector, or of a classifier, into a detector."""
+"""Function that loads the weights of a detector or classifier from a file into a detector."""
 
 import logging
 from pathlib import Path

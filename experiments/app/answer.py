@@ -33,9 +33,9 @@ class Answer:
     prediction: Look | None = None
 
     def picture(self, score_threshold: float = 0.3) -> Image.Image:
-        """Return the image with the detections whose score reaches the threshold.
+        """Return a picture of the image with the detections drawn on it. A classifier has no detections to draw.
 
-        For a classifier, return the image unchanged.
+        Detections with a score below the threshold are left out.
         """
         found = [each for each in self.prediction.above(score_threshold) if "box" in each]
         scale = self.image.shape[1] / self.size[0]
@@ -55,15 +55,15 @@ class Answer:
         return [[each["class"], round(each["score"], 3), *(round(value) for value in each["box"])] for each in found]
 
     def probabilities(self) -> dict[str, float]:
-        """Return a dictionary from the names of the best classes to their probabilities, for a classifier."""
+        """Return a dictionary from the names of a classifier's best classes to their probabilities."""
         return {each["class"]: each["probability"] for each in self.prediction.answer}
 
     def attention(self, block: str, score_threshold: float = 0.3) -> Image.Image:
-        """Draw the attention between feature map and tokens in a block.
+        """Return a picture of the attention between feature map and tokens in one block.
 
         Args:
-            block: name of the block, or "boxes" to draw E2E-MF's boxes after each block instead.
-            score_threshold: minimum score of a detection, in [0, 1].
+            block: name of the block. With "boxes", the picture shows E2E-MF's boxes after each block instead.
+            score_threshold: minimum score of the detections shown, in [0, 1].
         """
         prediction = self.prediction
         title = prediction.told(score_threshold)
@@ -82,7 +82,7 @@ class Answer:
 
 
 def answer(predictor: Predictor, path: str | Path) -> Answer:
-    """Predict an image file. If the file cannot be read, the result has only an error message, ``problem``."""
+    """Run the model on an image file. If the file cannot be read, the answer has only an error message, ``problem``."""
     try:
         image = read_image(path)
     except (ImageError, FileNotFoundError) as error:

@@ -153,9 +153,9 @@ def serve(page: "gradio.Blocks", host: str, port: int | None) -> str:
 
 
 def _without_addresses(move: Callable) -> Callable:
-    """Wrap Gradio's function for uploaded files, so that it refuses URLs.
+    """Return a function that handles uploaded files like Gradio's function ``move``, but rejects URLs.
 
-    Without this wrapper, Gradio would fetch any URL that a visitor sends.
+    Gradio's own function would fetch any URL that a visitor sends.
     """
 
     async def only_uploads(path: str | Path | None) -> str | None:

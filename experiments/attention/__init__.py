@@ -1,6 +1,6 @@
 """Show where a Mobile-Former attends: the attention between feature map and tokens in each block.
 
-The module that computes this attention is the bridge, see :mod:`mobile_former.bridge`. Run ``python -m
+The layers that compute this attention are called the bridge, see :mod:`mobile_former.bridge`. Run ``python -m
 experiments.attention``, or call the functions of this package in a notebook.
 """
 

@@ -2,9 +2,10 @@
 
     python -m experiments.attention IMAGE --ckpt runs/…/checkpoints/best.ckpt
 
-For each image, the command writes a picture with the attention of each token to the map, and with the token that each
-position of the map attends to most. For the detector E2E-MF, it also writes a picture of the boxes after each block of
-the detection head. The module that computes the attention is the bridge, see :mod:`mobile_former.bridge`.
+For each image, the command writes one picture. The picture shows the attention of each token to the map. It also shows
+which token each position of the map attends to most. For the detector E2E-MF, the command writes a second picture with
+the boxes after each block of the detection head. The layers that compute the attention are called the bridge, see
+:mod:`mobile_former.bridge`.
 """
 
 from collections.abc import Sequence
@@ -82,9 +83,10 @@ def _select(blocks: Sequence[BlockAttention], names: Sequence[str] | None) -> li
 
 
 def _picture_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name for the pictures of each image: the file name of the image without suffix.
+    """Return a list with one name for each image, from which the file names of its pictures are made.
 
-    If several images have the same file name, a number is appended to make the names unique.
+    The name is the file name of the image without its suffix. If several images have the same name, ignoring case, a
+    number is appended to make the names unique.
     """
     taken: set[str] = set()
     names = []

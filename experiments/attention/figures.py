@@ -245,12 +245,12 @@ class _Page:
         self.y = max(0.1 + height, y) + 0.15
 
     def section(self, captions: dict[int, str], detects: bool, others: bool) -> None:
-        """Add column headers for the blocks whose rows follow.
+        """Start a section of the figure with a line of column headers. Each row of the section shows one block.
 
         Args:
-            captions: dictionary from the index of the token or query in a column to the caption of the column.
-            detects: whether the blocks are in E2E-MF's head, where the tokens are queries.
-            others: whether there are more tokens or queries than columns.
+            captions: dictionary from the index of a token or query to the caption of its column.
+            detects: whether the section shows the blocks of E2E-MF's head, where the tokens are queries.
+            others: whether some tokens or queries have no column.
         """
         token = "query" if detects else "token"
         self._text(_LABEL, self.y + 0.18, f"Mobile→Former: where each {token} looks", fontsize=9.5)
@@ -266,7 +266,7 @@ class _Page:
         self.y = y + 0.06
 
     def row(self, block: BlockAttention, index: int, head: int | None, tokens: list[int], size: tuple) -> None:
-        """Add the row of panels that shows the attention of a block."""
+        """Add a row of panels with the attention of one block."""
         height, width = (-(-side // block.input_stride) for side in size)  # of the map, without padding
         looks = _select_head(block.to_former[index], head)[:, :height, :width] * (height * width)
         most = max(2.0, float(looks[tokens].max()))
@@ -361,13 +361,13 @@ def _colour(values: np.ndarray, least: float, most: float) -> np.ndarray:
 
 
 def _enlarge(cells: np.ndarray, stride: int, size: tuple[int, int], pixels: tuple[int, int]) -> np.ndarray:
-    """Enlarge a feature map to the size of the displayed image, without interpolation.
+    """Enlarge a feature map to the size of a picture of the model's input, with nearest-neighbour interpolation.
 
     Args:
         cells: values of the map, ``(h, w)``.
-        stride: stride of the map in pixels of the original image.
-        size: height and width of the original image in pixels.
-        pixels: height and width of the displayed image in pixels.
+        stride: stride of the map in pixels of the model's input.
+        size: height and width of the model's input in pixels, without padding.
+        pixels: height and width of the picture in pixels.
     """
     rows, columns = (
         ((np.arange(shown) + 0.5) * side / shown // stride).astype(int)
@@ -419,9 +419,11 @@ def _wrap(text: str, letters: int) -> list[str]:
 
 
 def _choose_font(text: str, letters: int | None = None) -> tuple[str, FontProperties]:
-    """Return a text, and a font that has all characters of the text.
+    """Return the text to draw, and a font that has all of its characters.
 
-    If the text has more than ``letters`` characters, its middle is replaced by an ellipsis. None: no limit.
+    Args:
+        text: text on one or several lines. The result is on one line.
+        letters: maximum number of characters. The middle of a longer text is replaced by an ellipsis. None: no limit.
     """
     text, path = with_font(text)
     if letters is not None and len(text) > letters:

@@ -1,4 +1,4 @@
-"""Predict one image with a classifier or detector, and record the attention and the boxes after each block."""
+"""Run a classifier or detector on one image, and record its attention and the boxes after each block."""
 
 import time
 from dataclasses import dataclass
@@ -93,10 +93,10 @@ class Look:
 
 
 def look(predictor: Predictor, image: np.ndarray, *, top_k: int = 5) -> Look:
-    """Predict one image, and record the attention of the model in the same forward pass.
+    """Return the predictions of a model for one image, with the attention in the same forward pass.
 
     Args:
-        predictor: output of :func:`load_predictor`. The predictor prepares the image for its model.
+        predictor: output of :func:`load_predictor`. It contains the model and the transforms of the image.
         image: original image, ``(H, W, 3)`` uint8 RGB.
         top_k: maximum number of classes to return for a classifier.
     """

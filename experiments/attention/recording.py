@@ -206,7 +206,11 @@ def _has_bridge(block: nn.Module) -> bool:
 
 
 def _add_hooks(record: Recording, bridge: _Bridge) -> list[RemovableHandle]:
-    """Register hooks that append the attention of a block to ``record.blocks``, and return the handles of the hooks."""
+    """Register forward hooks that append the attention of one block to ``record.blocks``.
+
+    Returns:
+        List of handles, which remove the hooks.
+    """
     weights: dict[str, Tensor] = {}
 
     def keep(direction: str) -> Callable:

@@ -4,12 +4,14 @@
     python -m experiments.benchmark --threads 1 2 --batch_sizes 1 32 --forms eager deployed compiled onnx
     python -m experiments.benchmark --training true --peers timm/mobilenetv3_large_100 --forms eager compiled
 
-Each model is timed in one or several forms:
+Inference is timed in one or several forms:
 
 - ``eager``: the trainable model in evaluation mode
 - ``deployed``: the model from ``mobile_former.deploy``
 - ``compiled``: the deployed model with ``torch.compile``
 - ``onnx``: the deployed model, exported to ONNX and run by ONNX Runtime on the CPU
+
+Training is timed for the trainable model in training mode, in the form ``eager`` or ``compiled``.
 
 A candidate is a model in one form. Detectors are timed without their postprocessing. All weights are random. Each round
 times every candidate once, in random order. In each round, the time of a candidate is divided by the time of the
@@ -225,7 +227,10 @@ def time_latency(options: Namespace, device: torch.device) -> list[dict]:
 
 
 def build_candidates(options: Namespace, device: torch.device, scratch: Path) -> list[Candidate]:
-    """Build all models to time: the models of this project in each form, their earlier versions, and other networks.
+    """Return a list of all candidates for inference.
+
+    They are this project's models in each form, the classifiers of the earlier version in eager form if ``--earlier``
+    is given, and the networks of ``--peers``.
 
     Raises:
         InputError: a model is unknown or cannot be built.
@@ -372,7 +377,7 @@ def choose_baseline(given: str | None, labels: Sequence[str], peers: Sequence[st
 
 
 def fixed_images(batch: int, image_size: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return a batch of random noise ``(batch, 3, H, W)``, drawn with a fixed seed."""
+    """Return a batch of random noise ``(batch, 3, H, W)``, which is the same in every call."""
     return torch.randn(batch, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
 
 

@@ -55,9 +55,8 @@ def create_network(name: str) -> nn.Module:
     """Build a classifier or detector of this project, or a classifier of another library, with random weights.
 
     Args:
-        name: name of a model in ``mobile_former.list_models()`` or ``detection.list_detectors()``. For a model of
-            another
-            library: ``timm/NAME`` or ``transformers/NAME``.
+        name: name of a model in ``mobile_former.list_models()`` or ``detection.list_detectors()``. Models of other
+            libraries are named ``timm/NAME`` or ``transformers/NAME``.
 
     Raises:
         InputError: the name is unknown, or the library cannot be imported.
@@ -106,7 +105,7 @@ def model_candidates(
 
 
 def find_peers(given: Sequence[str]) -> list[str | Path]:
-    """Return the networks of ``--peers`` as a list. Models of other libraries are names, and ONNX files are paths.
+    """Return a list of the networks of ``--peers``: the names of models of other libraries, and paths of ONNX files.
 
     Args:
         given: values of ``--peers``. Each is ``timm/NAME``, ``transformers/NAME``, a ``.onnx`` file, or a folder of
@@ -176,7 +175,7 @@ def _pop_package() -> dict:
 
 
 def prepare_module(network: nn.Module) -> Prepare:
-    """Return a function for :attr:`Candidate.prepare` that runs a PyTorch module without changes."""
+    """Return the function for :attr:`Candidate.prepare` of a PyTorch module that needs no preparation."""
     return lambda threads, images: lambda: network(images)
 
 
@@ -210,7 +209,7 @@ def _exported(network: nn.Module, image_size: tuple[int, int], path: Path) -> Pr
 
 
 class _Outputs(nn.Module):
-    """Wrapper of a network that returns the output tensors as a tuple.
+    """Wrapper that returns the output tensors of a network as a tuple.
 
     The ONNX exporter needs a tuple, but detectors return a dictionary.
 
@@ -223,5 +222,5 @@ class _Outputs(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return all output tensors for images ``(B, 3, H, W)``."""
+        """Return a tuple of all output tensors for images ``(B, 3, H, W)``."""
         return tuple(leaf for leaf in tree_leaves(self.network(images)) if isinstance(leaf, Tensor))

@@ -18,8 +18,9 @@ LINES = ("-", "--", ":", "-.")  # one per model family
 def draw_latency(result: dict, path: Path) -> None:
     """Plot latency against multiply-adds on logarithmic axes.
 
-    There is one panel for each number of threads and batch size. Each family of this project's models, such as the
-    classifiers, has one line for each form (such as compiled). Each other network is a labelled point.
+    There is one panel for each number of threads and batch size. This project's models are connected by lines: one line
+    for each family of models (such as the classifiers) and each form (such as compiled). Each other network is a
+    labelled point.
 
     Args:
         result: content of ``benchmark.json``.

@@ -118,7 +118,7 @@ class OnnxGraph:
     def _sized(self, batch: int, image_size: tuple[int, int]) -> "onnx.ModelProto":
         """Return a copy of the ONNX model with a fixed input size.
 
-        The recorded shapes of all other tensors are removed, because they could contradict the input size.
+        The shapes of all other tensors are removed from the copy, because they could contradict the input size.
         """
         import onnx
 

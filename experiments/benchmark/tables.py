@@ -77,11 +77,11 @@ def _trace(trace: dict) -> str:
 
 
 def _measured(result: dict, step: str) -> str:
-    """Describe the machine and the measurement in one paragraph.
+    """Return a paragraph that describes the machine and the measurement.
 
     Args:
         result: content of ``benchmark.json`` or ``training.json``.
-        step: text that is added to the size of the images, such as the precision.
+        step: text to append to the description of the images. It describes a training step. Empty for inference.
     """
     options, machine = result["options"], result["machine"]
     workload = f"images of {options['image_size'][0]}x{options['image_size'][1]} pixels{step}"

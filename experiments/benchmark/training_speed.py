@@ -24,7 +24,7 @@ TRACED_STEPS = 3
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model in training, in one form and memory layout.
+    """A model whose training is timed, in one form and one memory layout.
 
     Attributes:
         model: name of the model.
@@ -32,8 +32,8 @@ class TrainedModel:
         layout: "contiguous" or "channels_last".
         is_peer: whether the model comes from another library.
         step: function that runs one training step.
-        memory: peak memory of this training in bytes, without the memory of other models and of CUDA itself; None on a
-            CPU.
+        memory: peak GPU memory of a training step in bytes, without the memory of other models and of CUDA itself. None
+            on a CPU.
     """
 
     model: str
@@ -52,7 +52,7 @@ class TrainedModel:
 def train_model(
     name: str, form: str, layout: str, create: Callable[[], nn.Module], precision: str, images: Tensor, labels: Tensor
 ) -> TrainedModel:
-    """Build a classifier and its optimiser, run the first training steps, and measure memory.
+    """Build a classifier and its optimiser, run the first training steps, and measure the peak memory of a step.
 
     Args:
         name: name of the model.
@@ -62,6 +62,9 @@ def train_model(
         precision: "bf16" (autocast, weights in float32) or "float32".
         images: ``(B, 3, H, W)`` on the device.
         labels: class indices ``(B,)`` on the device.
+
+    Returns:
+        The model with its peak memory and a function that runs one more training step.
 
     Raises:
         InputError: the GPU's memory is too small, or the model cannot be compiled on this machine.

@@ -52,7 +52,15 @@ class Row:
 
 
 def compare(plan: Plan, runs: Sequence[Run]) -> list[Row]:
-    """Return the list of results, one per model that has a finished run. Measure cost and latency of the models."""
+    """Collect the scores of the finished runs, and measure the cost and latency of each model.
+
+    Args:
+        plan: config of the comparison.
+        runs: the finished runs.
+
+    Returns:
+        List with one row for each model that has a finished run.
+    """
     rows, timed = [], []
     for label in plan.models:
         own = [run for run in runs if run.label == label]
@@ -145,9 +153,9 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
 
 
 def draw(rows: Sequence[Row], plan: Plan, path: Path) -> None:
-    """Plot the first score of the task against multiply-adds, parameters and latency.
+    """Plot the main score of the task (top-1 accuracy or AP) against multiply-adds, parameters and latency.
 
-    Each seed is a dot. A marker shows the mean over the seeds, and an error bar shows the standard deviation.
+    A dot shows the score of one seed. A marker shows the mean over the seeds, and an error bar the standard deviation.
     """
     name = SCORES[plan.task][0]
     kind, title = ("test", f"{name} on test") if plan.split == "test" else ("last", f"{name} on val, last epoch")

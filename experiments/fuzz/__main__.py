@@ -32,7 +32,7 @@ class Defect(NamedTuple):
     """A file that a reader does not handle correctly.
 
     Attributes:
-        path: the kept copy of the file.
+        path: path of the copy in the output folder.
         reader: name of the function that reads the file.
         what: description of the defect.
     """
@@ -43,7 +43,7 @@ class Defect(NamedTuple):
 
 
 def main() -> None:
-    """Feed the files to the readers and print the defects. If there are defects, exit with status 1."""
+    """Fuzz the readers of the chosen kinds of files, and print the defects. Exit with status 1 if there are any."""
     parser = argparse.ArgumentParser(prog="python -m experiments.fuzz", description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=10_000, help="total number of files (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the files (default: 0)")
@@ -63,14 +63,16 @@ def main() -> None:
 
 
 def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: float = SECONDS) -> list[Defect]:
-    """Make files of each kind in turn, read them, and return the defects. A copy of each file with a defect is kept.
+    """Make files, let the readers of their kind read them, and return a list of the defects.
+
+    The kinds take turns: each file is of the next kind. A copy of each file that causes a defect is kept.
 
     Args:
-        kinds: dictionary from the name of a kind of files to the :class:`~experiments.fuzz.readers.Kind`.
+        kinds: dictionary from the name of a kind of file to the :class:`~experiments.fuzz.readers.Kind`.
         files: total number of files.
         seed: random seed of the files.
-        output: folder of the kept files and of ``failures.txt``.
-        seconds: time limit of a reader for one file.
+        output: folder for the copies and for ``failures.txt``, which lists the defects.
+        seconds: time limit in seconds for one reader to read one file.
     """
     output.mkdir(parents=True, exist_ok=True)
     failures = output / "failures.txt"
@@ -90,11 +92,11 @@ def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: f
 
 
 def keep(current: Path, path: Path) -> Path:
-    """Copy the current file to the output folder and return the path of the copy.
+    """Copy the only file in the folder ``current``, and return the path of the copy.
 
     Args:
-        current: the folder that holds only the current file.
-        path: the beginning of the copy's path. A hyphen and the name of the file are appended.
+        current: a folder that contains exactly one file.
+        path: the first part of the copy's path. A hyphen and the name of the original file are appended.
     """
     for file in current.iterdir():
         path = path.with_name(f"{path.name}-{file.name}")

@@ -1,7 +1,7 @@
 """Functions that make damaged and hostile files of every kind that the commands read.
 
-Each function draws its choices from a random generator. The code in hostile files is harmless: it only creates a file
-or folder ``canary`` in the working folder, or sets the environment variable ``canary``.
+Each function takes a random generator, which makes all random choices. The code in hostile files is harmless: it only
+creates a file or folder ``canary`` in the working folder, or sets the environment variable ``canary``.
 """
 
 import io
@@ -41,7 +41,7 @@ IMAGES = {1: (64, 48), 2: (40, 60), 7: (33, 33)}  # width and height of the COCO
 
 
 class File(NamedTuple):
-    """The name and content of a file."""
+    """The name of a file, and its content as bytes."""
 
     name: str
     data: bytes
@@ -51,7 +51,11 @@ class File(NamedTuple):
 
 
 def damaged(data: bytes, random: Random) -> bytes:
-    """Damage bytes: flip bits, overwrite, cut, insert, copy or delete segments, or set numbers to extreme values."""
+    """Return a damaged copy of the content of a file.
+
+    Bits are flipped, segments are overwritten, inserted, copied or deleted, the end is cut off, or bytes are set to
+    extreme values.
+    """
     content = bytearray(data)
     for _ in range(random.choice((1, 1, 2, 5, 30))):
         # Mostly in the first bytes, where damage has the largest effect.
@@ -80,7 +84,7 @@ def damaged(data: bytes, random: Random) -> bytes:
 
 
 def image(random: Random) -> File:
-    """Make an image file with damaged bytes, noise, a wrong declared size, odd proportions or odd EXIF data."""
+    """Return an image file with damaged bytes, noise, a wrong size in the header, an extreme shape or odd EXIF data."""
     name = random.choice(list(_images()))
     data = _images()[name]
     match random.choice(("damage", "damage", "damage", "noise", "size", "exif", "long")):
@@ -106,7 +110,7 @@ def image(random: Random) -> File:
 
 @cache
 def _images() -> dict[str, bytes]:
-    """Return a dictionary from a file name to the content of this file: a small photograph in every format."""
+    """Return a small photograph in many image formats, as a dictionary from file name to bytes."""
     photograph = Image.fromarray(load_sample_images().images[0]).resize((120, 91))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -138,7 +142,13 @@ def _images() -> dict[str, bytes]:
 
 
 def _png(width: int, height: int, data: bytes) -> bytes:
-    """Return a PNG file with valid checksums. Its header declares a width and height that may be wrong."""
+    """Return the bytes of a PNG file with valid checksums.
+
+    Args:
+        width: width in the header. The image data may have another width.
+        height: height in the header. The image data may have another height.
+        data: compressed image data.
+    """
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -154,7 +164,7 @@ def _declared_jpeg(width: int, height: int, random: Random) -> bytes:
 
 
 def _with_exif(random: Random) -> bytes:
-    """Return a JPEG file whose APP1 segment (the place of EXIF data) has random content."""
+    """Return the bytes of a JPEG file with random content in the APP1 segment, which usually contains the EXIF data."""
     data = _images()["baseline.jpg"]
     order = random.choice("<>")
     entries = [
@@ -180,7 +190,7 @@ def _with_exif(random: Random) -> bytes:
 
 
 def odd_value(random: Random) -> Any:
-    """Return a random value of JSON or YAML that a reader does not expect, such as NaN or a very long string."""
+    """Return a random value that is unexpected in a JSON or YAML file, such as NaN or a very long string."""
     nested: Any = []
     for _ in range(random.choice((3, 100))):
         nested = [nested]
@@ -197,7 +207,10 @@ def odd_value(random: Random) -> Any:
 
 
 def change(content: Any, random: Random) -> Any:
-    """Replace, remove, copy or add a random entry of nested lists and dictionaries, in place."""
+    """Change nested lists and dictionaries at one random entry, and return them. The change is made in place.
+
+    The entry is removed, replaced by an odd value or by a copy of another entry, or gets a new entry beside it.
+    """
     places = list(_places(content))
     if not places:
         return content
@@ -229,7 +242,7 @@ def _places(content: Any):
 
 
 def config(random: Random) -> File:
-    """Make a training config of a random task, with damaged text, odd values or hostile YAML."""
+    """Return a training config of a random task with damaged text, odd values or hostile YAML."""
     name, text = random.choice(list(_configs().items()))
     match random.choice(("text", "values", "values", "values", "abuse")):
         case "text":
@@ -246,10 +259,10 @@ def config(random: Random) -> File:
 
 @cache
 def _configs() -> dict[str, str]:
-    """Return the text of training configs of both tasks, with the smallest model instead of the config's model.
+    """Return the texts of training configs of both tasks. The models are replaced by the smallest of their family.
 
     Returns:
-        Dictionary from ``TASK-NAME`` to the text.
+        Dictionary from task and config name, such as ``classification-digits``, to the text of the config.
     """
     names = {
         classification: ("digits", "finetune", "imagenet_26m"),
@@ -323,7 +336,7 @@ _YAML_ABUSE = (
 
 
 def coco(random: Random) -> File:
-    """Make a COCO annotation file with damaged text, odd values, unknown ids, degenerate boxes or deep nesting."""
+    """Return a COCO annotation file with damaged text, odd values, unknown ids, degenerate boxes or deep nesting."""
     content = _coco(random)
     match random.choice(("values", "values", "values", "values", "text", "nested")):
         case "values":
@@ -376,7 +389,11 @@ def _coco(random: Random) -> dict[str, list]:
 
 
 def weights(random: Random) -> File:
-    """Make a weights file or checkpoint with damaged bytes, odd tensors or structure, or a pickle that runs code."""
+    """Return a damaged or hostile weights file or checkpoint.
+
+    Its bytes, structure or safetensors header are damaged, some tensors are unexpected, or it has a pickle that runs
+    code.
+    """
     name = random.choice(list(_states()))
     content = _copied_structure(_states()[name])
     how = random.choice(("bytes", "bytes", "structure", "structure", "tensors", "tensors", "code", "header"))
@@ -401,10 +418,10 @@ def weights(random: Random) -> File:
 
 @cache
 def _states() -> dict[str, dict]:
-    """Return the content of a valid weights file or checkpoint for every layout that the commands read.
+    """Return one valid weights file or checkpoint for each layout of dictionaries that the commands read.
 
     Returns:
-        Dictionary from the name of the layout to the content. All tensors come from :func:`_repeated`.
+        Dictionary from the name of the layout to the dictionary to save. All tensors come from :func:`_repeated`.
     """
     classifier = ClassificationModule(["cat", "dog"], name="mobile_former_26m")
     detector = DetectionModule(["cat", "dog"], name="e2e_mf_26m", category_ids=[3, 9])
@@ -423,7 +440,7 @@ def _states() -> dict[str, dict]:
 
 
 def _checkpoint(module: LightningModule, data: LightningDataModule) -> dict[str, Any]:
-    """Return the content of a checkpoint as a training of this project writes it, with zeros as weights."""
+    """Return a dictionary with the same keys as a checkpoint of this project. All weights are zero."""
     return {
         "state_dict": _repeated(module.state_dict()),
         "hyper_parameters": dict(module.hparams),
@@ -451,7 +468,7 @@ def _copied_structure(content: Any) -> Any:
 
 
 def _odd_tensor(tensor: torch.Tensor, random: Random) -> Any:
-    """Return an unexpected value for a tensor, in most cases a tensor of another data type, layout or shape."""
+    """Return an unexpected replacement for a tensor, usually a tensor of another data type, layout or shape."""
     kinds: list[Callable[[], Any]] = [
         lambda: tensor.to(torch.complex64),
         lambda: tensor.bool(),
@@ -553,10 +570,14 @@ _CALLS = (
 
 
 def _attack(content: dict, random: Random) -> bytes:
-    """Return a file with a pickle that calls a function when it is loaded.
+    """Return the bytes of a file with a pickle that calls a function when it is loaded.
 
     The file is a plain pickle, a zip file of plain pickles, or the output of ``torch.save`` in one of its two layouts.
-    The output of ``torch.save`` may also contain the weights in ``content``.
+
+    Args:
+        content: dictionary of a weights file or checkpoint. The output of ``torch.save`` may contain its entries. It
+            may be changed in place.
+        random: random generator.
     """
     call = random.choice(_CALLS)
     match random.randrange(4):
@@ -587,7 +608,7 @@ def _attack(content: dict, random: Random) -> bytes:
 
 
 def _saved(content: Any, pickle_module: Any, *, as_zip: bool) -> bytes:
-    """Return the output of ``torch.save``, in the zip layout or in torch's older layout.
+    """Return the bytes that ``torch.save`` writes for ``content``, in the zip layout or in torch's older layout.
 
     The older layout contains the memory addresses of the tensors, which change from run to run. The addresses are
     replaced by numbers, but the order of the tensors still depends on the addresses.
@@ -610,7 +631,12 @@ def _dump(content: Any, file: Any, protocol: int) -> None:
 
 
 def _few_as_safetensors(content: dict, random: Random) -> bytes:
-    """Return a safetensors file, possibly damaged, with up to nine of the small tensors in ``content``."""
+    """Return the bytes of a safetensors file with up to nine small tensors of zeros. It may be damaged.
+
+    Args:
+        content: dictionary of a weights file or checkpoint. The tensors have the names and shapes of its tensors.
+        random: random generator.
+    """
     state = content.get("state_dict", content)
     chosen = sorted(name for name in state if isinstance(state[name], torch.Tensor) and state[name].numel() < 10_000)
     data = save({name: torch.zeros(state[name].shape) for name in random.sample(chosen, min(9, len(chosen)))})
@@ -618,7 +644,7 @@ def _few_as_safetensors(content: dict, random: Random) -> bytes:
 
 
 def _safetensors(random: Random) -> bytes:
-    """Return a safetensors file with a wrong header."""
+    """Return the bytes of a safetensors file whose header is usually wrong."""
     shape, size = random.choice((([2, 2], 16), ([2**40], 2**42), ([2**32, 2**32], 2**63), ([-1], 4), ([], 4), ([0], 0)))
     start = random.choice((0, 0, 0, 8, -8, 2**63, 2**64 - 8))
     entry = {"dtype": random.choice(("F32", "F32", "F64", "BF16", "F8_E5M2", "X")), "shape": shape}

@@ -41,7 +41,7 @@ Reader = Callable[[Path], str | None]
 
 
 class Kind(NamedTuple):
-    """A kind of files, such as images.
+    """A kind of file, such as images or configs.
 
     Attributes:
         make: function that makes a file of this kind from a random generator.
@@ -78,7 +78,7 @@ def _read_image(path: Path, evaluate: Callable, train: Callable, **boxes) -> str
 
 
 class Unfitted(FitCLI):
-    """The command line of ``fit``, reduced to building the data and the model. It does not train."""
+    """A version of the ``fit`` command that builds the data and the model, but does not train."""
 
     def instantiate_trainer(self, **kwargs) -> None:
         """Do nothing, because no trainer is needed."""
@@ -88,11 +88,14 @@ class Unfitted(FitCLI):
 
 
 def parse_config(path: Path, *options: str) -> str | None:
-    """Read a training config as ``fit`` does, and return the error message of ``fit`` or None.
+    """Parse a training config in the same way as ``fit``.
 
     Args:
-        path: the config. Its file name must start with the task and a hyphen.
+        path: the config file. Its name must start with the task and a hyphen.
         options: further command-line options of ``fit``.
+
+    Returns:
+        The error message that ``fit`` prints, or None if ``fit`` accepts the config.
     """
     fit = {"classification": classification.fit, "detection": detection.fit}[path.name.partition("-")[0]]
     errors = io.StringIO()
@@ -152,14 +155,14 @@ def _models() -> dict[str, torch.nn.Module]:
 
 
 def predict_classes(path: Path) -> None:
-    """Load a checkpoint as ``classification.predict`` does, and predict the class of an image."""
+    """Load a checkpoint as ``classification.predict`` does, and classify a valid image."""
     module, options = load_checkpoint(path, ClassificationModule, "classification")
     classifier = classification.predict.CheckpointClassifier(module, options)
     classification.predict.predict(classifier, [path.parents[1] / "images" / "1.png"])
 
 
 def predict_boxes(path: Path) -> None:
-    """Load a checkpoint as ``detection.predict`` does, and predict the boxes in an image."""
+    """Load a checkpoint as ``detection.predict`` does, and detect the objects in a valid image."""
     module, options = load_checkpoint(path, DetectionModule, "detection")
     detector = detection.predict.CheckpointDetector(module, options)
     list(detection.predict.predict(detector, [path.parents[1] / "images" / "1.png"]))

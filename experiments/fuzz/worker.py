@@ -28,7 +28,7 @@ class Worker:
     """A process that makes and reads files. If a file crashes the process, the next file is read by a new process.
 
     Args:
-        kinds: dictionary from the name of a kind of files to the :class:`~experiments.fuzz.readers.Kind`.
+        kinds: dictionary from the name of a kind of file to the :class:`~experiments.fuzz.readers.Kind`.
         folder: folder for all files that the process writes.
     """
 
@@ -86,12 +86,13 @@ class Worker:
 
 
 def serve(connection: Connection, kinds: dict[str, Kind], folder: Path) -> None:
-    """Make and read each file that is requested through the connection. This function runs in the worker's process.
+    """Make and read a file for each request on the connection. This function runs in the worker's process.
 
     Args:
-        connection: receives a tuple ``(kind, seed)`` for each file. For each file, ``("reader", name)`` is sent before
-            each reader, ``("defect", message)`` for each defect, and ``("done", None)`` after the last reader.
-        kinds: dictionary from the name of a kind of files to the :class:`~experiments.fuzz.readers.Kind`.
+        connection: connection to the main process. A request is a tuple (name of the kind, seed). The replies are
+            ``("reader", name)`` before each reader, ``("defect", message)`` for each defect, and ``("done", None)``
+            after the last reader.
+        kinds: dictionary from the name of a kind of file to the :class:`~experiments.fuzz.readers.Kind`.
         folder: folder for all files that the process writes.
     """
     limit_memory()
@@ -121,7 +122,14 @@ def serve(connection: Connection, kinds: dict[str, Kind], folder: Path) -> None:
 
 
 def attempt(read: Reader, path: Path) -> str | None:
-    """Let a function read a file, and return a description of the defect. Without a defect, return None."""
+    """Let a reader read a file, and check how it ends.
+
+    A reader must succeed, or report the failure in a message that is neither empty nor too long. It may return this
+    message, or raise an error that the commands print in one line.
+
+    Returns:
+        A description of the defect, or None if the reader does what it must.
+    """
     reset_peak()
     try:
         message = read(path)

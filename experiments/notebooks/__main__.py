@@ -1,7 +1,7 @@
 """Execute notebooks from top to bottom in place, so that the committed outputs match the code.
 
-python -m experiments.notebooks                       # all notebooks, seven minutes on one core
-python -m experiments.notebooks tour_of_the_backbone  # one notebook
+    python -m experiments.notebooks                       # all notebooks, seven minutes on one core
+    python -m experiments.notebooks tour_of_the_backbone  # one notebook
 """
 
 import argparse
@@ -99,7 +99,17 @@ def execute(notebook, folder: Path, parameters: Mapping[str, object] | None = No
 
 
 def _set_parameters(notebook, parameters: Mapping[str, object]):
-    """Insert a cell that assigns the parameters after the cell tagged "parameters", and return the new cell."""
+    """Insert a cell that sets parameters to new values, and return this cell.
+
+    The cell is inserted after the cell tagged "parameters". The notebook is changed in place.
+
+    Args:
+        notebook: nbformat notebook.
+        parameters: dictionary from the names of the parameters to their new values.
+
+    Raises:
+        InputError: the tagged cell does not set one of the parameters.
+    """
     (number,) = (i for i, cell in enumerate(notebook.cells) if PARAMETERS in cell.metadata.get("tags", ()))
     source = notebook.cells[number].source
     for name in parameters:

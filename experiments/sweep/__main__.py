@@ -1,4 +1,4 @@
-"""Search good values for options of ``fit`` with Optuna, or train every combination of a grid.
+"""Search for good values of ``fit`` options with Optuna, or train every combination of a grid.
 
     python -m experiments.sweep --config experiments/configs/sweep_classification.yaml --data.root DIR --workers 2
 

@@ -117,7 +117,9 @@ def draw_importances(trials: Sequence[FrozenTrial], plan: Plan) -> Figure | str:
 
 
 def draw_settings(settings: Sequence[Setting], plan: Plan) -> Figure:
-    """Draw one row for each group of trials that differ only in their seed: each score, mean and standard deviation.
+    """Plot the scores of groups of trials that differ only in their seed.
+
+    Each group is one row with its scores, their mean and their standard deviation.
 
     Args:
         settings: the groups of trials.
@@ -169,7 +171,13 @@ def _draw_scale(axis: Axes, position: int, domain: Range | list) -> None:
 
 
 def _places(values: Sequence, domain: Range | list) -> np.ndarray:
-    """Return the position of each value on the axis of its parameter: 0 for the first or lowest, 1 for the last."""
+    """Return an array with the position of each value on the axis of its parameter, in [0, 1].
+
+    Args:
+        values: values of the parameter.
+        domain: the allowed values of the parameter. In a list, the first is at 0 and the last at 1. In a range, the
+            lowest number is at 0 and the highest at 1.
+    """
     if isinstance(domain, list):
         return np.array([domain.index(value) for value in values]) / max(1, len(domain) - 1)
     scale = np.log if domain.log else np.asarray

@@ -21,14 +21,14 @@ MACHINE_OPTIONS = ("data.root", "data.num_workers")  # may differ between the ma
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from ``low`` to ``high``, both included.
+    """A range of numbers that includes both ``low`` and ``high``.
 
     Attributes:
         low: the lowest number.
         high: the highest number.
-        log: whether numbers are drawn evenly on a logarithmic scale. False: on a linear scale.
-        step: the distance between neighbouring numbers, starting at ``low``. None allows every integer if both limits
-            are integers, and every real number otherwise.
+        log: whether numbers are sampled uniformly on a logarithmic scale. False: on a linear scale.
+        step: the distance between neighbouring numbers, starting at ``low``. None: the range has every integer if
+            both limits are integers, and otherwise every real number.
     """
 
     low: float
@@ -178,7 +178,10 @@ def _domain(name: str, given: object, *, grid: bool) -> Range | list:
 
 
 def _number(value: object) -> object:
-    """Convert a string such as 1e-3, which YAML does not read as a number. Return any other value as it is."""
+    """Convert a string to a float if it is a number. Return any other value unchanged.
+
+    YAML reads numbers such as 1e-3 as strings.
+    """
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -215,10 +218,10 @@ def trial_arguments(plan: Plan, params: dict, others: Sequence[str]) -> list[str
 
 
 def identity(plan: Plan, others: Sequence[str]) -> dict:
-    """Return those parts of the config and of the command line that must be equal in all workers and calls of a sweep.
+    """Return a dictionary of the settings that must be equal in all workers and calls of a sweep.
 
-    The number of trials is left out, because a later call may raise it. The folder of the runs and the options that may
-    differ between machines are left out too.
+    The settings come from the config and from the command line. The number of trials is left out, because a later call
+    may raise it. The folder of the runs and the options that may differ between machines are left out too.
     """
     same = {name: value for name, value in asdict(plan).items() if name not in {"trials", "runs"}}
     return json.loads(json.dumps(same | {"command line": shlex.join(without_machine_options(others))}))
@@ -236,7 +239,7 @@ def without_machine_options(arguments: Sequence[str]) -> list[str]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Return a short name for each option: the part after the last dot.
+    """Return a list with a short name for each option: the part after the last dot.
 
     If two options share that part, both keep their full names.
     """

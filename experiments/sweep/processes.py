@@ -1,4 +1,4 @@
-"""Functions that start, identify and end the processes of workers and trainings, and file locks between them."""
+"""Functions that start, identify and end the processes of workers and trainings, and that lock files."""
 
 import contextlib
 import ctypes
@@ -85,7 +85,7 @@ def stop_trainings(processes: Iterable[subprocess.Popen | None]) -> None:
     A training that does not end within :data:`PATIENCE` seconds is killed.
 
     Args:
-        processes: the processes of the trainings. None is skipped.
+        processes: the processes of the trainings. Entries that are None are skipped.
     """
     processes = [process for process in processes if process is not None]
     for process in processes:

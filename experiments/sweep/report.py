@@ -1,4 +1,4 @@
-"""Write the report of a sweep from its database: tables, figures and the command that repeats the best trial."""
+"""Write the report of a sweep: tables, figures and the command that repeats the best trial."""
 
 import csv
 import io
@@ -69,7 +69,7 @@ def _report(sweep: Sweep) -> list[str]:
 
 
 def markdown(plan: Plan, trials: dict[int, FrozenTrial], settings: Sequence[Setting], total: int) -> str:
-    """Return the table of ``sweep.md``.
+    """Return the content of ``sweep.md``: a Markdown table and a note.
 
     If the seed is in the search space, the table has one line for each group of trials that differ only in their seed.
     Otherwise it has one line for each trial, with the best trial first.
@@ -113,9 +113,9 @@ def markdown(plan: Plan, trials: dict[int, FrozenTrial], settings: Sequence[Sett
 
 
 def summary(sweep: Sweep, trials: dict[int, FrozenTrial], settings: Sequence[Setting]) -> dict:
-    """Return the content of ``sweep.json``.
+    """Return the content of ``sweep.json`` as a dictionary.
 
-    The content has all trials, the best trial with the command that repeats it, and the mean scores over the seeds.
+    It has all trials, the best trial with the command that repeats it, and the mean scores over the seeds.
     """
     plan = sweep.plan
     content = {
@@ -158,7 +158,7 @@ def _signed(value: float) -> str:
 
 
 def _best_first(plan: Plan, trials: dict[int, FrozenTrial]) -> list[tuple[int, FrozenTrial]]:
-    """Return a list of tuples (number, trial), with the complete trials from best to worst before all others."""
+    """Return a list of tuples (number, trial): first the complete trials from best to worst, then all other trials."""
     sign = -1 if plan.direction == "maximize" else 1
 
     def rank(item: tuple[int, FrozenTrial]) -> tuple:

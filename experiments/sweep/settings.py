@@ -50,10 +50,10 @@ class Difference:
 
 
 def group_by_seed(trials: Sequence[FrozenTrial], names: Sequence[str]) -> list[Setting]:
-    """Group trials whose parameters are equal except for the seed.
+    """Return a list of the groups of trials whose parameters are equal except for the seed.
 
     Args:
-        trials: the complete trials. Their order is kept.
+        trials: the complete trials. The groups are in the order of their first trials.
         names: the names of the parameters, including the seed.
     """
     settings: dict[str, Setting] = {}
@@ -67,9 +67,9 @@ def group_by_seed(trials: Sequence[FrozenTrial], names: Sequence[str]) -> list[S
 
 
 def baseline(plan: Plan) -> dict:
-    """Return the parameters of a grid's baseline, without the seed.
+    """Return the parameters of the baseline of a grid search, without the seed.
 
-    For each parameter, the baseline has None if the grid lists None among the values. Otherwise it has the first value.
+    In the baseline, a parameter is None if None is one of its values in the grid. Otherwise it has its first value.
     """
     domains = {name: domain for name, domain in plan.space.items() if name != "seed_everything"}
     values = {name: domain if isinstance(domain, list) else domain.values() for name, domain in domains.items()}
@@ -79,7 +79,7 @@ def baseline(plan: Plan) -> dict:
 def difference(setting: Setting, reference: Setting) -> Difference | None:
     """Return the scores of ``setting`` minus the scores of ``reference``, paired by seed.
 
-    None is returned if the two have no seed in common.
+    If the two groups have no seed in common, return None.
     """
     known = dict(zip(reference.seeds, reference.values, strict=True))
     pairs = zip(setting.seeds, setting.values, strict=True)

@@ -83,11 +83,11 @@ class _Heartbeat(NamedTuple):
 
 
 class TrialQueue:
-    """The trials of one study. A study is a sweep in the database.
+    """The queue of the trials of one sweep.
 
     Args:
         url: the SQLAlchemy URL of the database.
-        study: the name of the study.
+        study: the name of the sweep in the database, where Optuna stores it as a study.
         may_begin: whether a missing SQLite file may be created. False: a missing file is an error.
 
     Raises:
@@ -101,7 +101,9 @@ class TrialQueue:
         self._heartbeats: dict[int, _Heartbeat] = {}  # of workers on other machines, by trial
 
     def prepare(self, plan: dict, trials: list[dict]) -> None:
-        """Record the sweep's config and add the missing trials, in one transaction. A later call may add more trials.
+        """Record the sweep's config and its trials in the database, in one transaction.
+
+        Trials that the queue already has are not changed. A later call may add more trials.
 
         Args:
             plan: the part of the config from :func:`~experiments.sweep.plan.identity`. All values have types that JSON
@@ -109,7 +111,7 @@ class TrialQueue:
             trials: the parameters that are fixed for each trial, from :meth:`~experiments.sweep.plan.Plan.points`.
 
         Raises:
-            InputError: the study was begun with another config.
+            InputError: the sweep was begun with another config.
         """
         for attempt in range(3):
             try:
@@ -128,13 +130,13 @@ class TrialQueue:
                     raise
 
     def require_plan(self, plan: dict) -> None:
-        """Check that the study was begun with this config.
+        """Check that the sweep is in the database and was begun with this config.
 
         Args:
             plan: the part of the config from :func:`~experiments.sweep.plan.identity`.
 
         Raises:
-            InputError: the study was not begun, or was begun with another config.
+            InputError: the sweep is not in the database, or was begun with another config.
         """
         with self.engine.connect() as connection:
             if not self._is_begun(connection, plan):
@@ -158,16 +160,19 @@ class TrialQueue:
             return dict(sorted(tuple(row) for row in connection.execute(query)))
 
     def retry_failed(self) -> None:
-        """Put failed trials back in the queue."""
+        """Set the state of all failed trials to "waiting", so that they are run again."""
         with self.engine.begin() as connection:
             failed = and_(_trials.c.study == self.study, _trials.c.state == FAILED)
             connection.execute(_trials.update().where(failed).values(state=WAITING, owner=""))
 
     def claim(self, exclude: Collection[int] = ()) -> Claim | None:
-        """Claim the first trial that is waiting or whose worker is dead. Return None if there is no such trial.
+        """Claim the first trial that is waiting or whose worker is dead.
 
         Args:
             exclude: the numbers of trials to skip.
+
+        Returns:
+            The claim, or None if there is no such trial.
         """
         for row in self._rows(WAITING, RUNNING):
             if row.number in exclude or (row.state == RUNNING and not self._is_lost(row)):

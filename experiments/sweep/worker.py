@@ -67,7 +67,7 @@ class Attempt:
 
 
 class Sweep:
-    """A sweep with its trials in the database and the training runs of the trials.
+    """A sweep: its trials, which are in a database, and the training run of each trial.
 
     Args:
         plan: the sweep's config.
@@ -91,7 +91,7 @@ class Sweep:
         self.is_new = not self.queue.states()
 
     def prepare(self) -> None:
-        """Add missing trials to the queue, and put failed trials back in the queue.
+        """Fill the queue: add the trials that it does not have yet, and let failed trials run again.
 
         Raises:
             InputError: the sweep was begun with another config.
@@ -208,10 +208,13 @@ class Sweep:
         return Training(self.plan.task, folder, arguments, self.runs / "logs" / self.plan.task / f"{name}.log")
 
     def _refusal(self, training: Training) -> str | None:
-        """Check that the folder of a training has no run with other options, and record the options.
+        """Check that a training may use its folder, and record the options of the training.
+
+        A folder may not be used if it has a run with other options, or a run whose options are not recorded. Options
+        that may differ between machines are not compared.
 
         Returns:
-            An error message if the folder has such a run, otherwise None.
+            An error message if the folder may not be used, otherwise None.
         """
         path = training.log.with_suffix(".json")
         if training.folder.path.is_dir():
@@ -332,7 +335,7 @@ def _pruner(plan: Plan) -> optuna.pruners.BasePruner:
 
 
 def _cost(training: Training) -> list[int]:
-    """Return a trained model's number of parameters and its multiply-adds for one validation image."""
+    """Return a list of two numbers: the parameters of a trained model, and its multiply-adds for a validation image."""
     module, data_options = load_checkpoint(training.folder.best, MODULES[training.task], training.task)
     used = cost(module.model, tuple(validation_image(training.task, data_options).shape[2:]))
     return [used.params, used.madds]

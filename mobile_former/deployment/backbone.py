@@ -1,16 +1,16 @@
 """The backbone and the classifier for inference, with the same outputs as the trained modules but fewer operations.
 
-- After each block, one linear layer computes everything that the bridges need from the tokens: the key and value for
-  the Former→Mobile bridge of this block, and the query and gate for the Mobile→Former bridge of the next block. See
-  :class:`TokenReads`.
-- Output projections are fused with the residual addition (``addmm``). The preceding LayerNorm adds the
-  bias of the projection to the tokens, as a shift. Layers that read the shifted tokens compensate for the
-  shift in their own biases.
+- After the transformer layer of each block, one linear layer computes the inputs of two bridges from the tokens: the
+  key and value for the Former→Mobile bridge of this block, and the query and gate for the Mobile→Former bridge of the
+  next block. See :class:`TokenReads`.
+- Output projections are fused with the residual addition (``addmm``). The bias of such a projection is added to the
+  tokens by the preceding LayerNorm, as a constant shift. The biases of the layers that read the shifted tokens are
+  adjusted to compensate for the shift.
 - Scales and constant factors are folded into weights.
 
 A block passes a tuple ``(tokens, query, gate)`` to the next block. The query and gate are inputs of the next
-Mobile→Former bridge. The output bias of this bridge is already added to the tokens ``(B·M, d)``. Without a next bridge,
-the tuple contains only the tokens.
+Mobile→Former bridge. The tokens ``(B·M, d)`` already include the bias of this bridge's output projection. If there is
+no next Mobile→Former bridge, the tuple contains only the tokens.
 
 :mod:`mobile_former.deployment.exported_graphs` has the forward passes of exported graphs.
 """
@@ -63,8 +63,8 @@ class DeployedBackbone(nn.Module):
 
     Args:
         backbone: trained backbone.
-        last: Mobile→Former bridge of the classifier, which follows the last block; None for a backbone without a
-            classifier.
+        last: the Mobile→Former bridge in the classifier, which reads the output of the last block; None for a backbone
+            without a classifier.
     """
 
     def __init__(self, backbone: Backbone, last: MobileToFormer | None = None):
@@ -90,12 +90,14 @@ class DeployedBackbone(nn.Module):
     def shifted_features(
         self, images: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[dict[int, Tensor], tuple[Tensor, ...]]:
-        """Compute the feature maps, and the tokens with a shift. The arguments are those of :meth:`forward`.
+        """Compute the feature maps, and the tokens plus the constant vector ``shift``.
+
+        The arguments are those of :meth:`forward`.
 
         Returns:
             A dictionary from stride to feature map, and a tuple ``(tokens, query, gate)``. The tokens ``(B·M, d)`` are
-            the tokens after the last block plus the buffer ``shift``. The query and gate are inputs of the bridge after
-            the last block. Without such a bridge, the tuple contains only the tokens.
+            the tokens after the last block plus the buffer ``shift``. The query and gate are inputs of the classifier's
+            Mobile→Former bridge. Without a classifier, the tuple contains only the tokens, and ``shift`` is 0.
         """
         check_images(images, padding_mask, self.in_chans)
         if images.shape[0] == 0:
@@ -106,10 +108,10 @@ class DeployedBackbone(nn.Module):
 
 
 class Start(InferenceModule):
-    """Start of the backbone: the stem, and the other inputs of the first block.
+    """Start of the backbone, which computes the inputs of the first block.
 
-    The other inputs are the initial tokens, and the query and gate that the first Mobile→Former bridge computes from
-    the initial tokens. These inputs are precomputed, because they are the same for all images.
+    The inputs are the output of the stem, the initial tokens, and the query and gate of the first Mobile→Former bridge.
+    Only the output of the stem depends on the image. The other inputs are precomputed.
 
     Args:
         backbone: trained backbone.
@@ -118,7 +120,7 @@ class Start(InferenceModule):
     Attributes:
         pads_stem: whether ONNX graphs pad the stem's output to 16 channels, see
             :mod:`mobile_former.deployment.onnx_layout`.
-        pads_bridge: whether the first bridge reads such a padded map in ONNX graphs.
+        pads_bridge: whether the input map of the first bridge is padded to 16 channels in ONNX graphs.
     """
 
     def __init__(self, backbone: Backbone, first: MobileToFormer):
@@ -141,11 +143,15 @@ class Start(InferenceModule):
         return x, self.batched(self._buffers["reads"], images.shape[0])
 
     def batched(self, reads: Tensor, batch: int) -> tuple[Tensor, ...]:
-        """Return the tuple of initial tokens, query and gate, repeated for each image of a batch.
+        """Repeat the inputs of the first bridge for each image of a batch.
 
         Args:
-            reads: query and gate for one image, stacked, ``(2, …)``.
+            reads: query and gate for one image, stacked along the first axis, ``(2, …)``.
             batch: number of images.
+
+        Returns:
+            The tuple ``(tokens, query, gate)``: the initial tokens ``(batch·M, d)``, and the query and gate, each
+            ``(batch, …)``.
         """
         tokens = self._buffers["tokens"].expand(batch, -1, -1).flatten(0, 1)
         return tokens, *reads.unsqueeze(1).expand(-1, batch, *[-1] * (reads.ndim - 1)).unbind()
@@ -185,7 +191,7 @@ class DeployedBlock(InferenceModule):
         Args:
             x: input map, ``(B, C, H, W)``.
             tokens: tuple ``(tokens, query, gate)``. The query and gate are inputs of this block's Mobile→Former bridge,
-                see :class:`TokenReads`. The output bias of this bridge is already added to the tokens ``(B·M, d)``.
+                see :class:`TokenReads`. The tokens ``(B·M, d)`` include the bias of this bridge's output projection.
             padding: ``(B, 1, H, W)`` bool, True where the input map is padding; None for no padding.
             out_padding: ``(B, 1, H', W')`` bool, True where the output map is padding; None for no padding.
 
@@ -209,16 +215,19 @@ class DeployedBlock(InferenceModule):
 
 
 class TokenReads(InferenceModule):
-    """Linear layer that computes the inputs of two bridges from the tokens after a block.
+    """Linear layer that computes inputs of two bridges from the tokens of a block.
 
-    Each output has one row for each pair of head and token. In a row, the channels of the other heads are masked. The
-    mask sets them to 0, or in the gate to a value whose hard sigmoid is 0. One matrix product with the feature map then
-    serves all heads. A separate product for each head would need half the multiplications, but it is slower because it
-    splits the map's channels in memory.
+    The inputs are the key and value of the block's Former→Mobile bridge, and the query and gate of the next
+    Mobile→Former bridge. Each of them is ``(B, heads·M, C)``, with one row for each pair of attention head and token.
+    In a row, only the channels of its head are used. The other channels are masked: they are 0, or in the gate a value
+    whose hard sigmoid is 0.
+
+    Due to the masks, one matrix product with the feature map computes all heads. Separate products for the heads would
+    need half as many multiplications. They are slower, because they split the map's channels in memory.
 
     Args:
-        to_mobile: Former→Mobile bridge of the block, which needs a scaled key and a value; None if there is none.
-        following: next Mobile→Former bridge, which needs a scaled query and a gate; None if there is none.
+        to_mobile: Former→Mobile bridge of the block; None if there is none.
+        following: next Mobile→Former bridge; None if there is none.
     """
 
     def __init__(self, to_mobile: FormerToMobile | None, following: MobileToFormer | None):
@@ -238,16 +247,25 @@ class TokenReads(InferenceModule):
         self.register_buffer("floor", floor)
 
     def forward(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
-        """Compute the key, value, query and gate from tokens ``(B·M, d)``, where ``count`` is ``M``.
+        """Compute the inputs of the two bridges, with masked channels.
 
-        Each output is ``(B, heads·M, C)``. The outputs for a bridge that is None are left out.
+        Args:
+            tokens: ``(B·M, d)``.
+            count: number of tokens of an image, ``M``.
+
+        Returns:
+            Tuple of the scaled key and the value for ``to_mobile``, and the scaled query and the gate for
+            ``following``. Each is ``(B, heads·M, C)``. If one of the bridges is None, its two tensors are left out.
         """
         heads = self._buffers["heads"]
         reads = self.linear(tokens).reshape(-1, 1, count, heads.shape[-1])
         return torch.addcmul(self._buffers["floor"], reads, heads).flatten(1, 2).chunk(self.parts, 2)
 
     def by_head(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
-        """Return the outputs of :meth:`forward` without the masked channels, each ``(B, heads, M, C / heads)``."""
+        """Compute the inputs of the two bridges, without masked channels.
+
+        The arguments are those of :meth:`forward`. Each returned tensor is ``(B, heads, M, C / heads)``.
+        """
         parts = self.parts * HEADS
         reads = self.linear(tokens).reshape(-1, count, parts, self.linear.out_features // parts)
         return reads.transpose(1, 2).chunk(self.parts, 1)
@@ -268,12 +286,12 @@ class DeployedToFormer(InferenceModule):
     def forward(
         self, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Update the tokens from the feature map.
+        """Update the tokens by cross-attention to the feature map.
 
         Args:
             x: feature map, ``(B, C, H, W)``.
-            tokens: ``(B·M, d)``, to which the bias of the output projection is already added.
-            query: ``(B, heads·M, C)``, see :class:`TokenReads`.
+            tokens: ``(B·M, d)``. They already include the bias of the output projection.
+            query: scaled query, ``(B, heads·M, C)``, see :class:`TokenReads`.
             gate: gate before the hard sigmoid, ``(B, heads·M, C)``.
             padding: ``(B, 1, H, W)`` bool, True on padding; None for no padding.
 
@@ -285,7 +303,7 @@ class DeployedToFormer(InferenceModule):
 
 
 def gather(x: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Compute the attention of a Mobile→Former bridge.
+    """Compute the attention of a Mobile→Former bridge, without the output projection.
 
     The arguments are those of :meth:`DeployedToFormer.forward`.
 
@@ -307,8 +325,8 @@ class DeployedToMobile(InferenceModule):
 
         Args:
             x: feature map, ``(B, C, H, W)``.
-            key: ``(B, heads·M, C)``, see :class:`TokenReads`.
-            value: ``(B, heads·M, C)``.
+            key: scaled key of the tokens, ``(B, heads·M, C)``, see :class:`TokenReads`.
+            value: value of the tokens, ``(B, heads·M, C)``.
 
         Returns:
             The updated feature map, ``(B, C, H, W)``.
@@ -338,9 +356,14 @@ class DeployedFormer(InferenceModule):
         self.ffn_norm = with_shift(former.ffn_norm)
 
     def forward(self, tokens: Tensor, count: int) -> Tensor:
-        """Update the tokens ``(B·M, d)`` by self-attention and the feed-forward network.
+        """Update the tokens by self-attention and the feed-forward network.
 
-        The argument ``count`` is the number of tokens ``M``.
+        Args:
+            tokens: ``(B·M, d)``.
+            count: number of tokens of an image, ``M``.
+
+        Returns:
+            The updated tokens, ``(B·M, d)``.
         """
         # Each token appears once per head with the features of the other heads set to 0, which avoids copies.
         keys = (tokens.reshape(-1, 1, count, tokens.shape[1]) * self._buffers["heads"]).flatten(1, 2)  # (B, heads·M, d)
@@ -373,7 +396,7 @@ class DeployedClassifier(InferenceModule):
 
         Args:
             x: last feature map of the backbone, ``(B, C, H, W)``.
-            tokens: ``(B·M, d)``, as :meth:`DeployedBackbone.shifted_features` returns them.
+            tokens: tokens that :meth:`DeployedBackbone.shifted_features` returns, ``(B·M, d)``.
             query: query of the classifier's Mobile→Former bridge, ``(B, heads·M, C)``.
             gate: gate of this bridge before the hard sigmoid, ``(B, heads·M, C)``.
 
@@ -389,26 +412,32 @@ class DeployedClassifier(InferenceModule):
 
 
 class RowLinear(InferenceLinear):
-    """Linear layer for one row per image, ``(B, in)``.
+    """Linear layer of the classifier, which is applied to one vector per image, ``(B, in)``.
 
-    In ONNX graphs, this layer is a convolution, which ONNX Runtime computes faster.
+    In ONNX graphs, this layer is a convolution, because ONNX Runtime computes the convolution faster.
     """
 
 
 def _head_masks(layer: nn.Linear, heads: int) -> Tensor:
-    """Return the mask of each head, ``(heads, 1, out)``: 1 at the outputs of the head and 0 at the other outputs."""
+    """Return a mask over the output features of a linear layer for each attention head, ``(heads, 1, out)``.
+
+    The mask of a head is 1 at the features of this head and 0 at the features of the other heads.
+    """
     eye = torch.eye(heads, device=layer.weight.device, dtype=layer.weight.dtype)
     return eye.repeat_interleave(layer.out_features // heads, 1)[:, None]
 
 
 def _by_input(weight: Tensor) -> nn.Parameter:
-    """Transpose the weight of a linear layer to ``(in, out)``.
+    """Return the weight of a linear layer as a contiguous parameter of shape ``(in, out)``.
 
-    With this layout, a CPU multiplies faster if there are few tokens.
+    If there are few tokens, a matrix product with this memory layout is faster on a CPU.
     """
     return nn.Parameter(weight.detach().t().contiguous())
 
 
 def _scaled_for_heads(layer: nn.Linear, heads: int) -> nn.Linear:
-    """Fold the scale of the attention logits, ``1/√(out / heads)``, into a query or key projection."""
+    """Return a copy of a query or key projection whose output is multiplied by the attention scale.
+
+    The scale is ``1/√(out / heads)``.
+    """
     return scaled(layer, (layer.out_features // heads) ** -0.5)

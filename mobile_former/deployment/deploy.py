@@ -1,4 +1,4 @@
-"""Convert a model to the inference form, which computes the same outputs with fewer operations."""
+"""Convert a trained model to its inference form, which computes the same outputs with fewer operations."""
 
 import copy
 import functools
@@ -23,10 +23,10 @@ _FORMS = {Mobile: DeployedMobile, Backbone: DeployedBackbone, MobileFormer: Depl
 def deploy(model: nn.Module) -> nn.Module:
     """Convert a model to its inference form, which computes the same outputs with fewer operations.
 
-    The inference form has the inputs of the model. Up to rounding, its outputs are those of the model in evaluation
-    mode. The batch must not be empty. BatchNorm, channel shuffles and constant factors are folded into weights. Linear
-    layers that read the same tokens are merged. On a CPU, the first forward pass also stores most convolution weights a
-    second time, in oneDNN's layout. This doubles the memory of these weights.
+    The inference form takes the same inputs as the model, but the batch must not be empty. Up to rounding, its outputs
+    are those of the model in evaluation mode. BatchNorm, channel shuffles and constant factors are folded into weights.
+    Linear layers that read the same tokens are merged. On a CPU, the first forward pass also stores most convolution
+    weights a second time, in oneDNN's layout. This doubles the memory of these weights.
 
     Args:
         model: a classifier, backbone or detector of this project, or a module that contains such models. It is not
@@ -50,11 +50,11 @@ def deploy(model: nn.Module) -> nn.Module:
 
 @functools.singledispatch
 def inference_form(module: nn.Module) -> nn.Module:
-    """Return the module that replaces a given module for inference. The given module may be modified in place.
+    """Return the replacement of a module for inference. The given module may be modified in place.
 
-    A module of a type with an inference form is replaced as a whole. In all other modules, only the children are
-    replaced. Ablated models and subclasses of the published models count as other modules, because their computation
-    differs.
+    If the type of the module has an inference form, the whole module is replaced. Otherwise the module is kept, and
+    this function replaces its children. Subclasses of a type with an inference form are kept, and so are modules that
+    contain an ablation, because the inference form would compute different outputs.
     """
     if isinstance(module, torch._dynamo.OptimizedModule):
         return inference_form(module._orig_mod)

@@ -1,8 +1,8 @@
 """Forward passes of the inference form in exported graphs.
 
-All exported graphs compute the attention of the bridges separately for each head. Eager PyTorch is faster with one
-large matrix product for both heads, but other runtimes are faster with two small ones. Functions registered with
-``onnx_only`` choose layouts that are fast in ONNX Runtime. At the beginning of an ONNX graph, feature maps may be
+The attention of a bridge has two heads, which exported graphs compute with two small matrix products. Eager PyTorch is
+faster with one large matrix product for both heads, but other runtimes are not. Functions that are registered with
+``onnx_only`` use memory layouts that are fast in ONNX Runtime. At the beginning of an ONNX graph, feature maps may be
 padded to 16 channels, see :mod:`mobile_former.deployment.onnx_layout`.
 """
 
@@ -23,8 +23,8 @@ def start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Compute the inputs of the first block from images ``(B, in_chans, H, W)``.
 
     Returns:
-        The stem's output, and the tuple ``(tokens, query, gate)``. The query and gate are split by head,
-        ``(B, heads, M, C / heads)``.
+        The stem's output, and the tuple ``(tokens, query, gate)``. It contains the initial tokens ``(B·M, d)``, and the
+        query and gate of the first Mobile→Former bridge, each ``(B, heads, M, C / heads)``.
     """
     return self.stem(images), self.batched(self.reads_by_head, images.shape[0])
 
@@ -34,9 +34,9 @@ def padded_start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...
     """Compute the inputs of the first block from images ``(B, in_chans, H, W)`` in ONNX graphs.
 
     Returns:
-        The stem's output, which may be padded to 16 channels, and the tuple ``(tokens, query, gate)``. The query and
-        gate are split by head, ``(B, heads, M, C / heads)``. They are not split, ``(B, heads·M, C)``, if the first
-        bridge reads a padded map.
+        The stem's output, which may be padded to 16 channels, and the tuple ``(tokens, query, gate)``. It contains the
+        initial tokens ``(B·M, d)``, and the query and gate of the first Mobile→Former bridge. The query and gate are
+        ``(B, heads·M, C)`` if the input map of this bridge is padded, otherwise ``(B, heads, M, C / heads)``.
     """
     if not self.pads_stem:
         return start(self, images)
@@ -52,7 +52,10 @@ exported_forward(TokenReads)(TokenReads.by_head)  # split by head, as to_former 
 def to_former(
     self: DeployedToFormer, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Update the tokens from the feature map, with ``query`` and ``gate`` split by head, ``(B, heads, M, C / heads)``.
+    """Update the tokens by cross-attention to the feature map.
+
+    The arguments are those of :meth:`DeployedToFormer.forward`, except that ``query`` and ``gate`` are split by head,
+    ``(B, heads, M, C / heads)``.
 
     Returns:
         The updated tokens ``(B·M, d)``, and the attention logits ``(B, heads·M, H·W)`` before softmax and mask.
@@ -69,10 +72,11 @@ def to_former(
 def padded_to_former(
     self: DeployedToFormer, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Update the tokens from the feature map in ONNX graphs.
+    """Update the tokens by cross-attention to the feature map in ONNX graphs.
 
-    If ``query`` and ``gate`` are split by head, ``(B, heads, M, C / heads)``, the map has its own number of channels.
-    If they are ``(B, heads·M, C)``, the map is padded to 16 channels.
+    The arguments are those of :meth:`DeployedToFormer.forward`, with one exception: if the feature map is not padded to
+    16 channels, ``query`` and ``gate`` are split by head, ``(B, heads, M, C / heads)``. If it is padded, they are
+    ``(B, heads·M, C)``, where ``C`` is the number of channels before padding.
 
     Returns:
         The updated tokens ``(B·M, d)``, and the attention logits ``(B, heads·M, H·W)`` before softmax and mask.
@@ -94,10 +98,10 @@ def to_mobile(self: DeployedToMobile, x: Tensor, key: Tensor, value: Tensor) -> 
 
 @exported_forward(RowLinear, onnx_only=True)
 def row_linear(self: RowLinear, x: Tensor) -> Tensor:
-    """Compute a linear layer as a convolution over a feature map of one position.
+    """Compute a linear layer of the classifier as a convolution over a feature map of one position.
 
     The classifier's weights do not fit into a processor's caches. ONNX Runtime reads the weight of a convolution in
-    four streams. It reads the weight of a matrix product in two streams, and this takes a quarter longer.
+    four streams. It reads the weight of a matrix product in two streams, which takes a quarter longer.
     """
     return F.conv2d(x[..., None, None], self.weight[..., None, None], self.bias).flatten(1)
 
@@ -123,14 +127,15 @@ def lite(self: DeployedLite, x: Tensor, padding: Tensor | None = None) -> Tensor
 
 @exported_forward(Pointwise, onnx_only=True)
 def pointwise(self: Pointwise, x: Tensor) -> Tensor:
-    """Compute a pointwise convolution in the layout that is fastest in ONNX Runtime.
+    """Compute a pointwise convolution in the way that is fastest in ONNX Runtime.
 
-    A grouped convolution keeps the groups and channel shuffles of training. An ungrouped one would also multiply the
-    zeros between the groups, which takes longer. Exception: on the finest maps, the convolution is ungrouped. These
-    maps have few channels, and shuffles of few channels are expensive.
-
-    Ungrouped convolutions on fine maps are one-dimensional. A two-dimensional convolution would be faster, but it would
-    convert the layout of the map, and on fine maps the conversion takes longer than the time saved.
+    - A convolution that is grouped in the trained model stays grouped, and channel shuffles are computed separately.
+      An ungrouped convolution would also multiply the zeros of its block-diagonal weight, which takes longer.
+    - Exception: at strides of 4 or less, a grouped convolution becomes ungrouped. Feature maps at these strides have
+      few channels, and shuffles of few channels are slow.
+    - At strides of 8 or less, an ungrouped convolution is one-dimensional. A two-dimensional convolution is faster, but
+      ONNX Runtime converts the memory layout of its input and output. For large maps, this takes more time than the
+      faster convolution saves.
     """
     if self.trained_groups > 1:
         out = F.conv2d(self.in_shuffle(x), self.group_weight, self.group_bias, groups=self.trained_groups)
@@ -146,7 +151,7 @@ def pointwise(self: Pointwise, x: Tensor) -> Tensor:
 def depthwise(self: Depthwise, x: Tensor) -> Tensor:
     """Compute a depthwise convolution in ONNX graphs.
 
-    The input map may be padded to 16 channels, but the output is not padded.
+    The channels of the input map may be padded to 16. The output map has no padded channels.
     """
     if self.repeats == 1:
         return self.forward(x)
@@ -158,13 +163,15 @@ def depthwise(self: Depthwise, x: Tensor) -> Tensor:
 
 
 def _depthwise_parts(layer: Depthwise, x: Tensor) -> list[Tensor]:
-    """Compute a depthwise convolution as several convolutions with one output channel for each channel of ``x``.
+    """Compute a depthwise layer as several convolutions, each with one output channel for each input channel.
 
-    The input map ``x`` may be padded to 16 channels.
+    Args:
+        layer: the layer, which can have several output channels for each input channel.
+        x: input map, ``(B, C, H, W)``. Its channels may be padded to 16.
 
     Returns:
         List of the convolutions' outputs, each ``(B, C, ⌈H/stride⌉, ⌈W/stride⌉)``. Together they contain all output
-        channels of the layer in order. The remaining channels at the end of each output are zero.
+        channels of the layer in order. Zero channels at the end of each output fill it up to ``C`` channels.
     """
     width, parts = x.shape[1], []
     for weight, bias in zip(_split(layer, layer.weight, width), _split(layer, layer.bias, width), strict=True):
@@ -174,18 +181,24 @@ def _depthwise_parts(layer: Depthwise, x: Tensor) -> list[Tensor]:
 
 
 def _split(layer: Depthwise, tensor: Tensor, width: int, dim: int = 0) -> list[Tensor]:
-    """Split a weight or bias into one piece for each convolution of :func:`_depthwise_parts`.
+    """Split a weight or bias into one tensor for each convolution of :func:`_depthwise_parts`.
 
-    The split is along the axis ``dim``, which has the output channels of the layer. Zeros are appended to each piece
-    until it has ``width`` channels.
+    Args:
+        layer: the depthwise layer.
+        tensor: weight or bias of this layer or of the next one.
+        width: number of channels of each returned tensor. Zeros are appended to reach this number.
+        dim: axis of ``tensor`` that corresponds to the output channels of the depthwise layer.
+
+    Returns:
+        List of the tensors.
     """
     return [pad_with_zeros(part, dim, width) for part in tensor.split(_part_size(layer, width), dim)]
 
 
 def _part_size(layer: Depthwise, width: int) -> int:
-    """Return how many output channels each convolution of :func:`_depthwise_parts` computes.
+    """Return how many output channels of a depthwise layer each convolution of :func:`_depthwise_parts` computes.
 
-    The number is the largest multiple of the layer's input channels that is at most ``width``.
+    It is the largest multiple of the layer's number of input channels that does not exceed ``width``.
     """
     channels = len(layer.bias) // layer.repeats
     return width // channels * channels

@@ -9,17 +9,17 @@ from mobile_former.layers.conv_norm import ChannelShuffle, ConvNorm
 
 
 def fold_norm(layer: ConvNorm) -> nn.Conv2d:
-    """Return the convolution of a layer, with the layer's BatchNorm folded into weight and bias."""
+    """Return a copy of a layer's convolution, with the layer's BatchNorm folded into the weight and bias."""
     return fuse_conv_bn_eval(layer.conv.eval(), layer.norm.eval())
 
 
 def fold_features_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
-    """Return a linear layer with the BatchNorm after it folded into weight and bias."""
+    """Fold a BatchNorm into the weight and bias of the linear layer before it, and return the new linear layer."""
     return fuse_linear_bn_eval(layer.eval(), norm.eval())
 
 
 def merged(layers: list[nn.Linear]) -> InferenceLinear:
-    """Merge linear layers that have the same input. The merged layer returns their concatenated outputs."""
+    """Merge linear layers that have the same input into one layer, which returns their concatenated outputs."""
     return InferenceLinear(torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
 
 
@@ -55,17 +55,20 @@ def shuffle_order(shuffle: nn.Module | None, channels: int) -> Tensor:
 
 
 def inverse(order: Tensor) -> Tensor:
-    """Return the inverse of a permutation, which is given as a tensor of indices."""
+    """Return the inverse of a permutation. Both are tensors of indices."""
     return order.argsort()
 
 
 def shifted(layer: nn.Linear, shift: Tensor) -> InferenceLinear:
-    """Adjust the bias so that ``shifted(layer, shift)(x + shift)`` equals ``layer(x)``; ``shift`` is ``(in,)``."""
+    """Return a copy of a linear layer whose bias compensates for a shift of the input, ``(in,)``.
+
+    ``shifted(layer, shift)(x + shift)`` equals ``layer(x)``.
+    """
     return InferenceLinear(layer.weight, layer.bias - layer.weight @ shift)
 
 
 def with_shift(norm: nn.LayerNorm, shift: Tensor | float = 0) -> InferenceNorm:
-    """Return a LayerNorm whose output is the output of ``norm`` plus a shift ``(d,)``.
+    """Return a LayerNorm whose output is the output of ``norm`` plus the constant vector ``shift``, ``(d,)``.
 
     The shift is added to the bias. With a shift of 0, the LayerNorm is only converted to :class:`InferenceNorm`.
     """

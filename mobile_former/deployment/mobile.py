@@ -1,4 +1,6 @@
-"""Convolutional blocks for inference. BatchNorm, shuffles and constants of dynamic ReLU are folded into weights.
+"""Convolutional blocks for inference.
+
+BatchNorm, channel shuffles and the constants of dynamic ReLU are folded into the weights.
 
 :mod:`mobile_former.deployment.exported_graphs` has the forward passes of ONNX graphs.
 """
@@ -94,11 +96,13 @@ class DeployedLite(InferenceModule, Lite):
 
 
 class SlopesReLU(InferenceModule):
-    """Inference form of :class:`mobile_former.layers.dynamic_relu.DynamicReLU`, without the first layer of the MLP.
+    """Inference form of :class:`mobile_former.layers.dynamic_relu.DynamicReLU`, without the first layer of its MLP.
 
-    The block computes the first layers of two dynamic ReLUs at once and passes their outputs. The input map is ``2x``
-    instead of ``x``, because the preceding layer doubles its output. This removes constants:
-    ``max(a₁·x, a₂·x) = max(θ₁·2x, (θ₂ − ½)·2x)``.
+    A block has two dynamic ReLUs. One linear layer of the block computes the first MLP layers of both, and its output
+    is passed to :meth:`forward` as ``guide``.
+
+    The preceding convolution doubles its output, so that the input map is ``2x`` instead of ``x``. This removes
+    constants from the formula: ``max(a₁·x, a₂·x) = max(θ₁·2x, (θ₂ − ½)·2x)``, with the notation of ``DynamicReLU``.
 
     Args:
         relu: trained dynamic ReLU.
@@ -120,8 +124,9 @@ class SlopesReLU(InferenceModule):
         """Apply the activation function. It may overwrite ``x``.
 
         Args:
-            x: twice the input map of the trained module, ``(B, C, H, W)``.
-            guide: output of the MLP's first layer, after its ReLU. If ``mixing`` is None, it is the output for the
+            x: feature map, ``(B, C, H, W)``. Its values are twice those in the trained model, because the preceding
+                convolution doubles its output.
+            guide: output of the first layer of the MLP, after its ReLU. If ``mixing`` is None, it is the output for the
                 first token, ``(B, r)``. Otherwise it is the output for all tokens, ``(B, M, r)``.
             mixing: weight of each token at each position, ``(B, M, H, W)``, for the spatially aware dynamic ReLU; None
                 for the same slopes at all positions.
@@ -141,17 +146,17 @@ class SlopesReLU(InferenceModule):
 class Pointwise(InferenceConv):
     """Pointwise convolution for inference, with BatchNorm and channel shuffles folded into the weight.
 
-    A grouped convolution becomes an ungrouped one, see :func:`mobile_former.deployment.folding.whole`. The layer also
-    keeps the grouped weight if ONNX graphs use the grouped convolution.
+    A grouped convolution becomes an ungrouped one, see :func:`mobile_former.deployment.folding.whole`. If ONNX graphs
+    use the grouped convolution, the layer also stores the grouped weight.
 
     Args:
         layer: trained layer.
         in_order: for each input channel, its index in the trained model. If None, it is derived from ``in_shuffle``.
         in_shuffle: channel shuffle before the layer in the trained model; None if there is none.
         out_shuffle: channel shuffle after the layer in the trained model; None if there is none.
-        gain: factor on the output.
-        stride: stride of the map relative to the image. The stride selects the layout in ONNX graphs. Keep the default,
-            infinity, for maps with many channels.
+        gain: factor by which the output is multiplied.
+        stride: stride of the feature map relative to the image, which determines how ONNX graphs compute the layer.
+            Keep the default, infinity, for maps with many channels.
         relu6: apply ReLU6 to the output.
     """
 
@@ -185,9 +190,9 @@ class Depthwise(InferenceConv):
 
     Args:
         layer: trained layer.
-        shuffle: channel shuffle after the layer in the trained model; None if there is none. The shuffle is not
-            applied. Instead, :attr:`order` gives the positions after the shuffle.
-        gain: factor on the output.
+        shuffle: channel shuffle after the layer in the trained model; None if there is none. It is not applied to the
+            output. Instead, :attr:`order` describes the order of the output channels.
+        gain: factor by which the output is multiplied.
         relu6: apply ReLU6 to the output.
 
     Attributes:

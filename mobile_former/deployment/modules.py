@@ -1,8 +1,8 @@
-"""Basic modules of the inference form, with optimisations that make the inference form fast in eager PyTorch.
+"""Basic modules for inference, which make converted models fast in eager PyTorch.
 
-Code that depends on PyTorch's calls of modules or on oneDNN's operators is in this file:
+All code that depends on the internals of ``nn.Module`` or on oneDNN's operators is in this file:
 
-- :class:`InferenceModule` calls ``forward`` without hooks and stores submodules as plain attributes. An inference form
+- :class:`InferenceModule` calls ``forward`` without hooks and stores submodules as plain attributes. A converted model
   has about 170 submodules. For one small image, the overhead of ``nn.Module`` takes as much time as the arithmetic.
 - :func:`exported_forward` registers a different forward pass for exported graphs.
 - :class:`InferenceConv`, :func:`gelu` and :func:`larger_product_` are faster than PyTorch's own operations on a CPU.
@@ -20,7 +20,7 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 class InferenceModule(nn.Module):
-    """Base class of the submodules of an inference form, with calls that are faster than those of ``nn.Module``.
+    """Base class of modules for inference, which can be called with less overhead than ``nn.Module``.
 
     A call runs ``forward`` without hooks. Submodules are also stored as plain attributes, so that Python finds them
     without a call of ``nn.Module.__getattr__``. Parameters and buffers are not stored as plain attributes, because
@@ -44,17 +44,17 @@ class InferenceModule(nn.Module):
 
 
 def exported_forward(kind: type[InferenceModule], *, onnx_only: bool = False) -> Callable[[Callable], Callable]:
-    """Decorate a function so that it becomes the forward pass of a class in exported graphs.
+    """Return a decorator that registers a function as the forward pass of a module class in exported graphs.
 
-    During an export, modules of the class run the decorated function. At all other times, they run ``kind.forward``.
-    For this, the decorator replaces ``kind.__call__``.
+    During an export, modules of the class run the registered function. At all other times, they run ``kind.forward``.
+    To achieve this, the decorator replaces ``kind.__call__``.
 
-    A class can have two such functions. The function that was registered last takes precedence. If it is ``onnx_only``,
-    the earlier function is used in exports that are not to ONNX.
+    A second function can be registered for the same class. It then takes precedence over the first one. If the second
+    function has ``onnx_only=True``, it is used in exports to ONNX and the first one in all other exports.
 
     Args:
-        kind: the class. The function takes the module and the inputs of ``kind.forward``.
-        onnx_only: use the function in ``torch.onnx.export`` only, not in other exports by ``torch.export``.
+        kind: class of the modules. The decorated function takes the module, followed by the inputs of ``kind.forward``.
+        onnx_only: True to use the function only in ``torch.onnx.export``, False to use it in every ``torch.export``.
     """
 
     def register(forward: Callable) -> Callable:
@@ -71,7 +71,9 @@ def exported_forward(kind: type[InferenceModule], *, onnx_only: bool = False) ->
 
 
 class InferenceLinear(InferenceModule, nn.Linear):
-    """Linear layer with bias, whose memory layout is fast for few rows on a CPU.
+    """Linear layer with bias that is fast on a CPU if it is applied to only a few tokens.
+
+    The weight is stored in memory as ``(in, out)``.
 
     Args:
         weight: ``(out, in)``.
@@ -189,7 +191,7 @@ def _needs_gradients(*tensors: Tensor) -> bool:
 
 
 def _runs_onednn(x: Tensor) -> bool:
-    """Return whether oneDNN's operators can run on ``x``.
+    """Return whether oneDNN's operators can be called with the tensor ``x``.
 
     The operators support neither export nor fake tensors nor autocast.
     """

@@ -1,9 +1,9 @@
 """Channel padding and stride thresholds that make the ONNX graph of an inference form fast in ONNX Runtime.
 
-ONNX Runtime's convolutions process feature maps in blocks of 16 channels (8 on processors without AVX-512). A map whose
-channels do not fill complete blocks is converted before and after every convolution. The maps at the beginning of a
-network have few channels. In ONNX graphs, they are therefore padded to one block: all channels are repeated as often as
-the block has room, and the rest of the block is zero.
+ONNX Runtime's convolutions process 16 channels at a time (8 on processors without AVX-512). If the number of channels
+of a feature map is not a multiple of 16, the map is converted before and after every convolution. In small
+variants, the first maps have fewer than 16 channels. In ONNX graphs, they are therefore padded to 16 channels. A padded
+map consists of as many complete copies of the map as fit, followed by zeros.
 """
 
 import itertools
@@ -21,10 +21,14 @@ WHOLE_STRIDE = 4  # up to this stride, pointwise convolutions have no groups
 
 
 def padded_maps(backbone: Backbone) -> tuple[bool, bool]:
-    """Return whether ONNX graphs pad the stem's output to 16 channels, and whether the first bridge's input is padded.
+    """Return which feature maps of a backbone are padded to 16 channels in ONNX graphs.
 
-    The result is a tuple of two bools. A Lite block with a residual connection returns a padded map if its input map is
-    padded. Only Lite blocks, the first bridge and a downsampling Mobile accept a padded map.
+    A Lite block with a residual connection returns a padded map if its input map is padded. Only Lite blocks, the first
+    bridge and a downsampling Mobile accept a padded map.
+
+    Returns:
+        Tuple of two bools: whether the output of the stem is padded, and whether the input map of the first bridge is
+        padded.
     """
     lites = list(itertools.takewhile(lambda block: isinstance(block, Lite), backbone.blocks))
     reaches_bridge = all(lite.residual for lite in lites)
@@ -34,15 +38,15 @@ def padded_maps(backbone: Backbone) -> tuple[bool, bool]:
 
 
 def pad_with_copies(tensor: Tensor, width: int = BLOCK) -> Tensor:
-    """Repeat a tensor along the first axis, and append zeros until this axis has the size ``width``.
+    """Repeat a tensor along its first axis until this axis has the size ``width``.
 
-    The tensor is repeated as long as complete copies fit into ``width``.
+    The result consists of as many complete copies as fit, followed by zeros.
     """
     return pad_with_zeros(torch.cat([tensor] * (width // len(tensor))), 0, width)
 
 
 def pad_with_zeros(tensor: Tensor, dim: int, width: int) -> Tensor:
-    """Append zeros to a tensor along the axis ``dim`` until this axis has the size ``width``."""
+    """Append zeros to a tensor along its axis ``dim`` until this axis has the size ``width``."""
     missing = width - tensor.shape[dim]
     if missing == 0:
         return tensor

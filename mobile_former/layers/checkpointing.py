@@ -12,7 +12,7 @@ from mobile_former.errors import InputError
 
 
 def checkpoint_gradients(model: nn.Module, enable: bool = True) -> None:
-    """Enable or disable gradient checkpointing, which saves memory in training and takes more time.
+    """Enable or disable gradient checkpointing, which makes training use less memory but more time.
 
     With checkpointing, a training step stores only the inputs and outputs of the blocks and recomputes the rest in the
     backward pass. Gradients, BatchNorm's statistics and random numbers do not change. Checkpointing has no effect on a
@@ -57,9 +57,10 @@ def recomputable(forward: Callable) -> Callable:
 
 @contextmanager
 def _copied_buffers(module: nn.Module) -> Iterator[None]:
-    """Replace a module's buffers by copies inside the ``with`` block, for the recomputation in the backward pass.
+    """Context manager that temporarily replaces a module's buffers by copies, for the recomputation.
 
-    Without the copies, the recomputation would update BatchNorm's running statistics a second time.
+    Without the copies, the recomputation in the backward pass would update BatchNorm's running statistics a second
+    time.
     """
     buffers = [(part, *entry) for part in module.modules() for entry in part.named_buffers(recurse=False)]
     for part, name, buffer in buffers:

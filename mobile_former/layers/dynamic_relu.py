@@ -32,7 +32,7 @@ class DynamicReLU(nn.Module):
             x: feature map, ``(B, C, H, W)``.
             tokens: ``(B, M, d)``. If ``mixing`` is None, the first token ``(B, d)`` is enough.
             mixing: weight of each token at each position, ``(B, M, H, W)``, for the spatially aware variant. The
-                weights sum to 1 over the tokens. None for the spatially shared variant.
+                weights sum to 1 over the tokens. It is None for the spatially shared variant.
 
         Returns:
             The output map, ``(B, C, H, W)``.
@@ -69,9 +69,9 @@ def larger_product(x: Tensor, slope1: Tensor, slope2: Tensor) -> Tensor:
 class _LargerProduct(torch.autograd.Function):
     """Autograd function of :func:`larger_product`, which computes ``max(slope1·x, slope2·x)``.
 
-    The function saves the map and the slopes for the backward pass, but not the two products. Where the products are
-    equal, for example at ``x = 0``, the gradients are those of the second product. The backward pass uses no boolean
-    masks, which take twenty times the time of products on a CPU.
+    The function saves ``x`` and the slopes for the backward pass, but not the products ``slope1·x`` and ``slope2·x``.
+    If the two products are equal, for example at ``x = 0``, the gradients are those of the second product. The backward
+    pass uses no boolean masks, because on a CPU they take twenty times as long as products.
     """
 
     generate_vmap_rule = True
@@ -97,6 +97,12 @@ class _LargerProduct(torch.autograd.Function):
 def guiding_tokens(tokens: Tensor, mixing: Tensor | None) -> Tensor:
     """Return the tokens from which dynamic ReLU computes its slopes.
 
-    These are all tokens ``(B, M, d)`` if ``mixing`` is given, otherwise the first token ``(B, d)``.
+    Args:
+        tokens: all tokens, ``(B, M, d)``. If ``mixing`` is None, the first token ``(B, d)`` is enough.
+        mixing: weight of each token at each position for the spatially aware variant; None for the spatially shared
+            variant.
+
+    Returns:
+        All tokens ``(B, M, d)`` for the spatially aware variant, the first token ``(B, d)`` for the other one.
     """
     return tokens[:, 0] if mixing is None and tokens.ndim == 3 else tokens

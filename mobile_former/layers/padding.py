@@ -24,7 +24,7 @@ def padding_pyramid(padding_mask: Tensor, strides: tuple[int, ...]) -> dict[int,
 
 
 def content_size(images: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """Return the width and height of each image without padding, in pixels, ``(B, 2)`` float.
+    """Return the width and height of the unpadded part of each image in pixels, ``(B, 2)`` float.
 
     Args:
         images: ``(B, C, H, W)``, with padding only on the right and at the bottom.
@@ -61,7 +61,7 @@ def mean_pool(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def halve(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Average-pool a feature map over 2×2 positions with stride 2, to ``(B, C, ⌈H/2⌉, ⌈W/2⌉)``.
+    """Apply 2×2 average pooling with stride 2 to a feature map. The result is ``(B, C, ⌈H/2⌉, ⌈W/2⌉)``.
 
     The mean ignores padded positions and positions beyond the border.
     """

@@ -17,7 +17,10 @@ class StochasticDepth(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Set random samples of the residual branch ``(B, ...)`` to zero, in training only."""
+        """Set the residual branch ``(B, ...)`` of randomly chosen samples to zero in training mode.
+
+        The other samples are divided by ``1 - rate``. In evaluation mode, the branch is returned unchanged.
+        """
         if not self.training or self.rate == 0.0:
             return branch
         keep = branch.new_empty((branch.shape[0],) + (1,) * (branch.ndim - 1)).bernoulli_(1 - self.rate)

@@ -1,4 +1,4 @@
-"""Baseline models from timm and transformers, which users select as ``timm/NAME`` and ``transformers/NAME``."""
+"""Baseline models of the libraries timm and transformers, selected as ``timm/NAME`` and ``transformers/NAME``."""
 
 import logging
 from collections.abc import Sequence
@@ -85,10 +85,10 @@ def timm_model(name: str, weights: Path | None = None, **options) -> nn.Module:
 
 
 def resnet_config(name: str, others: Sequence[str] = (), **options) -> object:
-    """Return the transformers configuration of ``resnet18``, ``resnet34``, ``resnet50`` or ``resnet101``.
+    """Return the ``transformers.ResNetConfig`` of a ResNet.
 
     Args:
-        name: name of the ResNet.
+        name: ``"resnet18"``, ``"resnet34"``, ``"resnet50"`` or ``"resnet101"``.
         others: names of further models that the caller supports. They are used only in the error message.
         options: keyword arguments of ``transformers.ResNetConfig``.
 
@@ -102,16 +102,16 @@ def resnet_config(name: str, others: Sequence[str] = (), **options) -> object:
 
 
 def load_transformers_weights(network: nn.Module, path: Path) -> dict[str, Tensor]:
-    """Load a weights file of transformers into a network without classifier, in place.
+    """Load the weights of a Hugging Face transformers model into ``network``, in place.
 
     Args:
-        network: model of transformers without classifier.
-        path: ``.safetensors``, ``.bin`` or ``.pth`` file of the same model, with or without classifier. Files with
-            classifier have a prefix such as ``resnet.`` in the tensor names, which is removed.
+        network: model of the transformers library, without a classifier.
+        path: ``.safetensors``, ``.bin`` or ``.pth`` file with weights of the same model. If the file includes a
+            classifier, its tensor names begin with a prefix such as ``resnet.``, which is removed.
 
     Returns:
-        A dictionary from name to tensor. It contains the tensors of the file that the network does not have, such as
-        those of the classifier.
+        A dictionary from tensor name to tensor. It contains the tensors of the file that the network does not have,
+        such as those of the classifier.
 
     Raises:
         InputError: the file does not fit the network.

@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pytorch_lightning import Callback, Trainer
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -22,8 +24,8 @@ class Optimisation:
     Attributes:
         learning_rate: peak learning rate.
         backbone_learning_rate: peak learning rate of the backbone. None: ``learning_rate``.
-        learning_rate_batch: total batch size (images per optimiser step) that the learning rates are meant for. The
-            rates are multiplied by the run's total batch size divided by this number. None: no scaling.
+        learning_rate_batch: reference batch size of the given learning rates, in images per optimiser step. The rates
+            are multiplied by the run's images per optimiser step divided by this number. None: no scaling.
         weight_decay: weight decay of all parameters, with the exceptions in :func:`parameter_groups` (such as biases).
         warmup_epochs: number of epochs at the start during which the learning rate rises.
         milestones: epochs after which the learning rate is divided by 10. None: a cosine schedule down to 0.
@@ -101,11 +103,9 @@ class Optimisation:
 class Progress(NamedTuple):
     """Position of a training run in its learning rate schedule, in optimiser steps.
 
-    Finished epochs are counted with the current number of steps per epoch.
-
     Attributes:
-        step: number of finished epochs times ``steps_per_epoch``, plus the number of steps in the current epoch. After
-            a change of the batch size, this differs from the number of steps that were taken.
+        step: number of finished epochs times ``steps_per_epoch``, plus the number of steps in the current epoch. This
+            differs from the number of steps taken if the batch size was changed when the run was resumed.
         steps_per_epoch: number of optimiser steps in an epoch.
         total_steps: value of ``step`` at which the run ends.
     """
@@ -142,7 +142,8 @@ class ProgressSchedule(LRScheduler):
 
     Args:
         optimizer: optimiser whose parameter groups have the peak learning rates.
-        factor: function without arguments. It returns the current factor of the peak learning rates.
+        factor: function without arguments. It returns the number by which the peak learning rates are currently
+            multiplied.
     """
 
     def __init__(self, optimizer: Optimizer, factor: Callable[[], float]):
@@ -155,7 +156,7 @@ class ProgressSchedule(LRScheduler):
         return [peak * factor for peak in self.base_lrs]
 
     def state_dict(self) -> dict:
-        """Return an empty dictionary, because the rates follow from the position of the run."""
+        """Return an empty dictionary, because the learning rates are computed from the position of the run."""
         return {}
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -170,11 +171,14 @@ class ProgressSchedule(LRScheduler):
 
 
 class ExponentialAverage(WeightAveraging):
-    """Callback that averages weights and buffers over the optimiser steps with exponential decay.
+    """Callback that averages the weights over the optimiser steps with exponential decay.
 
     The average is evaluated and saved instead of the weights. The decay after ``n`` steps is the smaller one of
     ``decay`` and ``(1 + n) / (10 + n)``, as in TensorFlow's ExponentialMovingAverage. The initial weights therefore
     soon lose their influence, even in runs that are shorter than ``1 / (1 - decay)`` steps.
+
+    The running statistics of BatchNorm layers are computed with the averaged weights. They are means over the last
+    training batches before a validation or the end of an epoch. All other buffers are copied from the trained model.
 
     Args:
         decay: decay of the average in long runs, from 0 to below 1.
@@ -185,15 +189,72 @@ class ExponentialAverage(WeightAveraging):
             steps = int(count)
             get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averages, values, count)
 
-        super().__init__(multi_avg_fn=average)
+        super().__init__(use_buffers=False, multi_avg_fn=average)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        """Update the average and, in the last batches before a validation, the statistics of its BatchNorm layers."""
+        position, start, end = _statistics_window(trainer, batch_idx)
+        norms = self._batch_norms(pl_module) if position >= start else []
+        buffers = [buffer for norm in norms for buffer in norm.buffers()]
+        collected = [buffer.clone() for buffer in buffers]  # the update replaces them by those of the trained model
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if not norms:
+            return
+        for buffer, value in zip(buffers, collected, strict=True):
+            buffer.copy_(value)
+        average = self._average_model.module.eval()  # without dropout and stochastic depth
+        for norm in norms:
+            norm.train()
+            norm.momentum = None  # the mean over all batches since the reset
+            if position == start:
+                norm.reset_running_stats()
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            average(*(batch[name] for name in ("image", "padding_mask") if name in batch))
+        if position == end - 1 and trainer.world_size > 1:
+            statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
+            mean = trainer.strategy.reduce(parameters_to_vector(statistics), reduce_op="mean")
+            vector_to_parameters(mean, statistics)
+
+    def _batch_norms(self, pl_module: LightningModule) -> list[nn.Module]:
+        """Return the BatchNorm layers of the averaged model, except those that are frozen in the trained model."""
+        pairs = zip(self._average_model.module.modules(), pl_module.modules(), strict=True)
+        return [mean for mean, part in pairs if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
 
     @property
     def state_key(self) -> str:
-        """Name of the callback's state in checkpoints.
+        """Key of the callback's state in checkpoints.
 
-        It is the name that earlier versions of this project used.
+        Earlier versions of this project used the same key.
         """
         return "EMAWeightAveraging"
+
+
+def _statistics_window(trainer: Trainer, batch_idx: int) -> tuple[int, int, int]:
+    """Return the position of a batch and the next range of batches from which BatchNorm statistics are collected.
+
+    The range ends before the next validation, the end of the epoch or the end of training. It contains a tenth of the
+    batches up to there, but at least 10 and at most 50.
+
+    Args:
+        trainer: trainer of the run.
+        batch_idx: number of the batch in its epoch, from 0.
+
+    Returns:
+        A tuple (position, start, end). The range contains the batches from ``start`` to ``end - 1``. All three numbers
+        count from the start of the epoch or, if validations are not aligned with epochs, from the start of training.
+    """
+    total, first = trainer.num_training_batches, 0
+    if trainer.check_val_every_n_epoch is None:
+        first = trainer.fit_loop.total_batch_idx - batch_idx
+    interval = trainer.val_check_batch if isinstance(trainer.val_check_batch, int) else total
+    position = first + batch_idx
+    begin = position // interval * interval
+    begin, end = max(first, begin), min(first + total, begin + interval)
+    accumulated = trainer.accumulate_grad_batches
+    if trainer.max_steps != -1:
+        left = (trainer.max_steps - trainer.global_step) * accumulated - (batch_idx + 1) % accumulated
+        end = min(end, position + 1 + max(0, left))
+    return position, max(begin, end - min(50, max(10, (end - begin) // 10))), end
 
 
 def adamw(
@@ -203,9 +264,9 @@ def adamw(
     weight_decay: float,
     learning_rates: Mapping[nn.Module, float] | None = None,
 ) -> AdamW:
-    """Build an AdamW optimiser that keeps its own options when the state of an earlier run is loaded.
+    """Build an AdamW optimiser whose ``load_state_dict`` does not replace its learning rates and other options.
 
-    PyTorch's AdamW would instead take the learning rates and the weight decay from the loaded state.
+    PyTorch's AdamW would take the learning rates and the weight decay of an earlier run from the loaded state.
 
     Args:
         model: module to train.
@@ -263,9 +324,9 @@ def parameter_groups(
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Return the factor of the peak learning rate at an optimiser step, for warm-up and cosine decay.
+    """Return the factor that multiplies the peak learning rate at an optimiser step, for warm-up and cosine decay.
 
-    The factor rises linearly from 1/warmup_steps to 1, then falls to 0 along half a cosine.
+    The factor rises linearly from 1/warmup_steps to 1, then falls to 0 along half a cosine period.
 
     Args:
         step: number of the optimiser step in the schedule, from 0.
@@ -281,7 +342,7 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 def warmup_milestones(step: int, warmup_steps: int, milestones: Sequence[int]) -> float:
-    """Return the factor of the peak learning rate at an optimiser step, for warm-up and step decay.
+    """Return the factor that multiplies the peak learning rate at an optimiser step, for warm-up and step decay.
 
     The factor rises linearly from 1/warmup_steps to 1. It is divided by 10 at each milestone.
 
@@ -302,21 +363,22 @@ def total_batch(trainer: Trainer) -> int:
 def rate_factor(trainer: Trainer, meant_for: int | None) -> float:
     """Return the factor that scales the learning rates to the total batch size of a run.
 
-    The factor follows the linear scaling rule of Goyal et al., Accurate, Large Minibatch SGD (arXiv 1706.02677). The
-    total batch size is the number of images per optimiser step.
+    The total batch size is the number of images per optimiser step. The factor follows the linear scaling rule of
+    Goyal et al., Accurate, Large Minibatch SGD (arXiv 1706.02677).
 
     Args:
         trainer: trainer of the run.
-        meant_for: total batch size that the learning rates are meant for. None: the factor is 1.
+        meant_for: reference batch size of the given learning rates, in images per optimiser step. None: the factor is
+            1.
     """
     return 1.0 if meant_for is None else total_batch(trainer) / meant_for
 
 
 def require_steps(trainer: Trainer) -> None:
-    """Check that a run that is about to start has batches to train on and a limited length.
+    """Check that a run has batches to train on and a limited length.
 
     Args:
-        trainer: trainer of the run. Its data loaders are set up.
+        trainer: trainer of the run. This function sets up its training data loader.
 
     Raises:
         InputError: there is no batch to train on, or neither the number of epochs nor the number of steps is limited.

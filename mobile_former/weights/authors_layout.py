@@ -6,9 +6,13 @@ from torch import Tensor
 
 
 def our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of a checkpoint by Mobile-Former's authors to this project's names.
+    """Convert the tensor names in a checkpoint of Mobile-Former's authors to this project's names.
 
-    The argument and the result are dictionaries from names to tensors. Any other checkpoint is returned unchanged.
+    Args:
+        state: dictionary from names to tensors.
+
+    Returns:
+        The dictionary with the new names. If ``state`` is not in the authors' format, it is returned unchanged.
     """
     if "tokens.weight" not in state:
         return state

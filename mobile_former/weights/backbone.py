@@ -12,11 +12,11 @@ _logger = logging.getLogger(__name__)
 
 
 def load_backbone_weights(backbone: Backbone, variant: str, path: str | Path) -> None:
-    """Load the backbone weights of a classifier's weights file into a backbone, in place.
+    """Load weights into a backbone from the weights file of a classifier. The backbone is modified in place.
 
     Args:
-        backbone: backbone of another model, such as a detector. It may have the spatially shared or the spatially aware
-            dynamic ReLU, because both have the same weights.
+        backbone: the backbone, usually of a detector. It may have the spatially shared or the spatially aware dynamic
+            ReLU, because both have the same weights.
         variant: name of the published model to which the backbone belongs.
         path: path of a weights file in any format of :func:`mobile_former.load_weights`.
 

@@ -21,15 +21,15 @@ _logger = logging.getLogger(__name__)
 
 
 def read_weights(path: Path, ema: bool = False) -> tuple[dict[str, Tensor], str]:
-    """Read the tensors of a weights file, and rename them to this project's names.
+    """Read a weights file, and return its tensors under this project's names.
 
     Args:
         path: path of the file.
         ema: True to read the averaged weights (``state_dict_ema``), False to read the plain ones.
 
     Returns:
-        A dictionary from names to tensors, and the key under which the file contains the weights: ``"state_dict"`` or
-        ``"state_dict_ema"``. The key is ``"file"`` if the file contains only one set of weights.
+        A dictionary from names to tensors, and the key under which the file contains the tensors. The key is
+        ``"state_dict"`` or ``"state_dict_ema"``, or ``"file"`` if the file itself is a dictionary of tensors.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -51,7 +51,10 @@ def read_weights(path: Path, ema: bool = False) -> tuple[dict[str, Tensor], str]
 
 
 def read_file(path: Path) -> object:
-    """Read the content of a safetensors file or a ``torch.save`` file. No code from the file is run.
+    """Load the object in a safetensors file or a ``torch.save`` file, without running code from the file.
+
+    Returns:
+        The object, usually a dictionary. Its type is not checked. Its tensors are on the CPU.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -85,7 +88,7 @@ def read_file(path: Path) -> object:
 
 
 def _is_plain(value: object) -> bool:
-    """Return whether a value is a dense, real, unquantised tensor on the CPU, which a parameter can copy."""
+    """Return whether a value is a dense, real, unquantised tensor on the CPU. Only such tensors can be loaded."""
     return (
         isinstance(value, Tensor)
         and value.layout is torch.strided
@@ -125,7 +128,20 @@ _SAFE_GLOBALS = [
 
 
 def _select(path: Path, content: object, ema: bool) -> tuple[object, str]:
-    """Return the plain or the averaged weights in the content of a file, and the name of their key in the file."""
+    """Select one set of weights from a loaded weights file.
+
+    Args:
+        path: path of the file, for error messages.
+        content: object that :func:`read_file` returned.
+        ema: True to select the averaged weights, False to select the plain ones.
+
+    Returns:
+        The weights, and their key in ``content``: ``"state_dict"`` or ``"state_dict_ema"``. The key is ``"file"`` if
+        ``content`` itself is the set of weights.
+
+    Raises:
+        InputError: ``ema`` is True, but ``content`` has no averaged weights.
+    """
     entries = content if isinstance(content, Mapping) else {}
     if ema:
         if "state_dict_ema" not in entries:

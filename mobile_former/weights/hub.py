@@ -25,7 +25,7 @@ _USAGE = ("class_names", "image_size", "crop_fraction", "mean", "std")
 
 
 class HubModel:
-    """Mixin of :class:`mobile_former.MobileFormer` that loads and saves model folders, local or on the Hub.
+    """Mixin class that lets :class:`mobile_former.MobileFormer` load and save local folders and Hub repositories.
 
     Attributes:
         usage: class names and preprocessing of the model; None if unknown.
@@ -174,7 +174,7 @@ def fetch(
         cache_dir: folder in which downloads are cached; default: the cache folder of huggingface_hub.
 
     Returns:
-        The path of the local folder with the files.
+        The path of the local folder that contains the files.
 
     Raises:
         InputError: the name is invalid, the repository cannot be downloaded, or huggingface_hub is not installed.
@@ -241,7 +241,8 @@ def _check_usage(model: HubModel, usage: Usage) -> None:
 def _require_published_parts(model: HubModel) -> None:
     """Raise InputError if the model differs from the published one in the name or shape of a tensor.
 
-    This is the case after some ablations. ``config.json`` can describe only published models.
+    Some ablations cause such differences. A model with them cannot be saved, because ``config.json`` can describe only
+    published models.
     """
     published = model.published(
         model.variant,

@@ -1,4 +1,7 @@
-"""Load and save weights in the authors' files, this project's checkpoints and safetensors files."""
+"""Load the weights of a Mobile-Former from several file formats, and save them as safetensors.
+
+The formats are the checkpoints of Mobile-Former's authors, the checkpoints of this project, and safetensors.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -22,13 +25,13 @@ _STEM = "backbone.stem.conv.weight"
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Result of :func:`load_weights`.
+    """Information about a weights file, which :func:`load_weights` returns after loading the file.
 
     Attributes:
         path: path of the file.
         entry: key of the loaded weights in the file, ``"state_dict"`` or ``"state_dict_ema"``. It is ``"file"`` if the
-            file contains only one set of weights.
-        num_classes: number of classes in the file.
+            file itself is a dictionary of tensors.
+        num_classes: number of classes of the classifier in the file.
         new_head: True if the last linear layer was not loaded because the model has another number of classes.
     """
 
@@ -39,11 +42,11 @@ class LoadedWeights:
 
 
 def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> LoadedWeights:
-    """Load a weights file into a model, in place.
+    """Load the weights in a file into a model, in place.
 
-    The formats are the ``.pth`` and ``.pth.tar`` of Mobile-Former's authors, this project's Lightning ``.ckpt``, and
-    ``.safetensors``. If the numbers of classes in the file and in the model differ, the last linear layer is not loaded
-    and a warning is logged. No code from the file is run. A file with pickled objects that could run code is refused.
+    The file can be a ``.pth`` or ``.pth.tar`` checkpoint of Mobile-Former's authors, a Lightning checkpoint (``.ckpt``)
+    of this project, or a ``.safetensors`` file. If the file and the model have different numbers of classes, the last
+    linear layer is not loaded and a warning is logged. Files with pickled objects that could run code are refused.
 
     Args:
         model: a :class:`mobile_former.MobileFormer`.
@@ -52,14 +55,14 @@ def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> Loade
             plain ones.
 
     Returns:
-        The path of the file, the key of the loaded weights in the file, the number of classes in the file, and whether
-        the last linear layer was left out.
+        A :class:`LoadedWeights` with the path, the key of the weights in the file and the number of classes in the
+        file. It also states whether the last linear layer was left out.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        InputError: the file is not a weights file, is damaged, could run code, or has no averaged weights although
-            ``ema`` is True. The error is also raised if the file is for another variant, which the message names, or
-            for another number of image channels, or if ``model`` is not a Mobile-Former.
+        InputError: the file is not a weights file, is damaged, or could run code. The error is also raised in these
+            cases: ``ema`` is True but the file has no averaged weights, the file is for another variant (the message
+            names it) or for another number of image channels, or ``model`` is not a Mobile-Former.
     """
     if not hasattr(model, "published"):
         raise InputError(f"{type(model).__name__} cannot load weights: load them into a MobileFormer, then deploy it")
@@ -86,7 +89,9 @@ def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> Loade
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Save the weights of a model as safetensors. The metadata contain the model's variant and number of classes.
+    """Save the weights of a model as a safetensors file.
+
+    The metadata of the file contain the name of the model's variant and the number of classes.
 
     Args:
         model: a :class:`mobile_former.MobileFormer`.
@@ -152,10 +157,14 @@ def require_channels(path: Path, state: Mapping[str, Tensor], in_chans: int) -> 
 
 
 def layout(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return a dictionary from the names of tensors to their shapes.
+    """Return the shapes of a model's tensors, independent of the numbers of classes and image channels.
 
-    Models that differ only in the numbers of classes and image channels get the same result: sizes that depend on the
-    number of classes are replaced by 0, and the axis of the image channels is left out.
+    Args:
+        state: dictionary from the names of the tensors to the tensors.
+
+    Returns:
+        Dictionary from the names to the shapes. In the shapes of the last linear layer's weight and bias, the number of
+        classes is replaced by 0. In the shape of the stem's weight, the axis of the image channels is left out.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for name in _HEAD:

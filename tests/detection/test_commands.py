@@ -7,6 +7,7 @@ import logging
 import runpy
 import shutil
 import sys
+from collections import Counter
 from contextlib import redirect_stdout
 from types import SimpleNamespace
 
@@ -787,4 +788,53 @@ def test_images_with_more_objects_than_queries_are_counted(folder, working):
     change(folder, "train", crowd)
     result = working("detection.fit", *finetune(folder, "--trainer.max_epochs", "1"))
     assert "1 of 6 training images have more than 50 objects" in result.err
-    assert "detects at most 50 objects in an image, and COCO AP scores at most 100" in result.err
+    assert "detects at most 50 objects in an image: recall can be 0.83 at most; raise --model.num_queries" in result.err
+    result = working("detection.fit", *finetune(folder, "--trainer.max_epochs", "1"), "--model.num_queries", "90")
+    assert "more than" not in result.err
+
+
+def test_as_many_detections_are_scored_as_the_model_makes(folder, working, tmp_path):
+    """With 130 objects in an image, the scores of 100 and of 130 detections differ."""
+
+    def crowd(content):
+        row = content["annotations"][0] | {"image_id": content["images"][0]["id"]}
+        boxes = [[column, line, 2, 2] for line in range(0, 20, 2) for column in range(0, 26, 2)]
+        content["annotations"] = [row | {"id": number, "bbox": box} for number, box in enumerate(boxes, 1)]
+
+    change(folder, "val", crowd)
+    arguments = finetune(folder, "--trainer.max_epochs", "1", "--name", "many", "--model.num_queries", "130")
+    working("detection.fit", *arguments)
+    best = tmp_path / "runs" / "detection" / "many" / "checkpoints" / "best.ckpt"
+    working("detection.test", "--ckpt_path", best, "--results", "results.json")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert Counter(row["image_id"] for row in results).most_common(1)[0][1] == 130
+
+
+# Images without annotations
+
+
+def test_images_without_annotations_are_detected_and_not_scored(best, folder, working, failing, tmp_path):
+    content = json.loads((folder / "annotations" / "instances_val.json").read_text())
+    del content["annotations"]
+    (folder / "annotations" / "instances_test.json").unlink()
+    path = folder / "annotations" / "image_info_test-dev.json"
+    path.write_text(json.dumps(content))
+    options = ("--ckpt_path", best, "--data.root", folder, "--data.split", "test", "--output", "scores")
+    result = working("detection.test", *options, "--results", "results.json")
+    assert f"no scores, because {path} has no list 'annotations'" in result.out
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {row["image_id"] for row in found} == {image["id"] for image in content["images"]}
+    assert not (tmp_path / "scores" / "ap.json").exists()
+    assert "test/loss" not in json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    working("detection.test", "--ckpt_path", best, "--data.root", folder, "--results", "val.json")
+    assert found == json.loads((tmp_path / "val.json").read_text())  # of the same images
+    message = failing("detection.test", *options)
+    assert f"{path} has no list 'annotations', but scores need it" in message
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_training_needs_annotations(folder, split, failing, tmp_path):
+    change(folder, split, lambda content: content.pop("annotations"))
+    message = failing("detection.fit", *finetune(folder))
+    assert f"instances_{split}.json has no list 'annotations', but training" in message
+    assert not [*tmp_path.glob("runs/*/*")]

@@ -236,6 +236,19 @@ def test_detections_that_are_not_numbers_are_left_out_as_pycocotools_would_count
     assert "2 detections are left out" in caplog.text
 
 
+@pytest.mark.parametrize("counted", [100, 250])
+def test_the_number_of_detections_that_count_is_an_option(counted):
+    """A perfect detection of each of 200 objects: the best of them count, in the order of their scores."""
+    boxes = [(column, line, 4, 4) for line in range(0, 50, 5) for column in range(0, 100, 5)]
+    ground_truth = truth([(0, CATEGORY_IDS[0], box, 0) for box in boxes])
+    corners = [(x, y, x + w, y + h) for x, y, w, h in boxes]
+    metric = CocoAP(ground_truth, CATEGORY_IDS, counted)
+    metric.update([found(*((0, 0.9 - number / 1000, box) for number, box in enumerate(corners)))], [5])
+    numbers = metric.compute()
+    assert numbers["AR"] == min(1, counted / 200)
+    assert numbers["AP"] == pytest.approx(min(1, 51 / 101 if counted == 100 else 1))  # of 101 recalls
+
+
 def test_nothing_is_printed_and_the_ground_truth_given_stays_as_it_was(capsys):
     ground_truth, detections = random_data(5)
     before = json.dumps(ground_truth)

@@ -1,4 +1,4 @@
-"""Function that runs a command, and helpers for errors, output files, log messages and warnings."""
+"""Helper functions that run a command, report its errors, create its output folder and configure its log messages."""
 
 import contextlib
 import logging
@@ -51,7 +51,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 def require_writable(path: Path) -> None:
     """Create the parent folder of an output file.
 
-    Commands call this function before the work begins, so that a wrong path does not lose the results.
+    Commands call this function first, so that a wrong path is reported before the results are computed.
 
     Raises:
         InputError: ``path`` is a folder, or its parent folder cannot be created.

@@ -1,4 +1,4 @@
-"""Safety checks of a YAML config: limit the expansion of aliases, and allow only albumentations transforms."""
+"""Safety checks of a YAML config. They limit the expansion of aliases and the classes of the training transforms."""
 
 import itertools
 import math
@@ -18,8 +18,8 @@ _MAX_VALUES = 100_000  # values in a config with its aliases expanded
 def require_transforms(value: object) -> None:
     """Check that every ``class_path`` in the option ``--data.train_transforms`` is an albumentations transform.
 
-    Arguments of transforms accept any callable. Without this check, a config from an untrusted source could call any
-    function.
+    Some arguments of transforms accept any callable. Without this check, a config from an untrusted source could
+    therefore call any function.
 
     Args:
         value: value of the option. Nested lists and dictionaries are checked too.

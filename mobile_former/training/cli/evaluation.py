@@ -68,8 +68,8 @@ def score(stage: str, trainer: Trainer, module: LightningModule, data: ImageData
     Args:
         stage: ``"validate"`` or ``"test"``.
         trainer: trainer that runs the evaluation.
-        module: model to score. Its class names are also set on ``data``.
-        data: data module.
+        module: model to score.
+        data: data module with the images. This function sets its class names to those of ``module``.
 
     Returns:
         A dictionary from metric name to value.

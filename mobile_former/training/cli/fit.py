@@ -1,4 +1,4 @@
-"""The ``fit`` command: Lightning's command line with a folder for each training run and a report."""
+"""The ``fit`` command. It extends Lightning's command line with run folders and a report of the run."""
 
 import inspect
 import shutil
@@ -82,7 +82,7 @@ class FitCLI(LightningCLI):
         )
 
     def fit(self) -> None:
-        """Train, score the best checkpoint, and write the scores and pictures to the run folder.
+        """Train the model, score the best checkpoint, and write scores and pictures to the run folder.
 
         With ``--trainer.fast_dev_run``, only the training is done.
         """
@@ -109,7 +109,10 @@ class FitCLI(LightningCLI):
             self.report.finish(self.trainer, self.model, self.datamodule)
 
     def _is_refusal(self, error: Exception) -> bool:
-        """Return whether Lightning or torch has raised ``error`` before the first batch, because of an option."""
+        """Return whether ``error`` was raised by Lightning or torch before the first batch.
+
+        Such an error is attributed to an invalid option.
+        """
         frame = error.__traceback__
         while frame.tb_next:
             frame = frame.tb_next
@@ -120,7 +123,10 @@ class FitCLI(LightningCLI):
         return raised_in in {"pytorch_lightning", "lightning_fabric", "torch"} and not begun
 
     def _remove_new_folder(self) -> None:
-        """Delete the folder of a new run in which nothing was trained, so that its name can be used again."""
+        """Delete the folder of a new run in which nothing was trained, so that its name can be used again.
+
+        The folder is kept if the run resumes from a checkpoint.
+        """
         # Never delete the folder of a resumed run: global_step is 0 until the checkpoint is loaded.
         if self.folder and not self.checkpoint and rank_zero_only.rank == 0:
             shutil.rmtree(self.folder.path)
@@ -128,7 +134,10 @@ class FitCLI(LightningCLI):
     # Parsing
 
     def add_arguments_to_parser(self, parser: Parser) -> None:
-        """Add the options for the run folder and the checkpoints, and pass values of the data to the model."""
+        """Add the options for the run folder and the checkpoints.
+
+        The attributes in ``learned_from_data`` are linked from the data module to the arguments of the model.
+        """
         parser.add_argument(
             "--name", type=str | None, default=None, help="name of the run; default: names of the model and the data"
         )
@@ -177,10 +186,14 @@ class FitCLI(LightningCLI):
             raise InputError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
 
     def _with_config_paths(self, arguments: Sequence[str]) -> list[str]:
-        """Return the arguments with the names of the task's configs replaced by paths.
+        """Return the command-line arguments with each config name replaced by the path of the config file.
 
-        If no config is given, the default config is added. It trains on embedded data (made from scikit-learn's
+        If no config is given, the task's default config is added. It trains on embedded data (made from scikit-learn's
         digits).
+
+        Raises:
+            InputError: ``--data.root`` is given without a config, or the aliases of a config expand to too many values.
+            FileNotFoundError: a config does not exist.
         """
         found: list[str] = []
         for argument in arguments:
@@ -200,7 +213,14 @@ class FitCLI(LightningCLI):
         return found
 
     def _config_path(self, name: str) -> str:
-        """Return ``name`` if it is an existing path, otherwise the path of the task's config of this name."""
+        """Return the path of a config file.
+
+        Args:
+            name: path of an existing file, or the name of a file in the task's folder of configs.
+
+        Raises:
+            FileNotFoundError: there is no such config.
+        """
         if Path(name).exists():
             return name
         own = self.configs / Path(name).name

@@ -36,7 +36,7 @@ class Parser(LightningArgumentParser):
         sys.exit(2)
 
     def _suggestion(self, message: str) -> str:
-        """Return a line that suggests a valid option in place of the unknown option in an error message.
+        """Return a line that suggests a valid option, for an error message about an unknown option.
 
         Return ``""`` if the message is about another error.
         """
@@ -83,7 +83,7 @@ def parse_folder_and_limit(prog: str, description: str, *, contents: str, limite
 
 
 def _unknown_option(message: str) -> str | None:
-    """Return the option ``--group.name`` that a message of jsonargparse reports as unknown.
+    """Return the name of the unknown option in an error message of jsonargparse, such as ``--group.name``.
 
     Return None if the message is about another error.
     """

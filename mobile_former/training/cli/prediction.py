@@ -39,7 +39,7 @@ def check_predict_options(options: Namespace, suffixes: Collection[str]) -> None
         suffixes: valid suffixes of ``--output``.
 
     Raises:
-        InputError: a value is invalid, or not exactly one of ``--ckpt_path`` and ``--onnx`` is given.
+        InputError: a value is invalid. Also raised if both or neither of ``--ckpt_path`` and ``--onnx`` are given.
     """
     if (options.ckpt_path is None) == (options.onnx is None):
         raise InputError(

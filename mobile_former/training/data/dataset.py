@@ -22,14 +22,14 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> np.ndarray:
-        """Read an image ``(H, W, 3)``, uint8 RGB.
+        """Read the image at ``index`` and return it as an RGB array ``(H, W, 3)`` uint8.
 
         Raises:
             ImageError: the image cannot be read.
         """
 
     def name(self, index: int) -> str:
-        """Return the name of an image, for messages."""
+        """Return the name of the image at ``index``, for messages."""
 
 
 class ListedImages:
@@ -46,7 +46,7 @@ class ListedImages:
         return len(self.paths)
 
     def read(self, index: int) -> np.ndarray:
-        """Read an image ``(H, W, 3)``, uint8 RGB.
+        """Read the image at ``index`` and return it as an RGB array ``(H, W, 3)`` uint8.
 
         Raises:
             FileNotFoundError: the file does not exist.
@@ -55,17 +55,19 @@ class ListedImages:
         return read_image(self.paths[index])
 
     def name(self, index: int) -> str:
-        """Return the name of an image, for messages."""
+        """Return the path of the image at ``index`` as a string, for messages."""
         return str(self.paths[index])
 
 
 def indices_to_look_at(source: ImageSource, most: int) -> list[int]:
-    """Return a list of evenly spaced indices of images, from the first image to the last.
+    """Return a list of evenly spaced image indices, from the first image to the last.
+
+    Some sources read scattered images slowly. Such a source has a method ``leading(most)`` that returns a number N. The
+    indices are then chosen only among the first N images, see
+    :meth:`classification.data.shards.ShardSource.leading`.
 
     Args:
-        source: sequence of images. If it has a method ``leading(most)``, the indices are chosen only among the first N
-            images. N is the result of this method. The method exists where reads of scattered images are slow, see
-            :meth:`classification.data.shards.ShardSource.leading`.
+        source: sequence of images.
         most: maximum number of indices.
     """
     count = source.leading(most) if hasattr(source, "leading") else len(source)
@@ -79,12 +81,13 @@ MakeSample = Callable[[ImageSource, int, np.ndarray, A.Compose], dict]
 class TrainingImages(Dataset):
     """Data set of augmented training images.
 
-    An item is the dictionary that ``make_sample`` returns, with the additional key ``"failures"``. If an image cannot
-    be read, the next readable image replaces it, and the error message is added to the list ``"failures"``. Any other
-    error is described under the key ``"error"``. The item then has no image.
+    An item is selected by a :class:`Draw` instead of an integer. It is a dictionary with the entries that
+    ``make_sample`` returns and the list ``"failures"``. If an image cannot be read, its error message is added to this
+    list, and the next readable image is used instead. If any other error occurs or no image can be read, the item has
+    an error message under the key ``"error"`` and no image.
 
     Args:
-        source: sequence of images that reads them by index.
+        source: sequence of images.
         transforms: albumentations pipeline that is applied to an image and its labels.
         make_sample: function that takes ``source``, index, image and ``transforms``. It returns a dictionary with
             ``"image"`` ``(3, H, W)`` uint8 and the labels.
@@ -131,12 +134,12 @@ class TrainingImages(Dataset):
 class EvaluationImages(Dataset):
     """Data set of images for evaluation, in order and without augmentation.
 
-    An item is the dictionary that ``make_sample`` returns, with the additional key ``"failures"``. If the image cannot
-    be read, the list ``"failures"`` contains the error message, and the item has no image. Any other error in reading
-    is described under the key ``"error"``.
+    An item is a dictionary with the entries that ``make_sample`` returns and an empty list ``"failures"``. If the image
+    cannot be read, this list contains the error message, and the item has no other entries. If ``source`` raises
+    another InputError, the item has the error message under the key ``"error"`` and no image.
 
     Args:
-        source: sequence of images that reads them by index.
+        source: sequence of images.
         transforms: albumentations pipeline that is applied to an image and its labels.
         make_sample: function that takes ``source``, index, image and ``transforms``. It returns a dictionary with
             ``"image"`` ``(3, H, W)`` uint8 and the labels.
@@ -161,7 +164,7 @@ class EvaluationImages(Dataset):
 
 
 def split_messages(samples: list[dict]) -> tuple[list[dict], dict[str, list[str]]]:
-    """Separate the samples that have an image from the error messages of all samples.
+    """Return the samples that have an image, and collect the error messages of all samples.
 
     Args:
         samples: items of :class:`TrainingImages` or :class:`EvaluationImages`.

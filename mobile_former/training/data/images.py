@@ -1,26 +1,49 @@
 """Reading image files as RGB arrays, resizing, and normalising batches."""
 
 import glob
+import importlib.util
 import io
+import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from torch.utils.data import Dataset
 
 from mobile_former.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+_logger = logging.getLogger(__name__)
 
 # Pillow also reads formats that run other programs (EPS) or have no pictures. Photographs do not come in them.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_SUFFIXES = {
+    "JPEG": {".jpg", ".jpeg", ".jfif"},
+    "PNG": {".png"},
+    "WEBP": {".webp"},
+    "BMP": {".bmp"},
+    "TIFF": {".tif", ".tiff"},
+    "GIF": {".gif"},
+    "PPM": {".ppm", ".pgm"},
+}
+if features.check("avif"):  # from Pillow 11.3, if it was built with libavif
+    _SUFFIXES["AVIF"] = {".avif"}
+_HEIF_SUFFIXES = {".heic", ".heif"}
+if importlib.util.find_spec("pillow_heif"):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    _SUFFIXES["HEIF"] = _HEIF_SUFFIXES
+
+IMAGE_SUFFIXES = frozenset().union(*_SUFFIXES.values())
+_FORMATS = tuple(_SUFFIXES)
 
 
 class ImageError(InputError):
@@ -82,11 +105,23 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     return _decode_with_pillow(data, name) if image is None else image
 
 
-def find_images(folder: str | os.PathLike) -> list[Path]:
-    """Return the sorted paths of the image files in a folder and its subfolders.
+class FoundFiles(NamedTuple):
+    """Files that :func:`find_images` has found.
 
-    Files are selected by the suffixes in ``IMAGE_SUFFIXES``. Links to folders are followed. Hidden files and folders
-    are skipped, including the ``._name.jpg`` files that macOS adds to archives.
+    Attributes:
+        images: sorted paths of the image files.
+        others: dictionary from a lower-case suffix, such as ``".txt"``, to the number of other files that have it.
+    """
+
+    images: list[Path]
+    others: Counter[str]
+
+
+def find_images(folder: str | os.PathLike) -> FoundFiles:
+    """Find the image files in a folder and its subfolders.
+
+    Image files have a suffix in ``IMAGE_SUFFIXES``, or no suffix and the content of an image. Links to folders are
+    followed. Hidden files and folders are skipped, including the ``._name.jpg`` files that macOS adds to archives.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -96,7 +131,45 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
         if os.path.exists(folder):
             raise InputError(f"{os.fspath(folder)}: a file; give the folder of the images")
         raise FileNotFoundError(f"{os.fspath(folder)}: no such folder of images (looked from {os.getcwd()})")
-    return [Path(path) for path in _walk(os.fspath(folder))]
+    images, others = [], Counter()
+    for path in map(Path, _walk(os.fspath(folder))):
+        suffix = path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES or (not suffix and image_format(path)):
+            images.append(path)
+        else:
+            others[suffix] += 1
+    return FoundFiles(images, others)
+
+
+def image_format(path: Path) -> str | None:
+    """Return Pillow's name for the format of an image file, such as ``"JPEG"``, or None if the file is not an image."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.format
+    except Exception:  # as in _decode_with_pillow, damaged bytes raise many types
+        return None
+
+
+def warn_of_others(place: str | os.PathLike, files: int, others: Mapping[str, int]) -> None:
+    """Log a warning with the number of files that are not used as images. Log nothing if ``others`` is empty.
+
+    Args:
+        place: path of the searched folder.
+        files: number of all files.
+        others: dictionary from a suffix to the number of unused files that have it.
+    """
+    if others:
+        _logger.warning("%s: %d of %d files are left out: %s", place, sum(others.values()), files, list_others(others))
+
+
+def list_others(others: Mapping[str, int]) -> str:
+    """Return a text that lists the number of unused files for each suffix.
+
+    If there are HEIC files, the text also names the package that reads them.
+    """
+    counts = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    text = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in counts)
+    return text + "; HEIC files are read with pip install pillow-heif" * bool(_HEIF_SUFFIXES & others.keys())
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
@@ -113,9 +186,11 @@ def expand(patterns: Sequence[str]) -> list[Path]:
         if not matches:
             raise FileNotFoundError(f"no image, folder or glob match: {pattern}")
         for match in matches:
-            images = find_images(match) if match.is_dir() else [match]
+            images, others = find_images(match) if match.is_dir() else FoundFiles([match], Counter())
             if not images and match == path:
-                raise InputError(f"the folder {match} has no images")
+                has = f" (it has {list_others(others)})" if others else ""
+                raise InputError(f"the folder {match} has no images{has}")
+            warn_of_others(match, len(images) + others.total(), others)
             found |= dict.fromkeys(images)
     return list(found)
 
@@ -128,7 +203,7 @@ class ImageFiles(Dataset):
 
     Args:
         paths: paths of the files.
-        transforms: albumentations transforms.
+        transforms: albumentations pipeline that is applied to each image.
         targets: further keyword arguments for each call of ``transforms``.
     """
 
@@ -300,9 +375,9 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _high_byte(image: Image.Image) -> np.ndarray:
-    """Reduce a greyscale image ``(H, W)`` of up to 16 bits to its high 8 bits.
+    """Convert a greyscale image of up to 16 bits to an array ``(H, W)`` uint8 with the high 8 bits of each pixel.
 
-    Pillow does this too for 16-bit colour images. In 16-bit greyscale images, Pillow clips all values above 255.
+    Pillow itself does this for 16-bit colour images. In 16-bit greyscale images, Pillow clips all values above 255.
     """
     tags = getattr(image, "tag_v2", {})  # TIFF
     bits = tags.get(258, (16,))[0]  # BitsPerSample: 12-bit cameras
@@ -311,7 +386,7 @@ def _high_byte(image: Image.Image) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, or 1 (upright) if the orientation is missing or the EXIF data is damaged."""
+    """Return the EXIF orientation number of an image, or 1 (upright) if it is missing or the EXIF data is damaged."""
     try:
         return image.getexif().get(0x0112, 1)
     except Exception:
@@ -321,7 +396,7 @@ def _orientation(image: Image.Image) -> int:
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
     """Rotate or flip an image ``(H, W, C)`` upright, as its EXIF orientation requires.
 
-    The result is contiguous. Its shape is ``(W, H, C)`` if the image is turned by 90°.
+    The result is contiguous. Its shape is ``(W, H, C)`` if the orientation swaps width and height.
     """
     turn = {
         2: lambda x: cv2.flip(x, 1),
@@ -345,5 +420,5 @@ def _walk(folder: str) -> Iterator[str]:
             # a link to one of its own parents would recurse without end
             if not (entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve())):
                 yield from _walk(entry.path)
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+        else:
             yield entry.path

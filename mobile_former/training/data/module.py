@@ -1,4 +1,4 @@
-"""Base class of the data modules: data loaders, exact resumption, unreadable images and normalisation."""
+"""Base class of the data modules, with data loaders, exact resuming, normalisation and handling of bad images."""
 
 import logging
 import os
@@ -79,9 +79,9 @@ class ImageData(LightningDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """List of class names in the order of their labels.
+        """List of class names in the order of the class indices.
 
-        If no names were set, these are the classes of the training data.
+        If no names were set, these are the names of the classes in the training data.
         """
         if self._class_names is None:
             self._class_names = self.training_classes()
@@ -168,9 +168,9 @@ class ImageData(LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Remove the error messages from a batch and handle them.
+        """Remove the error messages of data loading from a batch, and log or raise them.
 
-        In training, each unreadable image causes one logged warning. In evaluation, an unreadable image raises
+        In training, a warning is logged once for each unreadable image. In evaluation, an unreadable image raises
         InputError, because skipping it would change the score. All other errors raise InputError in both cases.
         """
         failures, errors = batch.pop("failures"), batch.pop("errors")
@@ -192,10 +192,10 @@ class ImageData(LightningDataModule):
         return batch | {"image": normalise(batch["image"], self.hparams.mean, self.hparams.std, dtype)}
 
     def state_dict(self) -> dict:
-        """Return the position in the training data, for the checkpoint.
+        """Return a dictionary with the position in the training data, for the checkpoint.
 
-        The dictionary contains the epoch to resume, the number of finished batches in this epoch, the batch size and
-        the number of processes.
+        It contains the epoch to resume, the number of finished batches in this epoch, the batch size and the number of
+        processes.
         """
         epoch, batches = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
         if batches >= self.trainer.num_training_batches:
@@ -205,8 +205,8 @@ class ImageData(LightningDataModule):
     def load_state_dict(self, state_dict: dict) -> None:
         """Restore the epoch and the batch at which training resumes. Do nothing in evaluation.
 
-        Lightning builds the data loader before it restores its own counters. The data module therefore saves this
-        position itself.
+        The data module saves this position itself, because Lightning builds the data loader before it restores its own
+        counters.
 
         Raises:
             InputError: the run resumes within an epoch, but the batch size or the number of processes has changed.

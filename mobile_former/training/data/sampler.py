@@ -1,4 +1,4 @@
-"""Samplers of images, and seeds of the augmentation.
+"""Samplers that choose the order of the images, and seeds for their augmentation.
 
 The order depends only on the seed of the run and the epoch. The augmentation of an image also depends on its index.
 """
@@ -28,7 +28,7 @@ class EpochSampler(Sampler[Draw]):
     """Sampler that yields every training sample once per epoch.
 
     The order depends only on the seed and the epoch. Lightning calls :meth:`set_epoch` before each epoch. All processes
-    use the same order and take its samples in turn. If the number of samples is not divisible by the number of
+    use the same order and take samples from it in turn. If the number of samples is not divisible by the number of
     processes, the first samples of the order are repeated at its end.
 
     Args:
@@ -60,7 +60,8 @@ class ResumedBatchSampler(Sampler[list[Draw]]):
     """Batch sampler that skips the batches that a resumed run has already trained on.
 
     Args:
-        batches: batch sampler of whole epochs. It has an attribute ``sampler``, whose epoch Lightning sets.
+        batches: batch sampler that yields all batches of an epoch. Its attribute ``sampler`` must have an attribute
+            ``epoch``, which Lightning sets before each epoch.
         epoch: epoch within which the run resumes.
         skipped: number of batches to skip in that epoch. No batch is skipped in other epochs.
     """
@@ -75,9 +76,9 @@ class ResumedBatchSampler(Sampler[list[Draw]]):
         return islice(self.batches, self.skipped if self.sampler.epoch == self.epoch else 0, None)
 
     def __len__(self) -> int:
-        """Return the number of batches of a whole epoch.
+        """Return the number of batches in a whole epoch.
 
-        Skipped batches are included, because Lightning counts them too.
+        The batches that a resumed run skips are included, because Lightning counts them too.
         """
         return len(self.batches)
 

@@ -26,7 +26,7 @@ class Exporter:
     - ``inputs(file, image)``: preprocess an image ``(H, W, 3)`` uint8 for an open file. Return an iterator over lists
       of input arrays, with one list for each run of the model.
     - ``check(file, source)``: compare an open file with PyTorch on images. Raise InputError if the results differ.
-      Return a tuple (name, value) for an additional row of the table, or None.
+      Return a tuple (name, value) for an additional row of the table that ``compare`` builds, or None.
     - ``compare(files, images)``: build the table that compares PyTorch with the open files. ``files`` is a dictionary
       from the name of the format to the file.
 
@@ -48,7 +48,7 @@ class Exporter:
 
 
 def export(exporter: Exporter, options: Namespace, output: Path) -> None:
-    """Write a model file to a temporary folder, check it, move it to ``output``, and print the comparison.
+    """Write a model file to a temporary folder, check it, move it to ``output``, and print a comparison table.
 
     Args:
         exporter: object with the steps that are specific to classification or detection.

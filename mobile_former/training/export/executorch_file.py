@@ -1,4 +1,4 @@
-"""Writing ExecuTorch programs for phones with XNNPACK kernels, and running them in ExecuTorch's runtime."""
+"""Writing ExecuTorch programs that use XNNPACK's kernels on phones, and running them in ExecuTorch's runtime."""
 
 import json
 import os
@@ -32,8 +32,9 @@ def write_executorch(
     """Write a module as an ExecuTorch program with fixed input sizes. This takes one to two minutes.
 
     Args:
-        module: module in evaluation mode, as required by :func:`mobile_former.training.export.onnx_file.write_onnx`.
-            The weights of the module are converted to contiguous memory format in place.
+        module: module in evaluation mode. The requirements for its ``forward`` are the same as in
+            :func:`mobile_former.training.export.onnx_file.write_onnx`. The weights of the module are converted to
+            contiguous memory format in place.
         inputs: example inputs on the CPU. Their sizes become the input sizes of the program.
         path: path of the file, in an existing folder.
         input_names: name of each input.
@@ -79,8 +80,8 @@ class ExecutorchModel:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        InputError: ExecuTorch cannot be imported, or the file is damaged, or it is not a program of this project and
-            task.
+        InputError: ExecuTorch cannot be imported. Also raised if the file is damaged, or is not a program of this
+            project and task.
     """
 
     def __init__(self, path: str | Path, task: str):
@@ -102,7 +103,7 @@ class ExecutorchModel:
         self.batch: int = self._forward.metadata.input_tensor_meta(0).sizes()[0]
 
     def __call__(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Run the program on arrays of one or more images, once for each batch.
+        """Run the program on one or more images, in batches of the program's fixed size.
 
         Args:
             inputs: one array for each input of the program. The first axis is the image.
@@ -119,9 +120,15 @@ class ExecutorchModel:
         return {name: np.concatenate(values)[:count] for name, *values in zip(names, *parts, strict=True)}
 
     def batches(self, *inputs: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """Return an iterator over batches of the program's batch size, each a list with one array for each input.
+        """Split input arrays into batches of the program's fixed size.
 
         The last batch is padded with copies of its last image.
+
+        Args:
+            inputs: one array for each input of the program. The first axis is the image.
+
+        Returns:
+            An iterator over batches. Each batch is a list with one array for each input.
         """
         return filled_batches(inputs, self.batch)
 

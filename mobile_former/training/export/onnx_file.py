@@ -1,6 +1,6 @@
 """Writing ONNX files from PyTorch, running them in onnxruntime, and quantising them to int8.
 
-A file is self-contained: its metadata has the class names and the preprocessing of the images.
+A file is self-contained: its metadata contains the class names and the preprocessing of the images.
 """
 
 import contextlib
@@ -53,8 +53,8 @@ def write_onnx(
         output_names: name of each output.
         dynamic_axes: list with one dictionary for each input. The dictionary maps each dynamic axis to the name of its
             size or to a ``torch.export.Dim``. Axes with the same name have the same size. None: all sizes are fixed.
-        translations: dictionary from each custom operator of the module to its ONNX translation. It extends the
-            ``custom_translation_table`` of ``torch.onnx.export``. None: there are no custom operators.
+        translations: dictionary from each custom operator of the module to the function that builds its ONNX nodes. It
+            extends the ``custom_translation_table`` of ``torch.onnx.export``. None: there are no custom operators.
         preparation: preprocessing model in ONNX's text format that runs before the module. The outputs of this model
             are the inputs of the module, in order. The inputs of this model become the inputs of the file. None: no
             preprocessing.
@@ -113,8 +113,8 @@ class OnnxModel:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        InputError: onnxruntime cannot be imported, or the file is damaged, or it is not an ONNX file of this project
-            and task. Also raised if the metadata has another format version.
+        InputError: onnxruntime cannot be imported. Also raised if the file is damaged, is not an ONNX file of this
+            project and task, or has another version of the metadata format.
     """
 
     def __init__(self, path: str | Path, task: str):
@@ -173,17 +173,30 @@ class OnnxModel:
         return {name: np.concatenate(values)[:count] for name, *values in zip(self.outputs, *parts, strict=True)}
 
     def batches(self, *inputs: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """Return an iterator over batches of the graph's batch size, each a list with one array for each input.
+        """Split input arrays into batches of the graph's fixed size, or one batch if the graph accepts any size.
 
-        The last batch is padded with copies of its last image. A graph that accepts any batch size gets one batch.
+        The last batch is padded with copies of its last image.
+
+        Args:
+            inputs: one array for each input of the graph. The first axis is the image.
+
+        Returns:
+            An iterator over batches. Each batch is a list with one array for each input.
         """
         return filled_batches(inputs, self.batch or len(inputs[0]))
 
 
 def filled_batches(inputs: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """Return an iterator over batches of ``size`` images, each a list with one array for each input.
+    """Split input arrays into batches of ``size`` images.
 
     The last batch is padded with copies of its last image.
+
+    Args:
+        inputs: one array for each input of the model. The first axis is the image.
+        size: number of images in each batch.
+
+    Returns:
+        An iterator over batches. Each batch is a list with one array for each input.
     """
     for start in range(0, len(inputs[0]), size):
         part = [given[start : start + size] for given in inputs]
@@ -214,9 +227,9 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
     batches = (dict(zip(names, inputs, strict=True)) for inputs in calibration)
 
     class Reader(quantization.CalibrationDataReader):
-        """Iterator that passes calibration inputs to onnxruntime in parts.
+        """Iterator over the calibration inputs, which onnxruntime's quantiser reads in several ranges.
 
-        The activations of all inputs together would not fit into memory.
+        The activations of all calibration inputs together would not fit into memory.
         """
 
         def __len__(self) -> int:
@@ -260,7 +273,7 @@ def count_nodes(path: Path) -> int:
 
 
 def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest absolute difference of two arrays, divided by the largest magnitude of ``expected``."""
+    """Return the largest absolute difference between two arrays, divided by the largest magnitude in ``expected``."""
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
 
 
@@ -269,9 +282,9 @@ def _import(package: str) -> ModuleType:
 
 
 def _translations() -> dict:
-    """Return a dictionary from PyTorch operators to ONNX translations.
+    """Return a dictionary from PyTorch operators to functions that build the ONNX nodes of the operator.
 
-    The graphs of these translations run faster than those of the exporter's translations.
+    The nodes that these functions build run faster than those that the exporter builds by default.
     """
     op = _import("onnxscript").opset20
 
@@ -291,9 +304,9 @@ def _translations() -> dict:
 
 
 def _part_sums(onnx: ModuleType, graph: object) -> None:
-    """Split each ``Gemm`` node that adds a tensor other than a bias vector into a ``Gemm`` and an ``Add``.
+    """Split ``Gemm`` nodes into a ``Gemm`` and an ``Add`` node if their third input is not a bias vector.
 
-    The quantiser expects that the third input of a ``Gemm`` is a bias vector.
+    The third input is the tensor that ``Gemm`` adds. The quantiser expects that it is a bias vector.
     """
     biases = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
     for place, node in reversed(list(enumerate(graph.node))):
@@ -347,7 +360,7 @@ def require_metadata(path: Path, metadata: Mapping[str, Any], task: str) -> None
         task: required task, ``"classification"`` or ``"detection"``.
 
     Raises:
-        InputError: the file is not from this project or not for this task, or its metadata has another format version.
+        InputError: the file is from another project or for another task, or has another version of the metadata format.
     """
     if _FORMAT_KEY not in metadata or "task" not in metadata:
         raise InputError(

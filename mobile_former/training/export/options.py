@@ -1,4 +1,4 @@
-"""Helpers of the ``export`` command: options, choice of images, int8, and rows of the result table."""
+"""Helpers of the ``export`` command for its options, image selection, int8 quantisation and comparison table."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -87,9 +87,10 @@ def output_path(options: Namespace) -> Path:
 
 @contextmanager
 def folder_beside(output: Path) -> Iterator[Path]:
-    """Context manager that creates a temporary folder next to an output file and deletes it at the end.
+    """Context manager that creates a temporary folder next to an output file and yields the folder's path.
 
-    A file can be written and checked in this folder, and then renamed to its final path.
+    A file can be written and checked in this folder, and then moved to its final path. The folder is deleted at the
+    end.
 
     Raises:
         InputError: the folder of the output file cannot be created or written to.
@@ -110,7 +111,7 @@ class CheckImages:
     Attributes:
         source: object that reads the images.
         labelled: whether ``source`` has labels.
-        title: description of the images in the result table.
+        title: description of the images, shown in the comparison table.
     """
 
     source: ImageSource
@@ -121,9 +122,9 @@ class CheckImages:
 def images_to_check(
     options: Namespace, data: Callable[[], ImageData], embedded: Callable[[], ImageSource], kind: str
 ) -> CheckImages:
-    """Choose the images on which an exported file is compared with PyTorch.
+    """Choose and return the images on which an exported file is compared with PyTorch.
 
-    The images of ``--images`` are chosen if the option is given. Otherwise the validation images are chosen. If they
+    The images of ``--images`` are chosen if the option is given. Otherwise the validation images are chosen. If these
     are missing and ``--data.root`` is not given, embedded images are chosen. Embedded images are made from
     scikit-learn's digits and need no files.
 
@@ -132,7 +133,7 @@ def images_to_check(
         data: function that builds the data module for ``--data.root``, or for the checkpoint's data set if the option
             is not given.
         embedded: function that builds the embedded images.
-        kind: plural noun for the embedded images, used in the result table.
+        kind: plural noun for the embedded images, shown in the comparison table.
 
     Raises:
         InputError: the images of ``--images`` or ``--data.root`` cannot be used.
@@ -152,7 +153,7 @@ def images_to_check(
 
 
 def images_to_calibrate(options: Namespace, training: Callable[[], ImageSource]) -> ImageSource:
-    """Choose the images from which the activation ranges for int8 are computed.
+    """Choose and return the images from which the activation ranges for int8 are computed.
 
     These are the images of ``--calibration_images`` if the option is given, otherwise the training images.
 
@@ -162,6 +163,7 @@ def images_to_calibrate(options: Namespace, training: Callable[[], ImageSource])
 
     Raises:
         InputError: a given folder has no images, or the training images are needed but missing.
+        FileNotFoundError: a path or glob of ``--calibration_images`` matches nothing.
     """
     if options.calibration_images:
         return ListedImages(expand(options.calibration_images))
@@ -208,11 +210,11 @@ def add_size_rows(table: Table, paths: Sequence[Path]) -> None:
 
 
 def add_time_row(table: Table, times: Sequence[float]) -> None:
-    """Add a row of times in milliseconds per image to the table that compares exported files with PyTorch.
+    """Add a row of times per image to the table that compares exported files with PyTorch.
 
     Args:
         table: table to extend.
-        times: times in milliseconds: first that of PyTorch, then that of each file.
+        times: time of PyTorch, followed by the time of each exported file, in milliseconds.
     """
     threads = torch.get_num_threads()
     table.add_row(f"ms an image ({threads} thread{'s' * (threads > 1)})", *(f"{time:.1f}" for time in times))

@@ -48,13 +48,14 @@ def image_sheet(
 
 
 def draw_curves(rows: Sequence[dict[str, float]], panels: dict[str, Sequence[str]], path: Path) -> None:
-    """Write a picture with the curves of logged metrics over the epochs, in one or more panels.
+    """Plot curves of logged metrics over the epochs, and write the plot to an image file.
 
     Args:
-        rows: list of dictionaries from metric name to value, with the keys ``epoch`` and ``step``.
-            :meth:`mobile_former.training.run.folder.RunFolder.history` returns such a list.
-        panels: dictionary from the label of a panel's vertical axis to the names of the metrics in this panel.
-        path: path of the picture.
+        rows: list of dictionaries from metric name to value. Rows without the keys ``epoch`` and ``step`` are
+            ignored. :meth:`mobile_former.training.run.folder.RunFolder.history` returns such a list.
+        panels: dictionary with one entry for each subplot. The key is the label of the vertical axis, and the value
+            is the list of metric names.
+        path: path of the image file.
     """
     rows = [row for row in rows if "step" in row and "epoch" in row]
     last = max(rows, key=lambda row: row["step"], default={"step": 0, "epoch": 0})
@@ -115,7 +116,8 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
 def _shorten(text: str, width: int = 28) -> str:
     """Shorten each line of a text to at most ``width`` characters.
 
-    The middle of a line is cut out, because file names differ more at the beginning and the end.
+    The middle of a longer line is replaced by ``…``. Many lines are file names, which differ more at the beginning and
+    the end.
     """
     half = (width - 1) // 2
     return "\n".join(line if len(line) <= width else f"{line[:half]}…{line[-half:]}" for line in text.splitlines())

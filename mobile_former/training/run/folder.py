@@ -40,7 +40,7 @@ class RunFolder:
             name: name of the run and its folder.
 
         Raises:
-            InputError: ``name`` is not a valid name for one folder, or the folder cannot be created.
+            InputError: ``name`` is not a valid folder name, or the folder cannot be created.
         """
         _require_folder_name(name)
         number = 1
@@ -61,10 +61,10 @@ class RunFolder:
 
     @classmethod
     def restart(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Create and return a new run folder, in place of a folder of the same name without results.
+        """Create and return a new run folder. Replace an existing folder of this name if it has no results.
 
-        A folder has no results if its run stopped before the first checkpoint. Such a folder is deleted first. If a
-        folder of the same name has results, it is kept and the new folder gets a number, see :meth:`create`.
+        A folder has no results if it is empty or its run stopped before the first checkpoint. A folder with results is
+        kept, and the new folder gets a number, see :meth:`create`.
 
         Raises:
             InputError: see :meth:`create`.
@@ -80,7 +80,7 @@ class RunFolder:
         """Return the folder of an existing run that has a checkpoint to resume from.
 
         Raises:
-            InputError: ``name`` is not a valid name for one folder.
+            InputError: ``name`` is not a valid folder name.
             FileNotFoundError: the run has no checkpoint to resume from.
         """
         _require_folder_name(name)
@@ -95,7 +95,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Path of the folder of the checkpoints."""
+        """Path of the folder that contains the checkpoints."""
         return self.path / "checkpoints"
 
     @property
@@ -118,7 +118,7 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to resume from."""
+        """Whether the run has a checkpoint to resume from."""
         return self.last.is_file() or self.previous.is_file()
 
     @property
@@ -171,15 +171,16 @@ class RunCheckpoint(ModelCheckpoint):
     """
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Return whether to keep this checkpoint as the best one.
+        """Return whether the current checkpoint should replace the best one.
 
-        Among scores below 0, which mean that nothing could be measured, the last one counts as the best.
+        A score below 0 means that nothing could be measured. If both the current score and the best score so far are
+        below 0, the current checkpoint replaces the best one.
         """
         unmeasured = current is not None and current < 0 and all(score < 0 for score in self.best_k_models.values())
         return unmeasured or super().check_monitor_top_k(trainer, current)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore the state from a checkpoint, with all paths changed to the current checkpoint folder."""
+        """Restore the state from a checkpoint. All paths in the state are changed to this run's checkpoint folder."""
 
         def here(path: str) -> str:
             return str(Path(self.dirpath) / Path(path).name) if path else path
@@ -190,7 +191,9 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's CSVLogger that writes ``metrics.csv`` to a run folder and keeps earlier rows of a resumed run.
+    """Lightning's CSVLogger for run folders. In a resumed run, it keeps the rows before the resumed step.
+
+    The rows are written to ``metrics.csv``.
 
     Args:
         folder: folder of the run.

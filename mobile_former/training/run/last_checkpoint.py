@@ -51,7 +51,7 @@ class LastCheckpoint(RunCheckpoint):
             self._on_signal(signal.SIGTERM, None)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Write a checkpoint if it is due or a signal was received. After a signal, also stop the run."""
+        """Write a checkpoint if one is due or a signal was received. After a signal, also stop the run."""
         # A checkpoint does not hold accumulated gradients.
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
         # A run that resumes here would skip a validation that is due now.
@@ -66,17 +66,17 @@ class LastCheckpoint(RunCheckpoint):
             self._stop()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the run if a signal was received in the last step or the validation of the previous epoch."""
+        """Stop the run if a signal was received during the previous epoch's last step or its validation."""
         if trainer.current_epoch > 0 and self._any_process_signalled(trainer):
             self._stop()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the signal handlers that were installed before training."""
+        """Restore the signal handlers that were active before training."""
         super().on_train_end(trainer, pl_module)
         self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore the signal handlers that were installed before training."""
+        """Restore the signal handlers that were active before training."""
         super().on_exception(trainer, pl_module, exception)
         self._restore_handlers()
 

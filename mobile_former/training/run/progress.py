@@ -33,20 +33,20 @@ class Throughput(Callback):
         self._warned = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of the speed measurement.
+        """Start the timer of the speed measurement.
 
-        Lightning does not call ``on_train_epoch_start`` if a run resumes within an epoch.
+        This does the same as ``on_train_epoch_start``, which Lightning does not call if a run resumes within an epoch.
         """
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restart the clock of the speed measurement, so that the time of validation is not counted."""
+        """Restart the timer of the speed measurement, so that the time of validation is not counted."""
         self._recent.clear()
         self._recent.append((time.perf_counter(), 0, self._waited(trainer)))
         self._start, self._steps = self._recent[0], 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Record the time of this step, and log speed, waiting time and GPU memory."""
+        """Record the time of this step, and log ``images/s``, ``data_wait`` and ``gpu_memory_gb``."""
         self._recent.append((time.perf_counter(), len(batch["image"]), self._waited(trainer)))
         self._steps += 1
         seconds = self._recent[-1][0] - self._recent[0][0]
@@ -87,14 +87,14 @@ class GradientNorm(Callback):
     """
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer) -> None:
-        """Compute and log the gradient norm if this step is logged."""
+        """Compute and log the gradient norm in steps whose metrics are logged."""
         if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
             pl_module.log("grad_norm", torch.nn.utils.get_total_norm(gradients), batch_size=1)
 
 
 class StopOnNonFiniteLoss(Callback):
-    """Callback that stops a run with InputError if its loss is NaN or infinite.
+    """Callback that raises InputError if the training or validation loss of a run is NaN or infinite.
 
     The run stops before the optimiser step and before a checkpoint is written.
     """
@@ -132,7 +132,7 @@ class TrainingBar(RichProgressBar):
     """
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict:
-        """Return the dictionary of metrics that are shown next to the progress bar, without ``v_num``."""
+        """Return a dictionary of the metrics shown next to the progress bar, without Lightning's version number."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
@@ -145,26 +145,26 @@ class EpochLines(Callback):
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the clock and the mean loss.
+        """Reset the timer and the mean loss.
 
-        Lightning does not call ``on_train_epoch_start`` if a run resumes within an epoch.
+        This does the same as ``on_train_epoch_start``, which Lightning does not call if a run resumes within an epoch.
         """
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the clock and the mean loss for a new epoch."""
+        """Reset the timer and the mean loss for a new epoch."""
         self._start = time.perf_counter()
         self._loss, self._steps, self._validated = 0.0, 0, False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember that this epoch was validated.
+        """Record that the current epoch was validated.
 
-        The line of an epoch shows validation scores only if the epoch was validated.
+        Validation scores are printed only for validated epochs.
         """
         self._validated = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Add the loss of a step to the mean loss of the epoch."""
+        """Update the epoch's mean loss with the loss of this step."""
         # Lightning has divided the loss by the number of accumulated batches.
         self._loss += outputs["loss"].detach() * trainer.accumulate_grad_batches
         self._steps += 1

@@ -43,8 +43,8 @@ class RunReport(Callback):
 
     The LightningModule must have the following members:
 
-    - ``label``: name of the model;
-    - ``curves``: dictionary from the label of a panel to names of metrics, see
+    - ``label``: display name of the model;
+    - ``curves``: dictionary that assigns metrics to subplots, see the argument ``panels`` of
       :func:`mobile_former.training.run.figures.draw_curves`;
     - ``describe()``: return a description of the model in one line;
     - ``draw_results(folder, datamodule)``: write pictures of the results.
@@ -72,9 +72,9 @@ class RunReport(Callback):
         self.folder.path = trainer.strategy.broadcast(self.folder.path)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the header of the run and draw augmented training images to ``augmented.png``.
+        """Print the header of the run, and write a picture of augmented training images to ``augmented.png``.
 
-        The header describes the model, the data, the batch and the run folder.
+        The header describes the model, the data, the batch size and the run folder.
         """
         if not trainer.is_global_zero:
             return
@@ -86,11 +86,11 @@ class RunReport(Callback):
         print(f"run    {self.folder.path}/ (training images: {augmented.name})", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock that measures the training time."""
+        """Start the timer that measures the training time."""
         self._start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock that measures the training time."""
+        """Stop the timer that measures the training time."""
         self._seconds, self._start = self._elapsed(), None
 
     def state_dict(self) -> dict:

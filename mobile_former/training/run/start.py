@@ -1,4 +1,4 @@
-"""Start of a training run: choice of its folder and of the checkpoint to resume from."""
+"""Starting a training run: choosing its folder and the checkpoint to resume from."""
 
 import logging
 from collections.abc import Mapping
@@ -48,10 +48,12 @@ def start_run(
             of this name in its folder. ``"auto"``: resume like ``"last"`` if the run has a checkpoint, otherwise start
             a new run. None: start a new run.
         module: model to train. The checkpoint must have the same classes and architecture.
-        datamodule: training data. The options that differ from those of the checkpoint are printed.
+        datamodule: data module of the run. The options of ``module`` and ``datamodule`` that differ from those in the
+            checkpoint are printed.
 
     Raises:
-        InputError: ``name`` is not a valid name for one folder, or the checkpoint is damaged or of another model.
+        InputError: ``name`` is not a valid folder name. Also raised if the checkpoint is damaged or does not fit
+            ``module``.
         FileNotFoundError: the checkpoint of ``ckpt_path`` does not exist.
     """
     named = RunFolder(runs / task / name)
@@ -104,8 +106,8 @@ def _resumed_step(
         datamodule: training data.
 
     Raises:
-        InputError: the file is not a checkpoint of the task, or it has other classes, another architecture or other
-            frozen parts, or only one of both runs averages its weights.
+        InputError: the file is not a checkpoint of the task. Also raised if the checkpoint has other classes, another
+            architecture or other frozen layers, or if only one of the two runs averages its weights.
     """
     try:
         theirs, step = dict(content["hyper_parameters"]), content["global_step"]

@@ -1,4 +1,4 @@
-"""Callback that seeds each training step, so that a resumed run draws the same random numbers."""
+"""Callback that seeds each training step, so that a resumed run uses the same random numbers."""
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -7,11 +7,11 @@ from mobile_former.training.data.sampler import mix_seeds
 
 
 class StepSeed(Callback):
-    """Callback that seeds PyTorch's random numbers before each training step, such as those of dropout.
+    """Callback that seeds PyTorch's random number generators before each training step.
 
-    The seed depends on the seed of the run, the epoch, the index of the batch and the rank of the process. The random
-    numbers of a step therefore do not depend on earlier steps. A resumed run draws the same numbers as an uninterrupted
-    run, and the checkpoint needs no generator state.
+    Dropout, for example, uses these generators. The seed depends on the seed of the run, the epoch, the index of the
+    batch and the rank of the process. The random numbers of a step therefore do not depend on earlier steps. A resumed
+    run uses the same numbers as an uninterrupted run, and the checkpoint needs no generator state.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -34,6 +34,17 @@ def test_hidden_folders_and_stray_files_are_ignored(folder):
     assert len(ImageFolder(folder, "train", list(CLASSES))) == 9
 
 
+def test_files_that_are_no_images_are_counted_by_suffix(folder, caplog):
+    for name in ("red/1.heic2", "red/notes.txt", "blue/notes.TXT", "blue/readme"):
+        (folder / "train" / name).write_text("mine")
+    (folder / "train" / "red" / "0.jpg").rename(folder / "train" / "red" / "photo")
+    assert len(ImageFolder(folder, "train", list(CLASSES))) == 9
+    assert f"{folder / 'train'}: 4 of 13 files are left out: 2 .txt, 1 without a suffix, 1 .heic2" in caplog.text
+    caplog.clear()
+    assert len(ImageFolder(folder, "val", list(CLASSES))) > 0
+    assert not caplog.text
+
+
 def test_images_in_subfolders_of_a_class_folder_are_found(folder):
     (folder / "train" / "red" / "2024").mkdir()
     (folder / "train" / "red" / "0.jpg").rename(folder / "train" / "red" / "2024" / "0.JPG")

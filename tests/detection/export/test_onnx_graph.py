@@ -6,7 +6,7 @@ import torch
 
 from detection.boxes.nms import nms
 from detection.data.batch import pad
-from detection.export.onnx_graph import DETECTIONS, preparation, suppress, translations
+from detection.export.onnx_graph import preparation, suppress, translations
 from detection.transforms import eval_transform
 from mobile_former.training.data.images import normalise, to_planes
 from mobile_former.training.export.onnx_file import OnnxModel, write_onnx
@@ -16,12 +16,14 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+DETECTIONS = 70
+
 
 class Suppression(torch.nn.Module):
     """The operation alone."""
 
     def forward(self, boxes, scores, labels):
-        return torch.ops.detection.suppress(boxes, scores, labels, 4)
+        return torch.ops.detection.suppress(boxes, scores, labels, 4, DETECTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_suppression_in_the_graph_keeps_what_nms_keeps_in_its_order(suppression,
         kept = valid[nms(boxes[number][valid], scores[number][valid], labels[number][valid], 0.5)][:DETECTIONS]
         expected = kept.tolist() + [-1] * (DETECTIONS - len(kept))
         assert order[number].tolist() == expected
-    assert suppress(boxes, scores, labels, 4).tolist() == order.tolist()
+    assert suppress(boxes, scores, labels, 4, DETECTIONS).tolist() == order.tolist()
 
 
 def test_boxes_without_area_suppress_each_other_as_in_nms(suppression):

@@ -70,22 +70,23 @@ def test_what_differs_counts_whatever_its_order():
     boxes = torch.tensor([[0, 0, 10, 10], [20, 20, 40, 40.0]])
     expected = {"boxes": boxes, "scores": torch.tensor([0.5, 0.50001]), "labels": torch.tensor([0, 1])}
     swapped = {name: values.flip(0) for name, values in expected.items()}
-    assert differences(swapped, expected) == (0, 0)
+    assert differences(swapped, expected, 100) == (0, 0)
     moved = expected | {"boxes": boxes + 0.25, "scores": torch.tensor([0.5, 0.6])}
-    box, score = differences(moved, expected)
+    box, score = differences(moved, expected, 100)
     assert (box, score) == (0.25, pytest.approx(0.09999, abs=1e-6))
     other = expected | {"labels": torch.tensor([0, 2])}
-    assert differences(other, expected)[1] > 0.4
+    assert differences(other, expected, 100)[1] > 0.4
     fewer = {name: values[:1] for name, values in expected.items()}
-    assert differences(fewer, expected)[1] == pytest.approx(0.45, abs=1e-4)
-    assert differences(fewer, expected | {"boxes": boxes * torch.nan}) == (np.inf, np.inf)
+    assert differences(fewer, expected, 100)[1] == pytest.approx(0.45, abs=1e-4)
+    assert differences(fewer, expected | {"boxes": boxes * torch.nan}, 100) == (np.inf, np.inf)
     nothing = {name: values[:0] for name, values in expected.items()}
-    assert differences(nothing, nothing) == (0, 0)
+    assert differences(fewer, expected, 1)[1] == pytest.approx(1e-5, abs=1e-6)  # the full list ends at 0.5
+    assert differences(nothing, nothing, 100) == (0, 0)
     low = expected | {"scores": expected["scores"] * 0.01}  # not told of where lists end before
-    assert differences(low, nothing) == (0, 0)
-    assert differences(low, nothing, complete=True)[1] == pytest.approx(low["scores"].max().item())
-    assert differences(low, low | {"labels": torch.tensor([0, 2])}, complete=True)[1] < 1e-6
-    assert differences(expected, other, complete=True)[1] > 0.4
+    assert differences(low, nothing, 100) == (0, 0)
+    assert differences(low, nothing, 100, complete=True)[1] == pytest.approx(low["scores"].max().item())
+    assert differences(low, low | {"labels": torch.tensor([0, 2])}, 100, complete=True)[1] < 1e-6
+    assert differences(expected, other, 100, complete=True)[1] > 0.4
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def assert_same_predictions(found: dict, expected: dict) -> None:
                     "labels": torch.tensor([row["category_id"] for row in rows]),
                 }
             )
-        box, score = differences(*lists)
+        box, score = differences(*lists, 100)
         assert box <= 0.1
         assert score <= 1e-4
 

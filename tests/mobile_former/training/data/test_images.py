@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 from sklearn.datasets import load_sample_images
 
 from mobile_former.errors import InputError
+from mobile_former.training.data import images
 from mobile_former.training.data.images import (
     IMAGE_SUFFIXES,
     ImageError,
     decode_image,
     decode_jpeg,
+    expand,
     find_images,
+    image_format,
     normalise,
     read_image,
     resize,
@@ -398,10 +401,11 @@ def test_images_are_found_by_suffix_in_all_subfolders_and_sorted_by_path(tmp_pat
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    found = find_images(tmp_path)
+    found, left_out = find_images(tmp_path)
+    assert left_out == {".txt": 1, ".csv": 1, "": 1, ".tar": 1}
     assert found == sorted(tmp_path / name for name in names)
     assert all(isinstance(path, Path) for path in found)
-    assert find_images(str(tmp_path)) == found
+    assert find_images(str(tmp_path)).images == found
 
 
 def test_linked_folders_are_searched_once_and_cycles_of_links_end(tmp_path):
@@ -411,11 +415,11 @@ def test_linked_folders_are_searched_once_and_cycles_of_links_end(tmp_path):
     root.mkdir()
     (root / "cats").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (root / "ring").symlink_to(root, target_is_directory=True)
-    assert find_images(root) == [root / "cats" / "1.jpg"]
+    assert find_images(root).images == [root / "cats" / "1.jpg"]
 
 
 def test_a_folder_without_images_gives_an_empty_list(tmp_path):
-    assert find_images(tmp_path) == []
+    assert find_images(tmp_path).images == []
 
 
 def test_searching_a_missing_folder_or_a_file_is_an_error(tmp_path):
@@ -424,6 +428,48 @@ def test_searching_a_missing_folder_or_a_file_is_an_error(tmp_path):
     (tmp_path / "a.jpg").touch()
     with pytest.raises(InputError, match="give the folder"):
         find_images(tmp_path / "a.jpg")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_avif_is_read_and_turned_upright(tmp_path, orientation):
+    assert_upright(tmp_path / "photo.avif", orientation)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_heic_is_read_and_turned_upright_with_pillow_heif(tmp_path, orientation):
+    pytest.importorskip("pillow_heif")
+    assert_upright(tmp_path / "photo.HEIC", orientation)
+
+
+def assert_upright(path, orientation):
+    """Assert that an image of four colours is found, read and turned as Pillow turns the same JPEG."""
+    colours = np.array([[[255, 0, 0], [0, 0, 255]], [[0, 255, 0], [255, 255, 0]]], np.uint8)
+    image = Image.fromarray(colours.repeat(32, axis=0).repeat(48, axis=1))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    jpeg = io.BytesIO()
+    for file in (path, jpeg):
+        image.save(file, format="JPEG" if file is jpeg else None, quality=90, exif=exif.tobytes())
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(jpeg)))
+    assert find_images(path.parent) == ([path], {})
+    found = read_image(path)
+    assert found.shape == expected.shape
+    assert np.abs(found[8::16, 8::16].astype(int) - expected[8::16, 8::16]).max() < 20
+
+
+def test_heic_without_pillow_heif_is_counted_with_the_package_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "IMAGE_SUFFIXES", images.IMAGE_SUFFIXES - {".heic"})
+    (tmp_path / "photo.HEIC").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"has no images \(it has 1 \.heic; HEIC files are read with pip install"):
+        expand([str(tmp_path)])
+
+
+def test_an_image_without_suffix_is_found_by_its_content(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo", format="PNG")
+    (tmp_path / "readme").write_text("PNG")
+    assert find_images(tmp_path) == ([tmp_path / "photo"], {"": 1})
+    assert image_format(tmp_path / "photo") == "PNG"
 
 
 # Resizing and tensors
