@@ -81,13 +81,13 @@ def main() -> None:
 
 
 def sides(recipe: str) -> dict[str, Side]:
-    """Return the two ways to load images, "ours" (this project) and "Pillow".
+    """Return the loading steps of "ours" (this project) and of "Pillow".
 
     Args:
         recipe: augmentation, "basic" (crop and flip) or "full" (also RandAugment and random erasing).
 
     Returns:
-        Dictionary from the name of the way to the :class:`Side` with its loading steps.
+        Dictionary from "ours" and "Pillow" to the :class:`Side` of each.
     """
 
     def transforms(crop: A.BasicTransform | None) -> dict[str, Stage]:

@@ -33,6 +33,9 @@ def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Cost:
         model: model that takes float32 images ``(1, C, H, W)``. ``C`` is ``model.in_chans``, or 3 if the model has no
             such attribute.
         image_size: height and width of the image in pixels.
+
+    Returns:
+        The two numbers as a :class:`Cost`.
     """
     return Cost(sum(p.numel() for p in model.parameters()), madds_by_module(model, image_size)[""])
 

@@ -76,7 +76,7 @@ class DownsamplingMobile(nn.Module):
     Args:
         in_channels: channels of the input map.
         out_channels: channels of the output map.
-        expansions: two ratios of hidden channels to input channels, of the first and of the second convolution.
+        expansions: tuple of the ratios of hidden channels to input channels in the first and the second convolution.
         token_dim: dimension of the tokens.
         groups: groups of the pointwise convolutions.
         drop_path: stochastic depth rate of the residual branch.

@@ -183,8 +183,8 @@ def run_blocks(
             :func:`padding_pyramid`; empty without padding.
 
     Returns:
-        The feature maps, and the tokens after the last block in the format of ``tokens``. The feature maps are a
-        dictionary from each stride of 4 or more to the output of the last block with this stride.
+        The feature maps, and the tokens after the last block, with the type of the argument ``tokens``. The feature
+        maps are a dictionary from each stride of 4 or more to the output of the last block with this stride.
     """
     maps, in_stride = {}, 2
     for block, stride in zip(blocks, strides, strict=True):

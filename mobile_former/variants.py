@@ -28,10 +28,10 @@ class Variant:
     """Specification of a published model.
 
     Attributes:
-        stem: output channels of the stem.
+        stem: number of output channels of the stem.
         tokens: number of tokens and dimension of a token, ``(M, d)``.
         features: output features of the classifier's first linear layer.
-        groups: groups of every pointwise convolution. With more than one group, channel shuffles are inserted.
+        groups: number of groups in every pointwise convolution. Channel shuffles are inserted if it is more than 1.
         blocks: tuple of the specifications of the blocks, in order.
     """
 

@@ -1,4 +1,4 @@
-"""Run a classifier or detector on one image, and record its attention and the boxes after each block."""
+"""Run a classifier or detector on one image, and record the attention and, for E2E-MF, the boxes after each block."""
 
 import time
 from dataclasses import dataclass

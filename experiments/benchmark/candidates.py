@@ -105,7 +105,7 @@ def model_candidates(
 
 
 def find_peers(given: Sequence[str]) -> list[str | Path]:
-    """Return a list of the networks of ``--peers``: the names of models of other libraries, and paths of ONNX files.
+    """Return a list of the networks of ``--peers``: names of models of other libraries, and paths of ONNX files.
 
     Args:
         given: values of ``--peers``. Each is ``timm/NAME``, ``transformers/NAME``, a ``.onnx`` file, or a folder of

@@ -391,8 +391,7 @@ def _coco(random: Random) -> dict[str, list]:
 def weights(random: Random) -> File:
     """Return a damaged or hostile weights file or checkpoint.
 
-    Its bytes, structure or safetensors header are damaged, some tensors are unexpected, or it has a pickle that runs
-    code.
+    It has damaged bytes or structure, unexpected tensors, a wrong safetensors header, or a pickle that runs code.
     """
     name = random.choice(list(_states()))
     content = _copied_structure(_states()[name])
@@ -418,7 +417,7 @@ def weights(random: Random) -> File:
 
 @cache
 def _states() -> dict[str, dict]:
-    """Return one valid weights file or checkpoint for each layout of dictionaries that the commands read.
+    """Return valid weights and checkpoints, one for each dictionary layout that the commands read.
 
     Returns:
         Dictionary from the name of the layout to the dictionary to save. All tensors come from :func:`_repeated`.
@@ -634,7 +633,7 @@ def _few_as_safetensors(content: dict, random: Random) -> bytes:
     """Return the bytes of a safetensors file with up to nine small tensors of zeros. It may be damaged.
 
     Args:
-        content: dictionary of a weights file or checkpoint. The tensors have the names and shapes of its tensors.
+        content: dictionary of a weights file or checkpoint, from which the names and shapes are taken.
         random: random generator.
     """
     state = content.get("state_dict", content)

@@ -122,13 +122,13 @@ def serve(connection: Connection, kinds: dict[str, Kind], folder: Path) -> None:
 
 
 def attempt(read: Reader, path: Path) -> str | None:
-    """Let a reader read a file, and check how it ends.
+    """Let a reader read a file, and check the outcome.
 
     A reader must succeed, or report the failure in a message that is neither empty nor too long. It may return this
     message, or raise an error that the commands print in one line.
 
     Returns:
-        A description of the defect, or None if the reader does what it must.
+        A description of the defect, or None if there is no defect.
     """
     reset_peak()
     try:

@@ -69,7 +69,7 @@ def group_by_seed(trials: Sequence[FrozenTrial], names: Sequence[str]) -> list[S
 def baseline(plan: Plan) -> dict:
     """Return the parameters of the baseline of a grid search, without the seed.
 
-    In the baseline, a parameter is None if None is one of its values in the grid. Otherwise it has its first value.
+    A parameter of the baseline is None if the grid lists None for it. Otherwise it has its first value in the grid.
     """
     domains = {name: domain for name, domain in plan.space.items() if name != "seed_everything"}
     values = {name: domain if isinstance(domain, list) else domain.values() for name, domain in domains.items()}

@@ -143,7 +143,7 @@ class Start(InferenceModule):
         return x, self.batched(self._buffers["reads"], images.shape[0])
 
     def batched(self, reads: Tensor, batch: int) -> tuple[Tensor, ...]:
-        """Repeat the inputs of the first bridge for each image of a batch.
+        """Repeat the initial tokens, the query and the gate for each image of a batch.
 
         Args:
             reads: query and gate for one image, stacked along the first axis, ``(2, …)``.
@@ -247,22 +247,25 @@ class TokenReads(InferenceModule):
         self.register_buffer("floor", floor)
 
     def forward(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
-        """Compute the inputs of the two bridges, with masked channels.
+        """Compute the inputs of a Former→Mobile bridge and of the next Mobile→Former bridge from the tokens.
+
+        Some channels of the inputs are masked, see :class:`TokenReads`.
 
         Args:
             tokens: ``(B·M, d)``.
             count: number of tokens of an image, ``M``.
 
         Returns:
-            Tuple of the scaled key and the value for ``to_mobile``, and the scaled query and the gate for
-            ``following``. Each is ``(B, heads·M, C)``. If one of the bridges is None, its two tensors are left out.
+            Tuple of the scaled key and the value for the Former→Mobile bridge, and the scaled query and the gate for
+            the Mobile→Former bridge. Each is ``(B, heads·M, C)``. If there is only one of the bridges, the two tensors
+            of the other one are left out.
         """
         heads = self._buffers["heads"]
         reads = self.linear(tokens).reshape(-1, 1, count, heads.shape[-1])
         return torch.addcmul(self._buffers["floor"], reads, heads).flatten(1, 2).chunk(self.parts, 2)
 
     def by_head(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
-        """Compute the inputs of the two bridges, without masked channels.
+        """Compute the same tensors as :meth:`forward`, split by attention head and without the masked channels.
 
         The arguments are those of :meth:`forward`. Each returned tensor is ``(B, heads, M, C / heads)``.
         """

@@ -1,9 +1,9 @@
 """Forward passes of the inference form in exported graphs.
 
-The attention of a bridge has two heads, which exported graphs compute with two small matrix products. Eager PyTorch is
-faster with one large matrix product for both heads, but other runtimes are not. Functions that are registered with
-``onnx_only`` use memory layouts that are fast in ONNX Runtime. At the beginning of an ONNX graph, feature maps may be
-padded to 16 channels, see :mod:`mobile_former.deployment.onnx_layout`.
+The attention of a bridge has two heads. Eager PyTorch is faster with one large matrix product for both heads, but other
+runtimes are faster with two small ones. Exported graphs therefore compute the heads separately. Functions that are
+registered with ``onnx_only`` use memory layouts that are fast in ONNX Runtime. At the beginning of an ONNX graph,
+feature maps may be padded to 16 channels, see :mod:`mobile_former.deployment.onnx_layout`.
 """
 
 import torch
@@ -23,8 +23,8 @@ def start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Compute the inputs of the first block from images ``(B, in_chans, H, W)``.
 
     Returns:
-        The stem's output, and the tuple ``(tokens, query, gate)``. It contains the initial tokens ``(B·M, d)``, and the
-        query and gate of the first Mobile→Former bridge, each ``(B, heads, M, C / heads)``.
+        The stem's output, and the tuple ``(tokens, query, gate)``. The tuple contains the initial tokens ``(B·M, d)``,
+        and the query and gate of the first Mobile→Former bridge, each ``(B, heads, M, C / heads)``.
     """
     return self.stem(images), self.batched(self.reads_by_head, images.shape[0])
 
@@ -34,9 +34,10 @@ def padded_start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...
     """Compute the inputs of the first block from images ``(B, in_chans, H, W)`` in ONNX graphs.
 
     Returns:
-        The stem's output, which may be padded to 16 channels, and the tuple ``(tokens, query, gate)``. It contains the
-        initial tokens ``(B·M, d)``, and the query and gate of the first Mobile→Former bridge. The query and gate are
-        ``(B, heads·M, C)`` if the input map of this bridge is padded, otherwise ``(B, heads, M, C / heads)``.
+        The stem's output, which may be padded to 16 channels, and the tuple ``(tokens, query, gate)``. The tuple
+        contains the initial tokens ``(B·M, d)``, and the query and gate of the first Mobile→Former bridge. The query
+        and gate are ``(B, heads·M, C)`` if the input map of this bridge is padded, otherwise
+        ``(B, heads, M, C / heads)``.
     """
     if not self.pads_stem:
         return start(self, images)
@@ -163,7 +164,7 @@ def depthwise(self: Depthwise, x: Tensor) -> Tensor:
 
 
 def _depthwise_parts(layer: Depthwise, x: Tensor) -> list[Tensor]:
-    """Compute a depthwise layer as several convolutions, each with one output channel for each input channel.
+    """Apply a depthwise layer as several convolutions, each with one output channel for each input channel.
 
     Args:
         layer: the layer, which can have several output channels for each input channel.
@@ -185,7 +186,7 @@ def _split(layer: Depthwise, tensor: Tensor, width: int, dim: int = 0) -> list[T
 
     Args:
         layer: the depthwise layer.
-        tensor: weight or bias of this layer or of the next one.
+        tensor: weight or bias of this layer, or weight of the next layer.
         width: number of channels of each returned tensor. Zeros are appended to reach this number.
         dim: axis of ``tensor`` that corresponds to the output channels of the depthwise layer.
 

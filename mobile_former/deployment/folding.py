@@ -60,7 +60,7 @@ def inverse(order: Tensor) -> Tensor:
 
 
 def shifted(layer: nn.Linear, shift: Tensor) -> InferenceLinear:
-    """Return a copy of a linear layer whose bias compensates for a shift of the input, ``(in,)``.
+    """Return a copy of a linear layer whose bias compensates for a constant shift of the input, ``(in,)``.
 
     ``shifted(layer, shift)(x + shift)`` equals ``layer(x)``.
     """

@@ -98,8 +98,8 @@ class DeployedLite(InferenceModule, Lite):
 class SlopesReLU(InferenceModule):
     """Inference form of :class:`mobile_former.layers.dynamic_relu.DynamicReLU`, without the first layer of its MLP.
 
-    A block has two dynamic ReLUs. One linear layer of the block computes the first MLP layers of both, and its output
-    is passed to :meth:`forward` as ``guide``.
+    A block has two dynamic ReLUs. One linear layer of the block computes the first MLP layers of both. Each dynamic
+    ReLU receives its half of the output as the argument ``guide`` of :meth:`forward`.
 
     The preceding convolution doubles its output, so that the input map is ``2x`` instead of ``x``. This removes
     constants from the formula: ``max(a₁·x, a₂·x) = max(θ₁·2x, (θ₂ − ½)·2x)``, with the notation of ``DynamicReLU``.

@@ -73,7 +73,7 @@ def exported_forward(kind: type[InferenceModule], *, onnx_only: bool = False) ->
 class InferenceLinear(InferenceModule, nn.Linear):
     """Linear layer with bias that is fast on a CPU if it is applied to only a few tokens.
 
-    The weight is stored in memory as ``(in, out)``.
+    For this purpose, the weight is stored transposed in memory.
 
     Args:
         weight: ``(out, in)``.

@@ -38,7 +38,7 @@ def padded_maps(backbone: Backbone) -> tuple[bool, bool]:
 
 
 def pad_with_copies(tensor: Tensor, width: int = BLOCK) -> Tensor:
-    """Repeat a tensor along its first axis until this axis has the size ``width``.
+    """Pad the first axis of a tensor to the size ``width`` with copies of the tensor.
 
     The result consists of as many complete copies as fit, followed by zeros.
     """

@@ -57,10 +57,9 @@ def recomputable(forward: Callable) -> Callable:
 
 @contextmanager
 def _copied_buffers(module: nn.Module) -> Iterator[None]:
-    """Context manager that temporarily replaces a module's buffers by copies, for the recomputation.
+    """Context manager that replaces a module's buffers by copies while checkpointing recomputes the forward pass.
 
-    Without the copies, the recomputation in the backward pass would update BatchNorm's running statistics a second
-    time.
+    Without the copies, the recomputation would update BatchNorm's running statistics a second time.
     """
     buffers = [(part, *entry) for part in module.modules() for entry in part.named_buffers(recurse=False)]
     for part, name, buffer in buffers:

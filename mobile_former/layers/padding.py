@@ -74,7 +74,7 @@ def halve(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def double(x: Tensor, padding: Tensor | None, size: tuple[int, int]) -> Tensor:
-    """Upsample a feature map by 2 with bilinear interpolation between the positions that are not padding.
+    """Upsample a feature map by a factor of 2 with bilinear interpolation between the positions that are not padding.
 
     Args:
         x: feature map, ``(B, C, H, W)``.

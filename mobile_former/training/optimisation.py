@@ -1,4 +1,4 @@
-"""AdamW, learning rate schedules and weight averaging, as used in the published training recipes."""
+"""The optimiser AdamW, learning rate schedules, and an exponential average of the weights."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -119,8 +119,8 @@ def progress_of(trainer: Trainer) -> Progress:
     """Return the position of a run in its learning rate schedule.
 
     The position depends on the number of finished epochs and the finished fraction of the current epoch. It does not
-    depend on the number of optimiser steps taken. A run may therefore resume with another batch size, number of
-    devices, images or epochs, and continues at the right position.
+    depend on the number of optimiser steps taken. A run can therefore resume at the right position with another batch
+    size or another number of devices, images or epochs.
     """
     loop, accumulated = trainer.fit_loop, trainer.accumulate_grad_batches
     steps_per_epoch = math.ceil(trainer.num_training_batches / accumulated)
@@ -156,7 +156,7 @@ class ProgressSchedule(LRScheduler):
         return [peak * factor for peak in self.base_lrs]
 
     def state_dict(self) -> dict:
-        """Return an empty dictionary, because the learning rates are computed from the position of the run."""
+        """Return an empty dictionary, because the learning rates depend only on the position of the run."""
         return {}
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -215,11 +215,6 @@ class ExponentialAverage(WeightAveraging):
             mean = trainer.strategy.reduce(parameters_to_vector(statistics), reduce_op="mean")
             vector_to_parameters(mean, statistics)
 
-    def _batch_norms(self, pl_module: LightningModule) -> list[nn.Module]:
-        """Return the BatchNorm layers of the averaged model, except those that are frozen in the trained model."""
-        pairs = zip(self._average_model.module.modules(), pl_module.modules(), strict=True)
-        return [mean for mean, part in pairs if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
-
     @property
     def state_key(self) -> str:
         """Key of the callback's state in checkpoints.
@@ -228,12 +223,21 @@ class ExponentialAverage(WeightAveraging):
         """
         return "EMAWeightAveraging"
 
+    def _batch_norms(self, pl_module: LightningModule) -> list[nn.Module]:
+        """Return the BatchNorm layers of the averaged model, except those that are frozen in the trained model."""
+        means = dict(self._average_model.module.named_modules())
+        return [
+            means[name]
+            for name, part in pl_module.named_modules()
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training
+        ]
+
 
 def _statistics_window(trainer: Trainer, batch_idx: int) -> tuple[int, int, int]:
     """Return the position of a batch and the next range of batches from which BatchNorm statistics are collected.
 
-    The range ends before the next validation, the end of the epoch or the end of training. It contains a tenth of the
-    batches up to there, but at least 10 and at most 50.
+    Training is divided into intervals that end with a validation, with an epoch or with the training. The range is the
+    last tenth of the interval that contains the batch, but at least 10 and at most 50 batches.
 
     Args:
         trainer: trainer of the run.

@@ -1,4 +1,7 @@
-"""Load and save model weights: local files, checkpoints of Mobile-Former's authors, and the Hugging Face Hub."""
+"""Load and save model weights.
+
+The weights can be in local files, including checkpoints of Mobile-Former's authors, or on the Hugging Face Hub.
+"""
 
 from mobile_former.weights.loading import LoadedWeights, load_weights, save_weights
 

@@ -1,4 +1,4 @@
-"""Safety checks of a YAML config. They limit the expansion of aliases and the classes of the training transforms."""
+"""Safety checks of a YAML config: a limit for expanded aliases, and only albumentations classes as transforms."""
 
 import itertools
 import math
@@ -52,7 +52,7 @@ def require_finite(path: Path) -> None:
     Other faults of the file are ignored here.
 
     Raises:
-        InputError: there are more values.
+        InputError: the aliases expand to more values.
     """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)

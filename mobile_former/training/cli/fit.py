@@ -136,7 +136,7 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: Parser) -> None:
         """Add the options for the run folder and the checkpoints.
 
-        The attributes in ``learned_from_data`` are linked from the data module to the arguments of the model.
+        The attributes in ``learned_from_data`` are passed from the data module to the model.
         """
         parser.add_argument(
             "--name", type=str | None, default=None, help="name of the run; default: names of the model and the data"

@@ -164,7 +164,7 @@ class EvaluationImages(Dataset):
 
 
 def split_messages(samples: list[dict]) -> tuple[list[dict], dict[str, list[str]]]:
-    """Return the samples that have an image, and collect the error messages of all samples.
+    """Return the samples that have an image, together with the error messages of all samples.
 
     Args:
         samples: items of :class:`TrainingImages` or :class:`EvaluationImages`.

@@ -1,4 +1,4 @@
-"""Base class of the data modules, with data loaders, exact resuming, normalisation and handling of bad images."""
+"""Base class of the data modules. It builds data loaders, resumes within an epoch and handles unreadable images."""
 
 import logging
 import os

@@ -173,7 +173,7 @@ class OnnxModel:
         return {name: np.concatenate(values)[:count] for name, *values in zip(self.outputs, *parts, strict=True)}
 
     def batches(self, *inputs: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """Split input arrays into batches of the graph's fixed size, or one batch if the graph accepts any size.
+        """Split input arrays into batches of the graph's fixed size, or into one batch if the graph accepts any size.
 
         The last batch is padded with copies of its last image.
 
@@ -227,9 +227,10 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
     batches = (dict(zip(names, inputs, strict=True)) for inputs in calibration)
 
     class Reader(quantization.CalibrationDataReader):
-        """Iterator over the calibration inputs, which onnxruntime's quantiser reads in several ranges.
+        """Iterator over the calibration inputs for onnxruntime's quantiser.
 
-        The activations of all calibration inputs together would not fit into memory.
+        The quantiser reads the inputs in several ranges, because the activations of all inputs together would not fit
+        into memory.
         """
 
         def __len__(self) -> int:
@@ -282,17 +283,18 @@ def _import(package: str) -> ModuleType:
 
 
 def _translations() -> dict:
-    """Return a dictionary from PyTorch operators to functions that build the ONNX nodes of the operator.
+    """Return a dictionary from PyTorch operators to functions that build equivalent ONNX nodes.
 
-    The nodes that these functions build run faster than those that the exporter builds by default.
+    These nodes run faster than those that the exporter builds by default.
     """
     op = _import("onnxscript").opset20
 
     def softmax(logits, dim: int, *_):  # unannotated: the exporter reads annotations as ONNX types
-        """Translate PyTorch's softmax to ONNX's ``Softmax`` along the last axis, otherwise to primitive operators.
+        """Translate PyTorch's softmax to ONNX.
 
-        Along another axis, onnxruntime's Softmax transposes the tensor twice and takes seven times as long as the
-        primitive operators (178 µs instead of 25 µs for 1x2x6x3136 along the third axis).
+        Along the last axis, the result is ONNX's ``Softmax``. Along any other axis, the result consists of primitive
+        operators. There, onnxruntime's Softmax would transpose the tensor twice and take seven times as long (178 µs
+        instead of 25 µs for 1x2x6x3136 along the third axis).
         """
         if dim in (-1, len(logits.shape) - 1):
             return op.Softmax(logits, axis=dim)
@@ -304,7 +306,7 @@ def _translations() -> dict:
 
 
 def _part_sums(onnx: ModuleType, graph: object) -> None:
-    """Split ``Gemm`` nodes into a ``Gemm`` and an ``Add`` node if their third input is not a bias vector.
+    """Split each ``Gemm`` node whose third input is not a bias vector into a ``Gemm`` and an ``Add`` node.
 
     The third input is the tensor that ``Gemm`` adds. The quantiser expects that it is a bias vector.
     """

@@ -191,9 +191,7 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's CSVLogger for run folders. In a resumed run, it keeps the rows before the resumed step.
-
-    The rows are written to ``metrics.csv``.
+    """Lightning's CSVLogger that keeps the earlier rows of a run folder's ``metrics.csv`` if the run is resumed.
 
     Args:
         folder: folder of the run.

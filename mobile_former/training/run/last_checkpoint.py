@@ -18,8 +18,8 @@ class LastCheckpoint(RunCheckpoint):
 
     The checkpoint is written after every epoch and, if ``every_n_steps`` is given, also within epochs. On SIGTERM or
     Ctrl-C the current step or validation is finished first, and then the checkpoint is written. The process exits with
-    the usual status of the signal (143 or 130). If there are several processes, a signal to one of them stops all. A
-    second signal stops the process at once.
+    the usual status of the signal (143 or 130). If there are several processes, a signal to one of them stops all of
+    them. A second signal stops the process at once.
 
     Args:
         folder: folder of the run.

@@ -39,7 +39,7 @@ def describe_batch(trainer: Trainer) -> str:
 class RunReport(Callback):
     """Callback that reports on a run: a header at the start, scores and pictures at the end.
 
-    It also draws augmented training images and measures the training time.
+    It also writes a picture of augmented training images and measures the training time.
 
     The LightningModule must have the following members:
 

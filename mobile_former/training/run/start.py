@@ -96,7 +96,9 @@ def _last_whole_checkpoint(
 def _resumed_step(
     checkpoint: Path, content: object, task: str, module: LightningModule, datamodule: LightningDataModule
 ) -> int:
-    """Check that a checkpoint fits the run, print the options that the run changes, and return its optimiser step.
+    """Check that a checkpoint fits the run, and return the optimiser step of the checkpoint.
+
+    The first process also prints the options that differ from those in the checkpoint.
 
     Args:
         checkpoint: path of the checkpoint, for error messages.

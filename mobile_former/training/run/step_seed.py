@@ -1,4 +1,4 @@
-"""Callback that seeds each training step, so that a resumed run uses the same random numbers."""
+"""Callback that seeds each training step, so that resumed and uninterrupted runs use the same random numbers."""
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer

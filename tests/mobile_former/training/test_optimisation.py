@@ -230,13 +230,92 @@ def test_the_decay_of_the_average_is_warmed_up(tmp_path, decay):
     module = Recorder(0)
     module.layer = layer
     average.setup(None, module, "fit")
-    expected = None
+    expected = 0.0
     for step in range(30):
         nn.init.constant_(layer.weight, step**2)
         layer.running_mean.fill_(step)
-        average.on_train_batch_end(SimpleNamespace(global_step=step + 1), module, None, None, step)
+        trainer = SimpleNamespace(
+            global_step=step + 1, max_steps=-1, accumulate_grad_batches=1, num_training_batches=100,
+            check_val_every_n_epoch=1, val_check_batch=100,
+        )  # fmt: skip
+        average.on_train_batch_end(trainer, module, None, None, step)
         factor = min(decay, (1 + step) / (10 + step)) if step else 0
-        values = (step**2, step)
-        expected = [factor * old + (1 - factor) * new for old, new in zip(expected or values, values, strict=True)]
+        expected = factor * expected + (1 - factor) * step**2
     averaged = average._average_model.module.layer
-    assert [averaged.weight.item(), averaged.running_mean.item()] == pytest.approx(expected, rel=1e-5)
+    assert averaged.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert averaged.running_mean.item() == 29
+
+
+QUIET = {
+    "logger": False,
+    "num_sanity_val_steps": 0,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class Normalised(LightningModule):
+    """A BatchNorm layer that sees its batch's number, and a record of the statistics that are validated."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+        self.frozen = nn.BatchNorm1d(1)
+        self.validated = []
+        self.train()  # Lightning keeps this mode
+
+    def forward(self, images):
+        return self.norm(images) + self.frozen(images)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def training_step(self, batch, batch_idx):
+        return self(batch["image"]).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append((self.norm.running_mean.item(), self.norm.running_var.item()))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("batches", "options", "ranges"),
+    [
+        (25, {}, [(15, 25)]),
+        (4, {}, [(0, 4)]),
+        (300, {}, [(270, 300)]),
+        (40, {"val_check_interval": 20}, [(10, 20), (30, 40)]),
+        (30, {"accumulate_grad_batches": 4}, [(20, 30)]),
+        (
+            30,
+            {"val_check_interval": 20, "check_val_every_n_epoch": None, "max_epochs": 2},
+            [(10, 20), (0, 10), (20, 30)],
+        ),
+    ],
+)
+def test_the_average_has_the_statistics_of_the_batches_before_its_validation(batches, options, ranges):
+    """The batches of number n have the mean n and the unbiased variance 4."""
+    module = Normalised()
+    (average,) = Optimisation(0.1, ema_decay=0.9).callbacks()
+    images = [{"image": torch.tensor([[n - 3**0.5], [n + 3**0.5]] * 2)} for n in range(batches)]
+    trainer = Trainer(**{"max_epochs": 1} | options, callbacks=[average], **QUIET)
+    trainer.fit(module, DataLoader(images, batch_size=None), DataLoader([0], batch_size=None))
+    assert len(module.validated) == len(ranges)
+    for (mean, variance), (first, end) in zip(module.validated, ranges, strict=True):
+        assert mean == pytest.approx(sum(range(first, end)) / (end - first), rel=1e-5)
+        assert variance == pytest.approx(4, rel=1e-4)
+    assert (module.frozen.running_mean.item(), module.frozen.running_var.item()) == (0, 1)
+
+
+def test_a_run_that_max_steps_ends_within_an_epoch_has_statistics_of_its_last_batches():
+    module = Normalised()
+    (average,) = Optimisation(0.1, ema_decay=0.9).callbacks()
+    images = [{"image": torch.tensor([[n - 1.0], [n + 1.0]])} for n in range(40)]
+    trainer = Trainer(max_steps=17, callbacks=[average], **QUIET)
+    trainer.fit(module, DataLoader(images, batch_size=None))
+    assert module.norm.running_mean.item() == pytest.approx(sum(range(7, 17)) / 10)
