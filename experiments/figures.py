@@ -13,8 +13,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 import mobile_former
 from detection.models.variants import E2E_VARIANTS
-from mobile_former.cost import madds_by_module
 from mobile_former.mobile import Lite
+from mobile_former.multiply_adds import madds_by_module
 from mobile_former.training.cli.command import run_command
 from mobile_former.training.run.figures import COLOURS
 

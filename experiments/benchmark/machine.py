@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from mobile_former.training.processors import available_cores
+
 
 def describe_machine(device: torch.device) -> dict[str, object]:
     """Return a description of the machine.
@@ -23,7 +25,7 @@ def describe_machine(device: torch.device) -> dict[str, object]:
     packages = ("torch", "onnxruntime", "timm", "transformers")
     return {
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,

@@ -17,7 +17,7 @@ from experiments.compare.plan import Plan, Run
 from experiments.interleaved import interleave
 from experiments.matching import now
 from experiments.runs import MODULES, in_units, mean_and_spread, validation_image
-from mobile_former.cost import cost
+from mobile_former.multiply_adds import cost
 from mobile_former.training.run.checkpoint import load_checkpoint
 from mobile_former.training.run.figures import COLOURS
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from experiments.runs import Training
+from mobile_former.training.processors import available_cores
 
 PATIENCE = 60  # seconds that a training has to save its checkpoint after SIGTERM
 
@@ -55,7 +56,7 @@ def start_training(training: Training, count: int, lock: TextIO) -> subprocess.P
         count: the number of trainings that share the processor cores.
         lock: the open lock file of the run's folder.
     """
-    cores = (os.cpu_count() or 1) // count  # without this limit, every training would use all cores
+    cores = available_cores() // count  # without this limit, every training would use all cores
     environment = {"OMP_NUM_THREADS": str(max(1, cores))} | os.environ if count > 1 else None
     with training.log.open("a") as log:
         log.write(f"$ {shlex.join(training.command)}\n")

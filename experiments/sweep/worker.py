@@ -25,8 +25,8 @@ from experiments.runs import MODULES, Training, last_error, plain, validation_im
 from experiments.sweep.plan import Plan, Range, identity, shown_params, trial_arguments, without_machine_options
 from experiments.sweep.processes import PATIENCE, FolderInUseError, host, locked, start_training, stop_trainings
 from experiments.sweep.trial_queue import BEAT, DONE, FAILED, WAITING, Claim, TrialQueue
-from mobile_former.cost import cost
 from mobile_former.errors import InputError, first_line, nearest
+from mobile_former.multiply_adds import cost
 from mobile_former.training.run.checkpoint import load_checkpoint
 from mobile_former.training.run.folder import RunFolder
 

@@ -73,6 +73,11 @@ class Optimisation:
         """
         require_steps(trainer)
         scale = rate_factor(trainer, self.learning_rate_batch)
+        if scale != 1 and trainer.is_global_zero:
+            print(
+                f"rates  the learning rates are multiplied by {scale:.4g}: an optimiser step has "
+                f"{total_batch(trainer)} images, --model.learning_rate_batch is {self.learning_rate_batch}"
+            )
         backbone_rate = self.backbone_learning_rate or self.learning_rate
         optimizer = adamw(
             model,

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-from mobile_former.cost import cost
 from mobile_former.errors import InputError, first_line
+from mobile_former.multiply_adds import cost
 from mobile_former.weights.loading import load_weights, save_weights
 from mobile_former.weights.usage import Usage
 from mobile_former.whole_file import write_whole

@@ -810,6 +810,14 @@ def test_as_many_detections_are_scored_as_the_model_makes(folder, working, tmp_p
     assert Counter(row["image_id"] for row in results).most_common(1)[0][1] == 130
 
 
+@pytest.mark.parametrize(("option", "value"), [("val_check_interval", "1000"), ("profiler", "nope")])
+def test_an_option_that_lightning_refuses_is_one_line_and_leaves_no_folder(shapes, failing, tmp_path, option, value):
+    message = failing("detection.fit", *finetune(shapes), f"--trainer.{option}", value)
+    assert message.startswith("error: ")
+    assert f"`{option}`" in message
+    assert not [*tmp_path.glob("runs/*/*")]
+
+
 # Images without annotations
 
 

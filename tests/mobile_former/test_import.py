@@ -1,8 +1,12 @@
-"""``import mobile_former`` loads PyTorch and safetensors only, and has no side effects."""
+"""``import mobile_former`` loads its modules when they are used, no heavy library, and has no side effects."""
 
+import ast
 import re
 import subprocess
 import sys
+from pathlib import Path
+
+import mobile_former
 
 HEAVY = {
     "albumentations", "cv2", "huggingface_hub", "jsonargparse", "lightning", "matplotlib", "pytorch_lightning", "scipy",
@@ -38,3 +42,22 @@ def test_import_needs_no_heavy_library_and_has_no_side_effects():
     assert "mobile_former" in imported
     assert not imported & HEAVY
     assert result.stdout == "[]\n"
+
+
+def test_pytorch_is_loaded_when_a_name_is_used():
+    code = "import sys, mobile_former; print('torch' in sys.modules); mobile_former.cost; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "True"]
+
+
+def test_every_public_name_is_found_and_is_the_one_that_type_checkers_see():
+    tree = ast.parse(Path(mobile_former.__file__).read_text())
+    (typed,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.name: statement.module for statement in typed.body for alias in statement.names}
+    assert sorted(seen) == sorted(mobile_former.__all__)
+    for name, module in seen.items():
+        value = getattr(mobile_former, name)
+        assert value.__module__ == module or name.startswith("mobile_former_")
+        assert value is getattr(sys.modules[module], name)
+    assert set(mobile_former.__all__) <= set(dir(mobile_former))
+    assert not hasattr(mobile_former, "mobile_former_27m")

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from mobile_former.errors import InputError
+from mobile_former.training.processors import limit_threads
 
 _created_folders: list[Path] = []  # by require_writable, parents first
 
@@ -24,6 +25,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     command fails, the empty folders that :func:`require_writable` created are removed.
     """
     quieten()
+    limit_threads()
     _created_folders.clear()
     try:
         try:

@@ -8,6 +8,7 @@ from pytorch_lightning import LightningModule, Trainer
 from mobile_former.training.cli.command import require_writable
 from mobile_former.training.cli.parser import Parser
 from mobile_former.training.data.module import ImageData
+from mobile_former.training.run.shared_cores import SharedCores
 
 
 def evaluation_parser(task: str, stage: str) -> Parser:
@@ -75,6 +76,7 @@ def score(stage: str, trainer: Trainer, module: LightningModule, data: ImageData
         A dictionary from metric name to value.
     """
     data.class_names = module.hparams.class_names
+    trainer.callbacks.append(SharedCores())
     run = trainer.test if stage == "test" else trainer.validate
     (metrics,) = run(module, data, verbose=False)
     return metrics

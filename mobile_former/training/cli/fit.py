@@ -21,11 +21,13 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.cli.config_check import require_finite, require_transforms
 from mobile_former.training.cli.parser import LONGEST_MESSAGE, Parser
+from mobile_former.training.processors import limit_threads
 from mobile_former.training.run.checkpoint_io import WholeCheckpointIO
 from mobile_former.training.run.folder import ContinuedCSVLogger, RunCheckpoint
 from mobile_former.training.run.last_checkpoint import LastCheckpoint
 from mobile_former.training.run.progress import EpochLines, GradientNorm, StopOnNonFiniteLoss, Throughput, TrainingBar
 from mobile_former.training.run.report import RunReport
+from mobile_former.training.run.shared_cores import SharedCores
 from mobile_former.training.run.start import start_run
 from mobile_former.training.run.step_seed import StepSeed
 
@@ -250,7 +252,7 @@ class FitCLI(LightningCLI):
         options = self.config_init["trainer"]
         if options.get("sync_batchnorm") and (options.get("accelerator") == "cpu" or not torch.cuda.is_available()):
             raise InputError("--trainer.sync_batchnorm: PyTorch's SyncBatchNorm needs a GPU; leave it out here")
-        callbacks: list[Callback] = [StepSeed(), StopOnNonFiniteLoss(), Throughput(), GradientNorm()]
+        callbacks: list[Callback] = [StepSeed(), StopOnNonFiniteLoss(), Throughput(), GradientNorm(), SharedCores()]
         if options.get("enable_progress_bar") is not False:
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
             callbacks.append(TrainingBar() if sys.stdout.isatty() else EpochLines())
@@ -270,7 +272,9 @@ class FitCLI(LightningCLI):
         plugins = options.get("plugins") or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
+            limit_threads(trainer.num_devices)
+            return trainer
         except Exception:
             self._remove_new_folder()
             raise

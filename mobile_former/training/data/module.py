@@ -22,6 +22,7 @@ from mobile_former.training.data.sampler import (
     rank_and_world_size,
 )
 from mobile_former.training.data.timed_loader import TimedLoader
+from mobile_former.training.processors import available_cores
 
 _logger = logging.getLogger(__name__)
 
@@ -194,13 +195,13 @@ class ImageData(LightningDataModule):
     def state_dict(self) -> dict:
         """Return a dictionary with the position in the training data, for the checkpoint.
 
-        It contains the epoch to resume, the number of finished batches in this epoch, the batch size and the number of
-        processes.
+        It contains the epoch to resume, the number of finished batches in this epoch, the batch size, the number of
+        processes and the number of training images.
         """
         epoch, batches = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
         if batches >= self.trainer.num_training_batches:
             epoch, batches = epoch + 1, 0
-        return {"epoch": epoch, "batches": batches, "shares": self._shares}
+        return {"epoch": epoch, "batches": batches, "shares": self._shares, "images": len(self.train_set)}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restore the epoch and the batch at which training resumes. Do nothing in evaluation.
@@ -209,11 +210,18 @@ class ImageData(LightningDataModule):
         counters.
 
         Raises:
-            InputError: the run resumes within an epoch, but the batch size or the number of processes has changed.
+            InputError: the run resumes within an epoch, but the number of images, the batch size or the number of
+                processes has changed.
         """
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # evaluation always starts at the first batch
         self.first_epoch, self.first_batch = state_dict["epoch"], state_dict["batches"]
+        images, found = state_dict.get("images"), len(self.train_set)  # older checkpoints lack it
+        if self.first_batch and images not in (None, found):
+            raise InputError(
+                f"the run was stopped within epoch {self.first_epoch + 1} of {images} training images, but now there "
+                f"are {found}: to resume within an epoch, give the same images"
+            )
         if self.first_batch and state_dict["shares"] != self._shares:
             (size, processes), (now, now_processes) = state_dict["shares"], self._shares
             raise InputError(
@@ -250,9 +258,7 @@ def over_processes(messages: set[str]) -> set[str]:
 
 def default_workers() -> int:
     """Return the default number of loading processes: the number of cores minus one, from 1 to 16."""
-    # Only Linux reports the cores that this process may use.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores - 1))
+    return min(16, max(1, available_cores() - 1))
 
 
 def _start_worker(number: int) -> None:

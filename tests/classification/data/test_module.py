@@ -1,4 +1,5 @@
 import shutil
+from types import SimpleNamespace
 
 import albumentations as A
 import cv2
@@ -134,3 +135,27 @@ def test_the_data_is_described_in_one_line(folder):
     data = data_of(folder)
     data.setup("fit")
     assert data.describe() == ("photos: 9 training and 6 validation images of 3 classes, 32x32 pixels, batches of 4")
+
+
+@pytest.mark.parametrize(("batches", "more"), [(2, 0), (2, None), (0, 1)])
+def test_a_run_resumes_with_the_same_images_or_between_epochs(image_folder, batches, more):
+    data = resumed(image_folder)
+    images = {} if more is None else {"images": len(data.train_set) + more}  # older checkpoints lack it
+    data.load_state_dict({"epoch": 1, "batches": batches, "shares": [4, 1]} | images)
+    assert (data.first_epoch, data.first_batch) == (1, batches)
+
+
+def test_a_run_does_not_resume_within_an_epoch_of_other_images(image_folder):
+    data = resumed(image_folder)
+    count = len(data.train_set)
+    with pytest.raises(InputError, match=f"within epoch 2 of {count + 1} training images, but now there are {count}:"):
+        data.load_state_dict({"epoch": 1, "batches": 2, "shares": [4, 1], "images": count + 1})
+
+
+def resumed(image_folder):
+    """A data module of a run that is about to resume."""
+    data = data_of(image_folder, batch_size=4)
+    data.class_names = list(CLASSES)
+    data.setup("fit")
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), world_size=1)
+    return data

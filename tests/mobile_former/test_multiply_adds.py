@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 
 import mobile_former
-from mobile_former.cost import madds_by_module
+from mobile_former.multiply_adds import madds_by_module
 
 # Published sizes: parameters for 1000 classes, multiply-adds (millions) of one 224×224 image.
 COSTS = {

@@ -1,0 +1,77 @@
+"""Number of processor cores that this process may use, and the number of threads that follows from it."""
+
+import os
+from pathlib import Path
+
+import torch
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use.
+
+    The number is limited by the process's CPU affinity and by the CPU quota of its control groups, which is how
+    containers are limited. Fractions of a core are dropped, but at least one core is returned.
+    """
+    # Only Linux reports the affinity.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def cpu_quota(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Return the CPU quota of the control groups (cgroups) of this process, in cores.
+
+    The quota of a group also holds for the groups in it. The smallest quota is therefore returned.
+
+    Args:
+        groups: folder of the mounted control groups, of version 1 or 2.
+        membership: file that lists the control groups of the process.
+
+    Returns:
+        The number of seconds of processor time per second, such as 1.5. None: there is no quota.
+    """
+    if not membership.is_file():
+        return None
+    quotas = []
+    for line in membership.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = groups / "cpu" if controllers else groups
+        # In a container, the root may be the group itself although the path is that of the host.
+        group = root / path.lstrip("/")
+        while group != group.parent and group.is_relative_to(root):
+            quotas += _quota_of(group)
+            group = group.parent
+    return min(quotas, default=None)
+
+
+def _quota_of(group: Path) -> list[float]:
+    """Return a list with the quota in cores of one control group. The list is empty if the group has no quota."""
+    try:
+        if (group / "cpu.max").is_file():  # version 2
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return [int(quota) / int(period)] if quota not in ("max", "-1") else []
+    except (OSError, ValueError):
+        return []
+
+
+def limit_threads(processes: int = 1) -> None:
+    """Limit PyTorch's threads for each operation to the cores that this process may use.
+
+    PyTorch's default is the number of cores of the machine, even in a container that may use fewer. If the user has set
+    ``OMP_NUM_THREADS``, nothing is changed.
+
+    Args:
+        processes: number of processes of the run on this machine. They share the cores. With several processes,
+            ``OMP_NUM_THREADS`` is set, which Lightning passes on to them.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = max(1, available_cores() // processes)
+    if processes > 1:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    if torch.get_num_threads() > threads:
+        torch.set_num_threads(threads)
