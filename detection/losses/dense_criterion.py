@@ -10,6 +10,7 @@ from detection.boxes.geometry import cxcywh_to_xyxy, generalised_iou, iou
 from detection.losses.focal import GAMMA
 from detection.losses.mixed_precision import without_autocast
 from detection.losses.normaliser import normaliser
+from detection.losses.parts import parts
 
 TOP_POSITIONS = 10  # positions per object
 SCORE_POWER, IOU_POWER = 0.5, 6.0  # exponents of the alignment
@@ -96,23 +97,51 @@ def assign(
         A tuple of three tensors ``(m,)``: the indices of the positions with an object, the indices of their objects,
         and the target scores in 0..1.
     """
-    corners = cxcywh_to_xyxy(target["boxes"].to(boxes))  # (n, 4)
-    distance = (centres[:, None] - target["boxes"][:, :2].to(boxes)).square().sum(-1)  # (P, n)
+    count = len(target["labels"])
+    taken = [
+        _best_positions(logits, boxes, centres, padding, target["labels"][part], target["boxes"][part].to(boxes), part)
+        for part in parts(count, len(centres), boxes.device)
+    ]
+    positions, objects, alignment, overlap = (torch.cat(values) for values in zip(*taken, strict=True))
+    # Each position keeps the object with the highest IoU, the first of several.
+    highest = overlap.new_full((len(centres),), -1).scatter_reduce_(0, positions, overlap, "amax")
+    best = overlap == highest[positions]
+    first = objects.new_full((len(centres),), count).scatter_reduce_(0, positions[best], objects[best], "amin")
+    kept = (best & (objects == first[positions])).nonzero()[:, 0]
+    kept = kept[positions[kept].argsort()]
+    positions, objects, alignment, overlap = (values[kept] for values in (positions, objects, alignment, overlap))
+    most_overlap, most_alignment = (
+        values.new_zeros(count).scatter_reduce_(0, objects, values, "amax") for values in (overlap, alignment)
+    )
+    scale = most_overlap / most_alignment.clamp(min=torch.finfo(alignment.dtype).tiny)
+    return positions, objects, alignment * scale[objects]
+
+
+def _best_positions(
+    logits: Tensor, boxes: Tensor, centres: Tensor, padding: Tensor, labels: Tensor, objects: Tensor, numbers: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the positions that some objects take, before conflicts between objects are resolved.
+
+    Args:
+        logits: see :func:`assign`, as ``boxes``, ``centres`` and ``padding``.
+        labels: labels of the objects ``(n,)``.
+        objects: boxes of the objects ``(n, 4)``, cxcywh, normalised to 0..1.
+        numbers: indices of the objects in their image ``(n,)``.
+
+    Returns:
+        A tuple of four tensors ``(m,)``: the indices of the positions, the indices of their objects, the alignments and
+        the IoUs.
+    """
+    corners = cxcywh_to_xyxy(objects)
+    distance = (centres[:, None] - objects[:, :2]).square().sum(-1)  # (P, n)
     distance = distance.masked_fill(padding[:, None], torch.inf)
     inside = ((centres[:, None] > corners[:, :2]) & (centres[:, None] < corners[:, 2:])).all(-1) & ~padding[:, None]
     nearest = F.one_hot(distance.argmin(0), len(centres)).T.bool()
     inside |= nearest & ~inside.any(0)
     overlap = iou(cxcywh_to_xyxy(boxes)[:, None], corners) * inside
-    alignment = logits[:, target["labels"]].sigmoid() ** SCORE_POWER * overlap**IOU_POWER
+    alignment = logits[:, labels].sigmoid() ** SCORE_POWER * overlap**IOU_POWER
     # Positions of equal alignment, for example 0 before boxes overlap anything, are ordered by distance.
     order = alignment + 1e-9 / (1 + distance)
     best = order.masked_fill(~inside, -1).topk(min(TOP_POSITIONS, len(centres)), dim=0).indices
-    taken = torch.zeros_like(inside).scatter_(0, best, value=True) & inside
-    objects = overlap.masked_fill(~taken, -1).argmax(1)
-    positions = taken.any(1).nonzero()[:, 0]
-    objects = objects[positions]
-    assigned = torch.zeros_like(taken)
-    assigned[positions, objects] = True
-    alignment, overlap = alignment * assigned, overlap * assigned
-    scale = overlap.amax(0) / alignment.amax(0).clamp(min=torch.finfo(alignment.dtype).tiny)
-    return positions, objects, alignment[positions, objects] * scale[objects]
+    taken = inside.gather(0, best)
+    return best[taken], numbers.expand_as(best)[taken], alignment.gather(0, best)[taken], overlap.gather(0, best)[taken]

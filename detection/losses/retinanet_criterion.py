@@ -11,6 +11,7 @@ from detection.boxes.geometry import cxcywh_to_xyxy, iou
 from detection.losses.focal import focal_loss
 from detection.losses.mixed_precision import without_autocast
 from detection.losses.normaliser import normaliser
+from detection.losses.parts import parts
 from detection.losses.targets import check_targets
 
 POSITIVE, NEGATIVE = 0.5, 0.4  # intersection over union
@@ -97,12 +98,17 @@ def assign(anchors: Tensor, boxes: Tensor) -> Tensor:
     objects = torch.full((len(anchors),), BACKGROUND, dtype=torch.long, device=anchors.device)
     if len(boxes) == 0:
         return objects
-    overlaps = iou(cxcywh_to_xyxy(anchors)[:, None], cxcywh_to_xyxy(boxes))  # (A, n)
-    best, nearest = overlaps.max(1)
+    corners = cxcywh_to_xyxy(anchors)[:, None]
+    best, nearest, claimed = torch.full_like(anchors[:, 0], -1), objects.clone(), objects.clone()
+    for numbers in parts(len(boxes), len(anchors), boxes.device):
+        overlaps = iou(corners, cxcywh_to_xyxy(boxes[numbers]))  # (A, part of n)
+        overlap, position = overlaps.max(1)
+        nearest = torch.where(overlap > best, numbers[position], nearest)
+        best = torch.maximum(best, overlap)
+        highest = overlaps.amax(0)
+        anchor, position = ((overlaps == highest) & (highest > 0)).nonzero(as_tuple=True)
+        # If two objects have the same best anchor, it is assigned to the last of them.
+        claimed.scatter_reduce_(0, anchor, numbers[position], "amax")
     objects[best >= NEGATIVE] = IGNORED
     objects[best >= POSITIVE] = nearest[best >= POSITIVE]
-    highest = overlaps.amax(0)
-    for number in range(len(boxes)):
-        if highest[number] > 0:
-            objects[overlaps[:, number] == highest[number]] = number
-    return objects
+    return torch.where(claimed >= 0, claimed, objects)

@@ -1,6 +1,7 @@
-"""Random predictions and objects for the tests of losses."""
+"""Random predictions and objects for the tests of losses, and the size of the largest tensor."""
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def random_layer(queries, classes=3, images=1, seed=0, dtype=torch.float32):
@@ -16,3 +17,16 @@ def random_target(objects, classes=3, seed=1):
         "labels": torch.randint(0, classes, (objects,), generator=generator),
         "boxes": torch.rand(objects, 4, generator=generator) * 0.4 + 0.3,
     }
+
+
+class Largest(TorchDispatchMode):
+    """Record the number of elements of the largest tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, torch.Tensor) and not value._is_view():
+                self.elements = max(self.elements, value.numel())
+        return result

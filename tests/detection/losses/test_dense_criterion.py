@@ -6,6 +6,7 @@ import torch
 
 from detection.losses.dense_criterion import DenseCriterion, assign
 from tests.detection.conftest import corners_of, overlap_of
+from tests.detection.losses.conftest import Largest
 
 
 def random_predictions(positions=40, classes=3):
@@ -112,3 +113,20 @@ def test_a_batch_without_objects_has_only_a_class_loss():
     losses = DenseCriterion()(random_predictions(), [empty])
     assert losses["loss_dense_ce"] > 0
     assert losses["loss_dense_bbox"] == losses["loss_dense_giou"] == 0
+
+
+def test_the_dense_assignment_takes_the_same_memory_for_any_number_of_objects():
+    """300 objects on 10 000 positions are compared in parts, with the result of an independent assignment."""
+    dense = random_predictions(10_000)
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.rand(300, 4, generator=generator, dtype=torch.float64) * 0.1 + 0.05
+    boxes[:, :2] = torch.rand(300, 2, generator=generator, dtype=torch.float64) * 0.8 + 0.1
+    target = {"labels": torch.randint(0, 3, (300,), generator=generator), "boxes": boxes}
+    with Largest() as largest:
+        positions, objects, scores = assign(
+            *(dense[name][0] for name in ("logits", "boxes", "centres", "padding")), target
+        )
+    assert largest.elements <= 4 * 2**20
+    expected = expected_assignment(dense, target)
+    assert dict(zip(positions.tolist(), objects.tolist(), strict=True)) == {p: row[0] for p, row in expected.items()}
+    assert scores.tolist() == pytest.approx([expected[p][1] for p in positions.tolist()])

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from detection.boxes.anchors import make_anchors
+from detection.boxes.geometry import cxcywh_to_xyxy, iou
 from detection.losses.retinanet_criterion import BACKGROUND, IGNORED, RetinaNetCriterion, assign
 from tests.detection.conftest import overlap_of
+from tests.detection.losses.conftest import Largest
 
 
 def test_anchors_take_the_object_of_highest_overlap_and_every_object_has_an_anchor():
@@ -72,3 +75,25 @@ def test_an_image_without_objects_has_only_a_class_loss():
     losses = RetinaNetCriterion(3)(outputs_of(torch.rand(5, 4).double() + 1), [empty])
     assert losses["loss_ce"] > 0
     assert losses["loss_bbox"] == 0
+
+
+@pytest.mark.parametrize("objects", [10, 1000])
+def test_the_assignment_takes_the_same_memory_for_any_number_of_objects(objects):
+    """Its largest tensor is that of a part of the comparisons; at once, 1000 objects would take 58 million elements."""
+    anchors = make_anchors([(40, 64), (20, 32)], (16, 32), 2, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.rand(objects, 4, generator=generator) * torch.tensor([1024, 640, 50, 50]) + 4
+    with Largest() as largest:
+        found = assign(anchors, boxes)
+    assert largest.elements <= 4 * 2**20
+    assert set(found[found >= 0].tolist()) == set(range(objects)) - overtaken(anchors, boxes)
+
+
+def overtaken(anchors, boxes):
+    """Objects that keep no anchor, by an assignment of one object after another."""
+    overlaps = torch.stack([iou(cxcywh_to_xyxy(anchors), cxcywh_to_xyxy(box)) for box in boxes])
+    best, nearest = overlaps.max(0)
+    owners = torch.where(best >= 0.5, nearest, -1)
+    for number, row in enumerate(overlaps):
+        owners[(row == row.max()) & (row > 0)] = number
+    return set(range(len(boxes))) - set(owners.tolist())
