@@ -78,8 +78,8 @@ class TransformersClassifier(nn.Module):
     def load(self, path: Path) -> None:
         """Load a weights file into this classifier, in place.
 
-        The tensor names in the file must be those of the transformers library. If the file has no linear layer of the
-        same shape, the linear layer of this classifier is not changed, and a warning is logged.
+        The tensor names in the file must be those of the transformers library. If the final linear layer in the file is
+        missing or has another shape, the final linear layer of this classifier is not changed, and a warning is logged.
         """
         rest = load_transformers_weights(self.backbone, path)
         head = {name.rpartition(".")[2]: tensor for name, tensor in rest.items() if name.startswith("classifier.")}

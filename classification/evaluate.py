@@ -53,10 +53,10 @@ def labelled_data(checkpoint: str, data_options: dict, given: Mapping) -> Classi
 
     Args:
         checkpoint: path of the checkpoint, for error messages.
-        data_options: dictionary from name to value of the data module's options, as stored in the checkpoint.
-        given: dictionary from name to value of options that replace stored ones, such as ``root`` and ``batch_size``.
-            None keeps the stored value. If ``root`` is given, the data set type is detected: tar shards or an image
-            folder.
+        data_options: dictionary with the data module's options, as stored in the checkpoint.
+        given: dictionary with options that replace the stored options, such as ``root`` and ``batch_size``. If a value
+            is None, the stored value is kept. If ``root`` is given, the data set type is detected: tar shards or an
+            image folder.
 
     Raises:
         InputError: an option is out of range, or the stored root is a shell command (``pipe:``) and ``given`` has no
@@ -97,7 +97,7 @@ def _per_class(module: ClassificationModule) -> list[tuple[str, int, float | Non
 
 
 def _class_table(module: ClassificationModule, most: int = 30) -> Table:
-    """Build a table of the classes with the lowest accuracy, lowest first.
+    """Build a :class:`rich.table.Table` of the classes with the lowest accuracy, sorted by ascending accuracy.
 
     The table has at most ``most`` rows. Classes without images are left out.
     """

@@ -31,9 +31,9 @@ class ClassificationModule(LightningModule):
         name: name of a published Mobile-Former. With the pip extra "baselines", also a model of another library:
             timm/NAME, transformers/resnetN with N = 18, 34, 50 or 101, or transformers/mobilenet_v2_M with the width
             multiplier M, such as 1.0.
-        pretrained: path of a weights file to start from. For Mobile-Former, it is a file of the paper's authors or of
-            this project, also as safetensors. For a model of timm or transformers, the tensors in the file have the
-            library's own names. Default: random weights.
+        pretrained: path of a weights file to start from. For Mobile-Former, it is a checkpoint of the paper's authors,
+            a checkpoint of this project or a safetensors file. For a model of timm or transformers, the tensors in the
+            file have the library's own names. Default: random weights.
         ablation: names of ablations, separated by commas, see :func:`mobile_former.ablation.ablate`. Each ablation
             removes or replaces a part of Mobile-Former. Default: none.
         dropout: dropout rate before the last linear layer.
@@ -109,7 +109,7 @@ class ClassificationModule(LightningModule):
         return self.model(images.contiguous(memory_format=torch.channels_last))
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        """Compute, log and return the loss of a batch. If mixup is enabled, it is applied first."""
+        """Compute, log and return the loss of a batch. If mixup is enabled, it is applied to the batch first."""
         images, labels = batch["image"], batch["label"]
         targets = labels
         if self.hparams.mixup_alpha > 0:
@@ -145,7 +145,7 @@ class ClassificationModule(LightningModule):
     def configure_optimizers(self) -> dict:
         """Return AdamW and its learning rate schedule, as the dictionary that Lightning expects.
 
-        The schedule is a warm-up and then a cosine. It changes the rate at each optimiser step.
+        The learning rate rises during the warm-up and then falls along a cosine. It changes at each optimiser step.
         """
         return self.optimisation.configure(self.model, self.trainer)
 

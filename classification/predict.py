@@ -30,7 +30,7 @@ SHEET_MOST = 60  # images; more would be too small to look at
 
 
 def main() -> None:
-    """Parse the command line, classify the images, print the results, and write the requested files."""
+    """Parse the command line, classify the images and print the predictions. Write them to files if requested."""
     parser = Parser(prog="python -m classification.predict", description="Classify images.")
     add_predict_options(parser, "classification", output="a .csv or .json file to write", batch_size=32)
     parser.add_argument("--sheet", type=Path | None, default=None, help="write a .png of the images with their classes")
@@ -79,7 +79,7 @@ class CheckpointClassifier:
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: dictionary with the data module's options that the same checkpoint contains.
+        data_options: dictionary with the options of the data module, from the checkpoint of ``module``.
     """
 
     def __init__(self, module: ClassificationModule, data_options: dict):

@@ -15,7 +15,10 @@ from mobile_former.weights.usage import Usage
 
 
 def main() -> None:
-    """Parse the command line, and write the model of a checkpoint to a folder or push it to the Hugging Face Hub."""
+    """Parse the command line, and convert a checkpoint to a model for the Hugging Face Hub.
+
+    The model is written to a folder or pushed to the Hub.
+    """
     parser = Parser(
         prog="python -m classification.publish",
         description="Write a checkpoint as a model for the Hugging Face Hub: config, safetensors and model card.",

@@ -35,7 +35,7 @@ class Planned(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Arguments of :func:`write_shard`: the path of a shard, its images, and whether to skip unreadable images."""
+    """Input of :func:`write_shard`: path of a shard, images for this shard, and whether to skip unreadable images."""
 
     target: Path
     planned: list[Planned]
@@ -90,7 +90,7 @@ def main() -> None:
 def plan_shards(
     images: ImageFolder, folder: Path, *, seed: int, size: int, samples: int | None, skip_unreadable: bool
 ) -> list[Job]:
-    """Distribute the images of a split over shards in random order, and return a list with a job for each shard.
+    """Distribute the images of a split over shards in random order.
 
     Validation and test images are shuffled too. This does not change the scores, and each shard is then a random sample
     of the split.
@@ -103,6 +103,9 @@ def plan_shards(
         samples: number of images in each shard except the last. None: ``size`` limits the shards.
         skip_unreadable: whether to leave out images that cannot be read. If False, such images are reported as errors
             when the shards are written.
+
+    Returns:
+        List with one :class:`Job` for each shard.
     """
     shards: list[list[Planned]] = []
     room = 0
@@ -124,12 +127,12 @@ def write_shards(output: Path, class_names: list[str], jobs: dict[str, list[Job]
     Args:
         output: folder of the index file.
         class_names: class names in the order of the labels.
-        jobs: dictionary from the name of a split to the list of its jobs, one for each shard.
+        jobs: dictionary from the name of a split to a list with one :class:`Job` for each shard of the split.
         workers: number of writing processes.
 
     Raises:
         InputError: a written shard cannot be read back without errors, or a split has no readable image.
-        SystemExit: some images are unreadable, and the jobs do not allow skipping them. No index is written.
+        SystemExit: some images are unreadable, and ``skip_unreadable`` is False in the jobs. No index file is written.
     """
     for split in jobs:
         (output / split).mkdir(parents=True, exist_ok=True)
@@ -162,9 +165,9 @@ def write_shards(output: Path, class_names: list[str], jobs: dict[str, list[Job]
 
 
 def write_shard(job: Job) -> Outcome:
-    """Write one shard, unless its file already exists with the right content.
+    """Write one shard. If a file with the same bytes already exists, it is kept.
 
-    A written shard is read back and checked before it gets its final name.
+    The shard is written to a temporary file. This file is read back and checked before it is renamed.
 
     Raises:
         InputError: the data that is read back differs from the data that was written.
@@ -220,7 +223,7 @@ def _run(jobs: list[Job], workers: int) -> list[Outcome]:
 
 
 def _undecodable(contents: dict[Planned, bytes]) -> Iterator[str]:
-    """Remove undecodable images from a dictionary. Yield an error message for each of these images.
+    """Remove undecodable images from ``contents``, in place. Yield an error message for each of these images.
 
     Args:
         contents: dictionary from each image to the bytes of its file.

@@ -78,10 +78,10 @@ def labelled_data(data_options: dict, given: Mapping) -> DetectionData:
     """Build the data module that reads the images and annotations for an evaluation.
 
     Args:
-        data_options: dictionary from name to value of the data module's options, as stored in the checkpoint.
-        given: dictionary from name to value of options that replace stored ones, such as ``root`` or ``batch_size``.
-            None keeps the stored value. If ``root`` or ``annotations`` is given, all stored paths are dropped, and the
-            data set is read in COCO format.
+        data_options: dictionary with the data module's options, as stored in a checkpoint.
+        given: dictionary with options that replace the stored options, such as ``root`` and ``batch_size``. If a value
+            is None, the stored value is kept. If ``root`` or ``annotations`` is given, all stored paths are ignored,
+            and the data set is read in COCO format.
 
     Raises:
         InputError: an option is out of range.

@@ -126,9 +126,10 @@ class CocoAP(Metric):
             self.boxes, self.scores = [torch.zeros((0, 4), device=self.device)], [none.float()]
 
     def _gathered(self) -> tuple[list[int], list[dict]]:
-        """Return the ids of the evaluated images and their detections, as a tuple of two lists.
+        """Return a tuple of two lists: the ids of all evaluated images, and the detections in these images.
 
-        Each detection is a dictionary in COCO results format. An image that was evaluated twice occurs once.
+        Each detection is a dictionary in COCO results format. An image that was evaluated twice occurs once. Detections
+        with values that are not finite are left out, with a warning.
         """
         self._begin()
         image_ids, counts, boxes, scores, labels = (

@@ -47,9 +47,9 @@ class DetectionModule(LightningModule):
         backbone: name of a backbone that replaces the detector's own: another Mobile-Former, timm/NAME, or
             transformers/resnetN with N = 18, 34, 50 or 101. The libraries timm and transformers need the pip extra
             "baselines". Default: the detector's own backbone.
-        pretrained: path of a weights file to start from. If it belongs to a classifier (by the paper's authors or this
-            project), only the backbone is loaded. If it belongs to the same detector, its classes may differ from
-            class_names. Default: random weights.
+        pretrained: path of a file with initial weights. If these are the weights of a classifier (by the paper's
+            authors or this project), only the backbone is loaded. If they are the weights of the same detector, the
+            classes may differ from class_names. Default: random weights.
         ablation: names of ablations, separated by commas, see :func:`detection.models.ablation.ablate`. Each ablation
             removes a part of the detector. Default: none.
         focal: predict classes by sigmoids with focal loss. If false, a softmax with the class "no object" is used.
@@ -60,8 +60,8 @@ class DetectionModule(LightningModule):
             learns faster.
         choose_queries: initialise the object queries from the best predictions of the dense head. The dense head then
             also runs in inference. Needs refine_boxes and dense_head.
-        num_queries: number of object queries of E2E-MF or DETR, the maximum number of detections in an image. Default:
-            50 for e2e_mf_26m and e2e_mf_52m, otherwise 100.
+        num_queries: number of object queries of E2E-MF or DETR. It is also the maximum number of detections in an
+            image. Default: 50 for e2e_mf_26m and e2e_mf_52m, otherwise 100.
         max_detections: maximum number of detections of RetinaNet in an image. Default: 100.
         learning_rate: peak learning rate.
         backbone_learning_rate: peak learning rate of the backbone. Default: learning_rate.
@@ -76,7 +76,8 @@ class DetectionModule(LightningModule):
             small batches and a pretrained backbone.
         checkpoint_gradients: recompute activations in the backward pass instead of storing them. This takes less memory
             and more time. Only for Mobile-Former backbones.
-        category_ids: COCO category ids in the order of the labels, for detection results. Default: 1, 2, 3 and so on.
+        category_ids: COCO category id of each class, in the order of class_names. Detection results in COCO format
+            contain these ids. Default: 1, 2, 3 and so on.
 
     Raises:
         InputError: the name is unknown, a value is out of range, or the weights file does not fit.
@@ -175,7 +176,7 @@ class DetectionModule(LightningModule):
         return self
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict:
-        """Return the detector's output for normalised images ``(B, 3, H, W)``, see its own ``forward`` method.
+        """Return the output of the detector's ``forward`` method for normalised images ``(B, 3, H, W)``.
 
         ``padding_mask`` ``(B, H, W)`` is True on padding. None: there is no padding.
         """
@@ -196,7 +197,7 @@ class DetectionModule(LightningModule):
         return losses["total"]
 
     def on_fit_start(self) -> None:
-        """Log a warning if training images have more objects than the model detects in an image."""
+        """Log a warning if training images have more objects than the model can detect in one image."""
         counts, most = self.trainer.datamodule.object_counts, self.model.max_detections
         if self.trainer.is_global_zero and counts.max() > most:
             _logger.warning(
@@ -222,7 +223,8 @@ class DetectionModule(LightningModule):
     def metric(self, source: Source) -> CocoAP:
         """Build the COCO metric for the images of ``source``.
 
-        It counts all detections of the model, but at least the 100 of COCO's own scores.
+        The metric uses at most N detections per class and image. N is 100, as in COCO's own evaluation. If the model
+        can return more than 100 detections for an image, N is the maximum number of detections of the model.
         """
         counted = max(SCORED_DETECTIONS, self.model.max_detections)
         return CocoAP(source.ground_truth(), source.category_ids, counted)
@@ -267,7 +269,11 @@ class DetectionModule(LightningModule):
 
     @property
     def category_ids(self) -> list[int]:
-        """COCO category ids in the order of the labels, for detection results. Default: 1, 2, 3 and so on."""
+        """COCO category id of each class, in the order of the labels.
+
+        Detection results in COCO format contain these ids. Without the option ``category_ids``, they are 1, 2, 3 and so
+        on.
+        """
         return list(self.hparams.category_ids or range(1, len(self.hparams.class_names) + 1))
 
     def describe(self) -> str:

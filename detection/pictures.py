@@ -43,7 +43,7 @@ def draw_detections(
 def with_detections(
     image: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int], captions: Sequence[str]
 ) -> Image.Image:
-    """Return a copy of an image with boxes and captions drawn on it.
+    """Return a copy of an image, as a Pillow image, with boxes and captions drawn on it.
 
     A small image is enlarged, so that the captions are legible.
 
@@ -163,8 +163,8 @@ def _draw(
 ) -> Image.Image:
     """Return a copy of an image, resized by the factor ``scale``, with boxes and captions drawn on it.
 
-    The font size is ``letters`` pixels. Pillow is used, because matplotlib does not return pixel positions and text
-    sizes before it draws.
+    The result is a Pillow image. The font size is ``letters`` pixels. Pillow is used, because matplotlib does not
+    return pixel positions and text sizes before it draws.
     """
     picture = Image.fromarray(image)
     if scale != 1:
@@ -265,7 +265,7 @@ def _colours(label: int) -> tuple[str, str]:
 def _legible(text: str, letters: int, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """Shorten a text so that it fits into one line of ``width`` pixels. ``…`` replaces the middle of a long text.
 
-    Return a tuple (text, Pillow font). ``letters`` is the font size.
+    Return a tuple (shortened text, Pillow font for the text). ``letters`` is the font size in pixels.
     """
     text, path = with_font(text)
     font = ImageFont.truetype(path, letters)
@@ -278,13 +278,13 @@ def _legible(text: str, letters: int, width: int) -> tuple[str, ImageFont.FreeTy
 
 
 def with_font(text: str) -> tuple[str, str]:
-    """Put a text on one line, and choose a font that has all of its characters.
+    """Replace line breaks in a text by spaces, and choose a font that has all characters of the text.
 
     If no font has all characters, the font is DejaVu Sans. Characters that DejaVu Sans lacks are then replaced by their
     code points, such as ``U+1F600``.
 
     Returns:
-        A tuple (text, path of the font file).
+        A tuple (changed text, path of the font file).
     """
     text = " ".join(text.split())
     path = _font_of(frozenset(text))

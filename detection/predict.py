@@ -92,8 +92,8 @@ class Detector(Protocol):
     Attributes:
         class_names: class names in the order of the labels.
         category_ids: COCO category ids in the order of the labels.
-        transform: function that prepares an image ``(H, W, 3)`` uint8 for :meth:`detect`. The call is
-            ``transform(image=image, bboxes=np.zeros((0, 4)), labels=[])["image"]``, as for an albumentations pipeline.
+        transform: function that prepares an image ``(H, W, 3)`` uint8 for :meth:`detect`. It is called like an
+            albumentations pipeline: ``transform(image=image, bboxes=np.zeros((0, 4)), labels=[])["image"]``.
     """
 
     class_names: list[str]
@@ -119,7 +119,7 @@ class CheckpointDetector:
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: dictionary with the data module's options that the same checkpoint contains.
+        data_options: dictionary with the options of the data module, from the checkpoint of ``module``.
         device: device of the model. Default: the GPU if present, else the CPU.
     """
 

@@ -9,7 +9,7 @@ from mobile_former.training.cli.parser import parse_folder_and_limit
 
 
 def main() -> None:
-    """Parse the command line, and write the built-in data set of digits on photographs in COCO format."""
+    """Parse the command line, and write the built-in detection data set to a folder, in COCO format."""
     arguments = parse_folder_and_limit(
         "python -m detection.scenes",
         "Write the embedded scenes in COCO's format.",

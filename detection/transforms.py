@@ -66,13 +66,13 @@ class TransformOptions:
                 raise InputError(f"--data.{name} is {getattr(self, name)}: give a probability from 0 to 1")
 
     def training(self, custom: Sequence[Serializable] | None = None) -> A.Compose:
-        """Build the training pipeline from ``custom`` transforms if given, otherwise by :func:`train_transform`."""
+        """Build the training pipeline: from the transforms ``custom`` if given, else with :func:`train_transform`."""
         if custom is not None:
             return custom_transform(custom)
         return train_transform(self.short_sides, self.longest, flip=self.flip, crop=self.crop)
 
     def evaluation(self) -> A.Compose:
-        """Build the evaluation pipeline by :func:`eval_transform`."""
+        """Build the evaluation pipeline with :func:`eval_transform`."""
         return eval_transform(self.short_side, self.longest)
 
 
@@ -187,7 +187,7 @@ class RandomSizeCrop(A.DualTransform):
         self.longest = longest
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
-        """Choose a random rectangle. Return its pixel coordinates as ``{"crop": (left, top, right, bottom)}``."""
+        """Choose a random crop region. Return it in pixels as ``{"crop": (left, top, right, bottom)}``."""
         height, width = params["shape"][:2]
         across, down = (
             self.py_random.randint(min(self.shortest, side), min(self.longest, side)) for side in (width, height)
@@ -203,8 +203,8 @@ class RandomSizeCrop(A.DualTransform):
     def apply_to_bboxes(self, bboxes: np.ndarray, crop: tuple[int, int, int, int], **params) -> np.ndarray:
         """Convert boxes from normalised coordinates of the image to normalised coordinates of the crop.
 
-        The boxes ``(n, 4 or more)`` are xyxy in their first four columns. albumentations then clips the boxes and drops
-        those outside the crop.
+        ``bboxes`` ``(n, 4 or more)`` has xyxy in its first four columns. Other columns do not change. albumentations
+        then clips the boxes and drops those outside the crop.
         """
         left, top, right, bottom = crop
         height, width = params["shape"][:2]
@@ -245,8 +245,9 @@ def resized(
 def _compose(transforms: Sequence, min_visibility: float = 0.0) -> A.Compose:
     """Build a pipeline of albumentations transforms for images with boxes.
 
-    Boxes are clipped to the image. A box is dropped if it is outside the image, less than a pixel wide or high, or if
-    less than the fraction ``min_visibility`` of its area remains.
+    Boxes are clipped to the image after the transforms. A box is dropped if it is outside the image, if the clipped box
+    is less than a pixel wide or high, or if its area is less than the fraction ``min_visibility`` of the area before
+    clipping.
     """
     boxes = A.BboxParams(
         "pascal_voc",

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add files from outside ``docs/`` to the site, with the same paths as in the repository.
 
-    These are the licence file, and the pages, pictures and notebooks in ``experiments/``.
+    The added files are the licence file, and the pages, pictures and notebooks in ``experiments/``.
     """
     patterns = ("LICENSE", "experiments/*.md", "experiments/pictures/*", "experiments/notebooks/*.ipynb")
     for path in (path for pattern in patterns for path in ROOT.glob(pattern)):

@@ -27,7 +27,7 @@ def _reference(member: griffe.Object, name: str) -> str:
 
     Args:
         member: object that has the docstring.
-        name: name in the role. It is resolved in the scope of ``member``.
+        name: Python name between the backticks of the role. It is resolved in the scope of ``member``.
     """
     try:
         target = member.resolve(name) if name.partition(".")[0] != member.package.name else name

@@ -1,4 +1,4 @@
-"""``python -m experiments.figures``: draw the figures of the documentation from the models, as SVG files."""
+"""``python -m experiments.figures``: draw the documentation's figures of the models, as SVG files."""
 
 import argparse
 import re
@@ -305,9 +305,10 @@ def _legend(axis: Axes, style: Style, **options) -> None:
 def _box(
     axis: Axes, x: float, y: float, width: float, height: float, title: str, colour: str, text: str = ""
 ) -> tuple[float, float]:
-    """Draw a box with a title, an optional text and its centre at ``(x, y)``.
+    """Draw a coloured box that contains a title and an optional text. The centre of the box is at ``(x, y)``.
 
-    Return the x coordinates of the left and right side of the box.
+    Returns:
+        Tuple with the x coordinates of the left and the right side of the box.
     """
     corner = (x - width / 2, y - height / 2)
     style = "round,pad=0,rounding_size=0.08"

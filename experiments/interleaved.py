@@ -1,4 +1,4 @@
-"""Time functions in turns in one process, so that other load on the machine slows all functions equally."""
+"""Time functions in turns in one process, so that other processes on the machine slow all functions equally."""
 
 import gc
 import random
@@ -61,8 +61,8 @@ def quartiles(values: Sequence[float]) -> list[float]:
 
 
 def paired(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
-    """Return the list of ratios ``numerator / denominator``, one ratio per round.
+    """Return a list with the ratio of two times, ``numerator / denominator``, for each round.
 
-    If other load slows a whole round, both times grow, and the ratio stays about the same.
+    If other processes on the machine slow a round, both of its times grow, and their ratio stays about the same.
     """
     return [over / under for over, under in zip(numerator, denominator, strict=True)]

@@ -11,7 +11,7 @@ The timing covers all steps from files to a batch of normalised float32 tensors:
   transforms with the same random numbers, albumentations' ``Normalize`` and ``ToTensorV2``, and batching of float
   images.
 
-"ours" and "Pillow" take turns in one process, so other load on the machine slows both. Times are medians over the
+"ours" and "Pillow" take turns in one process, so other processes on the machine slow both. Times are medians over the
 rounds. The command prints the median ratio of the two speeds, once for all steps and once without batching.
 """
 
@@ -47,7 +47,9 @@ Stage = Callable[[Any], Any]
 
 @dataclass
 class Side:
-    """The steps of one way to load images, "ours" or "Pillow". Each step is a function that is timed separately.
+    """The steps of one way to load images: with this project or with Pillow.
+
+    Each step is a function that is timed separately.
 
     Attributes:
         image: the steps for a single image, as a dictionary from name to function in the order of execution.
@@ -59,7 +61,7 @@ class Side:
 
 
 def main() -> None:
-    """Time "ours" and "Pillow" with each augmentation recipe, and print the time of each loading step."""
+    """Time image loading by this project and by Pillow with each augmentation recipe, and print the times."""
     parser = argparse.ArgumentParser(prog="python -m experiments.loading", description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, help="folder of images to load (default: sample photographs, 500x375)")
     parser.add_argument("--recipe", choices=["basic", "full"], nargs="+", default=["basic", "full"])
@@ -81,22 +83,22 @@ def main() -> None:
 
 
 def sides(recipe: str) -> dict[str, Side]:
-    """Return the loading steps of "ours" (this project) and of "Pillow".
+    """Return the steps of image loading by this project ("ours") and by Pillow.
 
     Args:
         recipe: augmentation, "basic" (crop and flip) or "full" (also RandAugment and random erasing).
 
     Returns:
-        Dictionary from "ours" and "Pillow" to the :class:`Side` of each.
+        Dictionary with the keys "ours" and "Pillow", and with a :class:`Side` for each.
     """
 
     def transforms(crop: A.BasicTransform | None) -> dict[str, Stage]:
         """Return a dictionary from the name of each training transform to a function that applies it to an image.
 
-        The random seed is the same in every call.
+        The random generators of the transforms are seeded with the same number in every call.
 
         Args:
-            crop: transform to use instead of the first one. None: the first transform is kept.
+            crop: random crop that replaces the first of the project's transforms. None: nothing is replaced.
         """
         full = {"rand_augment": True, "random_erasing": 0.2} if recipe == "full" else {}
         compose = train_transform(224, **full)
@@ -121,7 +123,13 @@ def sides(recipe: str) -> dict[str, Side]:
 
 
 def report(recipe: str, paths: list[Path], rounds: int) -> None:
-    """Time "ours" and "Pillow" with a recipe, and print time per image, speed ratio and time of each step."""
+    """Time image loading by this project and by Pillow, and print the time per image, speed ratio and time per step.
+
+    Args:
+        recipe: augmentation, see :func:`sides`.
+        paths: paths of the images.
+        rounds: number of times that each of the two loads all images. An untimed warm-up round precedes them.
+    """
     ways = sides(recipe)
     times = {name: [] for name in ways}  # milliseconds of each stage, one dictionary per round
     for _ in range(rounds + 1):
@@ -149,9 +157,10 @@ def report(recipe: str, paths: list[Path], rounds: int) -> None:
 
 
 def stage_times(side: Side, paths: list[Path]) -> dict[str, float]:
-    """Load every image once, in batches.
+    """Load every image once, in batches, and time each step.
 
-    Return a dictionary from the name of each loading step to its mean time per image in milliseconds.
+    Returns:
+        Dictionary from the name of a step to its mean time per image in milliseconds.
     """
     seconds = dict.fromkeys([*side.image, *side.batch], 0.0)
 
@@ -173,9 +182,10 @@ def stage_times(side: Side, paths: list[Path]) -> dict[str, float]:
 
 
 def write_samples(folder: Path) -> list[Path]:
-    """Write twelve JPEG files like ImageNet's (500×375, 4:2:0, about 75 kB), and return their paths.
+    """Write twelve JPEG files, and return a list of their paths.
 
-    The images are parts of photographs in installed packages.
+    The size of the images (500×375 pixels), the chroma subsampling (4:2:0) and the file size (about 75 kB) are similar
+    to those of ImageNet. The images are crops of sample photographs from scikit-learn and matplotlib.
     """
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
         photographs = [*load_sample_images().images, np.asarray(Image.open(file).convert("RGB"))]

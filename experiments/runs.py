@@ -48,15 +48,18 @@ class Training:
 
     @property
     def command(self) -> list[str]:
-        """The command that trains, as a list of words. It resumes from the last checkpoint if there is one."""
+        """The command line that starts the training, as a list of strings.
+
+        The training resumes from its last checkpoint if there is one.
+        """
         location = ["--runs_folder", str(self.folder.path.parent.parent), "--name", self.folder.path.name]
         return [sys.executable, "-m", f"{self.task}.fit", *self.arguments, *location, "--ckpt_path", "auto"]
 
 
 def trainings_parser(command: str, purpose: str, *, config: str, each: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of both commands, ``compare`` and ``sweep``.
+    """Return a parser with the options that the commands ``compare`` and ``sweep`` have in common.
 
-    The help text says that all other options are passed to ``fit``.
+    Its help text explains that all other options are passed to ``fit``.
 
     Args:
         command: ``"compare"`` or ``"sweep"``.
@@ -120,7 +123,7 @@ def read_config(path: Path, known: Sequence[str], required: Sequence[str], what:
 
 
 def as_arguments(options: dict) -> list[str]:
-    """Return options as a list of command-line words: ``--option``, value, ``--option``, value, ….
+    """Convert a dictionary of options to a list of command-line arguments, such as ``["--seed", "1"]``.
 
     Values that are not strings are converted to JSON.
     """
@@ -176,7 +179,7 @@ def last_error(log: Path) -> str:
 
 
 def validation_image(task: str, data_options: dict) -> torch.Tensor:
-    """Return the first validation image as a normalised batch ``(1, 3, H, W)``, in the input size of the model.
+    """Return the first validation image as a normalised batch ``(1, 3, H, W)``, resized for the model.
 
     Args:
         task: "classification" or "detection".

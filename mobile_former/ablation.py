@@ -1,6 +1,6 @@
 """Ablations: remove or replace a part of a model, to measure how much the part contributes.
 
-The modules of the published models contain no code for ablations. An ablation replaces some of them in a built model by
+The modules of the published models contain no code for ablations. An ablation replaces some modules of a built model by
 the small modules in this file.
 """
 
@@ -96,8 +96,8 @@ def replace_parts(model: nn.Module, kind: type[nn.Module], make: Callable[[nn.Mo
 
     Args:
         model: the model, which is modified in place.
-        kind: type of the submodules to replace. Submodules of a subclass are kept.
-        make: function that returns the replacement of a submodule.
+        kind: type of the submodules to replace. Instances of its subclasses are kept.
+        make: function that takes a submodule and returns its replacement.
 
     Returns:
         True if any submodule was replaced.
@@ -190,7 +190,7 @@ class ProjectedFormerToMobile(Ablated, FormerToMobile):
 
 
 class AttentionAlone(Ablated, Former):
-    """:class:`Former`, the transformer layer over the tokens, without the feed-forward network and its LayerNorm.
+    """Replacement of :class:`Former` that has no feed-forward network: self-attention and one LayerNorm.
 
     Args:
         part: the layer to replace. Its sizes and options are copied, but not its weights.

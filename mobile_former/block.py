@@ -81,7 +81,8 @@ class MobileFormerBlock(nn.Module):
     def _mixing(self, logits: Tensor, x: Tensor, padding: Tensor | None) -> Tensor:
         """Compute the weight of each token at each output position, for the spatially aware dynamic ReLU.
 
-        The weights ``(B, M, H', W')`` are a softmax of the attention logits over the tokens.
+        The attention logits are averaged over the heads. If the block has stride 2, they are also average-pooled. A
+        softmax over the tokens then returns the weights, ``(B, M, H', W')``.
         """
         logits = logits.mean(1).unflatten(2, x.shape[2:])
         if self.downsamples:

@@ -72,7 +72,10 @@ class MobileToFormer(nn.Module):
         return self.norm(tokens + self.drop_path(self.output(gathered))), logits
 
     def keys_and_values(self, x: Tensor, map_position: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the keys (map plus position embedding) and the values (map), each ``(B, heads, C/heads, H·W)``."""
+        """Return the keys (feature map plus position embedding) and the values (feature map).
+
+        Both are ``(B, heads, C/heads, H·W)``.
+        """
         values = split_channels(x)
         return values if map_position is None else split_channels(x + map_position), values
 
@@ -122,7 +125,7 @@ class FormerToMobile(nn.Module):
 
 
 def add_position(x: Tensor, position: Tensor | None) -> Tensor:
-    """Add a position embedding to tokens or to a feature map. If the embedding is None, return ``x`` unchanged."""
+    """Add a position embedding to ``x``, which is tokens or a feature map. If it is None, return ``x`` unchanged."""
     return x if position is None else x + position
 
 

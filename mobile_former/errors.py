@@ -20,7 +20,8 @@ def nearest(given: str, valid: Iterable[str]) -> str:
         valid: the valid names.
 
     Returns:
-        ``"did you mean 'x' or 'y'?"`` if valid names resemble the unknown one, otherwise a list of all valid names.
+        The text ``"did you mean 'x' or 'y'?"`` if valid names resemble the unknown one. Otherwise the text
+        ``"choose from 'x', 'y', …"`` with all valid names.
     """
     valid = list(valid)
     close = [name for name in valid if given and name.startswith(given)][:3]

@@ -211,7 +211,8 @@ def create(
         options: ``in_chans`` and ``spatial_dynamic_relu`` of :class:`mobile_former.MobileFormer`.
 
     Raises:
-        InputError: there are no weights to load, or an option is invalid.
+        InputError: ``pretrained`` is True but no weights are given, the weights cannot be downloaded or do not fit, or an
+            option is invalid.
         FileNotFoundError: the weights file does not exist.
     """
     if isinstance(pretrained_cfg, str):
@@ -286,7 +287,7 @@ def _weights(name: str, given: Mapping, cache_dir: str | Path | None) -> tuple[P
 def _feature_info(backbone: Backbone) -> list[dict]:
     """Return the list from which timm's ``FeatureInfo`` is built.
 
-    The list has a dictionary with the number of channels, the stride and the module name of each feature map.
+    The list has one dictionary for each feature map, with the number of channels, the stride and the module name.
     """
     last = {stride: number for number, stride in enumerate(backbone.strides)}
     return [

@@ -128,7 +128,7 @@ class ClassificationData(ImageData):
 
     @cached_property
     def shard_index(self) -> ShardIndex:
-        """List of the shards in ``root``, read from the index file on first use."""
+        """Index of the shards in ``root``, read from the index file on first use."""
         return ShardIndex.read(self.hparams.root)
 
     def setup(self, stage: str) -> None:
@@ -156,7 +156,7 @@ class ClassificationData(ImageData):
         )
 
     def draw_augmented(self, path: Path) -> None:
-        """Save up to 24 augmented training images, with their class names, in a grid as one image file ``path``."""
+        """Draw a grid of up to 24 augmented training images with their class names, and save it as an image file."""
         samples = self.samples_to_draw(24)
         image_sheet(
             [sample["image"].permute(1, 2, 0).numpy() for sample in samples],
@@ -166,9 +166,10 @@ class ClassificationData(ImageData):
         )
 
     def skipped_counts(self) -> dict[str, int]:
-        """Return a dictionary with the numbers of training images and shards that were skipped in all processes.
+        """Return a dictionary with the number of training images and the number of shards that were skipped.
 
-        The keys are ``skipped_images`` and, for shards, ``skipped_shards``. Every process must call this method.
+        The keys are ``skipped_images`` and, if the data set consists of shards, ``skipped_shards``. An image or shard
+        counts once if any process skipped it. Every process must call this method.
         """
         counts = super().skipped_counts()
         if self.hparams.dataset == "shards":
@@ -193,7 +194,7 @@ class ClassificationData(ImageData):
         return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def state_dict(self) -> dict:
-        """Return the dictionary that a checkpoint stores, with the position in the training data.
+        """Return the state for a checkpoint: a dictionary that contains the position in the training data.
 
         For shards, it also contains the number of lanes (parts of the data that are loaded independently). The order of
         the images depends on this number, see :class:`ShardBatches`.

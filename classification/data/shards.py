@@ -48,8 +48,8 @@ class Shard(NamedTuple):
 class ShardSample(NamedTuple):
     """An encoded image of a shard, such as the bytes of a JPEG file, with its name and label.
 
-    If a shard is damaged, images of another shard can replace its images. In a replacement, ``damage`` is the error
-    message about the damaged shard.
+    If a shard is damaged, images of another shard can replace its images. For such a replacement image, ``damage`` is
+    the error message about the damaged shard. For all other images, it is None.
     """
 
     name: str
@@ -129,7 +129,7 @@ class ShardSource:
     keeps in memory the images that the next batches need.
 
     Args:
-        index: list of the shards.
+        index: index of the data set, which lists its shards.
         split: name of the split.
         class_names: class names of the model. Labels are positions in this sequence.
         skip_damaged: whether to use the samples of the next undamaged shard if a shard is damaged. If False, a damaged
@@ -173,7 +173,7 @@ class ShardSource:
         return int(self.first[-1])
 
     def read(self, index: int) -> np.ndarray:
-        """Return an image ``(H, W, 3)`` uint8 RGB, and store its label in the attribute ``labels``."""
+        """Return image ``index`` as ``(H, W, 3)`` uint8 RGB, and store its label in ``self.labels[index]``."""
         sample = self._find(index)
         self.labels[index] = sample.label
         return decode_image(sample.data, sample.name)
@@ -183,11 +183,11 @@ class ShardSource:
         return self._find(index).name
 
     def leading(self, most: int) -> int:
-        """Return the total number of images in the first N shards. N is the smallest number that gives ``most`` images.
+        """Return the number of images in the first shards that together have at least ``most`` images.
 
-        If the split has fewer images, return the number of images in the split. A check of ``most`` images can use the
-        first shards only, because the images of a split are in random order. Reading a few images of every shard would
-        take as long as reading the whole split.
+        If the split has fewer images, return the number of images in the split. Code that needs only ``most`` images of
+        a split can choose them from these first shards, because the images of a split are in random order. Reading a
+        few images of every shard would take as long as reading the whole split.
         """
         return int(self.first[np.searchsorted(self.first, min(most, len(self)))])
 
@@ -198,13 +198,15 @@ class ShardSource:
     def hold(self, shard: int, indices: Sequence[int]) -> None:
         """Read a shard and keep some of its images in memory.
 
+        If the shard is damaged and ``skip_damaged`` is set, images of the next undamaged shard are kept instead.
+
         Args:
             shard: index of the shard.
-            indices: numbers of the images to keep. All of these images are in the shard.
+            indices: indices of the images to keep. All of these images must be in the shard.
 
         Raises:
-            InputError: the shard cannot be read. With ``skip_damaged``, the next readable shard is used instead, and
-                the error is raised only if no shard can be read.
+            InputError: the shard is damaged. If ``skip_damaged`` is set, this error is raised only if all shards are
+                damaged.
         """
         samples = self._read_undamaged(shard)
         for index in indices:
@@ -269,7 +271,7 @@ class ShardBatches(Dataset):
     multiple of the number of processes, or there are fewer samples than processes.
 
     Args:
-        images: training or evaluation images that are read from a :class:`ShardSource`.
+        images: data set of single images, for training or evaluation. It reads them from a :class:`ShardSource`.
         batch_size: maximum number of samples per batch.
         lanes: number of lanes.
         rank: index of this process.
@@ -311,9 +313,14 @@ class ShardBatches(Dataset):
         return self._samples(self._plans[lane][begin:], int(self.sizes[draw.batch]), draw.epoch)
 
     def plan(self, lane: int, epoch: int) -> np.ndarray:
-        """Return the indices of all images of a lane, in the order in which they are used in an epoch.
+        """Return the indices of the images in a lane, in the order in which they are used in an epoch.
 
-        A lane is a part of the images of this process, see :class:`ShardBatches`.
+        The images of each process are divided into parts called lanes, normally one per loading worker, see
+        :class:`ShardBatches`.
+
+        Args:
+            lane: index of the lane.
+            epoch: index of the epoch.
         """
         source = self.images.source
         order = np.arange(len(source.shards))
@@ -331,10 +338,11 @@ class ShardBatches(Dataset):
         return indices[_buffer_shuffle(len(indices), generator)]
 
     def _samples(self, ahead: np.ndarray, size: int, epoch: int) -> list[dict]:
-        """Return the list of samples for the next ``size`` images of a lane, see :class:`ShardBatches`.
+        """Return a list with the samples of one batch: the first ``size`` images in ``ahead``.
 
-        ``ahead`` contains the indices of all images of the lane that are not in earlier batches. If a shard cannot be
-        read, the list contains one dictionary with the error message instead of the samples.
+        ``ahead`` contains the indices of all images of a lane that are not in earlier batches. A lane is a part of the
+        images of this process, see :class:`ShardBatches`. If a shard cannot be read, the list contains only one
+        dictionary with the error message.
         """
         source, samples = self.images.source, []
         for index in ahead[:size].tolist():
@@ -371,7 +379,7 @@ class ShardSampler(Sampler[BatchDraw]):
         self.epoch = first.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the index of the epoch, counted from 0. The next iteration yields the positions of this epoch."""
+        """Set the epoch whose batch positions the next iteration yields. The first epoch is 0."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[BatchDraw]:
@@ -384,9 +392,10 @@ class ShardSampler(Sampler[BatchDraw]):
 
 
 def collate_shards(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
-    """Build a batch with :func:`collate`, and add the entry ``damages`` to its dictionary.
+    """Build a batch (a dictionary) with :func:`collate`, and add the entry ``damages``.
 
-    ``damages`` is the sorted list of messages about the damaged shards whose samples were replaced.
+    ``damages`` is a sorted list of error messages, one for each damaged shard. In the batch, samples of another shard
+    replace the samples of a damaged shard.
     """
     return collate(samples) | {"damages": sorted({sample["damage"] for sample in samples if sample.get("damage")})}
 
@@ -405,10 +414,10 @@ def holds_shards(root: str) -> bool:
 
 
 def locate(root: str, file: str) -> str:
-    """Return the path, URL or ``pipe:`` command from which a file of a data root is read.
+    """Return the location of the file named ``file`` in a data root: a path, a URL or a ``pipe:`` command.
 
-    In a URL or ``pipe:`` command, the name of the file replaces ``{}``. If there is no ``{}``, a slash and the name are
-    appended.
+    If the root is a folder, the location is the path of the file in this folder. If the root is a URL or ``pipe:``
+    command, the name of the file replaces ``{}`` in it. If it has no ``{}``, a slash and the name are appended.
     """
     if not is_url(root):
         return str(Path(root) / file)
@@ -441,16 +450,16 @@ def fetch(place: str) -> bytes:
 def read_shard(content: bytes, place: str, shard: Shard, labels: Sequence[int]) -> list[ShardSample]:
     """Check a shard against the index file, and return the list of its samples.
 
-    The labels in the shard are converted to the labels of the model, which may number the classes differently.
+    The returned samples have the labels of the model, which may number the classes differently from the shard.
 
     Args:
         content: bytes of the tar file.
         place: path or URL of the file, for messages.
         shard: entry of the index file for the shard.
-        labels: labels of the model, indexed by the label in the shard.
+        labels: list that maps a label in the shard to the label of the same class in the model.
 
     Raises:
-        InputError: the bytes differ from the index file, or are not a tar file of labelled images.
+        InputError: the shard does not agree with the index file, or ``content`` is not a tar file of labelled images.
     """
     _require_size(place, shard, len(content))
     if hashlib.sha256(content).hexdigest() != shard.sha256:
@@ -494,10 +503,10 @@ def _require_size(place: str, shard: Shard, size: int | None) -> None:
 
 
 def _buffer_shuffle(count: int, generator: np.random.Generator) -> list[int]:
-    """Return the numbers 0, …, ``count - 1`` in the random order of a shuffle buffer.
+    """Shuffle the numbers 0, …, ``count - 1`` with a shuffle buffer, and return them as a list.
 
-    Each number is drawn at random from a buffer of 1000 numbers. The next number in order then replaces the drawn
-    number in the buffer.
+    Each number of the list is chosen at random from a buffer of 1000 numbers. The next number in ascending order then
+    replaces the chosen number in the buffer.
     """
     buffer = list(range(min(SHUFFLE_BUFFER, count)))
     order = []

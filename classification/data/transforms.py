@@ -62,8 +62,8 @@ class TransformOptions:
         """Build the transforms for training.
 
         Args:
-            custom: transforms that replace the published Mobile-Former recipe. A resize to ``image_size`` is appended.
-                None: the published recipe, see :func:`train_transform`.
+            custom: transforms to use instead of the published Mobile-Former recipe. A resize to ``image_size`` is
+                appended to them. None: the published recipe, see :func:`train_transform`.
         """
         if custom is not None:
             return custom_transform(custom, self.image_size)
@@ -134,10 +134,10 @@ def shorter_side(image_size: int, crop_fraction: float) -> int:
 
 
 class RandomResizedCrop(A.RandomResizedCrop):
-    """Random resized crop of albumentations, extended by antialiasing.
+    """albumentations' RandomResizedCrop with antialiasing.
 
-    Antialiasing is applied only if a side of the crop is reduced to less than half of its length. All pixels of the
-    crop then contribute to the output. Otherwise, plain bilinear interpolation is enough. It reads four pixels of the
+    Antialiasing is applied only if a side of the crop is reduced to less than half of its length. Then all pixels of
+    the crop contribute to the output. Otherwise, plain bilinear interpolation is used, which reads four pixels of the
     crop per output pixel.
     """
 
@@ -151,12 +151,12 @@ class RandomResizedCrop(A.RandomResizedCrop):
 
 
 class ResizeShorterSide(A.ImageOnlyTransform):
-    """Resize an image so that its shorter side is ``size`` pixels.
+    """Resize an image so that its shorter side has ``size`` pixels.
 
     The interpolation is Pillow's antialiased bilinear interpolation, which was also used to measure the published
-    accuracies. If the longer side is more than 32 times the shorter, only the middle of the image is resized. The rest
-    is not needed, because a centre crop follows. If the whole image were resized, it could fill the memory: an image of
-    1×60 000 pixels would take 12 GB.
+    accuracies. If the longer side is more than 32 times the shorter, only the middle of the image is returned. The rest
+    is not needed, because a centre crop follows. Resizing the whole image could fill the memory: the result for an
+    image of 1×60 000 pixels would take 12 GB.
 
     Args:
         size: length of the shorter side in pixels. The length of the longer side is rounded down, as in torchvision.
@@ -167,7 +167,7 @@ class ResizeShorterSide(A.ImageOnlyTransform):
         self.size = size
 
     def apply(self, img: np.ndarray, **params) -> np.ndarray:
-        """Return the resized copy of an image ``(H, W, 3)`` uint8."""
+        """Resize an image ``(H, W, 3)`` uint8 so that its shorter side has ``size`` pixels."""
         img = middle(img)
         height, width = img.shape[:2]
         shorter = min(height, width)
@@ -187,7 +187,8 @@ def middle(image: np.ndarray) -> np.ndarray:
 class CentreCrop(A.ImageOnlyTransform):
     """Crop the central square of an image.
 
-    If the margins are not whole pixels, the top left corner is rounded half to even, as in torchvision.
+    If the margins are not whole pixels, the coordinates of the top left corner are rounded half to even, as in
+    torchvision.
 
     Args:
         size: side of the square in pixels. The image must have at least this height and width.
@@ -207,24 +208,26 @@ def rand_augment_ops(num_ops: int, magnitude: float, magnitude_std: float) -> A.
     """Build RandAugment (Cubuk et al., 2020) from albumentations' operations.
 
     The published training recipe of Mobile-Former uses timm's ``rand-m9-mstd0.5``. This function has the same
-    operations, the same ranges, and the same probability ½ for each operation. There are two differences. SolarizeAdd
-    is left out, because albumentations does not have it. The magnitude has a uniform distribution instead of a normal
-    distribution with the same mean and standard deviation.
+    operations, the same parameter ranges, and the same probability ½ for each operation. There are two differences.
+    SolarizeAdd is left out, because albumentations does not have it. The magnitude of an operation is uniformly
+    distributed. In timm, it is normally distributed, with the same mean and standard deviation.
 
     Args:
-        num_ops: number of operations per image, drawn with replacement.
-        magnitude: mean of the magnitude, in [0, 10].
+        num_ops: number of operations per image. They are chosen at random, with replacement.
+        magnitude: mean of the magnitude (strength) of an operation, in [0, 10].
         magnitude_std: standard deviation of the magnitude.
     """
     spread = magnitude_std * math.sqrt(3)  # half-width of a uniform distribution with this standard deviation
     low, high = max(0.0, magnitude - spread) / 10, min(10.0, magnitude + spread) / 10
 
     def signed(operation, limit: float) -> A.OneOf:
-        """Return a transform that applies an operation with probability ½. The sign of its parameter is random.
+        """Return a transform that applies an operation with probability ½.
+
+        The operation has one parameter, such as an angle. The sign of this parameter is random.
 
         Args:
-            operation: function that builds the transform from the range of its parameter, a tuple (minimum, maximum).
-            limit: value of the parameter at the maximum magnitude of 10.
+            operation: function that maps a range of the parameter (minimum, maximum) to a transform.
+            limit: absolute value of the parameter at the maximum magnitude of 10.
         """
         return A.OneOf([operation((limit * low, limit * high)), operation((-limit * high, -limit * low))], p=0.5)
 

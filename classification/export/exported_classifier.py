@@ -1,4 +1,4 @@
-"""PyTorch module that ``classification.export`` exports, and classifier that runs the exported file."""
+"""The PyTorch module that ``python -m classification.export`` exports, and a class that runs the exported file."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
@@ -23,12 +23,12 @@ Preprocessing = Literal["none", "normalise", "resize_and_normalise"]
 
 
 class ClassifierGraph(nn.Module):
-    """Module to export: a classifier together with the part of the preprocessing that the exported file contains.
+    """Module that is exported: it applies some preprocessing to images and then runs a classifier on them.
 
     Args:
         model: classifier in evaluation mode that maps normalised images ``(B, 3, H, W)`` to logits ``(B, K)``.
-        preprocessing: ``"none"``, ``"normalise"`` or ``"resize_and_normalise"``: the preprocessing in the exported
-            file.
+        preprocessing: ``"none"``, ``"normalise"`` or ``"resize_and_normalise"``: the preprocessing that the module
+            applies.
         data_options: dictionary with ``image_size``, ``crop_fraction``, ``mean`` and ``std``, as in a checkpoint.
     """
 
@@ -116,10 +116,10 @@ class ExportedClassifier:
         """Return the logits ``(B, K)`` of images as a CPU tensor.
 
         Args:
-            images: images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
+            images: list of images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
 
         Raises:
-            InputError: the number of logits differs from the number of class names, so the file is damaged.
+            InputError: the number of logits per image differs from the number of class names, so the file is damaged.
         """
         logits = torch.cat([torch.from_numpy(self.model(batch)["logits"]) for batch in self._prepare(images)])
         if logits.shape[1] != len(self.class_names):
@@ -133,7 +133,7 @@ class ExportedClassifier:
         """Convert prepared images to batches for the exported model. Yield each batch as a list of input arrays.
 
         Args:
-            images: images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
+            images: list of images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
         """
         for batch in self._prepare(images):
             yield from self.model.batches(batch)
@@ -148,8 +148,8 @@ class ExportedClassifier:
 
 
 def _cut_strip(image: np.ndarray) -> dict[str, np.ndarray]:
-    """Crop a long, narrow image to its middle, see :func:`middle`.
+    """Return the image, or only the middle of a very long, narrow image, as ``{"image": image}``. See :func:`middle`.
 
-    This function is the transform for an exported model that resizes, crops and normalises images itself.
+    This function is used as the image transform if the exported model itself resizes, crops and normalises images.
     """
     return {"image": middle(image)}

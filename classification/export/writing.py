@@ -42,7 +42,7 @@ def write_classifier(
 ) -> None:
     """Export a classifier to an ONNX file or ExecuTorch program.
 
-    The file contains the model in its faster inference form, see :func:`mobile_former.deploy`.
+    Before the export, :func:`mobile_former.deploy` converts the classifier to an equivalent, faster model.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
@@ -91,7 +91,7 @@ def write_classifier(
 
 
 def _describe_input(images: torch.Tensor, axes: dict[int, str], preprocessing: Preprocessing) -> str:
-    """Return a description of the input: type, shape and values. The metadata of the exported file contains it."""
+    """Return a text for the metadata of the exported file: type, shape and range of the model's input."""
     shape = ", ".join(str(axes.get(axis, side)) for axis, side in enumerate(images.shape))
     if preprocessing == "none":
         return f"float32 ({shape}), planes of RGB: (value in 0..1 - mean) / std"
@@ -103,7 +103,7 @@ class ClassifierExporter(Exporter):
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: dictionary with the data module's options that the checkpoint of ``module`` contains.
+        data_options: dictionary with the options of the data module, from the checkpoint of ``module``.
         options: parsed command-line options.
     """
 
@@ -117,9 +117,9 @@ class ClassifierExporter(Exporter):
             self.preprocessing = "resize_and_normalise" if options.dynamic_size else "normalise"
 
     def data(self) -> ClassificationData:
-        """Build the data module with the options that are stored in the checkpoint.
+        """Build the data module with the options that are stored in the checkpoint of the classifier.
 
-        If ``--data.root`` is given, this folder is read instead of the data set in these options.
+        If the user gives ``--data.root``, the images are read from there instead.
         """
         data = labelled_data(self.options.ckpt_path, self.data_options, {"root": self.options.data.root})
         data.class_names = self.module.hparams.class_names
@@ -136,7 +136,7 @@ class ClassifierExporter(Exporter):
         return Digits("val")
 
     def write(self, path: Path) -> None:
-        """Write the classifier with float32 weights to an ONNX file or ExecuTorch program."""
+        """Export the classifier to an ONNX file or ExecuTorch program with float32 weights."""
         write_classifier(
             self.module,
             self.data_options,
@@ -147,7 +147,7 @@ class ClassifierExporter(Exporter):
         )
 
     def read(self, path: Path) -> ExportedClassifier:
-        """Open an ONNX file or ExecuTorch program that :meth:`write` has written. Return it as a classifier."""
+        """Load an ONNX file or ExecuTorch program written by :meth:`write`. Return a classifier that runs the file."""
         return ExportedClassifier((ExecutorchModel if path.suffix == ".pte" else OnnxModel)(path, "classification"))
 
     def inputs(self, file: ExportedClassifier, image: np.ndarray) -> Iterable[list[np.ndarray]]:
@@ -164,16 +164,17 @@ class ClassifierExporter(Exporter):
     def check(self, file: ExportedClassifier, source: ImageSource) -> tuple[str, str] | None:
         """Check that the exported model and the PyTorch model have the same logits on the same pixels.
 
-        If the exported model resizes images, the comparison uses images whose shorter side already has the final size.
-        The reason is that ONNX rounds some resized pixels differently.
+        If the exported model resizes images, both models get images whose shorter side already has the final size, so
+        that no resizing is necessary. Otherwise, the pixels could differ, because ONNX rounds some resized pixels
+        differently.
 
         Args:
             file: opened file with the exported model.
             source: data set with the images for the comparison.
 
         Returns:
-            If the exported model resizes images, a tuple (label, value): an additional row for the table of
-            :meth:`compare`, with the difference of the logits. Otherwise None.
+            If the exported model resizes images, a tuple (label, value) with the difference of the logits. It is an
+            additional row for the table that :meth:`compare` returns. If the exported model does not resize, None.
 
         Raises:
             InputError: the largest difference is above ``TOLERANCE`` times the largest magnitude of the logits.
@@ -199,13 +200,13 @@ class ClassifierExporter(Exporter):
         return None
 
     def compare(self, files: dict[str, ExportedClassifier], images: CheckImages) -> Table:
-        """Build a :class:`rich.table.Table` that compares exported files with PyTorch.
+        """Build a :class:`rich.table.Table` that compares exported models with the PyTorch model.
 
-        The rows contain size, difference of logits, accuracy and time.
+        The rows contain file size, difference of logits, fraction of equal predictions, accuracy and time per image.
 
         Args:
-            files: dictionary from column title, such as the format, to opened file.
-            images: images for the comparison. The row with the accuracy is missing if they have no labels.
+            files: dictionary from the title of a column, such as the file format, to the exported classifier.
+            images: images for the comparison. If they have no labels, the row with the accuracy is missing.
         """
         module, options = self.module, self.data_options
         classifiers = list(files.values())
@@ -236,9 +237,9 @@ class ClassifierExporter(Exporter):
 
 
 class ResizedImages:
-    """Data set of images resized for evaluation, but not yet cropped.
+    """Data set of images that are already resized as in evaluation, but not cropped.
 
-    The shorter side of each image has the length to which evaluation resizes it. Evaluation then only crops the image.
+    The evaluation transform does not resize these images again. It only crops them.
 
     Args:
         source: original images.
@@ -253,7 +254,7 @@ class ResizedImages:
         return len(self.source)
 
     def read(self, index: int) -> np.ndarray:
-        """Return a resized image ``(H, W, 3)`` uint8 RGB."""
+        """Return an image ``(H, W, 3)`` uint8 RGB, resized as in evaluation but not cropped."""
         return self.resize(image=self.source.read(index))["image"]
 
     def name(self, index: int) -> str:

@@ -20,8 +20,8 @@ def grid_boxes(count: int) -> Tensor:
         count: number of boxes.
 
     Returns:
-        Boxes ``(count, 4)``, cxcywh, normalised to 0..1. Both sides of a box are 1.5 times the distance between the
-        rows of the grid, at most 1.
+        Boxes ``(count, 4)``, cxcywh, normalised to 0..1. Width and height of each box are 1.5 times the distance
+        between two rows of the grid, at most 1.
     """
     rows = round(math.sqrt(count))
     boxes = []
@@ -45,10 +45,11 @@ def correct(boxes: Tensor, correction: Tensor) -> Tensor:
 
 
 def attention_bias(boxes: Tensor, size: tuple[int, int], stride: int, extent: Tensor) -> Tensor:
-    """Return an attention bias that decreases with the distance of a map position from the box of a query.
+    """Return an attention bias that decreases with the distance between a map position and the box of a query.
 
-    The bias is the logarithm of a Gaussian that is centred on the box and has the maximum 1. Its standard deviations
-    are half the sides of the box plus a quarter of the stride, so that even the smallest box reaches a position.
+    The bias is the logarithm of a Gaussian that is centred on the box and has the maximum 1. In x, its standard
+    deviation is half the width of the box plus a quarter of the stride. In y, the height replaces the width. Because of
+    the added quarter, even a very small box has at least one position that the query can attend to.
 
     Args:
         boxes: ``(B, Q, 4)``, cxcywh, normalised by the size of the image without padding.

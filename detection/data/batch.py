@@ -30,10 +30,10 @@ class Source(ImageSource, Protocol):
         """Return the boxes of an image for training: ``(n, 4)``, xyxy in pixels, clipped to the image."""
 
     def labels(self, index: int) -> np.ndarray:
-        """Return the class labels of the boxes that :meth:`boxes` returns: ``(n,)``."""
+        """Return the class labels of an image's boxes, in the order of :meth:`boxes`: ``(n,)``."""
 
     def image_id(self, index: int) -> int:
-        """Return the id that the image has in COCO results."""
+        """Return the id of an image in COCO results."""
 
     def size(self, index: int) -> tuple[int, int]:
         """Return the height and width of an image in pixels."""
@@ -79,9 +79,9 @@ def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Com
 class ShapeBatchSampler(Sampler[list[Draw]]):
     """Batch sampler that groups images of similar aspect ratio. Such batches need less padding.
 
-    The sequence of ``sampler`` is cut into windows of 50 batches. Each window is sorted by aspect ratio and cut into
-    batches. Then all batches of the epoch are shuffled. The batches depend only on the seed and the number of the
-    epoch. Every process has the same number of batches.
+    The images, in the order of ``sampler``, are divided into windows of 50 batches. Each window is sorted by aspect
+    ratio and divided into batches. Then all batches of the epoch are shuffled. The batches depend only on the
+    seed and the number of the epoch. Every process has the same number of batches.
 
     Args:
         sampler: sampler that yields each image once per epoch. It is stored as the attribute ``sampler``, because
@@ -153,7 +153,8 @@ def pad(
 
     Args:
         images: images of any sizes, each ``(3, H, W)`` uint8.
-        frame: height and width of the result in pixels. Default: the largest sides, rounded up to multiples of 32.
+        frame: height and width of the result in pixels. Default: the largest height and the largest width of the
+            images, each rounded up to a multiple of 32.
 
     Returns:
         The batch ``(B, 3, H, W)`` uint8, and the mask ``(B, H, W)`` bool, True on padding. The mask is None if nothing

@@ -1,4 +1,4 @@
-"""A data set of images with boxes in COCO format. It maps category ids to labels and back."""
+"""Data set of images with boxes, read from files in COCO format. It converts category ids to labels and back."""
 
 import itertools
 import json
@@ -92,11 +92,11 @@ class CocoDataset:
         return self._boxes[self._first[index] : self._first[index + 1]]
 
     def labels(self, index: int) -> np.ndarray:
-        """Return the class labels of the boxes that :meth:`boxes` returns: ``(n,)`` int64."""
+        """Return the class labels of an image's boxes, in the order of :meth:`boxes`: ``(n,)`` int64."""
         return self._labels[self._first[index] : self._first[index + 1]]
 
     def image_id(self, index: int) -> int:
-        """Return the id that the image has in the annotation file and in COCO results."""
+        """Return the COCO id of an image. The annotation file and COCO results contain this id."""
         return self._image_ids[index]
 
     def size(self, index: int) -> tuple[int, int]:
@@ -266,12 +266,12 @@ class CocoDataset:
             )
 
     def _choose_training_boxes(self) -> None:
-        """Store the boxes for training in this object. Crowd regions and boxes without area are left out.
+        """Select the boxes for training, clip them to their images, and store them in private attributes.
 
-        The stored boxes are clipped to their image. A warning reports how many boxes are clipped or left out.
+        Crowd regions and boxes without area are left out. A warning reports how many boxes are clipped or left out.
 
         Raises:
-            InputError: all boxes seem to be normalised instead of in pixels.
+            InputError: no box reaches beyond 1 pixel, so the coordinates seem to be normalised to 0..1.
         """
         annotations, crowd = self._annotations, self._annotations["crowd"] == 1
         limits = np.array(self._sizes, dtype=np.float64)[annotations["image"]][:, [1, 0, 1, 0]]

@@ -126,7 +126,7 @@ class DetectionData(ImageData):
 
     @property
     def train_source(self) -> Source:
-        """Training images with boxes. The classes are those of the training data, not those of a trained model."""
+        """Data set of the training images. Its labels number the classes of the training data, not those of a model."""
         return self._source("train", None)
 
     @cached_property
@@ -177,7 +177,7 @@ class DetectionData(ImageData):
         If ``group_shapes`` is set, images of similar aspect ratio share a batch.
 
         Args:
-            sampler: sampler of the single images, which are combined into batches.
+            sampler: sampler that yields single images. Its images are combined into batches.
         """
         if not self.group_shapes:
             return super().train_batches(sampler)
@@ -185,7 +185,7 @@ class DetectionData(ImageData):
         return ShapeBatchSampler(sampler, self.train_source, size, drop_last=len(sampler) >= size)
 
     def describe(self) -> str:
-        """Describe the data set in one line: its name, number of images, objects and classes, and batch size."""
+        """Return one line with the data set's name, its numbers of images, objects and classes, and the batch size."""
         return (
             f"{self.dataset_name}: {len(self.train_set)} training images with {self.object_counts.sum()} objects and "
             f"{len(self.val_set)} validation images, of {len(self.class_names)} classes, batches of "
@@ -193,7 +193,7 @@ class DetectionData(ImageData):
         )
 
     def draw_augmented(self, path: Path) -> None:
-        """Save up to 12 augmented training images, with their boxes, in a grid as one image file ``path``."""
+        """Draw a grid of up to 12 augmented training images with their boxes, and save it as an image file."""
         samples = self.samples_to_draw(12)
         draw_sheet(
             [sample["image"].permute(1, 2, 0).numpy() for sample in samples],
@@ -274,14 +274,14 @@ class DetectionData(ImageData):
         return self._sources[key]
 
     def _paths(self, split: str) -> tuple[Path | None, str, Path | None, Path | None]:
-        """Return the arguments of :func:`find_split` as a tuple (root, split, annotation file, image folder)."""
+        """Return the arguments of :func:`find_split` for a split: (root, split, annotation file, image folder)."""
         given = [(paths or {}).get(split) for paths in (self.hparams.annotations, self.hparams.images)]
         root = self.hparams.root
         return None if root is None else Path(root), split, *(None if path is None else Path(path) for path in given)
 
 
 def require_annotations(source: Source, reason: str) -> None:
-    """Raise InputError if a data set lists only images and classes. ``reason`` says why annotations are needed."""
+    """Raise InputError if a data set has no annotations. Its message contains ``reason``, why they are needed."""
     if not source.annotated:
         raise InputError(
             f"{source.path} has no list 'annotations', but {reason}: give a file with annotations; "
@@ -296,7 +296,7 @@ def _absolute(paths: dict[str, str] | None) -> dict[str, str] | None:
 def _require_place(
     dataset: str, root: str | None, annotations: dict[str, str] | None, images: dict[str, str] | None
 ) -> None:
-    """Raise InputError if the options give no data, give an unknown split, or contradict each other."""
+    """Raise InputError if the path of the data is missing, a split is unknown, or the options contradict each other."""
     for name, paths in (("annotations", annotations), ("images", images)):
         if unknown := set(paths or {}) - set(SPLITS):
             raise InputError(f"--data.{name} names {sorted(unknown)}: the splits are {', '.join(SPLITS)}")

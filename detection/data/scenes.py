@@ -130,9 +130,9 @@ class Scenes:
         return random.Random(f"{_SEEDS[self.split]} {index} {purpose}")
 
     def _digits(self, index: int) -> list[Digit]:
-        """Return the digits of an image.
+        """Return the list of the digits in an image.
 
-        The last result is cached, because ``read``, ``boxes`` and ``labels`` are called one after another for an image.
+        The last result is cached, because ``read``, ``boxes`` and ``labels`` are called in turn for the same image.
         """
         if self._last is None or self._last[0] != index:
             self._last = index, self._place(self._draw(index, "digits"))
@@ -197,9 +197,10 @@ def _paint(image: np.ndarray, digit: Digit, draw: random.Random) -> None:
 
 
 def _shrink(ink: np.ndarray, length: int) -> np.ndarray:
-    """Resize the opacity mask of a digit so that its longer side has ``length`` pixels.
+    """Return the opacity mask of a digit, resized and then cropped.
 
-    The result is cropped to the pixels that are more than half opaque, see :func:`_tight`.
+    After resizing, its longer side has ``length`` pixels. It is then cropped to the bounding box of all pixels that are
+    more than half opaque.
     """
     scale = length / max(ink.shape)
     height, width = (max(1, round(side * scale)) for side in ink.shape)

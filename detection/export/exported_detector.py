@@ -101,9 +101,11 @@ class ExportedDetector:
     def _in_frames(
         self, outputs: dict[str, Tensor], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Convert the outputs of a graph that returns detections to a list with one dictionary for each image.
+        """Return a list with one dictionary of detections for each image.
 
-        Boxes in pixels of the resized ``images`` are scaled to ``sizes``, a list of tuples (height, width).
+        This method is for an ONNX graph that returns detections, not raw logits. ``outputs`` contains the detections,
+        with boxes in pixels of ``images``, the images that the graph received. The boxes are scaled to ``sizes``, a
+        list of tuples (height, width).
         """
         normalised = outputs["boxes"] / _corners([image.shape[1:] for image in images])
         detections = to_pixels(outputs | {"boxes": normalised}, sizes)
@@ -140,8 +142,8 @@ def _corners(sizes: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def _as_it_is(**data: Any) -> dict[str, Any]:
-    """Return the keyword arguments as a dictionary.
+    """Return the keyword arguments as a dictionary, unchanged.
 
-    This function replaces the image transform if the ONNX graph contains the preprocessing.
+    This function is used as the image transform if the ONNX graph contains the preprocessing.
     """
     return data

@@ -16,7 +16,7 @@ DECODED_OUTPUTS = ("boxes", "scores", "labels", "counts")
 
 
 class DetectionGraph(nn.Module):
-    """Module to export: a detector whose inputs and outputs are only tensors.
+    """Module that is exported: a wrapper of a detector whose inputs and outputs are only tensors.
 
     Args:
         model: detector in evaluation mode.
@@ -38,16 +38,17 @@ class DetectionGraph(nn.Module):
                 Default: ``sizes``.
 
         Returns:
-            With ``decode``, a tuple of four tensors, named by ``DECODED_OUTPUTS``:
+            If ``decode`` is True, a tuple of four tensors, named by ``DECODED_OUTPUTS``:
 
             - ``boxes``: ``(B, N, 4)``, xyxy in pixels of ``frames``, clipped to the image;
             - ``scores``: ``(B, N)`` in [0, 1], best first;
             - ``labels``: ``(B, N)`` long;
             - ``counts``: ``(B,)`` long, number of detections of each image.
 
-            N is the detector's ``max_detections``. Entries after the detections have score 0 and label -1.
+            N is the detector's ``max_detections``. If an image has fewer detections, the remaining entries have score 0
+            and label -1.
 
-            Without ``decode``, a tuple of two tensors, named by ``RAW_OUTPUTS``:
+            If ``decode`` is False, a tuple of two tensors, named by ``RAW_OUTPUTS``:
 
             - ``logits``: ``(B, N, K)`` for K classes, or ``(B, N, K+1)`` if the last class is "no object";
             - ``boxes``: ``(B, N, 4)``, cxcywh, normalised to [0, 1] by the size of the image without padding.

@@ -46,7 +46,9 @@ def write_detector(
     preprocessing: bool = False,
     decode: bool = True,
 ) -> None:
-    """Write the inference form of a detector (:func:`mobile_former.deploy`) to an ONNX file.
+    """Export a detector to an ONNX file.
+
+    Before the export, :func:`mobile_former.deploy` converts the detector to an equivalent, faster model.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
@@ -109,7 +111,7 @@ def _by_sigmoid(model: torch.nn.Module) -> bool:
 
 
 def _describe_input(preprocessing: bool) -> str:
-    """Return a description of the inputs: type, shape and values. The metadata of the exported file contains it."""
+    """Return a text for the metadata of the exported file: type, shape and range of the model's inputs."""
     if preprocessing:
         return "image: uint8 (batch, height, width, 3), RGB of 0..255, as read"
     return (
@@ -133,11 +135,11 @@ def _describe_output(decode: bool, preprocessing: bool, anchors: bool, model: to
 
 
 class DetectorExporter(Exporter):
-    """Methods of the ``export`` command that are specific to detection.
+    """Exporter for detectors: the part of the ``export`` command that is specific to detection.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
-        data_options: dictionary with the data module's options that the checkpoint of ``module`` contains.
+        data_options: dictionary with the data module's options, from the same checkpoint as ``module``.
         options: parsed command-line options.
     """
 
@@ -152,9 +154,9 @@ class DetectorExporter(Exporter):
         )
 
     def data(self) -> DetectionData:
-        """Build the data module with the options that are stored in the checkpoint.
+        """Build the data module with the options that are stored in the checkpoint of the detector.
 
-        If ``--data.root`` is given, this folder is read instead of the data set in these options.
+        If the user gives ``--data.root``, images and annotations are read from this folder instead.
         """
         data = labelled_data(self.data_options, {"root": self.options.data.root})
         data.class_names = self.module.hparams.class_names
@@ -172,7 +174,7 @@ class DetectorExporter(Exporter):
         return Scenes("val")
 
     def write(self, path: Path) -> None:
-        """Write the detector to an ONNX file with float32 weights."""
+        """Export the detector to an ONNX file. The weights in the file are float32."""
         write_detector(
             self.module,
             self.data_options,
@@ -188,13 +190,14 @@ class DetectorExporter(Exporter):
         return ExportedDetector(OnnxModel(path, "detection"))
 
     def inputs(self, file: ExportedDetector, image: np.ndarray) -> Iterable[list[np.ndarray]]:
-        """Preprocess an image for the exported model. Return an iterator over lists of input arrays.
-
-        Each list contains the inputs of one run of the model.
+        """Preprocess an image for the exported model, and return the model's inputs.
 
         Args:
-            file: opened file with the exported model.
+            file: exported detector, as returned by :meth:`read`.
             image: original image ``(H, W, 3)`` uint8.
+
+        Returns:
+            An iterator over lists of arrays. Each list contains the inputs of one run of the model.
         """
         return file.batches([_planes(file, image)])
 
@@ -204,12 +207,12 @@ class DetectorExporter(Exporter):
         Detections are compared by :func:`differences`.
 
         Args:
-            file: opened file with the exported model.
+            file: exported detector, as returned by :meth:`read`.
             source: data set with the images for the comparison.
 
         Returns:
-            With ``--preprocessing``, a tuple (label, value): an additional row for the table of :meth:`compare`.
-            Otherwise None.
+            With ``--preprocessing``, a tuple (label, value) for an additional row in the table of :meth:`compare`. The
+            value contains the largest differences of boxes, in pixels, and of scores. Otherwise None.
 
         Raises:
             InputError: the detections differ by more than ``BOX_TOLERANCE`` or ``SCORE_TOLERANCE``.
@@ -249,13 +252,14 @@ class DetectorExporter(Exporter):
         return "both without resizing", f"{worst[0]:.1e}, {worst[1]:.1e}"
 
     def compare(self, files: dict[str, ExportedDetector], images: CheckImages) -> Table:
-        """Build a :class:`rich.table.Table` that compares exported files with PyTorch.
+        """Build a :class:`rich.table.Table` that compares exported models with the PyTorch model.
 
-        The rows contain size, difference of detections, AP and time.
+        The rows contain file size, difference of detections, AP and time.
 
         Args:
-            files: dictionary from column title, such as the format, to opened file.
-            images: images for the comparison. The rows with AP are missing if they have no annotations.
+            files: dictionary of opened files with the exported models. A key is the title of a column, such as the
+                format.
+            images: images for the comparison. If these images have no annotations, the table has no rows with AP.
         """
         columns = {"PyTorch": self.checkpoint, **files}
         detectors = list(columns.values())
@@ -295,21 +299,22 @@ def _planes(detector: Detector, image: np.ndarray) -> torch.Tensor:
 def differences(
     found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], max_detections: int, *, complete: bool = False
 ) -> tuple[float, float]:
-    """Return the largest differences of boxes and scores between two sets of detections of one image.
+    """Compare two sets of detections of the same image, and return the largest differences of boxes and scores.
 
-    The detections of the two sets are matched first, because their order can differ if scores are nearly equal. Two
-    detections can match if they have the same class and their boxes differ by less than a pixel. The total difference
-    of all matches is minimised.
+    First, each detection is matched with at most one detection of the other set, because the order of the two sets can
+    differ if scores are nearly equal. Two detections can match if they have the same class and their box coordinates
+    differ by less than a pixel. The matching minimises the total difference of boxes and scores.
 
-    The score of a detection without a match is compared with the lowest score that would put it into the other set.
-    If the other set has the maximum length, this is its lowest score. Otherwise it is RetinaNet's score threshold.
+    The score of a detection without a match is compared with the minimum score of the other set. This minimum is the
+    lowest score in the other set if that set has the maximum length. Otherwise, it is RetinaNet's score threshold.
 
     Args:
         found: dictionary with ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` ``(n,)`` and ``labels`` ``(n,)``.
         expected: dictionary of ``m`` detections in the same format.
-        max_detections: maximum length of both sets.
-        complete: whether both sets contain all predictions of the model. If True, every prediction needs a match, even
-            if its score is low. Predictions with low scores can then match although their classes differ.
+        max_detections: maximum number of detections in each set.
+        complete: whether both sets contain all predictions of the model, even those with low scores. If True, the score
+            of a prediction without a match is compared with 0. Predictions with low, nearly equal scores can then match
+            even if their classes differ.
 
     Returns:
         The largest difference of a box coordinate in pixels, and the largest difference of a score. Both values are

@@ -16,9 +16,9 @@ from mobile_former.errors import InputError
 
 
 class SetCriterion(nn.Module):
-    """DETR's losses between queries and the objects that they are matched with, at every decoder layer.
+    """DETR's losses between the predictions of the queries and the objects that are matched with the queries.
 
-    The losses are a classification loss, an L1 loss of the boxes and a generalised IoU loss of the boxes.
+    Each decoder layer has a classification loss, an L1 loss of the boxes and a generalised IoU loss of the boxes.
 
     Args:
         num_classes: number of classes K. Class K is "no object".

@@ -8,8 +8,8 @@ def normaliser(count: Tensor, *, training: bool) -> Tensor:
     """Return the divisor of a loss: ``count``, at least 1. In training, ``count`` is averaged over all processes first.
 
     Gradients are averaged over processes. With the averaged divisor, the averaged gradients equal the gradients of one
-    process that holds the whole batch. In training, every process must call this function. Evaluation uses the local
-    count, because processes may have different numbers of batches, and a reduction would then wait forever.
+    process that holds the whole batch. In training, every process must call this function. In evaluation, each process
+    uses its own count, because processes may have different numbers of batches. A reduction would then wait forever.
 
     Args:
         count: number of objects or sum of weights in this process, of any shape.

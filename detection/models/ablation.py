@@ -16,8 +16,8 @@ def ablate(detector: nn.Module, names: str) -> None:
 
     - ``shared_dynamic_relu``: the backbone's dynamic ReLU is spatially shared instead of spatially aware.
     - ``no_position_adaption`` (E2E-MF): the position embeddings of the queries stay the same in all blocks.
-    - ``scales=32`` or ``scales=32+16`` (E2E-MF): the head uses only the feature maps at these strides. Blocks of the
-      removed strides work on the finest remaining map.
+    - ``scales=32`` or ``scales=32+16`` (E2E-MF): the head uses only the feature maps at these strides. Blocks that
+      used a removed map use the finest remaining map instead.
 
     Args:
         detector: newly built detector, before weights are loaded.
@@ -33,7 +33,10 @@ class FixedPosition(Ablated, nn.Module):
     """Module that leaves the position embeddings of queries unchanged. It replaces ``adapt`` in :class:`HeadBlock`."""
 
     def forward(self, content: Tensor) -> Tensor:
-        """Return the scalar 0 as the change of the position embeddings, for any query features ``(B, Q, d)``."""
+        """Return the scalar 0, for any query features ``content`` ``(B, Q, d)``.
+
+        The result is added to the position embeddings, which therefore do not change.
+        """
         return content.new_zeros(())
 
 

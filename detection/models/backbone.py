@@ -24,10 +24,10 @@ def create_backbone(name: str) -> nn.Module:
     """Build a detector's backbone.
 
     Args:
-        name: name of the backbone. The name of a Mobile-Former is that of its variant, such as
-            ``mobile_former_294m``. It is built with spatially aware dynamic ReLU. A model of timm has the name
-            ``timm/NAME``. It must have feature maps at strides 8, 16 and 32. A ResNet of the transformers library has
-            the name ``transformers/resnetN``, where N is 18, 34, 50 or 101.
+        name: one of three kinds of names. The name of a variant, such as ``mobile_former_294m``, builds a Mobile-Former
+            with spatially aware dynamic ReLU. ``timm/NAME`` builds a model of timm, which must have feature maps at
+            strides 8, 16 and 32. ``transformers/resnetN``, where N is 18, 34, 50 or 101, builds a ResNet of the
+            transformers library.
 
     Returns:
         A module with the attribute ``channels``, a dictionary from stride to number of channels. Its
@@ -54,8 +54,9 @@ def load_pretrained_backbone(backbone: nn.Module, name: str, path: Path) -> None
     Args:
         backbone: a backbone built by :func:`create_backbone`, or the ResNet of DETR.
         name: name of the backbone.
-        path: path of the weights file of a classifier with this backbone. For Mobile-Former, the file is by the paper's
-            authors or this project. For timm and transformers, its tensors have the library's own names.
+        path: path of the weights file of a classifier with this backbone. A Mobile-Former needs a file from the paper's
+            authors or this project. A backbone of timm or transformers needs a file with the tensor names of that
+            library.
 
     Raises:
         InputError: the file does not fit the backbone.
@@ -72,8 +73,8 @@ def load_pretrained_backbone(backbone: nn.Module, name: str, path: Path) -> None
 class BaselineBackbone(nn.Module):
     """A network of another library, with the interface of Mobile-Former's backbone.
 
-    The image is set to zero on padding, but the feature maps are not, unlike in Mobile-Former's backbone. Features near
-    the padding therefore depend on the amount of padding, as usual with these networks.
+    Padding is set to zero in the image, but not in the feature maps. Features near the padding therefore depend on the
+    amount of padding. This is usual for these networks, but not the case for Mobile-Former's backbone.
 
     Args:
         network: module that computes feature maps, fine to coarse.
@@ -130,9 +131,9 @@ class TimmBackbone(BaselineBackbone):
         self.name = name
 
     def load(self, path: Path) -> None:
-        """Load a weights file whose tensors have the names used by the library timm, in place.
+        """Load pretrained weights into the network from a file. The tensors in the file have timm's own names.
 
-        A classifier in the file is ignored.
+        The weights of a classifier in the file are ignored.
         """
         self.network.load_state_dict(timm_model(self.name, path, features_only=True).state_dict())
 
@@ -154,8 +155,9 @@ class TransformersBackbone(BaselineBackbone):
         return list(self.network(images).feature_maps)
 
     def load(self, path: Path) -> None:
-        """Load a weights file whose tensors have the names used by the library transformers, in place.
+        """Load pretrained weights into the network from a file.
 
-        A classifier in the file is ignored.
+        The tensors in the file have the names that the transformers library uses. The weights of a classifier in the
+        file are ignored.
         """
         load_transformers_weights(self.network, path)

@@ -97,7 +97,7 @@ class Detr(nn.Module):
         return to_pixels(self.decode(outputs), image_sizes)
 
     def decode(self, outputs: dict) -> dict[str, Tensor]:
-        """Return the best class of each query with its score and box, as tensors for the whole batch.
+        """Convert the output of :meth:`forward` to the best class, its score and the box of each query.
 
         See :func:`best_classes` for the returned dictionary.
         """

@@ -158,7 +158,7 @@ class E2EMobileFormer(nn.Module):
         return to_pixels(self.decode(outputs), image_sizes)
 
     def decode(self, outputs: dict) -> dict[str, Tensor]:
-        """Return the best class, its score and the box of each query in batched tensors.
+        """Convert the output of :meth:`forward` to the best class, its score and the box of each query.
 
         Args:
             outputs: output of :meth:`forward`.
@@ -231,11 +231,11 @@ class QueryStart(nn.Module):
             self.position = nn.Parameter(torch.randn(variant.queries, variant.query_dim))
 
     def forward(self, batch_size: int, dense: dict[str, Tensor] | None) -> Queries:
-        """Return the initial object queries for a batch of images.
+        """Return the initial object queries of a batch of images as :class:`Queries`.
 
         Args:
             batch_size: number of images B.
-            dense: output of :class:`DenseHead`; only used with ``choose_queries``.
+            dense: output of :class:`DenseHead`. It is only used with ``choose_queries`` and may be None otherwise.
         """
         if self.choose_queries:
             return self._best_positions(dense)
@@ -322,8 +322,8 @@ class HeadBlock(nn.Module):
     def freeze_map(self) -> None:
         """Freeze the layers that update the feature map and the position embeddings.
 
-        This is for the last block, where both updates are unused. Unused layers get no gradient. If they were not
-        frozen, distributed training would wait for their gradients.
+        It is called for the last block, whose updates of both are not used. Unused layers get no gradient. If they were
+        not frozen, distributed training would wait for their gradients.
         """
         for part in (self.mobile, self.to_mobile, self.adapt):
             part.requires_grad_(False)

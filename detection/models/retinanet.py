@@ -24,9 +24,9 @@ DETECTIONS = 100  # default of max_detections, as in COCO's scores
 
 
 class RetinaNet(nn.Module):
-    """RetinaNet: a feature pyramid over the backbone, and two towers of convolutions that predict classes and boxes.
+    """RetinaNet: a backbone, a feature pyramid, and two stacks of convolutions that predict classes and boxes.
 
-    The towers have the same weights on all maps of the pyramid.
+    Each stack (tower) has the same weights for all maps of the pyramid.
 
     Args:
         variant: configuration of the detector.
@@ -120,8 +120,8 @@ class RetinaNet(nn.Module):
             outputs: output of :meth:`forward`.
 
         Returns:
-            A tuple (logits, boxes). The logits ``(B, A, K)`` are the lowest finite number on padding. The boxes
-            ``(B, A, 4)`` are xyxy in pixels, clipped to the image without padding.
+            A tuple (logits ``(B, A, K)``, boxes ``(B, A, 4)``). The logits of anchors on padding are the lowest finite
+            number of their dtype. The boxes are xyxy in pixels, clipped to the image without padding.
         """
         logits = outputs["logits"]
         logits = logits.masked_fill(outputs["padding"][..., None], torch.finfo(logits.dtype).min)
@@ -130,7 +130,9 @@ class RetinaNet(nn.Module):
 
 
 def best_candidates(logits: Tensor, boxes: Tensor, levels: Sequence[int]) -> dict[str, Tensor]:
-    """Return the 1000 pairs (anchor, class) with the highest scores on each feature map, or all pairs if fewer.
+    """Return the 1000 pairs (anchor, class) with the highest scores on each feature map.
+
+    If a map has fewer pairs, all of them are returned.
 
     Args:
         logits: class logits ``(B, A, K)`` of the A anchors.
@@ -167,8 +169,8 @@ def suppress_candidates(
     """Apply non-maximum suppression to the output of :func:`best_candidates`, and scale the boxes to the image sizes.
 
     Args:
-        candidates: output of :func:`best_candidates`, with boxes xyxy in pixels of the batch.
-        extent: ``(B, 2)``, width and height of the images without padding, in pixels of the batch.
+        candidates: output of :func:`best_candidates`, with boxes xyxy in pixels of the detector's input.
+        extent: ``(B, 2)``, width and height of the images in the detector's input, without padding, in pixels.
         image_sizes: list with a tuple (height, width) for each image. Boxes are scaled to this size.
 
     Returns:
@@ -194,8 +196,8 @@ class FeaturePyramid(nn.Module):
     Source: Lin et al., Feature Pyramid Networks, CVPR 2017.
 
     Args:
-        channels: dictionary from stride (8, 16 and 32) to the channels of the backbone's map.
-        width: channels of the pyramid's maps.
+        channels: dictionary from stride (8, 16 and 32) to the number of channels of the backbone's map.
+        width: number of channels of the pyramid's maps.
     """
 
     def __init__(self, channels: dict[int, int], width: int):

@@ -44,8 +44,8 @@ class RetinaNetVariant:
 
     Attributes:
         backbone: name of the Mobile-Former that is the backbone.
-        width: channels of the feature pyramid and of the prediction towers.
-        depth: number of convolutions in a tower.
+        width: channels of the feature pyramid and of the prediction towers (stacks of convolutions).
+        depth: number of convolutions in a prediction tower.
         base: side of the smallest square anchor, in units of the feature map's stride.
     """
 

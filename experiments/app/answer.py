@@ -62,8 +62,8 @@ class Answer:
         """Return a picture of the attention between feature map and tokens in one block.
 
         Args:
-            block: name of the block. With "boxes", the picture shows E2E-MF's boxes after each block instead.
-            score_threshold: minimum score of the detections shown, in [0, 1].
+            block: name of the block, or "boxes" for a picture of the boxes that E2E-MF predicts after each block.
+            score_threshold: minimum score of the detections in the picture, in [0, 1].
         """
         prediction = self.prediction
         title = prediction.told(score_threshold)
@@ -82,7 +82,10 @@ class Answer:
 
 
 def answer(predictor: Predictor, path: str | Path) -> Answer:
-    """Run the model on an image file. If the file cannot be read, the answer has only an error message, ``problem``."""
+    """Run the model on an image file, and return an :class:`Answer`.
+
+    If the file cannot be read, only the attribute ``problem`` of the answer is set, to an error message.
+    """
     try:
         image = read_image(path)
     except (ImageError, FileNotFoundError) as error:

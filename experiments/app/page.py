@@ -153,9 +153,13 @@ def serve(page: "gradio.Blocks", host: str, port: int | None) -> str:
 
 
 def _without_addresses(move: Callable) -> Callable:
-    """Return a function that handles uploaded files like Gradio's function ``move``, but rejects URLs.
+    """Return a wrapper of Gradio's function ``move`` that raises an error if it gets a URL.
 
-    Gradio's own function would fetch any URL that a visitor sends.
+    Gradio calls ``move`` to copy an uploaded file into its cache. Without the wrapper, it would also fetch any URL that
+    a visitor sends.
+
+    Args:
+        move: asynchronous function that takes the path of a file.
     """
 
     async def only_uploads(path: str | Path | None) -> str | None:

@@ -55,8 +55,8 @@ def draw_bridge(
         blocks: output of :func:`~experiments.attention.recording.bridge_attention`.
         index: index of the image in the batch.
         head: attention head, 1 or 2. Default: the mean of both heads.
-        queries: dictionary from the indices of the queries to draw to their captions, see :func:`best_queries`.
-            Default: the first six. Queries are the tokens of the blocks in E2E-MF's head.
+        queries: the queries to draw, as a dictionary from the index of a query to its caption, see
+            :func:`best_queries`. Default: the first six. Queries are the tokens in the head of the detector E2E-MF.
         title: title of the figure.
 
     Returns:
@@ -245,12 +245,12 @@ class _Page:
         self.y = max(0.1 + height, y) + 0.15
 
     def section(self, captions: dict[int, str], detects: bool, others: bool) -> None:
-        """Start a section of the figure with a line of column headers. Each row of the section shows one block.
+        """Add a line of column headers. Each row of panels below it shows one block of the network.
 
         Args:
             captions: dictionary from the index of a token or query to the caption of its column.
-            detects: whether the section shows the blocks of E2E-MF's head, where the tokens are queries.
-            others: whether some tokens or queries have no column.
+            detects: whether the blocks belong to E2E-MF's head. The tokens of this head are called queries.
+            others: whether some tokens or queries have no column. The header then explains their colour.
         """
         token = "query" if detects else "token"
         self._text(_LABEL, self.y + 0.18, f"Mobile→Former: where each {token} looks", fontsize=9.5)
@@ -291,7 +291,7 @@ class _Page:
         self.y += self.panel[1] + _GAP
 
     def figure(self) -> Figure:
-        """Draw everything that was added, and return the figure."""
+        """Draw all panels and texts that the other methods have added, and return the figure."""
         height = self.y + 0.05
         figure = Figure(figsize=(self.width, height), dpi=_DPI)
         for draw in self.parts:
@@ -315,9 +315,13 @@ class _Page:
         self.parts.append(draw)
 
     def _bar(self, left: float, marks: Sequence[float], form: str) -> None:
-        """Add a colour bar on a logarithmic scale, from the first to the last value in ``marks``.
+        """Add a colour bar with a logarithmic scale.
 
-        The first and last values are always labelled. A value between them is labelled only if there is room.
+        Args:
+            left: left edge in inches.
+            marks: values to label, in ascending order. The first and the last value are the ends of the scale, and are
+                always labelled. A value between them is labelled only if there is room.
+            form: format string of the labels.
         """
         top, least, most = self.y, marks[0], marks[-1]
 
@@ -348,9 +352,11 @@ class _Page:
 
 
 def _select_head(attention: Tensor, head: int | None) -> np.ndarray:
-    """Select one head of an attention tensor: reduce ``(heads, M, H, W)`` to ``(M, H, W)``.
+    """Return the attention of one head, or the mean over all heads, as an array ``(M, H, W)``.
 
-    Heads are counted from 1. If ``head`` is None, return the mean of all heads.
+    Args:
+        attention: attention of all heads, ``(heads, M, H, W)``.
+        head: number of the head, counted from 1. None: the mean over all heads.
     """
     return (attention.mean(0) if head is None else attention[head - 1]).float().cpu().numpy()
 
@@ -361,12 +367,12 @@ def _colour(values: np.ndarray, least: float, most: float) -> np.ndarray:
 
 
 def _enlarge(cells: np.ndarray, stride: int, size: tuple[int, int], pixels: tuple[int, int]) -> np.ndarray:
-    """Enlarge a feature map to the size of a picture of the model's input, with nearest-neighbour interpolation.
+    """Enlarge a map to the size of the picture of the input image, with nearest-neighbour interpolation.
 
     Args:
         cells: values of the map, ``(h, w)``.
-        stride: stride of the map in pixels of the model's input.
-        size: height and width of the model's input in pixels, without padding.
+        stride: stride of the map relative to the input image.
+        size: height and width of the input image in pixels, without padding.
         pixels: height and width of the picture in pixels.
     """
     rows, columns = (

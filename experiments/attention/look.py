@@ -49,7 +49,9 @@ def load_predictor(path: str | Path) -> Predictor:
 
 @dataclass(frozen=True)
 class Look:
-    """Predictions of a model for one image, and the attention in the same forward pass.
+    """Predictions of a model for one image, and the attention between feature map and tokens in each block.
+
+    Both come from the same forward pass.
 
     Attributes:
         image: input of the model, ``(H, W, 3)`` uint8, without padding.
@@ -70,14 +72,14 @@ class Look:
     seconds: float
 
     def above(self, score_threshold: float = 0.3) -> list[dict]:
-        """Return the detections whose score reaches a threshold in [0, 1].
+        """Return the detections with a score of at least ``score_threshold``, which is in [0, 1].
 
-        For a classifier, return all predictions. They have no score.
+        For a classifier, return all predictions.
         """
         return [each for each in self.answer if each.get("score", 1) >= score_threshold]
 
     def told(self, score_threshold: float = 0.3) -> str:
-        """Return the best predictions as a short text. Detections with a score below the threshold are left out."""
+        """Return the best predictions as a short text, without detections whose score is below the threshold."""
         answer = self.above(score_threshold)
         best = answer[:_TITLE_ENTRIES]
         captions = [caption(each["class"], each.get("score", each.get("probability"))) for each in best]
@@ -93,7 +95,7 @@ class Look:
 
 
 def look(predictor: Predictor, image: np.ndarray, *, top_k: int = 5) -> Look:
-    """Return the predictions of a model for one image, with the attention in the same forward pass.
+    """Run a model on one image, and return a :class:`Look` with the predictions and the attention.
 
     Args:
         predictor: output of :func:`load_predictor`. It contains the model and the transforms of the image.

@@ -46,7 +46,7 @@ class BlockAttention:
     to_mobile: Tensor | None
 
     def cpu(self) -> "BlockAttention":
-        """Return a copy whose tensors are in CPU memory."""
+        """Return a copy of this object whose tensors are in CPU memory."""
         return replace(
             self, to_former=self.to_former.cpu(), to_mobile=None if self.to_mobile is None else self.to_mobile.cpu()
         )
@@ -113,8 +113,8 @@ def recording(model: nn.Module) -> Iterator[Recording]:
         A :class:`Recording`. Each forward pass replaces its content.
 
     Raises:
-        InputError: the model has no attention between map and tokens, is compiled, or is in its inference form. The
-            inference form fuses the layers of this attention with other layers.
+        InputError: the model has no attention between map and tokens, is compiled, or was converted by
+            ``mobile_former.deploy``, which fuses the layers of this attention with other layers.
     """
     record = Recording()
     bridges = _bridges(model)
@@ -206,10 +206,14 @@ def _has_bridge(block: nn.Module) -> bool:
 
 
 def _add_hooks(record: Recording, bridge: _Bridge) -> list[RemovableHandle]:
-    """Register forward hooks that append the attention of one block to ``record.blocks``.
+    """Register forward hooks that record the attention of one block.
+
+    Args:
+        record: recording to fill. In each forward pass, the hooks append the attention to its list ``blocks``.
+        bridge: the block.
 
     Returns:
-        List of handles, which remove the hooks.
+        List of handles to remove the hooks.
     """
     weights: dict[str, Tensor] = {}
 

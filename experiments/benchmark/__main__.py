@@ -33,6 +33,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.progress import Progress
 
+import detection
 import mobile_former
 from experiments.benchmark.candidates import (
     CLASSES,
@@ -140,7 +141,7 @@ def choose_device(options: Namespace) -> torch.device:
 
 
 def complete(options: Namespace, device: torch.device) -> None:
-    """Set the defaults that depend on other options, in place, and check all values.
+    """Fill in the default values that depend on other options, and check all values. Changes ``options`` in place.
 
     Raises:
         InputError: a value is out of range, or two options exclude each other.
@@ -229,8 +230,8 @@ def time_latency(options: Namespace, device: torch.device) -> list[dict]:
 def build_candidates(options: Namespace, device: torch.device, scratch: Path) -> list[Candidate]:
     """Return a list of all candidates for inference.
 
-    They are this project's models in each form, the classifiers of the earlier version in eager form if ``--earlier``
-    is given, and the networks of ``--peers``.
+    The list has this project's models in each form and the networks of ``--peers``. With the option ``--earlier``, it
+    also has the classifiers of an earlier version of this project, in eager form.
 
     Raises:
         InputError: a model is unknown or cannot be built.
@@ -266,9 +267,9 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
     Returns:
         List of dictionaries, one for each batch size. The keys are ``threads``, ``batch_size``, ``baseline`` (the label
         of the baseline), ``rows`` and ``trace``. ``rows`` is a list with one dictionary for each candidate, which has
-        the keys of :func:`row`, ``layout`` (the memory layout) and ``memory`` (bytes, None on a CPU). ``trace`` is None
-        if no step is traced. Otherwise it is the dictionary from :func:`trace_step`, with the ``label`` of the traced
-        candidate.
+        the keys of :func:`row`, ``layout`` (the memory layout), ``memory`` (peak in bytes, None on a CPU) and ``saved``
+        (bytes kept for the backward pass). ``trace`` is None if no step is traced. Otherwise it is the dictionary from
+        :func:`trace_step`, with the ``label`` of the traced candidate.
 
     Raises:
         InputError: a candidate is unknown, cannot be built or does not fit into memory.
@@ -295,7 +296,8 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
         rows = []
         for candidate in candidates:
             figures = row(candidate, seconds[candidate.label], seconds[baseline], batch)
-            rows.append(figures | {"layout": candidate.layout, "memory": candidate.memory})
+            memory = {"memory": candidate.memory, "saved": candidate.saved}
+            rows.append(figures | {"layout": candidate.layout} | memory)
         settings.append(
             {"threads": options.threads[0], "batch_size": batch, "baseline": baseline, "rows": rows, "trace": traced}
         )
@@ -309,11 +311,11 @@ def trainable(options: Namespace) -> dict[tuple[str, str, str], Callable[[], tor
         Dictionary from a tuple (name of the model, form, memory layout) to a function that builds the model.
 
     Raises:
-        InputError: a name is unknown, or the named model is not a classifier.
+        InputError: a name is unknown, or a peer cannot be trained.
     """
     for name in options.models:
-        if name not in mobile_former.list_models():
-            raise InputError(f"--models: no classifier is named {name!r}: {nearest(name, mobile_former.list_models())}")
+        if name not in (known := [*mobile_former.list_models(), *detection.list_detectors()]):
+            raise InputError(f"--models: no model is named {name!r}: {nearest(name, known)}")
     for peer in find_peers(options.peers):
         if isinstance(peer, Path):
             raise InputError(f"--peers {peer}: an ONNX file cannot be trained: give timm/NAME or transformers/NAME")
@@ -323,7 +325,7 @@ def trainable(options: Namespace) -> dict[tuple[str, str, str], Callable[[], tor
         for form, layout in itertools.product(options.forms, options.layouts):
             creators[name, form, layout] = partial(create_network, name)
         # Eager only: the compiler would look up the earlier version's functions in the current package.
-        if options.earlier and name in options.models:
+        if options.earlier and name in mobile_former.list_models():
             for layout in options.layouts:
                 creators[f"earlier/{name}", "eager", layout] = partial(create_earlier, options.earlier, name)
     return creators
@@ -361,7 +363,7 @@ def row(candidate: Candidate | TrainedModel, seconds: Sequence[float], baseline:
 
 
 def choose_baseline(given: str | None, labels: Sequence[str], peers: Sequence[str]) -> str:
-    """Return the label of the baseline: the candidate by whose time all other times are divided.
+    """Return the label of the baseline. The times of all candidates are divided by the time of the baseline.
 
     Args:
         given: value of ``--baseline``. None selects the first peer, or the first candidate if there are no peers.

@@ -28,7 +28,7 @@ Prepare = Callable[[int, Tensor], Callable[[], object]]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to time, in one form.
+    """A model to time. The same model has one such object for each form, such as eager or compiled.
 
     Attributes:
         model: name of the model.
@@ -74,7 +74,7 @@ def create_network(name: str) -> nn.Module:
 def model_candidates(
     name: str, forms: Sequence[str], image_size: tuple[int, int], device: torch.device, scratch: Path
 ) -> list[Candidate]:
-    """Return one candidate for each form of a model.
+    """Return a list of candidates, one for each form of a model.
 
     Args:
         name: name of the model, see :func:`create_network`.
@@ -105,7 +105,7 @@ def model_candidates(
 
 
 def find_peers(given: Sequence[str]) -> list[str | Path]:
-    """Return a list of the networks of ``--peers``: names of models of other libraries, and paths of ONNX files.
+    """Return a list of the networks given by ``--peers``, each as a model name or as the path of an ONNX file.
 
     Args:
         given: values of ``--peers``. Each is ``timm/NAME``, ``transformers/NAME``, a ``.onnx`` file, or a folder of
@@ -175,7 +175,7 @@ def _pop_package() -> dict:
 
 
 def prepare_module(network: nn.Module) -> Prepare:
-    """Return the function for :attr:`Candidate.prepare` of a PyTorch module that needs no preparation."""
+    """Return a function to use as :attr:`Candidate.prepare` for a PyTorch module, which needs no preparation."""
     return lambda threads, images: lambda: network(images)
 
 

@@ -1,4 +1,4 @@
-"""Functions that describe the machine and the package versions of a measurement."""
+"""Functions that describe the machine and the package versions used for a measurement."""
 
 import importlib.metadata
 import os

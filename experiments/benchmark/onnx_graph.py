@@ -18,7 +18,7 @@ class OnnxGraph:
     """A network in an ONNX file whose only input is a batch of images.
 
     Args:
-        path: the file.
+        path: path of the ONNX file.
 
     Raises:
         InputError: the file is not an ONNX file, the network's input is not a single tensor ``(B, 3, H, W)``, or onnx

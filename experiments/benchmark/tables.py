@@ -41,14 +41,26 @@ def training_table(result: dict) -> str:
     """
     step = f", {result['options']['precision']}, forward, loss, backward and AdamW"
     parts = ["# Training", _measured(result, step)]
-    header = ["model", "form", "layout", "ms per step (quartiles)", "images/s", "ratio of times (quartiles)", "GiB"]
+    header = [
+        "model",
+        "form",
+        "layout",
+        "ms per step (quartiles)",
+        "images/s",
+        "ratio of times (quartiles)",
+        "GiB",
+        "saved",
+    ]
     for setting in result["settings"]:
         lines = []
         for row in setting["rows"]:
             memory = "" if row["memory"] is None else f"{row['memory'] / 2**30:.2f}"
-            lines.append([row["model"], row["form"], row["layout"], *_times(row), memory])
+            saved = f"{row['saved'] / 2**30:.2f}"
+            lines.append([row["model"], row["form"], row["layout"], *_times(row), memory, saved])
         parts += [f"## {setting_title(setting)}", _table(header, lines)]
-        parts.append(f"Ratio: time of a step over that of {setting['baseline']}. GiB: peak of allocated memory.")
+        parts.append(
+            f"Ratio: time of a step over that of {setting['baseline']}. GiB: peak of allocated memory. Saved: GiB kept for the backward pass."
+        )
         if setting["trace"]:
             parts.append(_trace(setting["trace"]))
     return "\n\n".join(parts) + "\n"
@@ -81,7 +93,7 @@ def _measured(result: dict, step: str) -> str:
 
     Args:
         result: content of ``benchmark.json`` or ``training.json``.
-        step: text to append to the description of the images. It describes a training step. Empty for inference.
+        step: description of a training step, which is appended to the size of the images. Empty for inference.
     """
     options, machine = result["options"], result["machine"]
     workload = f"images of {options['image_size'][0]}x{options['image_size'][1]} pixels{step}"
@@ -101,7 +113,7 @@ def setting_title(setting: dict) -> str:
 
 
 def _times(row: dict) -> list[str]:
-    """Return the milliseconds, images per second and ratio to the baseline of one result, as cells of a table."""
+    """Return the table cells of one result: milliseconds, images per second, and ratio to the baseline."""
     return [_spread(row, "ms"), f"{row['images_per_s']:.1f}", _spread(row, "ratio")]
 
 

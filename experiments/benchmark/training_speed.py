@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+import detection
+from experiments.benchmark.candidates import CLASSES
 from experiments.matching import now
 from mobile_former.errors import InputError, first_line
 from mobile_former.training.baselines import is_baseline
@@ -20,11 +22,12 @@ from mobile_former.training.optimisation import parameter_groups
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
 TRACED_STEPS = 3
+OBJECTS = 10  # per image; COCO has 7 on average
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model whose training is timed, in one form and one memory layout.
+    """A model to train and time. The same model has one such object for each form and memory layout.
 
     Attributes:
         model: name of the model.
@@ -34,6 +37,7 @@ class TrainedModel:
         step: function that runs one training step.
         memory: peak GPU memory of a training step in bytes, without the memory of other models and of CUDA itself. None
             on a CPU.
+        saved: bytes of all tensors that the forward pass and the loss keep for the backward pass, without the weights.
     """
 
     model: str
@@ -42,17 +46,21 @@ class TrainedModel:
     is_peer: bool
     step: Callable[[], None]
     memory: int | None
+    saved: int
 
     @property
     def label(self) -> str:
-        """The unique name of the model, form and layout, such as ``mobile_former_26m:eager:contiguous``."""
+        """A unique name made of model, form and layout, such as ``mobile_former_26m:eager:contiguous``."""
         return f"{self.model}:{self.form}:{self.layout}"
 
 
 def train_model(
     name: str, form: str, layout: str, create: Callable[[], nn.Module], precision: str, images: Tensor, labels: Tensor
 ) -> TrainedModel:
-    """Build a classifier and its optimiser, run the first training steps, and measure the peak memory of a step.
+    """Build a model and its optimiser, run the first training steps, and measure the memory of a step.
+
+    Classifiers are trained with the cross-entropy, and detectors with their own loss. The images of a detector have ten
+    objects at random places.
 
     Args:
         name: name of the model.
@@ -61,7 +69,7 @@ def train_model(
         create: function that builds the model.
         precision: "bf16" (autocast, weights in float32) or "float32".
         images: ``(B, 3, H, W)`` on the device.
-        labels: class indices ``(B,)`` on the device.
+        labels: class indices ``(B,)`` on the device, for classifiers.
 
     Returns:
         The model with its peak memory and a function that runs one more training step.
@@ -75,11 +83,16 @@ def train_model(
     model = create().to(device, memory_format=LAYOUTS[layout]).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-4, fused=True)
     network = torch.compile(model, dynamic=False) if form == "compiled" else model
+    is_detector = name.removeprefix("earlier/") in detection.list_detectors()
+    objects = _random_objects(len(images), device)
+
+    def loss() -> Tensor:
+        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32"):
+            outputs = network(images)
+            return model.loss(outputs, objects)["total"] if is_detector else F.cross_entropy(outputs, labels)
 
     def step() -> None:
-        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32"):
-            loss = F.cross_entropy(network(images), labels)
-        loss.backward()
+        loss().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -87,7 +100,8 @@ def train_model(
         for _ in range(2):  # the first step allocates the optimiser's state
             step()
         resident = _allocated(device) - before + images.nbytes
-        return TrainedModel(name, form, layout, is_baseline(name), step, _peak(device, step, resident))
+        saved = saved_bytes(loss, model)
+        return TrainedModel(name, form, layout, is_baseline(name), step, _peak(device, step, resident), saved)
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"{name} ({form}, {layout}) does not fit into the GPU's memory with batches of {len(images)}: lower "
@@ -97,6 +111,39 @@ def train_model(
         raise InputError(
             f"{name} cannot be compiled on this machine ({first_line(error)}): leave compiled out of --forms"
         ) from error
+
+
+def _random_objects(images: int, device: torch.device) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "labels": torch.randint(0, CLASSES["detector"], (OBJECTS,), generator=generator).to(device),
+            "boxes": (torch.rand(OBJECTS, 4, generator=generator) * 0.4 + 0.1).to(device),
+        }
+        for _ in range(images)
+    ]
+
+
+def saved_bytes(loss: Callable[[], Tensor], model: nn.Module) -> int:
+    """Return the bytes of all tensors that are kept for the backward pass of a loss.
+
+    Tensors that share their memory are counted once. The parameters of the model are not counted.
+
+    Args:
+        loss: function that computes the loss of a training step.
+        model: model whose parameters are left out.
+    """
+    kept: dict[int, torch.UntypedStorage] = {}  # the storages themselves too, so that no address is used twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss()
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
 
 
 def _allocated(device: torch.device) -> int:

@@ -66,7 +66,8 @@ def read_plan(path: Path) -> Plan:
 def plan_runs(plan: Plan, output: Path, others: Sequence[str]) -> list[Run]:
     """Return the list of all training runs, ordered by seed.
 
-    Due to this order, an interrupted comparison has the same number of seeds for every model, or one more.
+    Due to this order, all models of an interrupted comparison have about the same number of finished runs. These
+    numbers differ by at most one.
 
     Args:
         plan: config of the comparison.

@@ -104,7 +104,7 @@ def test(run: Run, task: str) -> dict[str, float]:
 def latencies(models: Sequence[tuple[torch.nn.Module, torch.Tensor]]) -> list[float]:
     """Return the list of median latencies for one image in milliseconds, one per model.
 
-    The models take turns, so that other load on the machine slows all models equally. The time includes the
+    The models take turns, so that other processes on the machine slow all models equally. The time includes the
     post-processing of detectors.
 
     Args:

@@ -63,16 +63,16 @@ def main() -> None:
 
 
 def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: float = SECONDS) -> list[Defect]:
-    """Make files, let the readers of their kind read them, and return a list of the defects.
+    """Make damaged files, read each file with all functions under test of its kind, and return a list of the defects.
 
-    The kinds take turns: each file is of the next kind. A copy of each file that causes a defect is kept.
+    The kinds of files alternate. A copy of each file that causes a defect is kept.
 
     Args:
         kinds: dictionary from the name of a kind of file to the :class:`~experiments.fuzz.readers.Kind`.
         files: total number of files.
         seed: random seed of the files.
         output: folder for the copies and for ``failures.txt``, which lists the defects.
-        seconds: time limit in seconds for one reader to read one file.
+        seconds: time limit in seconds for one function to read one file.
     """
     output.mkdir(parents=True, exist_ok=True)
     failures = output / "failures.txt"
@@ -96,7 +96,7 @@ def keep(current: Path, path: Path) -> Path:
 
     Args:
         current: a folder that contains exactly one file.
-        path: the first part of the copy's path. A hyphen and the name of the original file are appended.
+        path: the beginning of the copy's path. A hyphen and the name of the original file are appended.
     """
     for file in current.iterdir():
         path = path.with_name(f"{path.name}-{file.name}")

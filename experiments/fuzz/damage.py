@@ -84,7 +84,10 @@ def damaged(data: bytes, random: Random) -> bytes:
 
 
 def image(random: Random) -> File:
-    """Return an image file with damaged bytes, noise, a wrong size in the header, an extreme shape or odd EXIF data."""
+    """Make a damaged or unusual image file, and return it as a :class:`File`.
+
+    It has damaged bytes, noise, a wrong size in the header, an extreme shape or odd EXIF data.
+    """
     name = random.choice(list(_images()))
     data = _images()[name]
     match random.choice(("damage", "damage", "damage", "noise", "size", "exif", "long")):
@@ -207,9 +210,16 @@ def odd_value(random: Random) -> Any:
 
 
 def change(content: Any, random: Random) -> Any:
-    """Change nested lists and dictionaries at one random entry, and return them. The change is made in place.
+    """Change one random entry of nested lists and dictionaries in place.
 
-    The entry is removed, replaced by an odd value or by a copy of another entry, or gets a new entry beside it.
+    The entry is removed, replaced by an odd value or by a copy of another entry, or a new entry is added beside it.
+
+    Args:
+        content: nested lists and dictionaries.
+        random: random generator.
+
+    Returns:
+        The changed ``content``.
     """
     places = list(_places(content))
     if not places:
@@ -242,7 +252,10 @@ def _places(content: Any):
 
 
 def config(random: Random) -> File:
-    """Return a training config of a random task with damaged text, odd values or hostile YAML."""
+    """Make a training config with damaged text, odd values or hostile YAML, and return it as a :class:`File`.
+
+    The config belongs to a random task.
+    """
     name, text = random.choice(list(_configs().items()))
     match random.choice(("text", "values", "values", "values", "abuse")):
         case "text":
@@ -336,7 +349,10 @@ _YAML_ABUSE = (
 
 
 def coco(random: Random) -> File:
-    """Return a COCO annotation file with damaged text, odd values, unknown ids, degenerate boxes or deep nesting."""
+    """Make a damaged COCO annotation file, and return it as a :class:`File`.
+
+    It has damaged text, odd values, unknown ids, degenerate boxes or deep nesting.
+    """
     content = _coco(random)
     match random.choice(("values", "values", "values", "values", "text", "nested")):
         case "values":
@@ -355,7 +371,7 @@ def coco(random: Random) -> File:
 
 
 def write_coco_images(folder: Path) -> None:
-    """Write the images that the COCO files of :func:`coco` refer to."""
+    """Write the image files to which the annotation files from :func:`coco` refer."""
     folder.mkdir(exist_ok=True)
     for number, size in IMAGES.items():
         Image.new("RGB", size, (number * 30, 90, 120)).save(folder / f"{number}.png")
@@ -389,7 +405,7 @@ def _coco(random: Random) -> dict[str, list]:
 
 
 def weights(random: Random) -> File:
-    """Return a damaged or hostile weights file or checkpoint.
+    """Make a damaged or hostile weights file or checkpoint, and return it as a :class:`File`.
 
     It has damaged bytes or structure, unexpected tensors, a wrong safetensors header, or a pickle that runs code.
     """
@@ -417,10 +433,10 @@ def weights(random: Random) -> File:
 
 @cache
 def _states() -> dict[str, dict]:
-    """Return valid weights and checkpoints, one for each dictionary layout that the commands read.
+    """Return an undamaged example of each kind of weights dictionary or checkpoint that the commands read.
 
     Returns:
-        Dictionary from the name of the layout to the dictionary to save. All tensors come from :func:`_repeated`.
+        Dictionary from the name of the kind to the example. All tensors come from :func:`_repeated`.
     """
     classifier = ClassificationModule(["cat", "dog"], name="mobile_former_26m")
     detector = DetectionModule(["cat", "dog"], name="e2e_mf_26m", category_ids=[3, 9])
@@ -453,7 +469,7 @@ def _checkpoint(module: LightningModule, data: LightningDataModule) -> dict[str,
 def _repeated(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return a dictionary of zero tensors with the names, shapes and data types of the tensors in ``state``.
 
-    All tensors of one data type share a single number in memory.
+    To save memory, all tensors of one data type are expanded views of the same single element.
     """
     numbers = {dtype: torch.zeros((), dtype=dtype) for dtype in {tensor.dtype for tensor in state.values()}}
     return {name: numbers[tensor.dtype].expand(tensor.shape) for name, tensor in state.items()}
@@ -610,7 +626,7 @@ def _saved(content: Any, pickle_module: Any, *, as_zip: bool) -> bytes:
     """Return the bytes that ``torch.save`` writes for ``content``, in the zip layout or in torch's older layout.
 
     The older layout contains the memory addresses of the tensors, which change from run to run. The addresses are
-    replaced by numbers, but the order of the tensors still depends on the addresses.
+    replaced by the numbers 0, 1, 2, …, but the order of the tensors still depends on the addresses.
     """
     file = io.BytesIO()
     torch.save(content, file, pickle_module=pickle_module, _use_new_zipfile_serialization=as_zip)

@@ -1,4 +1,4 @@
-"""Make and read damaged files in a separate process, and check for defects after each read."""
+"""Make damaged files in a separate process, and test the functions that read them."""
 
 import logging
 import multiprocessing
@@ -38,12 +38,15 @@ class Worker:
         self.process: multiprocessing.Process | None = None
 
     def read(self, kind: str, seed: str, seconds: float) -> Iterator[tuple[str, str]]:
-        """Make a file, let each reader read it, and yield a tuple (name of the reader, description) for each defect.
+        """Make a file, read it with each function under test (reader), and yield the defects.
 
         Args:
             kind: name of the kind of file.
             seed: seed of the file's random generator.
-            seconds: time limit of each reader.
+            seconds: time limit in seconds for each reader.
+
+        Yields:
+            Tuple (name of the reader, description of the defect).
         """
         if self.process is None:
             self._start()
@@ -122,13 +125,13 @@ def serve(connection: Connection, kinds: dict[str, Kind], folder: Path) -> None:
 
 
 def attempt(read: Reader, path: Path) -> str | None:
-    """Let a reader read a file, and check the outcome.
+    """Read a file with ``read``, one of the functions under test, and check the outcome.
 
-    A reader must succeed, or report the failure in a message that is neither empty nor too long. It may return this
-    message, or raise an error that the commands print in one line.
+    The function must succeed, or report the failure in a message that is neither empty nor too long. It may return
+    this message, or raise an error that the commands print in one line.
 
     Returns:
-        A description of the defect, or None if there is no defect.
+        A description of the defect if the function breaks these rules, otherwise None.
     """
     reset_peak()
     try:
@@ -147,9 +150,9 @@ def attempt(read: Reader, path: Path) -> str | None:
 
 
 def limit_memory() -> None:
-    """Make allocations far above the memory limit fail, so that the machine stays usable.
+    """Limit the address space of this process, so that a huge allocation fails instead of blocking the machine.
 
-    The address space of this process can grow by at most ``GIGABYTES + 2`` GiB. Core dumps are disabled.
+    The address space can grow by at most 2 GiB more than the memory limit ``GIGABYTES``. Core dumps are disabled.
     """
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = int(pages * resource.getpagesize() + (GIGABYTES + 2) * 2**30)
@@ -163,7 +166,7 @@ def reset_peak() -> None:
 
 
 def too_much_memory() -> str | None:
-    """Return a description of the defect if the peak memory exceeds the limit, otherwise None.
+    """Return an error message if the peak memory of this process exceeds the limit, otherwise None.
 
     The peak is measured since the last call of :func:`reset_peak`.
     """
@@ -173,7 +176,7 @@ def too_much_memory() -> str | None:
 
 
 def code_that_ran() -> str | None:
-    """Return a description of the defect if code from a file ran, otherwise None.
+    """Return an error message if code from a hostile file was executed, otherwise None.
 
     Such code leaves a file, a folder or an environment variable named ``canary``. This function removes these traces.
     """

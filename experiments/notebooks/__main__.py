@@ -46,22 +46,22 @@ def list_notebooks() -> list[Path]:
 
 
 def execute(notebook, folder: Path, parameters: Mapping[str, object] | None = None):
-    """Execute a copy of a notebook from top to bottom in a fresh kernel.
+    """Execute a copy of a notebook from top to bottom in a fresh kernel, and return the copy with its outputs.
 
-    The kernel uses this Python interpreter with one thread, and can import this repository.
+    The kernel runs the current Python interpreter with one thread, and can import this repository.
+
+    Some variables of the notebook can be changed for the execution. The notebook assigns them in the cell tagged
+    "parameters". The new values are assigned by a temporary cell after the tagged cell. The temporary cell is removed
+    from the returned copy.
 
     Args:
         notebook: nbformat notebook. It is not changed.
         folder: working directory of the kernel.
-        parameters: dictionary from names to new values of variables that the cell tagged "parameters" sets. None: no
-            new values. A temporary cell after the tagged cell sets the new values. It is not in the result.
-
-    Returns:
-        The copy with its outputs.
+        parameters: dictionary from the name of a variable to its new value. None: all variables keep their values.
 
     Raises:
-        InputError: a package of the pip extra "notebooks" is missing, a cell raises an error, or the tagged cell does
-            not set a variable of ``parameters``.
+        InputError: a package of the pip extra "notebooks" is missing, a cell raises an error, or the tagged cell lacks
+            an assignment to one of the variables in ``parameters``.
     """
     nbclient, jupyter_client = _import("nbclient"), _import("jupyter_client")
     notebook = copy.deepcopy(notebook)
@@ -101,16 +101,16 @@ def execute(notebook, folder: Path, parameters: Mapping[str, object] | None = No
 
 
 def _set_parameters(notebook, parameters: Mapping[str, object]):
-    """Insert a cell that sets parameters to new values, and return this cell.
+    """Insert a cell that assigns new values to variables of a notebook, and return this cell.
 
     The cell is inserted after the cell tagged "parameters". The notebook is changed in place.
 
     Args:
         notebook: nbformat notebook.
-        parameters: dictionary from the names of the parameters to their new values.
+        parameters: dictionary from the name of a variable to its new value.
 
     Raises:
-        InputError: the tagged cell does not set one of the parameters.
+        InputError: the tagged cell lacks an assignment to one of the variables.
     """
     (number,) = (i for i, cell in enumerate(notebook.cells) if PARAMETERS in cell.metadata.get("tags", ()))
     source = notebook.cells[number].source

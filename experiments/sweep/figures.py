@@ -87,7 +87,10 @@ def draw_parallel_coordinates(trials: Sequence[FrozenTrial], plan: Plan) -> Figu
 
 
 def draw_importances(trials: Sequence[FrozenTrial], plan: Plan) -> Figure | str:
-    """Draw how much of the variance of the scores each parameter explains, estimated by functional ANOVA (fANOVA).
+    """Plot the importance of each hyperparameter for the score.
+
+    The importance is the fraction of the scores' variance that the hyperparameter explains, estimated by functional
+    ANOVA (fANOVA).
 
     Args:
         trials: the complete trials.
@@ -143,7 +146,7 @@ def draw_settings(settings: Sequence[Setting], plan: Plan) -> Figure:
 
 
 def _varied(trials: Sequence[FrozenTrial], plan: Plan) -> list[str]:
-    """Return the names of the parameters that differ between the trials."""
+    """Return the names of the hyperparameters whose values differ between the trials."""
     return [name for name in plan.space if len({repr(trial.params[name]) for trial in trials}) > 1]
 
 

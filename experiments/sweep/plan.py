@@ -89,14 +89,14 @@ class Plan:
 
     @property
     def score_label(self) -> str:
-        """The name of the score for figures and tables, such as "val/top1, best epoch"."""
+        """The name of the score as shown in figures and tables, such as "val/top1, best epoch"."""
         return f"{self.metric}, {self.score} epoch"
 
     def points(self) -> list[dict]:
-        """Return a list with the parameters that are fixed before a trial starts, as one dictionary for each trial.
+        """Return a list of dictionaries, one for each trial, with the hyperparameters that are fixed before it starts.
 
-        In a grid, a dictionary has all parameters. With other samplers, it is empty. A grid runs all combinations with
-        the first seed, then all with the second, and so on. If it is interrupted after the first seed, every
+        In a grid, a dictionary has all hyperparameters. With other samplers, it is empty. A grid runs all combinations
+        with the first seed, then all with the second, and so on. If it is interrupted after the first seed, every
         combination has a result.
         """
         if self.sampler != "grid":

@@ -22,11 +22,11 @@ PATIENCE = 60  # seconds that a training has to save its checkpoint after SIGTER
 
 
 class FolderInUseError(Exception):
-    """Another process holds the lock of the run's folder."""
+    """Error: another process holds the lock of a run's folder."""
 
 
 def locked(path: Path, *, wait: bool = False) -> TextIO:
-    """Open a file and lock it for this process until the file is closed.
+    """Open a file, lock it for this process until the file is closed, and return the open file.
 
     Args:
         path: the lock file, created if missing.
@@ -46,14 +46,14 @@ def locked(path: Path, *, wait: bool = False) -> TextIO:
 
 
 def start_training(training: Training, count: int, lock: TextIO) -> subprocess.Popen:
-    """Start a training in its own process.
+    """Start a training in its own process, and return the process.
 
     On Linux, the training is killed when its worker (the calling process) dies. On other systems, the training may
     outlive its worker. The training inherits the lock, so the folder of the run stays locked until the training ends.
 
     Args:
         training: the training to start.
-        count: the number of trainings that share the processor cores.
+        count: the number of trainings that run at the same time and share the processor cores.
         lock: the open lock file of the run's folder.
     """
     cores = available_cores() // count  # without this limit, every training would use all cores
@@ -74,7 +74,7 @@ def start_training(training: Training, count: int, lock: TextIO) -> subprocess.P
 
 
 def _die_with(parent: int) -> None:
-    """Ask the kernel to kill this new process when its parent dies; exit at once if the parent is already dead."""
+    """Make Linux kill this process when its parent process dies. If the parent is already dead, exit at once."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)
@@ -103,7 +103,7 @@ def stop_trainings(processes: Iterable[subprocess.Popen | None]) -> None:
 def host() -> str:
     """Return a name for this machine. On Linux, the name also contains the PID namespace of the container.
 
-    Process ids can be compared only between processes with equal names.
+    The ids of two processes can be compared only if this function returns the same name in both processes.
     """
     try:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
@@ -125,7 +125,10 @@ def process_identity(pid: int) -> str:
 
 
 def identity_from_ps(pid: int) -> str:
-    """Like :func:`process_identity`, but with ``ps``, for systems without ``/proc`` such as macOS."""
+    """Return the same as :func:`process_identity` on systems without ``/proc``, such as macOS.
+
+    The start time of the process is read from the output of the command ``ps``.
+    """
     # The start time is text that depends on language and time zone.
     environment = os.environ | {"LC_ALL": "C", "TZ": "UTC"}
     command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
@@ -135,7 +138,11 @@ def identity_from_ps(pid: int) -> str:
 
 
 def lives(identity: str) -> bool:
-    """Return whether a process is still running, given its text from :func:`process_identity`."""
+    """Return whether a process is still running.
+
+    Args:
+        identity: identity of the process, as returned by :func:`process_identity`.
+    """
     return bool(identity) and process_identity(int(identity.split()[0])) == identity
 
 
@@ -143,7 +150,7 @@ def end_process(identity: str) -> None:
     """Kill a process and wait for its end. Do nothing if the process is not running.
 
     Args:
-        identity: text of the process from :func:`process_identity`.
+        identity: identity of the process, as returned by :func:`process_identity`.
     """
     while lives(identity):
         with contextlib.suppress(ProcessLookupError):  # it may end by itself in between

@@ -17,10 +17,11 @@ class Setting:
     """A group of complete trials that differ only in their seed.
 
     Attributes:
-        params: dictionary from a parameter to the value that all these trials have. The seed is left out.
+        params: dictionary from the name of a hyperparameter to its value in all these trials. It leaves out the seed.
         values: the score of each trial.
         seeds: the seed of each trial.
-        cost: the model's number of parameters and of multiply-adds for one image; None if the cost was not computed.
+        cost: a tuple with the model's number of parameters and its number of multiply-adds for one image. None if the
+            cost was not computed.
     """
 
     params: dict
@@ -50,11 +51,14 @@ class Difference:
 
 
 def group_by_seed(trials: Sequence[FrozenTrial], names: Sequence[str]) -> list[Setting]:
-    """Return a list of the groups of trials whose parameters are equal except for the seed.
+    """Group trials that differ only in their seed.
 
     Args:
-        trials: the complete trials. The groups are in the order of their first trials.
-        names: the names of the parameters, including the seed.
+        trials: the complete trials.
+        names: the names of the hyperparameters, including the seed.
+
+    Returns:
+        List with one :class:`Setting` for each group, in the order of the groups' first trials.
     """
     settings: dict[str, Setting] = {}
     for trial in trials:
@@ -67,9 +71,10 @@ def group_by_seed(trials: Sequence[FrozenTrial], names: Sequence[str]) -> list[S
 
 
 def baseline(plan: Plan) -> dict:
-    """Return the parameters of the baseline of a grid search, without the seed.
+    """Return a dictionary with the hyperparameters of a grid search's baseline, without the seed.
 
-    A parameter of the baseline is None if the grid lists None for it. Otherwise it has its first value in the grid.
+    If the grid lists None among the values of a hyperparameter, the baseline uses None. Otherwise it uses the first
+    listed value.
     """
     domains = {name: domain for name, domain in plan.space.items() if name != "seed_everything"}
     values = {name: domain if isinstance(domain, list) else domain.values() for name, domain in domains.items()}
@@ -77,9 +82,10 @@ def baseline(plan: Plan) -> dict:
 
 
 def difference(setting: Setting, reference: Setting) -> Difference | None:
-    """Return the scores of ``setting`` minus the scores of ``reference``, paired by seed.
+    """Subtract the scores of the group ``reference`` from the scores of the group ``setting``, paired by seed.
 
-    If the two groups have no seed in common, return None.
+    Returns:
+        The differences, or None if the two groups have no seed in common.
     """
     known = dict(zip(reference.seeds, reference.values, strict=True))
     pairs = zip(setting.seeds, setting.values, strict=True)

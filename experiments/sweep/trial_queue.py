@@ -58,7 +58,7 @@ class Claim(NamedTuple):
     Attributes:
         number: the number of the trial.
         owner: a name that no other claim has.
-        fixed: dictionary with the parameters of the trial in a grid; empty if the sampler chooses the parameters.
+        fixed: dictionary with all hyperparameters of the trial if the sweep is a grid, otherwise empty.
     """
 
     number: int
@@ -72,7 +72,7 @@ class _Heartbeat(NamedTuple):
     Attributes:
         owner: the name of the worker's claim.
         beats: the number of heartbeats that the worker has sent.
-        since: the time in seconds on this process's clock when it first saw this number.
+        since: the time at which this process first saw that value of ``beats``, in seconds of its own clock.
         lives: whether a heartbeat arrived while this process was watching.
     """
 
@@ -106,9 +106,10 @@ class TrialQueue:
         Trials that the queue already has are not changed. A later call may add more trials.
 
         Args:
-            plan: the part of the config from :func:`~experiments.sweep.plan.identity`. All values have types that JSON
-                preserves.
-            trials: the parameters that are fixed for each trial, from :meth:`~experiments.sweep.plan.Plan.points`.
+            plan: settings of the sweep as returned by :func:`~experiments.sweep.plan.identity`. All values have types
+                that JSON preserves.
+            trials: dictionaries with the fixed hyperparameters of each trial, as returned by
+                :meth:`~experiments.sweep.plan.Plan.points`.
 
         Raises:
             InputError: the sweep was begun with another config.
@@ -133,7 +134,7 @@ class TrialQueue:
         """Check that the sweep is in the database and was begun with this config.
 
         Args:
-            plan: the part of the config from :func:`~experiments.sweep.plan.identity`.
+            plan: settings of the sweep as returned by :func:`~experiments.sweep.plan.identity`.
 
         Raises:
             InputError: the sweep is not in the database, or was begun with another config.
@@ -198,11 +199,14 @@ class TrialQueue:
         return self._update(claim.number, _trials.c.owner == claim.owner, beats=_trials.c.beats + 1)
 
     def record_training(self, claim: Claim, pid: int) -> None:
-        """Record the process of a trial's training, so that the next worker can end it if this worker dies."""
+        """Record the process that trains a trial.
+
+        If this worker dies, the worker that takes over the trial can end that process.
+        """
         self._update(claim.number, _trials.c.owner == claim.owner, training=process_identity(pid))
 
     def release(self, claim: Claim, state: str) -> None:
-        """End the claim of a trial and set the trial's state to "done", "failed" or "waiting"."""
+        """Give up the claim to a trial, and set the trial's state to "done", "failed" or "waiting"."""
         self._update(claim.number, _trials.c.owner == claim.owner, state=state, owner="", training="")
 
     def _rows(self, *states: str) -> list[sqlalchemy.Row]:
@@ -236,7 +240,7 @@ class TrialQueue:
 
 
 def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
-    """Open Optuna's storage in a database, and create the tables of the queue in the same database.
+    """Open Optuna's storage in a database, add the queue's tables to this database, and return the storage.
 
     Args:
         url: the SQLAlchemy URL of the database.

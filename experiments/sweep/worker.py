@@ -40,7 +40,7 @@ class Attempt:
     """A trial that this worker is training.
 
     Attributes:
-        claim: this worker's claim of the trial.
+        claim: this worker's claim to the trial.
         trial: Optuna's trial. Its study has a sampler and a pruner for this trial.
         params: dictionary from a parameter to its value, in the order of the search space.
         training: the training run of the trial.
@@ -335,7 +335,7 @@ def _pruner(plan: Plan) -> optuna.pruners.BasePruner:
 
 
 def _cost(training: Training) -> list[int]:
-    """Return a list of two numbers: the parameters of a trained model, and its multiply-adds for a validation image."""
+    """Return a list of two counts: a trained model's parameters, and its multiply-adds for a validation image."""
     module, data_options = load_checkpoint(training.folder.best, MODULES[training.task], training.task)
     used = cost(module.model, tuple(validation_image(training.task, data_options).shape[2:]))
     return [used.params, used.madds]

@@ -63,8 +63,8 @@ class DeployedBackbone(nn.Module):
 
     Args:
         backbone: trained backbone.
-        last: the Mobile→Former bridge in the classifier, which reads the output of the last block; None for a backbone
-            without a classifier.
+        last: Mobile→Former bridge of the classifier, whose query and gate are computed by the last block; None for a
+            backbone without a classifier.
     """
 
     def __init__(self, backbone: Backbone, last: MobileToFormer | None = None):
@@ -108,7 +108,7 @@ class DeployedBackbone(nn.Module):
 
 
 class Start(InferenceModule):
-    """Start of the backbone, which computes the inputs of the first block.
+    """Module that computes the inputs of the first block of a backbone.
 
     The inputs are the output of the stem, the initial tokens, and the query and gate of the first Mobile→Former bridge.
     Only the output of the stem depends on the image. The other inputs are precomputed.
@@ -162,7 +162,7 @@ class DeployedBlock(InferenceModule):
 
     Args:
         block: trained block.
-        following: next Mobile→Former bridge, in the next block or in the classifier; None if there is none.
+        following: Mobile→Former bridge of the next block or of the classifier; None if there is none.
         count: number of tokens.
         stride: stride of the output relative to the image, see :class:`mobile_former.deployment.mobile.Pointwise`.
     """
@@ -219,11 +219,11 @@ class TokenReads(InferenceModule):
 
     The inputs are the key and value of the block's Former→Mobile bridge, and the query and gate of the next
     Mobile→Former bridge. Each of them is ``(B, heads·M, C)``, with one row for each pair of attention head and token.
-    In a row, only the channels of its head are used. The other channels are masked: they are 0, or in the gate a value
-    whose hard sigmoid is 0.
+    A row uses only the channels of its head. The other channels are masked: they are 0 in the key, value and query. In
+    the gate, they are -3, because the hard sigmoid of -3 is 0.
 
     Due to the masks, one matrix product with the feature map computes all heads. Separate products for the heads would
-    need half as many multiplications. They are slower, because they split the map's channels in memory.
+    need only half as many multiplications, but they are slower, because they split the map's channels in memory.
 
     Args:
         to_mobile: Former→Mobile bridge of the block; None if there is none.
@@ -247,9 +247,9 @@ class TokenReads(InferenceModule):
         self.register_buffer("floor", floor)
 
     def forward(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
-        """Compute the inputs of a Former→Mobile bridge and of the next Mobile→Former bridge from the tokens.
+        """Compute the key, value, query and gate of two bridges from the tokens.
 
-        Some channels of the inputs are masked, see :class:`TokenReads`.
+        In each row of these tensors, the channels of the other attention heads are masked, see :class:`TokenReads`.
 
         Args:
             tokens: ``(B·M, d)``.
@@ -441,6 +441,6 @@ def _by_input(weight: Tensor) -> nn.Parameter:
 def _scaled_for_heads(layer: nn.Linear, heads: int) -> nn.Linear:
     """Return a copy of a query or key projection whose output is multiplied by the attention scale.
 
-    The scale is ``1/√(out / heads)``.
+    The scale is ``1/√(out / heads)``, where ``out`` is the number of output features of the layer.
     """
     return scaled(layer, (layer.out_features // heads) ** -0.5)

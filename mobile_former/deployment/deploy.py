@@ -50,11 +50,11 @@ def deploy(model: nn.Module) -> nn.Module:
 
 @functools.singledispatch
 def inference_form(module: nn.Module) -> nn.Module:
-    """Return the replacement of a module for inference. The given module may be modified in place.
+    """Convert a module to its inference form, and return it. The given module may be modified in place.
 
     If the type of the module has an inference form, the whole module is replaced. Otherwise the module is kept, and
-    this function replaces its children. Subclasses of a type with an inference form are kept, and so are modules that
-    contain an ablation, because the inference form would compute different outputs.
+    this function is applied to its children. A module is also kept if its type is a subclass of a type with an
+    inference form, or if it contains a module of an ablation. The inference form would compute different outputs.
     """
     if isinstance(module, torch._dynamo.OptimizedModule):
         return inference_form(module._orig_mod)

@@ -1,4 +1,7 @@
-"""Forward passes of the inference form in exported graphs.
+"""Forward passes of converted models for exported graphs (``torch.export`` and ONNX).
+
+In such graphs, they replace the ``forward`` methods of the modules that
+:func:`mobile_former.deployment.deploy.deploy` creates.
 
 The attention of a bridge has two heads. Eager PyTorch is faster with one large matrix product for both heads, but other
 runtimes are faster with two small ones. Exported graphs therefore compute the heads separately. Functions that are
@@ -31,7 +34,7 @@ def start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 @exported_forward(Start, onnx_only=True)
 def padded_start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Compute the inputs of the first block from images ``(B, in_chans, H, W)`` in ONNX graphs.
+    """In ONNX graphs, compute the inputs of the first block from images ``(B, in_chans, H, W)``.
 
     Returns:
         The stem's output, which may be padded to 16 channels, and the tuple ``(tokens, query, gate)``. The tuple
@@ -73,7 +76,7 @@ def to_former(
 def padded_to_former(
     self: DeployedToFormer, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Update the tokens by cross-attention to the feature map in ONNX graphs.
+    """In ONNX graphs, update the tokens by cross-attention to the feature map.
 
     The arguments are those of :meth:`DeployedToFormer.forward`, with one exception: if the feature map is not padded to
     16 channels, ``query`` and ``gate`` are split by head, ``(B, heads, M, C / heads)``. If it is padded, they are
@@ -99,10 +102,11 @@ def to_mobile(self: DeployedToMobile, x: Tensor, key: Tensor, value: Tensor) -> 
 
 @exported_forward(RowLinear, onnx_only=True)
 def row_linear(self: RowLinear, x: Tensor) -> Tensor:
-    """Compute a linear layer of the classifier as a convolution over a feature map of one position.
+    """Compute a linear layer of the classifier as a 1×1 convolution, which is faster in ONNX Runtime.
 
-    The classifier's weights do not fit into a processor's caches. ONNX Runtime reads the weight of a convolution in
-    four streams. It reads the weight of a matrix product in two streams, which takes a quarter longer.
+    The input ``(B, in)`` is treated as a feature map ``(B, in, 1, 1)``. The classifier's weights do not fit into a
+    processor's caches, so that the time depends on how they are read from memory. ONNX Runtime reads the weight of a
+    convolution in four parallel streams. It reads the weight of a matrix product in two, which takes a quarter longer.
     """
     return F.conv2d(x[..., None, None], self.weight[..., None, None], self.bias).flatten(1)
 
@@ -130,13 +134,16 @@ def lite(self: DeployedLite, x: Tensor, padding: Tensor | None = None) -> Tensor
 def pointwise(self: Pointwise, x: Tensor) -> Tensor:
     """Compute a pointwise convolution in the way that is fastest in ONNX Runtime.
 
+    Strides are those of the feature map relative to the image.
+
     - A convolution that is grouped in the trained model stays grouped, and channel shuffles are computed separately.
       An ungrouped convolution would also multiply the zeros of its block-diagonal weight, which takes longer.
-    - Exception: at strides of 4 or less, a grouped convolution becomes ungrouped. Feature maps at these strides have
-      few channels, and shuffles of few channels are slow.
+    - There are two exceptions. At strides of 4 or less, a grouped convolution becomes ungrouped, because feature maps
+      have few channels there and shuffles of few channels are slow. It also becomes ungrouped if its input channels are
+      in another order than in the trained model.
     - At strides of 8 or less, an ungrouped convolution is one-dimensional. A two-dimensional convolution is faster, but
-      ONNX Runtime converts the memory layout of its input and output. For large maps, this takes more time than the
-      faster convolution saves.
+      ONNX Runtime also converts the memory layout of its input and output. For large maps, this conversion takes more
+      time than the faster convolution saves.
     """
     if self.trained_groups > 1:
         out = F.conv2d(self.in_shuffle(x), self.group_weight, self.group_bias, groups=self.trained_groups)
@@ -172,7 +179,7 @@ def _depthwise_parts(layer: Depthwise, x: Tensor) -> list[Tensor]:
 
     Returns:
         List of the convolutions' outputs, each ``(B, C, ⌈H/stride⌉, ⌈W/stride⌉)``. Together they contain all output
-        channels of the layer in order. Zero channels at the end of each output fill it up to ``C`` channels.
+        channels of the layer in order. Zero channels are appended to each output until it has ``C`` channels.
     """
     width, parts = x.shape[1], []
     for weight, bias in zip(_split(layer, layer.weight, width), _split(layer, layer.bias, width), strict=True):
@@ -199,7 +206,11 @@ def _split(layer: Depthwise, tensor: Tensor, width: int, dim: int = 0) -> list[T
 def _part_size(layer: Depthwise, width: int) -> int:
     """Return how many output channels of a depthwise layer each convolution of :func:`_depthwise_parts` computes.
 
-    It is the largest multiple of the layer's number of input channels that does not exceed ``width``.
+    The number is the largest multiple of the layer's number of input channels that does not exceed ``width``.
+
+    Args:
+        layer: the depthwise layer.
+        width: number of channels of the input map, including channels that pad it to 16.
     """
     channels = len(layer.bias) // layer.repeats
     return width // channels * channels

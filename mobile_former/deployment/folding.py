@@ -1,4 +1,4 @@
-"""Functions that fold BatchNorm, shuffles, constant factors and shifts into weights."""
+"""Functions that fold BatchNorm, channel shuffles, constant factors and constant shifts into the weights of layers."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from mobile_former.layers.conv_norm import ChannelShuffle, ConvNorm
 
 
 def fold_norm(layer: ConvNorm) -> nn.Conv2d:
-    """Return a copy of a layer's convolution, with the layer's BatchNorm folded into the weight and bias."""
+    """Fold the BatchNorm of a layer into its convolution, and return the new convolution, which has a bias."""
     return fuse_conv_bn_eval(layer.conv.eval(), layer.norm.eval())
 
 
@@ -24,7 +24,10 @@ def merged(layers: list[nn.Linear]) -> InferenceLinear:
 
 
 def scaled(layer: nn.Linear, factor: float = 1) -> InferenceLinear:
-    """Return a copy of a linear layer whose weight and bias, and thus its output, are multiplied by a factor."""
+    """Multiply the weight and the bias of a linear layer by ``factor``, and return the new layer.
+
+    This multiplies the output of the layer by ``factor``.
+    """
     return InferenceLinear(layer.weight * factor, layer.bias * factor)
 
 
@@ -60,9 +63,9 @@ def inverse(order: Tensor) -> Tensor:
 
 
 def shifted(layer: nn.Linear, shift: Tensor) -> InferenceLinear:
-    """Return a copy of a linear layer whose bias compensates for a constant shift of the input, ``(in,)``.
+    """Adapt the bias of a linear layer to inputs with a constant shift, and return the new layer.
 
-    ``shifted(layer, shift)(x + shift)`` equals ``layer(x)``.
+    ``shifted(layer, shift)(x + shift)`` equals ``layer(x)``. The shift is a vector ``(in,)``.
     """
     return InferenceLinear(layer.weight, layer.bias - layer.weight @ shift)
 

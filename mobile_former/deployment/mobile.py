@@ -98,15 +98,16 @@ class DeployedLite(InferenceModule, Lite):
 class SlopesReLU(InferenceModule):
     """Inference form of :class:`mobile_former.layers.dynamic_relu.DynamicReLU`, without the first layer of its MLP.
 
-    A block has two dynamic ReLUs. One linear layer of the block computes the first MLP layers of both. Each dynamic
-    ReLU receives its half of the output as the argument ``guide`` of :meth:`forward`.
+    A block has two dynamic ReLUs. The first layers of both MLPs are merged into one linear layer of the block. Each
+    dynamic ReLU receives its half of this layer's output as the argument ``guide`` of :meth:`forward`.
 
     The preceding convolution doubles its output, so that the input map is ``2x`` instead of ``x``. This removes
     constants from the formula: ``max(a₁·x, a₂·x) = max(θ₁·2x, (θ₂ − ½)·2x)``, with the notation of ``DynamicReLU``.
 
     Args:
         relu: trained dynamic ReLU.
-        order: for each channel of the map, its index in the trained model; None if the order is the same.
+        order: for each channel of the map, the index of this channel in the trained model; None if the order is the
+            same.
     """
 
     def __init__(self, relu: DynamicReLU, order: Tensor | None = None):
@@ -121,13 +122,14 @@ class SlopesReLU(InferenceModule):
         self.register_buffer("lowered_by", weight.new_full((len(weight) // 2, 1, 1), 0.5))
 
     def forward(self, x: Tensor, guide: Tensor, mixing: Tensor | None) -> Tensor:
-        """Apply the activation function. It may overwrite ``x``.
+        """Apply the activation function. The input ``x`` may be overwritten.
 
         Args:
             x: feature map, ``(B, C, H, W)``. Its values are twice those in the trained model, because the preceding
                 convolution doubles its output.
-            guide: output of the first layer of the MLP, after its ReLU. If ``mixing`` is None, it is the output for the
-                first token, ``(B, r)``. Otherwise it is the output for all tokens, ``(B, M, r)``.
+            guide: output of the first layer of the MLP that computes the slopes, after the ReLU. If ``mixing`` is None,
+                it is the output for the first token, ``(B, r)``. Otherwise it is the output for all tokens,
+                ``(B, M, r)``.
             mixing: weight of each token at each position, ``(B, M, H, W)``, for the spatially aware dynamic ReLU; None
                 for the same slopes at all positions.
 
@@ -151,12 +153,14 @@ class Pointwise(InferenceConv):
 
     Args:
         layer: trained layer.
-        in_order: for each input channel, its index in the trained model. If None, it is derived from ``in_shuffle``.
+        in_order: for each input channel, the index of this channel in the trained model. If None, the order is derived
+            from ``in_shuffle``.
         in_shuffle: channel shuffle before the layer in the trained model; None if there is none.
         out_shuffle: channel shuffle after the layer in the trained model; None if there is none.
         gain: factor by which the output is multiplied.
-        stride: stride of the feature map relative to the image, which determines how ONNX graphs compute the layer.
-            Keep the default, infinity, for maps with many channels.
+        stride: stride of the feature map relative to the image. It determines how ONNX graphs compute the layer, see
+            :func:`mobile_former.deployment.exported_graphs.pointwise`. The default, infinity, selects the computation
+            for large strides, where maps have many channels.
         relu6: apply ReLU6 to the output.
     """
 
@@ -197,7 +201,7 @@ class Depthwise(InferenceConv):
 
     Attributes:
         repeats: number of output channels for each input channel.
-        order: for each output channel, its index in the trained model after the shuffle.
+        order: for each output channel, the index of this channel in the trained model, after the shuffle.
     """
 
     def __init__(self, layer: ConvNorm, shuffle: nn.Module | None = None, *, gain: float = 1, relu6: bool = False):
@@ -211,6 +215,9 @@ class Depthwise(InferenceConv):
         self.order = inverse(shuffle_order(shuffle, conv.out_channels))[rows]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve a map ``(B, C, H, W)``. The output is ``(B, repeats·C, ⌈H/stride⌉, ⌈W/stride⌉)``."""
+        """Convolve a map ``(B, C, H, W)``, with ``repeats`` output channels for each input channel.
+
+        The output is ``(B, repeats·C, ⌈H/stride⌉, ⌈W/stride⌉)``.
+        """
         # Depthwise kernels are fast only with one output for each input channel.
         return super().forward(torch.cat([x] * self.repeats, dim=1) if self.repeats > 1 else x)

@@ -46,11 +46,11 @@ class InferenceModule(nn.Module):
 def exported_forward(kind: type[InferenceModule], *, onnx_only: bool = False) -> Callable[[Callable], Callable]:
     """Return a decorator that registers a function as the forward pass of a module class in exported graphs.
 
-    During an export, modules of the class run the registered function. At all other times, they run ``kind.forward``.
-    To achieve this, the decorator replaces ``kind.__call__``.
+    During an export, modules of the class run the registered function. At all other times, they run the ``forward``
+    method of the class. To achieve this, the decorator replaces the ``__call__`` method of the class.
 
-    A second function can be registered for the same class. It then takes precedence over the first one. If the second
-    function has ``onnx_only=True``, it is used in exports to ONNX and the first one in all other exports.
+    If two functions are registered for the same class, exports use the second one. If the second one is registered with
+    ``onnx_only=True``, only exports to ONNX use it, and all other exports use the first one.
 
     Args:
         kind: class of the modules. The decorated function takes the module, followed by the inputs of ``kind.forward``.
@@ -186,7 +186,7 @@ def larger_product_(x: Tensor, slope1: Tensor, slope2: Tensor) -> Tensor:
 
 
 def _needs_gradients(*tensors: Tensor) -> bool:
-    """Return whether autograd records operations on any of these tensors."""
+    """Return whether autograd records operations on any of the given tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 

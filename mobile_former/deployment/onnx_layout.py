@@ -1,9 +1,13 @@
-"""Channel padding and stride thresholds that make the ONNX graph of an inference form fast in ONNX Runtime.
+"""Rules and helper functions that make ONNX graphs of converted models fast in ONNX Runtime.
 
-ONNX Runtime's convolutions process 16 channels at a time (8 on processors without AVX-512). If the number of channels
-of a feature map is not a multiple of 16, the map is converted before and after every convolution. In small
-variants, the first maps have fewer than 16 channels. In ONNX graphs, they are therefore padded to 16 channels. A padded
-map consists of as many complete copies of the map as fit, followed by zeros.
+:func:`mobile_former.deployment.deploy.deploy` converts models. There are two rules for their ONNX graphs:
+
+- Feature maps with fewer than 16 channels are padded to 16 channels. ONNX Runtime's convolutions process 16 channels at
+  a time (8 on processors without AVX-512). If the number of channels is not a multiple of 16, ONNX Runtime converts the
+  memory layout of the map before and after every convolution. Only the first maps of small variants have so few
+  channels. A padded map consists of as many complete copies of the map as fit, followed by zeros.
+- The stride of a feature map relative to the image determines how a pointwise convolution is computed: without groups
+  up to stride 4, and in one dimension up to stride 8. See :func:`mobile_former.deployment.exported_graphs.pointwise`.
 """
 
 import itertools

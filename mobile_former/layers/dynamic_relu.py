@@ -1,4 +1,7 @@
-"""Dynamic ReLU: an activation with slopes that are computed from tokens (Chen et al., Dynamic ReLU, ECCV 2020)."""
+"""Dynamic ReLU: an activation function with slopes that depend on the image (Chen et al., Dynamic ReLU, ECCV 2020).
+
+In Mobile-Former, the slopes are computed from the tokens.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -41,9 +41,9 @@ def content_size(images: Tensor, padding_mask: Tensor | None) -> Tensor:
 
 
 def zero_padding(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Set the padded positions of a feature map to zero.
+    """Return a feature map whose padded positions are set to zero.
 
-    A convolution then reads the same values as at the border of an unpadded image, where it also reads zeros.
+    A convolution of the result reads zeros beside the image, as it does beyond the border of an unpadded image.
 
     Args:
         x: feature map, ``(B, C, H, W)``.

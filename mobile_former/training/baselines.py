@@ -48,8 +48,8 @@ def timm_model(name: str, weights: Path | None = None, **options) -> nn.Module:
 
     Args:
         name: name of the model in timm.
-        weights: weights file with timm's tensor names. The classifier in the file is not loaded if its number of
-            classes differs from that of the model. None: no weights file is loaded.
+        weights: weights file whose tensor names are those of timm. The classifier in the file is not loaded if its
+            number of classes differs from that of the model. None: no weights file is loaded.
         options: keyword arguments of ``timm.create_model``. Arguments that are None are ignored.
 
     Raises:
@@ -106,8 +106,8 @@ def load_transformers_weights(network: nn.Module, path: Path) -> dict[str, Tenso
 
     Args:
         network: model of the transformers library, without a classifier.
-        path: ``.safetensors``, ``.bin`` or ``.pth`` file with weights of the same model. If the file includes a
-            classifier, its tensor names begin with a prefix such as ``resnet.``, which is removed.
+        path: ``.safetensors``, ``.bin`` or ``.pth`` file with weights of the same model, with or without a classifier.
+            If tensor names in the file begin with the prefix of the model, such as ``resnet.``, it is removed.
 
     Returns:
         A dictionary from tensor name to tensor. It contains the tensors of the file that the network does not have,

@@ -1,4 +1,4 @@
-"""The optimiser AdamW, learning rate schedules, and an exponential average of the weights."""
+"""The optimiser AdamW, learning rate schedules, and an exponential moving average of the weights."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -165,7 +165,9 @@ class ProgressSchedule(LRScheduler):
         return {}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Set the learning rates for the position of the run that Lightning has just restored.
+        """Set the learning rates to those at the current position of the run.
+
+        Lightning restores this position before it calls the method.
 
         Args:
             state_dict: not used. The argument is part of PyTorch's interface.
@@ -176,11 +178,11 @@ class ProgressSchedule(LRScheduler):
 
 
 class ExponentialAverage(WeightAveraging):
-    """Callback that averages the weights over the optimiser steps with exponential decay.
+    """Callback that computes an exponential moving average of the weights over the optimiser steps.
 
-    The average is evaluated and saved instead of the weights. The decay after ``n`` steps is the smaller one of
-    ``decay`` and ``(1 + n) / (10 + n)``, as in TensorFlow's ExponentialMovingAverage. The initial weights therefore
-    soon lose their influence, even in runs that are shorter than ``1 / (1 - decay)`` steps.
+    The averaged weights are evaluated and saved instead of the trained weights. The decay after ``n`` steps is the
+    smaller one of ``decay`` and ``(1 + n) / (10 + n)``, as in TensorFlow's ExponentialMovingAverage. The initial
+    weights therefore soon lose their influence, even in runs that are shorter than ``1 / (1 - decay)`` steps.
 
     The running statistics of BatchNorm layers are computed with the averaged weights. They are means over the last
     training batches before a validation or the end of an epoch. All other buffers are copied from the trained model.
@@ -197,7 +199,11 @@ class ExponentialAverage(WeightAveraging):
         super().__init__(use_buffers=False, multi_avg_fn=average)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Update the average and, in the last batches before a validation, the statistics of its BatchNorm layers."""
+        """Update the averaged weights.
+
+        In the last batches before a validation or the end of an epoch, also update the BatchNorm statistics of the
+        averaged model.
+        """
         position, start, end = _statistics_window(trainer, batch_idx)
         norms = self._batch_norms(pl_module) if position >= start else []
         buffers = [buffer for norm in norms for buffer in norm.buffers()]
@@ -239,10 +245,11 @@ class ExponentialAverage(WeightAveraging):
 
 
 def _statistics_window(trainer: Trainer, batch_idx: int) -> tuple[int, int, int]:
-    """Return the position of a batch and the next range of batches from which BatchNorm statistics are collected.
+    """Return the position of a batch and the range of batches that are used to compute BatchNorm statistics.
 
-    Training is divided into intervals that end with a validation, with an epoch or with the training. The range is the
-    last tenth of the interval that contains the batch, but at least 10 and at most 50 batches.
+    Training is divided into intervals. An interval ends at a validation, at the end of an epoch or at the end of
+    training. The range is the last tenth of the interval that contains the batch, but at least 10 and at most 50
+    batches.
 
     Args:
         trainer: trainer of the run.
@@ -333,7 +340,7 @@ def parameter_groups(
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Return the factor that multiplies the peak learning rate at an optimiser step, for warm-up and cosine decay.
+    """Return the factor for the peak learning rate at an optimiser step, with warm-up and cosine decay.
 
     The factor rises linearly from 1/warmup_steps to 1, then falls to 0 along half a cosine period.
 
@@ -351,7 +358,7 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 def warmup_milestones(step: int, warmup_steps: int, milestones: Sequence[int]) -> float:
-    """Return the factor that multiplies the peak learning rate at an optimiser step, for warm-up and step decay.
+    """Return the factor for the peak learning rate at an optimiser step, with warm-up and step decay.
 
     The factor rises linearly from 1/warmup_steps to 1. It is divided by 10 at each milestone.
 

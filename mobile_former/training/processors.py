@@ -19,16 +19,16 @@ def available_cores() -> int:
 
 
 def cpu_quota(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Return the CPU quota of the control groups (cgroups) of this process, in cores.
+    """Return the CPU quota of this process, which its control groups (cgroups) set.
 
-    The quota of a group also holds for the groups in it. The smallest quota is therefore returned.
+    The quota of a control group also limits the groups inside this group. The smallest quota is therefore returned.
 
     Args:
-        groups: folder of the mounted control groups, of version 1 or 2.
+        groups: folder where the control groups (version 1 or 2) are mounted.
         membership: file that lists the control groups of the process.
 
     Returns:
-        The number of seconds of processor time per second, such as 1.5. None: there is no quota.
+        The quota in cores (seconds of processor time per second), such as 1.5. None: there is no quota.
     """
     if not membership.is_file():
         return None
@@ -47,7 +47,7 @@ def cpu_quota(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/p
 
 
 def _quota_of(group: Path) -> list[float]:
-    """Return a list with the quota in cores of one control group. The list is empty if the group has no quota."""
+    """Return the CPU quota of a control group in cores, as a list of one number. Return ``[]`` if there is no quota."""
     try:
         if (group / "cpu.max").is_file():  # version 2
             quota, period = (group / "cpu.max").read_text().split()
@@ -59,14 +59,15 @@ def _quota_of(group: Path) -> list[float]:
 
 
 def limit_threads(processes: int = 1) -> None:
-    """Limit PyTorch's threads for each operation to the cores that this process may use.
+    """Limit the number of PyTorch's threads per operation to the number of cores that this process may use.
 
     PyTorch's default is the number of cores of the machine, even in a container that may use fewer. If the user has set
     ``OMP_NUM_THREADS``, nothing is changed.
 
     Args:
-        processes: number of processes of the run on this machine. They share the cores. With several processes,
-            ``OMP_NUM_THREADS`` is set, which Lightning passes on to them.
+        processes: number of processes of the run on this machine. The cores are divided equally among them. If there
+            are several processes, this function also sets ``OMP_NUM_THREADS``, so that the processes that Lightning
+            starts use the same limit.
     """
     if "OMP_NUM_THREADS" in os.environ:
         return

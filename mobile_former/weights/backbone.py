@@ -16,7 +16,7 @@ def load_backbone_weights(backbone: Backbone, variant: str, path: str | Path) ->
 
     Args:
         backbone: the backbone, usually of a detector. It may have the spatially shared or the spatially aware dynamic
-            ReLU, because both have the same weights.
+            ReLU, because the names and shapes of the weights are the same for both.
         variant: name of the published model to which the backbone belongs.
         path: path of a weights file in any format of :func:`mobile_former.load_weights`.
 

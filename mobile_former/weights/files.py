@@ -51,10 +51,10 @@ def read_weights(path: Path, ema: bool = False) -> tuple[dict[str, Tensor], str]
 
 
 def read_file(path: Path) -> object:
-    """Load the object in a safetensors file or a ``torch.save`` file, without running code from the file.
+    """Load a safetensors file or a ``torch.save`` file, without running code from the file.
 
     Returns:
-        The object, usually a dictionary. Its type is not checked. Its tensors are on the CPU.
+        The loaded object, usually a dictionary. The type of the object is not checked. Tensors in it are on the CPU.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -128,16 +128,16 @@ _SAFE_GLOBALS = [
 
 
 def _select(path: Path, content: object, ema: bool) -> tuple[object, str]:
-    """Select one set of weights from a loaded weights file.
+    """Select the plain or the averaged weights from a loaded weights file.
 
     Args:
-        path: path of the file, for error messages.
+        path: path of the file, for messages.
         content: object that :func:`read_file` returned.
-        ema: True to select the averaged weights, False to select the plain ones.
+        ema: True to select the averaged weights (exponential moving average), False to select the plain ones.
 
     Returns:
-        The weights, and their key in ``content``: ``"state_dict"`` or ``"state_dict_ema"``. The key is ``"file"`` if
-        ``content`` itself is the set of weights.
+        The weights, usually a dictionary from names to tensors, and their key in ``content``. The key is
+        ``"state_dict"`` or ``"state_dict_ema"``, or ``"file"`` if ``content`` itself is the dictionary of weights.
 
     Raises:
         InputError: ``ema`` is True, but ``content`` has no averaged weights.

@@ -25,7 +25,9 @@ _USAGE = ("class_names", "image_size", "crop_fraction", "mean", "std")
 
 
 class HubModel:
-    """Mixin class that lets :class:`mobile_former.MobileFormer` load and save local folders and Hub repositories.
+    """Mixin class that adds methods for loading and saving to :class:`mobile_former.MobileFormer`.
+
+    A model is loaded from, and saved to, a local folder or a repository on the Hugging Face Hub.
 
     Attributes:
         usage: class names and preprocessing of the model; None if unknown.
@@ -92,12 +94,14 @@ class HubModel:
         Args:
             folder: path of the folder, which is created if it is missing.
             usage: class names and preprocessing; default: the model's :attr:`usage`, or ``Usage()`` if that is None.
-            license: the Hub's identifier of the licence of the weights, for the model card.
+            license: licence of the weights, as an identifier of the Hub such as ``"mit"``. It is written to the model
+                card.
             name: name of the model in the code example of the model card; default: name of the folder.
 
         Raises:
-            InputError: the number of class names or of channel means does not fit the model, the model is not a
-                published one, the licence identifier is invalid, or the folder cannot be written.
+            InputError: the number of class names differs from the number of classes, the number of channel means
+                differs from the number of image channels, the model is not a published one, the licence identifier is
+                invalid, or the folder cannot be written.
         """
         folder, usage = Path(folder), usage or self.usage or Usage()
         _check_usage(self, usage)
@@ -128,7 +132,8 @@ class HubModel:
         Args:
             repository: name of the repository, ``"owner/name"``.
             usage: class names and preprocessing; default: the model's :attr:`usage`, or ``Usage()`` if that is None.
-            license: the Hub's identifier of the licence of the weights, for the model card.
+            license: licence of the weights, as an identifier of the Hub such as ``"mit"``. It is written to the model
+                card.
             private: whether a new repository is private; default: the owner's setting on the Hub.
             token: access token with write permission; default: the token of ``hf auth login``.
 
@@ -239,10 +244,10 @@ def _check_usage(model: HubModel, usage: Usage) -> None:
 
 
 def _require_published_parts(model: HubModel) -> None:
-    """Raise InputError if the model differs from the published one in the name or shape of a tensor.
+    """Raise InputError if the model's tensors differ in name or shape from those of the published model.
 
-    Some ablations cause such differences. A model with them cannot be saved, because ``config.json`` can describe only
-    published models.
+    Some ablations cause such differences. :meth:`HubModel.save_pretrained` cannot save a model with such differences,
+    because ``config.json`` can describe only published models.
     """
     published = model.published(
         model.variant,

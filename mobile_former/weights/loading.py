@@ -1,6 +1,7 @@
-"""Load the weights of a Mobile-Former from several file formats, and save them as safetensors.
+"""Load the weights of a Mobile-Former from a file, and save the weights of a model in a safetensors file.
 
-The formats are the checkpoints of Mobile-Former's authors, the checkpoints of this project, and safetensors.
+Three kinds of files can be loaded: checkpoints that the authors of Mobile-Former published, Lightning checkpoints of
+this project, and safetensors files.
 """
 
 import logging
@@ -51,8 +52,8 @@ def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> Loade
     Args:
         model: a :class:`mobile_former.MobileFormer`.
         path: path of the file.
-        ema: True to load the averaged weights (``state_dict_ema``) of the authors' training program, False to load the
-            plain ones.
+        ema: True to load the averaged weights, which the authors' training program saves as ``state_dict_ema``; False
+            to load the plain ones.
 
     Returns:
         A :class:`LoadedWeights` with the path, the key of the weights in the file and the number of classes in the
@@ -60,8 +61,8 @@ def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> Loade
 
     Raises:
         FileNotFoundError: the file does not exist.
-        InputError: the file is not a weights file, is damaged, or could run code. The error is also raised in these
-            cases: ``ema`` is True but the file has no averaged weights, the file is for another variant (the message
+        InputError: the file is not a weights file, is damaged, or contains pickled objects that could run code. The
+            error is also raised in these cases: ``ema`` is True but the file has no averaged weights, the file is for another variant (the message
             names it) or for another number of image channels, or ``model`` is not a Mobile-Former.
     """
     if not hasattr(model, "published"):
@@ -109,7 +110,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def require_variant(path: Path, state: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Raise InputError if the names and shapes of the tensors in a file differ from those of a model.
+    """Raise InputError if the tensors in a file differ in name or shape from those of a model.
 
     Differences in the number of classes or of image channels are allowed.
 

@@ -1,4 +1,6 @@
-"""Safety checks of a YAML config: a limit for expanded aliases, and only albumentations classes as transforms."""
+"""Safety checks of a YAML config.
+
+They limit the number of values after aliases are expanded, and accept only albumentations classes as transforms."""
 
 import itertools
 import math
@@ -47,12 +49,12 @@ def _is_transform(class_path: object) -> bool:
 
 
 def require_finite(path: Path) -> None:
-    """Check that the YAML aliases (``*name``) of a config expand to at most 100 000 values.
+    """Check that a YAML config has at most 100 000 values after its aliases (``*name``) are expanded.
 
-    Other faults of the file are ignored here.
+    This function ignores all other faults of the file.
 
     Raises:
-        InputError: the aliases expand to more values.
+        InputError: there are more values.
     """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)

@@ -41,11 +41,11 @@ class FitCLI(LightningCLI):
 
     Args:
         task: ``"classification"`` or ``"detection"``. The run folders of a task are in a subfolder of this name.
-        model_class: LightningModule of the task. Its constructor takes ``class_names``. It has the attributes
-            ``monitor`` (name of the score to maximise) and ``architecture`` (names of the options that determine the
-            model's architecture), and the attributes that :class:`RunReport` uses.
-        data_class: LightningDataModule of the task. It has ``class_names``, ``dataset_name``, and the attributes that
-            :class:`RunReport` uses.
+        model_class: LightningModule class of the task. Its constructor takes ``class_names``. The class has the
+            attributes ``monitor`` (name of the score to maximise) and ``architecture`` (names of the options that
+            determine the model's architecture), and the members that :class:`RunReport` uses.
+        data_class: LightningDataModule class of the task. The class has ``class_names`` and the members that
+            :class:`RunReport` uses, such as ``dataset_name``.
         configs: folder with the YAML configs of the task.
         embedded: file name of the config in ``configs`` that is used if the user gives no config. It trains on images
             made from scikit-learn's digits, which need no files.
@@ -136,9 +136,10 @@ class FitCLI(LightningCLI):
     # Parsing
 
     def add_arguments_to_parser(self, parser: Parser) -> None:
-        """Add the options for the run folder and the checkpoints.
+        """Add the options for the run folder and the checkpoints to the parser.
 
-        The attributes in ``learned_from_data`` are passed from the data module to the model.
+        This method also links the attributes of the data module that ``learned_from_data`` lists to the arguments of
+        the model with the same names.
         """
         parser.add_argument(
             "--name", type=str | None, default=None, help="name of the run; default: names of the model and the data"
@@ -194,7 +195,8 @@ class FitCLI(LightningCLI):
         digits).
 
         Raises:
-            InputError: ``--data.root`` is given without a config, or the aliases of a config expand to too many values.
+            InputError: ``--data.root`` is given without a config, or a config has too many values after its YAML
+                aliases are expanded.
             FileNotFoundError: a config does not exist.
         """
         found: list[str] = []

@@ -10,7 +10,7 @@ from mobile_former.training.cli.parser import Parser
 
 
 def add_predict_options(parser: Parser, task: str, *, output: str, batch_size: int) -> None:
-    """Add the options that the ``predict`` commands for classification and detection share.
+    """Add options to the parser of a ``predict`` command. Classification and detection both use these options.
 
     The model is given as a checkpoint (``--ckpt_path``) or as an exported file (``--onnx``).
 
@@ -32,7 +32,7 @@ def add_predict_options(parser: Parser, task: str, *, output: str, batch_size: i
 
 
 def check_predict_options(options: Namespace, suffixes: Collection[str]) -> None:
-    """Check the options that the ``predict`` commands for classification and detection share.
+    """Check the options that :func:`add_predict_options` adds.
 
     Args:
         options: parsed options of the command.

@@ -81,10 +81,10 @@ MakeSample = Callable[[ImageSource, int, np.ndarray, A.Compose], dict]
 class TrainingImages(Dataset):
     """Data set of augmented training images.
 
-    An item is selected by a :class:`Draw` instead of an integer. It is a dictionary with the entries that
-    ``make_sample`` returns and the list ``"failures"``. If an image cannot be read, its error message is added to this
-    list, and the next readable image is used instead. If any other error occurs or no image can be read, the item has
-    an error message under the key ``"error"`` and no image.
+    The index of an item is a :class:`Draw`, not an integer. Each item is a dictionary. Its entries are those that
+    ``make_sample`` returns and ``"failures"``, a list of error messages. If an image cannot be read, its error message
+    is added to this list, and the item contains the next readable image of ``source`` instead. If any other error
+    occurs or no image can be read, the item contains no image, and its entry ``"error"`` is the error message.
 
     Args:
         source: sequence of images.
@@ -132,11 +132,14 @@ class TrainingImages(Dataset):
 
 
 class EvaluationImages(Dataset):
-    """Data set of images for evaluation, in order and without augmentation.
+    """Data set of images for evaluation.
 
-    An item is a dictionary with the entries that ``make_sample`` returns and an empty list ``"failures"``. If the image
-    cannot be read, this list contains the error message, and the item has no other entries. If ``source`` raises
-    another InputError, the item has the error message under the key ``"error"`` and no image.
+    Each item is a dictionary:
+
+    - If the image can be read, the entries are those that ``make_sample`` returns, and ``"failures"`` is an empty list.
+    - If ``source`` raises an ImageError, the only entry is ``"failures"``, a list with the error message.
+    - If ``source`` raises an InputError that is not an ImageError, ``"failures"`` is an empty list, ``"error"`` is the
+      error message, and there are no other entries.
 
     Args:
         source: sequence of images.
@@ -164,15 +167,15 @@ class EvaluationImages(Dataset):
 
 
 def split_messages(samples: list[dict]) -> tuple[list[dict], dict[str, list[str]]]:
-    """Return the samples that have an image, together with the error messages of all samples.
+    """Separate the samples that have an image from the error messages of all samples.
 
     Args:
         samples: items of :class:`TrainingImages` or :class:`EvaluationImages`.
 
     Returns:
-        A tuple (samples, messages). The samples are those that have an image. The messages are a dictionary with two
-        lists of strings: ``"failures"`` (images that could not be read) and ``"errors"`` (faults that must stop the
-        run).
+        A tuple (samples, messages). ``samples`` is a list of the samples that have an image. ``messages`` is a
+        dictionary with two lists of error messages: ``"failures"`` (images that could not be read) and ``"errors"``
+        (faults that must stop the run).
     """
     messages = {
         "failures": [failure for sample in samples for failure in sample["failures"]],

@@ -118,7 +118,7 @@ class FoundFiles(NamedTuple):
 
 
 def find_images(folder: str | os.PathLike) -> FoundFiles:
-    """Find the image files in a folder and its subfolders.
+    """Find the image files in a folder and its subfolders, and count the other files by suffix.
 
     Image files have a suffix in ``IMAGE_SUFFIXES``, or no suffix and the content of an image. Links to folders are
     followed. Hidden files and folders are skipped, including the ``._name.jpg`` files that macOS adds to archives.
@@ -151,21 +151,24 @@ def image_format(path: Path) -> str | None:
 
 
 def warn_of_others(place: str | os.PathLike, files: int, others: Mapping[str, int]) -> None:
-    """Log a warning with the number of files that are not used as images. Log nothing if ``others`` is empty.
+    """Log a warning with the number of files in a folder that are not images. Log nothing if ``others`` is empty.
 
     Args:
-        place: path of the searched folder.
-        files: number of all files.
-        others: dictionary from a suffix to the number of unused files that have it.
+        place: path of the folder.
+        files: number of all files in the folder.
+        others: dictionary from a suffix to the number of files with this suffix that are not images.
     """
     if others:
         _logger.warning("%s: %d of %d files are left out: %s", place, sum(others.values()), files, list_others(others))
 
 
 def list_others(others: Mapping[str, int]) -> str:
-    """Return a text that lists the number of unused files for each suffix.
+    """Format ``others`` as text, such as ``"3 .txt, 1 .csv"``.
 
     If there are HEIC files, the text also names the package that reads them.
+
+    Args:
+        others: dictionary from a suffix to the number of files with this suffix that are not images.
     """
     counts = sorted(others.items(), key=lambda item: (-item[1], item[0]))
     text = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in counts)
@@ -173,7 +176,13 @@ def list_others(others: Mapping[str, int]) -> str:
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
-    """Expand files, folders and globs to a list of image paths without duplicates, in the given order.
+    """Find the images of the given files, folders and globs.
+
+    Args:
+        patterns: paths of files, paths of folders, or globs.
+
+    Returns:
+        A list of image paths without duplicates, in the order of ``patterns``.
 
     Raises:
         FileNotFoundError: a path or glob matches nothing.
@@ -196,7 +205,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
 
 
 class ImageFiles(Dataset):
-    """Data set of image files with transforms applied.
+    """Data set that reads image files and applies transforms to the images.
 
     An item is a tuple of the transformed image ``(3, H, W)`` uint8 and the size ``(height, width)`` of the original
     image. If a file cannot be read, the item is the error message, a string.
@@ -252,7 +261,7 @@ def to_planes(image: np.ndarray) -> torch.Tensor:
     image.
 
     Raises:
-        InputError: the array has another shape or type.
+        InputError: the array does not have this shape and type.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(
@@ -320,7 +329,8 @@ def decode_jpeg(data: bytes) -> np.ndarray | None:
 def _may_hold_orientation(data: bytes) -> bool:
     """Return whether a JPEG may have an APP1 segment (EXIF or XMP) before its first scan.
 
-    This check visits about ten segments. Reading EXIF with Pillow instead would cost a twentieth of the decoding time.
+    This check reads the headers of about ten segments, so it is fast. Reading the EXIF data of every image with Pillow
+    would take a twentieth of the decoding time.
     """
     position = 2
     while True:

@@ -1,4 +1,6 @@
-"""Base class of the data modules. It builds data loaders, resumes within an epoch and handles unreadable images."""
+"""Base class of the data modules.
+
+It builds the data loaders, handles unreadable images and saves the position within an epoch in checkpoints."""
 
 import logging
 import os
@@ -41,9 +43,10 @@ class ImageData(LightningDataModule):
     Args:
         root: data folder. None: embedded data, made from scikit-learn's digits.
         batch_size: number of images in a batch of one process.
-        num_workers: number of loading processes. None: number of cores minus one, from 1 to 16. For embedded data, None
-            means 0, because embedded images are generated faster than they are sent between processes.
-        std: standard deviation of each channel, in 0..1.
+        num_workers: number of loading processes. None: number of cores minus one, but at least 1 and at most 16. For
+            embedded data, None means 0, because embedded images are generated faster than they are sent between
+            processes.
+        std: standard deviation of each channel, in 0..1. The constructor only checks that it is above 0.
         collate: function that builds a batch from samples.
 
     Raises:
@@ -136,7 +139,7 @@ class ImageData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Build the loader of augmented training batches.
 
-        In a resumed run, the loader skips the batches that were trained on before the checkpoint.
+        In a resumed run, the loader skips the batches that were used for training before the checkpoint was written.
         """
         batches = self.train_batches(self.train_sampler())
         return self.loader(
@@ -244,7 +247,7 @@ class ImageData(LightningDataModule):
 
 
 def over_processes(messages: set[str]) -> set[str]:
-    """Return the union of the sets of messages of all processes.
+    """Combine the messages of all processes into one set, and return it.
 
     All processes must call this function.
     """
@@ -257,7 +260,7 @@ def over_processes(messages: set[str]) -> set[str]:
 
 
 def default_workers() -> int:
-    """Return the default number of loading processes: the number of cores minus one, from 1 to 16."""
+    """Return the default number of loading processes: number of cores minus one, but at least 1 and at most 16."""
     return min(16, max(1, available_cores() - 1))
 
 

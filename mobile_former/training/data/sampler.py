@@ -1,6 +1,7 @@
-"""Samplers that choose the order of the images, and seeds for their augmentation.
+"""Samplers for training and evaluation, and functions that seed the augmentation of training images.
 
-The order depends only on the seed of the run and the epoch. The augmentation of an image also depends on its index.
+The order of the training images depends only on the seed of the run and the epoch. The augmentation of an image also
+depends on its index.
 """
 
 import random
@@ -16,8 +17,8 @@ from torch.utils.data import Sampler
 class Draw(NamedTuple):
     """Tuple of the index of a training sample and the epoch in which the sample is loaded.
 
-    Index and epoch seed the augmentation. The augmentation therefore does not depend on loading processes or on other
-    samples.
+    The augmentation of the sample is seeded with the index, the epoch and the seed of the run. It therefore does not
+    depend on the number of loading processes or on other samples.
     """
 
     index: int
@@ -25,11 +26,11 @@ class Draw(NamedTuple):
 
 
 class EpochSampler(Sampler[Draw]):
-    """Sampler that yields every training sample once per epoch.
+    """Sampler that yields a :class:`Draw` for every training sample once per epoch.
 
-    The order depends only on the seed and the epoch. Lightning calls :meth:`set_epoch` before each epoch. All processes
-    use the same order and take samples from it in turn. If the number of samples is not divisible by the number of
-    processes, the first samples of the order are repeated at its end.
+    The order is random and depends only on the seed and the epoch. Lightning calls :meth:`set_epoch` before each epoch.
+    All processes use the same order and take samples from it in turn. If the number of samples is not divisible by the
+    number of processes, the first samples of the order are repeated at its end.
 
     Args:
         size: number of samples.
@@ -86,7 +87,8 @@ class ResumedBatchSampler(Sampler[list[Draw]]):
 class EvaluationSampler(Sampler[int]):
     """Sampler that divides the samples among all processes, so that each sample is evaluated exactly once.
 
-    Each process yields its samples in order. The numbers of samples per process differ by at most one.
+    In each process, the sampler yields the indices of the process's samples in ascending order. The numbers of samples
+    per process differ by at most one.
 
     Args:
         size: number of samples.
@@ -104,15 +106,16 @@ class EvaluationSampler(Sampler[int]):
 
 
 def seed_transforms(transforms, seed: int, draw: Draw) -> None:
-    """Seed the random numbers that an albumentations pipeline uses in its next call.
+    """Seed the random number generators of an albumentations pipeline before it is applied to a training sample.
 
-    All transforms share one random generator. ``Compose.set_random_seed`` would give each transform its own generator
-    with the same seed. Two flips with probability ½ would then always happen together.
+    This function sets the same generators for all transforms of the pipeline. ``Compose.set_random_seed`` would instead
+    give each transform its own generator with the same seed. Two flips with probability ½ would then always happen
+    together.
 
     Args:
         transforms: an ``albumentations.Compose``.
         seed: seed of the run.
-        draw: tuple of the index of the sample and the epoch.
+        draw: index of the sample, and epoch.
     """
     seed = mix_seeds(seed, draw.epoch, draw.index)
     transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))

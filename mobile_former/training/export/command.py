@@ -22,13 +22,14 @@ class Exporter:
     - ``embedded_images()``: build the embedded images, which are made from scikit-learn's digits. They are used if the
       data set of the checkpoint is missing.
     - ``write(path)``: write the float32 model file.
-    - ``read(path)``: open a model file.
-    - ``inputs(file, image)``: preprocess an image ``(H, W, 3)`` uint8 for an open file. Return an iterator over lists
-      of input arrays, with one list for each run of the model.
-    - ``check(file, source)``: compare an open file with PyTorch on images. Raise InputError if the results differ.
-      Return a tuple (name, value) for an additional row of the table that ``compare`` builds, or None.
-    - ``compare(files, images)``: build the table that compares PyTorch with the open files. ``files`` is a dictionary
-      from the name of the format to the file.
+    - ``read(path)``: load a model file and return the exported model.
+    - ``inputs(file, image)``: preprocess an image ``(H, W, 3)`` uint8 for the exported model ``file``. Return an
+      iterator over lists of input arrays, with one list for each run of the model.
+    - ``check(file, source)``: compare the exported model ``file`` with PyTorch on the images of ``source``. Raise
+      InputError if the results differ. Return a tuple (name, value) for an additional row of the table that
+      ``compare`` builds, or None for no additional row.
+    - ``compare(files, images)``: build a table that compares PyTorch with exported models. ``files`` is a dictionary
+      from the name of a format to the exported model.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
@@ -56,8 +57,8 @@ def export(exporter: Exporter, options: Namespace, output: Path) -> None:
         output: final path of the file.
 
     Raises:
-        InputError: the images or files cannot be used, or the results of the file differ from PyTorch. In these cases
-            ``output`` is not written.
+        InputError: the images cannot be used, the model file cannot be written or loaded, or its results differ from
+            those of PyTorch. In these cases ``output`` is not written.
     """
     images = images_to_check(options, exporter.data, exporter.embedded_images, exporter.embedded_name)
     calibration = images_to_calibrate(options, exporter.training_images) if options.int8 else None

@@ -6,7 +6,12 @@ from collections.abc import Callable
 
 
 def milliseconds(call: Callable[[], object], repetitions: int = 20) -> float:
-    """Return the median time of ``repetitions`` calls in milliseconds, measured after three warm-up calls."""
+    """Return the median time of a function call in milliseconds.
+
+    Args:
+        call: function without arguments.
+        repetitions: number of measured calls. Three warm-up calls before them are not measured.
+    """
     for _ in range(3):
         call()
     times = []

@@ -114,7 +114,7 @@ class OnnxModel:
     Raises:
         FileNotFoundError: the file does not exist.
         InputError: onnxruntime cannot be imported. Also raised if the file is damaged, is not an ONNX file of this
-            project and task, or has another version of the metadata format.
+            project and task, or the version of its metadata format is not supported.
     """
 
     def __init__(self, path: str | Path, task: str):
@@ -213,8 +213,8 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
         path: file that was written by :func:`write_onnx`.
         target: path of the int8 file. Inputs, outputs and metadata are those of the file at ``path``, except that
             ``"precision"`` in the metadata is ``"int8"``.
-        calibration: iterable over lists of input arrays. Each list is the input of one run of the graph and has the
-            batch size of the graph. The range of each activation is computed from these runs. The lists are read one at
+        calibration: iterable over lists of input arrays. Each list contains the inputs of one run of the graph, with
+            the graph's batch size. The range of each activation is computed from these runs. The lists are read one at
             a time.
         count: number of lists in ``calibration``, at least 1.
 
@@ -229,8 +229,8 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
     class Reader(quantization.CalibrationDataReader):
         """Iterator over the calibration inputs for onnxruntime's quantiser.
 
-        The quantiser reads the inputs in several ranges, because the activations of all inputs together would not fit
-        into memory.
+        The quantiser reads a few inputs at a time, because the activations of all inputs together would not fit into
+        memory. It sets the range of these inputs with ``set_range``.
         """
 
         def __len__(self) -> int:
@@ -292,9 +292,9 @@ def _translations() -> dict:
     def softmax(logits, dim: int, *_):  # unannotated: the exporter reads annotations as ONNX types
         """Translate PyTorch's softmax to ONNX.
 
-        Along the last axis, the result is ONNX's ``Softmax``. Along any other axis, the result consists of primitive
-        operators. There, onnxruntime's Softmax would transpose the tensor twice and take seven times as long (178 µs
-        instead of 25 µs for 1x2x6x3136 along the third axis).
+        A softmax along the last axis becomes ONNX's ``Softmax``. A softmax along any other axis is built from primitive
+        operators. For such an axis, onnxruntime's ``Softmax`` would transpose the tensor twice and take seven times as
+        long (178 µs instead of 25 µs for shape (1, 2, 6, 3136) along the third axis).
         """
         if dim in (-1, len(logits.shape) - 1):
             return op.Softmax(logits, axis=dim)
@@ -362,7 +362,7 @@ def require_metadata(path: Path, metadata: Mapping[str, Any], task: str) -> None
         task: required task, ``"classification"`` or ``"detection"``.
 
     Raises:
-        InputError: the file is from another project or for another task, or has another version of the metadata format.
+        InputError: the file belongs to another project or task, or the version of its metadata format is not supported.
     """
     if _FORMAT_KEY not in metadata or "task" not in metadata:
         raise InputError(
@@ -376,7 +376,7 @@ def require_metadata(path: Path, metadata: Mapping[str, Any], task: str) -> None
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an onnxruntime error message, without error codes and at most 200 characters long."""
+    """Return the first line of an onnxruntime error message, without error codes and cut to 200 characters."""
     return first_line(error, longest=2000).rpartition(" : ")[2][:200]
 
 

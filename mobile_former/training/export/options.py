@@ -22,12 +22,12 @@ from mobile_former.training.export.onnx_file import count_nodes, quantise
 
 
 def add_export_options(parser: Parser, *, output: str, data: str, check_images: int) -> None:
-    """Add the ``export`` options that classification and detection share to a parser.
+    """Add options to the parser of an ``export`` command. Classification and detection both use these options.
 
     Args:
         parser: parser of the command.
-        output: help text of ``--output``, without its default.
-        data: help text of ``--data.root``, without its default.
+        output: beginning of the help text of ``--output``. The default is appended.
+        data: beginning of the help text of ``--data.root``. The default is appended.
         check_images: default of ``--check_images``.
     """
     parser.add_argument("--ckpt_path", required=True, help="checkpoint, such as checkpoints/best.ckpt of a run")
@@ -63,7 +63,7 @@ def add_export_options(parser: Parser, *, output: str, data: str, check_images: 
 
 
 def check_export_options(options: Namespace) -> None:
-    """Check the ``export`` options that classification and detection share.
+    """Check the options that :func:`add_export_options` adds.
 
     Raises:
         InputError: a value is out of range, or options contradict each other.
@@ -124,9 +124,12 @@ def images_to_check(
 ) -> CheckImages:
     """Choose and return the images on which an exported file is compared with PyTorch.
 
-    The images of ``--images`` are chosen if the option is given. Otherwise the validation images are chosen. If these
-    are missing and ``--data.root`` is not given, embedded images are chosen. Embedded images are made from
-    scikit-learn's digits and need no files.
+    The choice depends on the options:
+
+    - If ``--images`` is given, these images are chosen.
+    - If only ``--data.root`` is given, the validation images of this data set are chosen.
+    - If neither is given, the validation images of the checkpoint's data set are chosen. If they are missing, embedded
+      images are chosen, which are made from scikit-learn's digits and need no files.
 
     Args:
         options: parsed options of the command.
@@ -201,7 +204,7 @@ def write_int8(
 def add_size_rows(table: Table, paths: Sequence[Path]) -> None:
     """Add a row of file sizes in MB to the table that compares exported files with PyTorch.
 
-    If all files are ONNX, also add a row with the number of nodes in each graph. The PyTorch column stays empty,
+    If all files are ONNX files, also add a row with the number of nodes in each graph. The PyTorch column stays empty,
     because the PyTorch model is not a file.
     """
     table.add_row("MB", "", *(f"{path.stat().st_size / 1e6:.2f}" for path in paths))

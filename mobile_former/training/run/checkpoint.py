@@ -26,8 +26,8 @@ def load_checkpoint(path: str | Path, module_class: type[Module], task: str) -> 
         task: ``"classification"`` or ``"detection"``.
 
     Returns:
-        A tuple (module, options). The module is in evaluation mode, on the CPU. The options are a dictionary of the
-        options of the data module in training (``root``, ``mean``, ``std``, …).
+        A tuple (module, options). ``module`` is in evaluation mode, on the CPU. ``options`` is a dictionary of the data
+        module options that were used in training (``root``, ``mean``, ``std``, …).
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -64,7 +64,7 @@ def require_data_options(options: dict) -> None:
         options: dictionary of the options of the data module, as read from the checkpoint.
 
     Raises:
-        ValueError, TypeError, KeyError: an option is missing, of another type or out of range.
+        ValueError, TypeError, KeyError: an option is missing, has a wrong type or is out of range.
     """
     for name in ("mean", "std"):
         if len(options[name]) != 3 or not all(map(math.isfinite, options[name])) or min(options["std"]) <= 0:

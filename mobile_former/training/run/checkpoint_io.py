@@ -49,9 +49,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Make the content of the file ``path`` also available as ``previous``, by a hard link or a copy.
+    """Create a hard link ``previous`` to the file ``path``, or a copy if hard links are not supported.
 
-    A new file can then replace ``path``.
+    The content is therefore kept when a new file replaces ``path``.
     """
     unfinished = previous.with_name(previous.name + ".part")
     unfinished.unlink(missing_ok=True)

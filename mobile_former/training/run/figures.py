@@ -51,7 +51,7 @@ def draw_curves(rows: Sequence[dict[str, float]], panels: dict[str, Sequence[str
     """Plot curves of logged metrics over the epochs, and write the plot to an image file.
 
     Args:
-        rows: list of dictionaries from metric name to value. Rows without the keys ``epoch`` and ``step`` are
+        rows: list of dictionaries from metric name to value. Rows that lack ``epoch`` or ``step`` are
             ignored. :meth:`mobile_former.training.run.folder.RunFolder.history` returns such a list.
         panels: dictionary with one entry for each subplot. The key is the label of the vertical axis, and the value
             is the list of metric names.
@@ -116,8 +116,8 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
 def _shorten(text: str, width: int = 28) -> str:
     """Shorten each line of a text to at most ``width`` characters.
 
-    The middle of a longer line is replaced by ``…``. Many lines are file names, which differ more at the beginning and
-    the end.
+    The middle of a longer line is replaced by ``…``. Many lines are file names, which differ more at their
+    beginning and end than in the middle.
     """
     half = (width - 1) // 2
     return "\n".join(line if len(line) <= width else f"{line[:half]}…{line[-half:]}" for line in text.splitlines())

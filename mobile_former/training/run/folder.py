@@ -61,10 +61,10 @@ class RunFolder:
 
     @classmethod
     def restart(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Create and return a new run folder. Replace an existing folder of this name if it has no results.
+        """Create and return a new run folder. Replace an existing folder ``name`` if it has no results.
 
-        A folder has no results if it is empty or its run stopped before the first checkpoint. A folder with results is
-        kept, and the new folder gets a number, see :meth:`create`.
+        A folder has no results if it is empty or its run stopped before the first checkpoint. If the existing folder
+        has results, it is kept, and the new folder gets a number, see :meth:`create`.
 
         Raises:
             InputError: see :meth:`create`.
@@ -77,7 +77,7 @@ class RunFolder:
 
     @classmethod
     def resume(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Return the folder of an existing run that has a checkpoint to resume from.
+        """Return the folder of the existing run ``name``, which must have a checkpoint to resume from.
 
         Raises:
             InputError: ``name`` is not a valid folder name.
@@ -159,7 +159,7 @@ class RunFolder:
     def write_metrics(self, metrics: dict) -> None:
         """Write the final metrics to ``metrics.json``.
 
-        The existence of this file also marks the run as finished.
+        A run is regarded as finished if this file exists.
         """
         write_whole(self.metrics_json, (json.dumps(metrics, indent=2) + "\n").encode())
 
@@ -180,7 +180,10 @@ class RunCheckpoint(ModelCheckpoint):
         return unmeasured or super().check_monitor_top_k(trainer, current)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore the state from a checkpoint. All paths in the state are changed to this run's checkpoint folder."""
+        """Restore the state of the callback from a checkpoint.
+
+        The checkpoint paths in the state are changed to the current checkpoint folder of the run.
+        """
 
         def here(path: str) -> str:
             return str(Path(self.dirpath) / Path(path).name) if path else path
@@ -210,7 +213,7 @@ class ContinuedCSVLogger(CSVLogger):
     def experiment(self) -> ExperimentWriter:
         """Object that writes ``metrics.csv``.
 
-        In a resumed run, the file begins with the rows that were logged before the checkpoint.
+        In a resumed run, the file begins with the rows that were logged before the checkpoint was written.
         """
         if self._experiment is None:
             with warnings.catch_warnings():

@@ -51,7 +51,10 @@ class LastCheckpoint(RunCheckpoint):
             self._on_signal(signal.SIGTERM, None)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Write a checkpoint if one is due or a signal was received. After a signal, also stop the run."""
+        """Write a checkpoint every ``every_n_steps`` optimiser steps. After SIGTERM or Ctrl-C, also stop the run.
+
+        Nothing happens after a batch that does not complete an optimiser step, precedes a validation or ends an epoch.
+        """
         # A checkpoint does not hold accumulated gradients.
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
         # A run that resumes here would skip a validation that is due now.
@@ -66,7 +69,7 @@ class LastCheckpoint(RunCheckpoint):
             self._stop()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the run if a signal was received during the previous epoch's last step or its validation."""
+        """Stop the run if SIGTERM or Ctrl-C was received in the previous epoch's last step or final validation."""
         if trainer.current_epoch > 0 and self._any_process_signalled(trainer):
             self._stop()
 

@@ -1,4 +1,4 @@
-"""Lightning callbacks that show the progress of training and stop it if the loss is NaN or infinite."""
+"""Lightning callbacks that show the progress of training, and stop training if the loss is NaN or infinite."""
 
 import logging
 import time
@@ -87,7 +87,7 @@ class GradientNorm(Callback):
     """
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer) -> None:
-        """Compute and log the gradient norm in steps whose metrics are logged."""
+        """Compute and log the gradient norm after every ``log_every_n_steps`` optimiser steps."""
         if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
             pl_module.log("grad_norm", torch.nn.utils.get_total_norm(gradients), batch_size=1)

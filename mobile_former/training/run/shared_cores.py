@@ -18,15 +18,15 @@ _TOLERATED = 0.5  # cores that other processes may use, beyond those that this p
 class SharedCores(Callback):
     """Callback that makes PyTorch's threads wait passively while other processes use the same cores.
 
-    The threads of GNU OpenMP, PyTorch's usual library on Linux, wait for their next work in a busy loop of some
-    milliseconds. This is the fastest way if no other process needs the cores. Otherwise the loops of the processes take
-    the cores from each other, and a step of a training can take 20 to 100 times as long. According to the manual of
-    libgomp (``GOMP_SPINCOUNT``), the loops last only some microseconds while a process has more threads than cores.
-    This callback adds idle threads for as long as other processes are busy. The operations still run on the same number
-    of threads, so the results do not change.
+    PyTorch on Linux usually uses GNU OpenMP. Its threads wait for their next work in a busy loop of some milliseconds.
+    This is the fastest way to wait if only one process uses the cores. If several processes use them, their busy loops
+    slow each other down, and a training step can take 20 to 100 times as long. According to the manual of libgomp
+    (``GOMP_SPINCOUNT``), a busy loop lasts only some microseconds if a process has more threads than cores. While other
+    processes are busy, this callback therefore adds idle threads. PyTorch's operations still run on the same number of
+    threads, so the results do not change.
 
-    The callback does nothing on other systems, with one thread, or if the user has set ``OMP_WAIT_POLICY`` or
-    ``GOMP_SPINCOUNT``.
+    The callback does nothing if the system is not Linux, if PyTorch uses only one thread, or if the user has set
+    ``OMP_WAIT_POLICY`` or ``GOMP_SPINCOUNT``.
     """
 
     def __init__(self):
@@ -37,27 +37,27 @@ class SharedCores(Callback):
 
     @property
     def shares(self) -> bool:
-        """Whether other processes were busy in the last measurement, so that threads wait passively."""
+        """Whether other processes were busy in the last measurement. If so, idle threads have been added."""
         return self._release is not None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure for the first time, since the creation of the callback."""
+        """Measure how busy other processes have been since the callback was created."""
         self._measure()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Measure again if a second has passed."""
+        """Measure how busy other processes are, if the last measurement is at least a second old."""
         self._measure()
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        """Measure again if a second has passed."""
+        """Measure how busy other processes are, if the last measurement is at least a second old."""
         self._measure()
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        """Measure again if a second has passed."""
+        """Measure how busy other processes are, if the last measurement is at least a second old."""
         self._measure()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """End the additional threads."""
+        """End the idle threads that the callback has added."""
         self._set(False)
 
     def _measure(self) -> None:
@@ -82,7 +82,7 @@ class SharedCores(Callback):
 
 
 class CpuTimes(NamedTuple):
-    """Processor time that has been used on this machine since it was started.
+    """Processor time that other processes have used since the machine was started.
 
     Attributes:
         clock: time of the measurement in seconds, on the monotonic clock.
@@ -94,7 +94,7 @@ class CpuTimes(NamedTuple):
 
 
 def cpu_times() -> CpuTimes:
-    """Measure the processor time that other processes have used."""
+    """Return the processor time that other processes have used since the machine was started."""
     tick = os.sysconf("SC_CLK_TCK")
     user, nice, system, _idle, _iowait, irq, softirq = map(int, _STAT.read_text().split(maxsplit=8)[1:8])
     own = sum(os.times()[:4])  # with children that have ended
@@ -107,6 +107,9 @@ def cpu_times() -> CpuTimes:
 
 
 def _hold_threads(release: threading.Event) -> None:
-    """Run an operation on several threads, which OpenMP keeps until this thread ends, and wait for ``release``."""
+    """Make OpenMP create additional idle threads, and keep them until ``release`` is set.
+
+    OpenMP creates a team of threads for each thread that runs a parallel operation. The team ends when this thread ends.
+    """
     torch.zeros(2**20).add_(1)
     release.wait()

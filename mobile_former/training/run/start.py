@@ -22,10 +22,9 @@ class RunStart(NamedTuple):
     """Folder of a run that is about to start, and the checkpoint to resume from.
 
     Attributes:
-        folder: folder of the run.
-        checkpoint: path of the checkpoint to resume from. None: no checkpoint.
-        step: number of optimiser steps before ``checkpoint`` if ``folder`` is the existing folder of the interrupted
-            run. None: ``folder`` is new.
+        folder: folder of the run. It is either a new folder or the folder of an earlier run that is resumed.
+        checkpoint: path of the checkpoint to resume from. None: training starts from the beginning.
+        step: number of optimiser steps that the earlier run had taken at ``checkpoint``. None: ``folder`` is new.
     """
 
     folder: RunFolder
@@ -36,9 +35,9 @@ class RunStart(NamedTuple):
 def start_run(
     runs: Path, task: str, name: str, ckpt_path: str | None, module: LightningModule, datamodule: LightningDataModule
 ) -> RunStart:
-    """Choose the folder of a run and the checkpoint to resume from. Create the folder if it is new.
+    """Choose the folder of a run and the checkpoint to resume from, and return both as a :class:`RunStart`.
 
-    If there are several processes, only the first one creates the folder.
+    A new folder is created. If there are several processes, only the first one creates it.
 
     Args:
         runs: folder of all runs.
@@ -73,9 +72,12 @@ def start_run(
 def _last_whole_checkpoint(
     folder: RunFolder, task: str, module: LightningModule, datamodule: LightningDataModule
 ) -> tuple[Path, int]:
-    """Return a tuple of the path and the optimiser step of the last undamaged checkpoint of a run.
+    """Return a tuple of the path and the optimiser step of the newest undamaged checkpoint of a run.
 
-    The previous checkpoint is used if the last one is damaged or missing. InputError is raised if all are damaged.
+    This is ``last.ckpt`` or, if that file is damaged or missing, ``previous.ckpt``.
+
+    Raises:
+        InputError: no checkpoint is undamaged, or the checkpoint does not fit the run.
     """
     damages = []
     for path in (folder.last, folder.previous):
@@ -96,20 +98,20 @@ def _last_whole_checkpoint(
 def _resumed_step(
     checkpoint: Path, content: object, task: str, module: LightningModule, datamodule: LightningDataModule
 ) -> int:
-    """Check that a checkpoint fits the run, and return the optimiser step of the checkpoint.
+    """Check that a run can resume from a checkpoint, and return the optimiser step of the checkpoint.
 
-    The first process also prints the options that differ from those in the checkpoint.
+    The first process also prints the options of the run that differ from those in the checkpoint.
 
     Args:
         checkpoint: path of the checkpoint, for error messages.
-        content: content of the checkpoint.
+        content: object loaded from the checkpoint file, usually a dictionary.
         task: ``"classification"`` or ``"detection"``, for error messages.
-        module: model to train.
-        datamodule: training data.
+        module: model of the run.
+        datamodule: data module of the run.
 
     Raises:
-        InputError: the file is not a checkpoint of the task. Also raised if the checkpoint has other classes, another
-            architecture or other frozen layers, or if only one of the two runs averages its weights.
+        InputError: the file is not a checkpoint of the task. Also raised if the model and the checkpoint differ in
+            their classes, their architecture, the freezing of layers or the use of weight averaging.
     """
     try:
         theirs, step = dict(content["hyper_parameters"]), content["global_step"]

@@ -16,6 +16,7 @@ from experiments.benchmark.figures import draw_latency, draw_training
 from experiments.benchmark.machine import cpu_name, describe_machine
 from experiments.benchmark.onnx_graph import OnnxGraph
 from experiments.benchmark.tables import training_table
+from experiments.benchmark.training_speed import saved_bytes
 from experiments.interleaved import interleave, paired, quartiles
 from mobile_former.errors import InputError
 from tests.conftest import ROOT, write_onnx_peer
@@ -149,6 +150,7 @@ def test_training_writes_throughput_and_a_trace_on_a_cpu(run, tmp_path, capsys):
     for row in setting["rows"]:
         assert row["images_per_s"] == pytest.approx(2 / statistics.median(row["seconds"]))
         assert row["memory"] is None
+        assert row["saved"] > 10**5
     assert setting["trace"]["label"] == labels[0]
     times = [kernel["ms"] for kernel in setting["trace"]["kernels"]]
     assert times == sorted(times, reverse=True)
@@ -158,6 +160,25 @@ def test_training_writes_throughput_and_a_trace_on_a_cpu(run, tmp_path, capsys):
     assert "bf16" in table
     assert "convolution_backward" in table
     assert cv2.imread(str(tmp_path / "training.png")) is not None
+
+
+def test_training_of_detectors_is_timed_with_their_loss(run, tmp_path):
+    arguments = ["--training", "true", "--models", "e2e_mf_26m", "retinanet_mf_26m", "--image_size", "64", "96"]
+    arguments += ["--batch_sizes", "1", "--precision", "float32", "--layouts", "contiguous", "--rounds", "1"]
+    run(*arguments, "--warmup", "0", "--device", "cpu", "--output", tmp_path)
+    (setting,) = json.loads((tmp_path / "training.json").read_text())["settings"]
+    assert [row["label"] for row in setting["rows"]] == [
+        "e2e_mf_26m:eager:contiguous",
+        "retinanet_mf_26m:eager:contiguous",
+    ]
+    assert all(row["saved"] > 10**6 for row in setting["rows"])
+
+
+def test_bytes_kept_for_the_backward_pass_are_counted_once_and_without_weights():
+    model = torch.nn.Linear(30, 50)
+    x = torch.randn(20, 30)
+    # x for the weight's gradient, the sigmoid's output for its own and once more for the product
+    assert saved_bytes(lambda: (model(x).sigmoid() * 3).square().sum(), model) == 4 * (20 * 30 + 2 * 20 * 50)
 
 
 def trace_events(path):
@@ -248,7 +269,7 @@ def test_peers_given_by_name_file_and_folder_are_listed_once(peer):
         (["--earlier", "{tmp}/empty"], "empty has no earlier version"),
         (["--layouts", "channels_last"], "option of training"),
         (["--training", "true", "--forms", "onnx"], "--forms onnx: choose from 'eager', 'compiled'"),
-        (["--training", "true", "--models", "e2e_mf_26m"], "no classifier is named 'e2e_mf_26m'"),
+        (["--training", "true", "--models", "e2e_mf_27m"], "no model is named 'e2e_mf_27m'.*e2e_mf_26m"),
         (["--training", "true", "--peers", "{tmp}/peers"], "an ONNX file cannot be trained"),
         (["--training", "true", "--threads", "1", "2"], "one number of threads"),
         (["--training", "true", "--trace", "trace.txt"], "ends in .json or .json.gz"),
@@ -283,9 +304,11 @@ def test_pictures_show_several_settings_detectors_and_the_memory_of_a_gpu(tmp_pa
     models = ("mobile_former_26m", "mobile_former_294m", "e2e_mf_26m", "retinanet_mf_26m", "detr_r50", "timm/a$b$")
     rows = [made_up_row(model, form, 3.0) for model in models for form in benchmark.FORMS]
     draw_latency(made_up(rows), tmp_path / "latency.png")
-    trained = [made_up_row(model, "eager", 3.0, layout="channels_last", memory=2**31) for model in models[:2]]
+    trained = [
+        made_up_row(model, "eager", 3.0, layout="channels_last", memory=2**31, saved=2**29) for model in models[:2]
+    ]
     result = made_up(trained, training=True)
     draw_training(result, tmp_path / "training.png")
-    assert "| 2.00 |" in training_table(result)
+    assert "| 2.00 | 0.50 |" in training_table(result)
     for name in ("latency.png", "training.png"):
         assert cv2.imread(str(Path(tmp_path / name))).shape[1] > 1000
