@@ -43,7 +43,7 @@ def draw_detections(
 def with_detections(
     image: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int], captions: Sequence[str]
 ) -> Image.Image:
-    """Return a copy of an image, as a Pillow image, with boxes and captions drawn on it.
+    """Draw boxes and captions on a copy of an image, and return the copy as a Pillow image.
 
     A small image is enlarged, so that the captions are legible.
 
@@ -76,7 +76,7 @@ def draw_sheet(
         targets: list with one dictionary for each image: ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``, cxcywh,
             normalised to [0, 1].
         class_names: class names in the order of the labels.
-        path: path of the file.
+        path: path of the image file to write.
         title: title above the grid.
         columns: maximum number of images in a row.
     """
@@ -161,10 +161,10 @@ def _draw(
     scale: float,
     letters: int,
 ) -> Image.Image:
-    """Return a copy of an image, resized by the factor ``scale``, with boxes and captions drawn on it.
+    """Resize a copy of an image by the factor ``scale``, and draw boxes and captions on it.
 
-    The result is a Pillow image. The font size is ``letters`` pixels. Pillow is used, because matplotlib does not
-    return pixel positions and text sizes before it draws.
+    The copy is returned as a Pillow image. The font size is ``letters`` pixels. Pillow is used, because matplotlib
+    does not return pixel positions and text sizes before it draws.
     """
     picture = Image.fromarray(image)
     if scale != 1:

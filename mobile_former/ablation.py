@@ -190,7 +190,7 @@ class ProjectedFormerToMobile(Ablated, FormerToMobile):
 
 
 class AttentionAlone(Ablated, Former):
-    """Replacement of :class:`Former` that has no feed-forward network: self-attention and one LayerNorm.
+    """Self-attention layer that replaces :class:`Former`. It has no feed-forward network.
 
     Args:
         part: the layer to replace. Its sizes and options are copied, but not its weights.

@@ -125,7 +125,7 @@ class FormerToMobile(nn.Module):
 
 
 def add_position(x: Tensor, position: Tensor | None) -> Tensor:
-    """Add a position embedding to ``x``, which is tokens or a feature map. If it is None, return ``x`` unchanged."""
+    """Add the embedding ``position`` to the tokens or feature map ``x``. If it is None, return ``x`` unchanged."""
     return x if position is None else x + position
 
 

@@ -211,8 +211,8 @@ def create(
         options: ``in_chans`` and ``spatial_dynamic_relu`` of :class:`mobile_former.MobileFormer`.
 
     Raises:
-        InputError: ``pretrained`` is True but no weights are given, the weights cannot be downloaded or do not fit, or an
-            option is invalid.
+        InputError: ``pretrained`` is True but no weights are given, the weights cannot be downloaded or do not fit, or
+            an option is invalid.
         FileNotFoundError: the weights file does not exist.
     """
     if isinstance(pretrained_cfg, str):

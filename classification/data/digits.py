@@ -35,5 +35,5 @@ class Digits:
         return np.repeat(grey[:, :, None], 3, axis=2)
 
     def name(self, index: int) -> str:
-        """Return a name of an image for messages, such as ``train digit 5``."""
+        """Return the name of an image for messages, such as ``train digit 5``."""
         return f"{self.split} digit {index}"

@@ -74,6 +74,6 @@ def list_classes(root: Path, split: str) -> list[str]:
 
 
 def _abridged(names: list[str], most: int = 10) -> str:
-    """Return a text with the quoted names. After ``most`` names, it ends with "and N more" for the other N names."""
+    """Return the quoted names as text. If there are more than ``most`` names, "and N more" replaces the last N."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + rest

@@ -128,7 +128,7 @@ class ClassificationData(ImageData):
 
     @cached_property
     def shard_index(self) -> ShardIndex:
-        """Index of the shards in ``root``, read from the index file on first use."""
+        """The :class:`ShardIndex` of the data set, read from the index file in ``root`` on first use."""
         return ShardIndex.read(self.hparams.root)
 
     def setup(self, stage: str) -> None:
@@ -156,7 +156,7 @@ class ClassificationData(ImageData):
         )
 
     def draw_augmented(self, path: Path) -> None:
-        """Draw a grid of up to 24 augmented training images with their class names, and save it as an image file."""
+        """Draw a grid of up to 24 augmented training images with class names, and save it as the image ``path``."""
         samples = self.samples_to_draw(24)
         image_sheet(
             [sample["image"].permute(1, 2, 0).numpy() for sample in samples],
@@ -169,7 +169,7 @@ class ClassificationData(ImageData):
         """Return a dictionary with the number of training images and the number of shards that were skipped.
 
         The keys are ``skipped_images`` and, if the data set consists of shards, ``skipped_shards``. An image or shard
-        counts once if any process skipped it. Every process must call this method.
+        that several processes skipped counts once. Every process must call this method.
         """
         counts = super().skipped_counts()
         if self.hparams.dataset == "shards":

@@ -379,7 +379,7 @@ class ShardSampler(Sampler[BatchDraw]):
         self.epoch = first.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch whose batch positions the next iteration yields. The first epoch is 0."""
+        """Set the index of the epoch for the next iteration. The first epoch is 0."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[BatchDraw]:
@@ -394,8 +394,8 @@ class ShardSampler(Sampler[BatchDraw]):
 def collate_shards(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
     """Build a batch (a dictionary) with :func:`collate`, and add the entry ``damages``.
 
-    ``damages`` is a sorted list of error messages, one for each damaged shard. In the batch, samples of another shard
-    replace the samples of a damaged shard.
+    ``damages`` is a sorted list of error messages, one for each damaged shard of the batch. The samples of a damaged
+    shard are replaced by samples of another shard.
     """
     return collate(samples) | {"damages": sorted({sample["damage"] for sample in samples if sample.get("damage")})}
 

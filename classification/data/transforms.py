@@ -154,9 +154,9 @@ class ResizeShorterSide(A.ImageOnlyTransform):
     """Resize an image so that its shorter side has ``size`` pixels.
 
     The interpolation is Pillow's antialiased bilinear interpolation, which was also used to measure the published
-    accuracies. If the longer side is more than 32 times the shorter, only the middle of the image is returned. The rest
-    is not needed, because a centre crop follows. Resizing the whole image could fill the memory: the result for an
-    image of 1×60 000 pixels would take 12 GB.
+    accuracies. If the longer side is more than 32 times the shorter, only the middle of the image is kept and resized.
+    The rest is not needed, because a centre crop follows. Resizing the whole image could fill the memory: the
+    result for an image of 1×60 000 pixels would take 12 GB.
 
     Args:
         size: length of the shorter side in pixels. The length of the longer side is rounded down, as in torchvision.

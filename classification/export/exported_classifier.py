@@ -42,8 +42,9 @@ class ClassifierGraph(nn.Module):
         """Return the logits ``(B, K)`` of images.
 
         Args:
-            images: normalised float32 ``(B, 3, S, S)`` if ``preprocessing`` is "none", and uint8 RGB ``(B, H, W, 3)``
-                otherwise. "normalise" requires the input size of the model. "resize_and_normalise" accepts any size.
+            images: If ``preprocessing`` is "none": normalised float32 ``(B, 3, S, S)``, where S is the input size of
+                the model. If it is "normalise": uint8 RGB ``(B, S, S, 3)``. If it is "resize_and_normalise": uint8 RGB
+                ``(B, H, W, 3)`` of any size.
         """
         if self.preprocessing == "none":
             return self.model(images)

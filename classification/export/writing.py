@@ -91,7 +91,7 @@ def write_classifier(
 
 
 def _describe_input(images: torch.Tensor, axes: dict[int, str], preprocessing: Preprocessing) -> str:
-    """Return a text for the metadata of the exported file: type, shape and range of the model's input."""
+    """Return a text for the metadata of the file. It describes the type, shape and values of the model's input."""
     shape = ", ".join(str(axes.get(axis, side)) for axis, side in enumerate(images.shape))
     if preprocessing == "none":
         return f"float32 ({shape}), planes of RGB: (value in 0..1 - mean) / std"
@@ -99,7 +99,7 @@ def _describe_input(images: torch.Tensor, axes: dict[int, str], preprocessing: P
 
 
 class ClassifierExporter(Exporter):
-    """Methods of the ``export`` command that are specific to classification.
+    """Exporter for classifiers: the part of the ``export`` command that is specific to classification.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
@@ -119,7 +119,7 @@ class ClassifierExporter(Exporter):
     def data(self) -> ClassificationData:
         """Build the data module with the options that are stored in the checkpoint of the classifier.
 
-        If the user gives ``--data.root``, the images are read from there instead.
+        If the user gives ``--data.root``, the images are read from this location instead.
         """
         data = labelled_data(self.options.ckpt_path, self.data_options, {"root": self.options.data.root})
         data.class_names = self.module.hparams.class_names
@@ -156,7 +156,7 @@ class ClassifierExporter(Exporter):
         Each list contains the inputs of one run of the model.
 
         Args:
-            file: opened file with the exported model.
+            file: exported classifier, as returned by :meth:`read`.
             image: original image ``(H, W, 3)`` uint8.
         """
         return file.batches([_planes(file, image)])
@@ -165,11 +165,10 @@ class ClassifierExporter(Exporter):
         """Check that the exported model and the PyTorch model have the same logits on the same pixels.
 
         If the exported model resizes images, both models get images whose shorter side already has the final size, so
-        that no resizing is necessary. Otherwise, the pixels could differ, because ONNX rounds some resized pixels
-        differently.
+        that no resizing is necessary. The reason is that ONNX rounds some resized pixels differently from PyTorch.
 
         Args:
-            file: opened file with the exported model.
+            file: exported classifier, as returned by :meth:`read`.
             source: data set with the images for the comparison.
 
         Returns:

@@ -48,8 +48,8 @@ def attention_bias(boxes: Tensor, size: tuple[int, int], stride: int, extent: Te
     """Return an attention bias that decreases with the distance between a map position and the box of a query.
 
     The bias is the logarithm of a Gaussian that is centred on the box and has the maximum 1. In x, its standard
-    deviation is half the width of the box plus a quarter of the stride. In y, the height replaces the width. Because of
-    the added quarter, even a very small box has at least one position that the query can attend to.
+    deviation is half the width of the box plus a quarter of the stride. In y, the height replaces the width. The
+    quarter of the stride ensures that the query can attend to at least one position, even if its box is very small.
 
     Args:
         boxes: ``(B, Q, 4)``, cxcywh, normalised by the size of the image without padding.

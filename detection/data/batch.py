@@ -33,7 +33,7 @@ class Source(ImageSource, Protocol):
         """Return the class labels of an image's boxes, in the order of :meth:`boxes`: ``(n,)``."""
 
     def image_id(self, index: int) -> int:
-        """Return the id of an image in COCO results."""
+        """Return the id of an image for detection results in COCO format."""
 
     def size(self, index: int) -> tuple[int, int]:
         """Return the height and width of an image in pixels."""

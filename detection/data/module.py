@@ -126,7 +126,7 @@ class DetectionData(ImageData):
 
     @property
     def train_source(self) -> Source:
-        """Data set of the training images. Its labels number the classes of the training data, not those of a model."""
+        """Data set of the training images. Its classes come from the training data, not from a trained model."""
         return self._source("train", None)
 
     @cached_property
@@ -177,7 +177,7 @@ class DetectionData(ImageData):
         If ``group_shapes`` is set, images of similar aspect ratio share a batch.
 
         Args:
-            sampler: sampler that yields single images. Its images are combined into batches.
+            sampler: sampler that yields the images one at a time. These images are combined into batches.
         """
         if not self.group_shapes:
             return super().train_batches(sampler)
@@ -193,7 +193,7 @@ class DetectionData(ImageData):
         )
 
     def draw_augmented(self, path: Path) -> None:
-        """Draw a grid of up to 12 augmented training images with their boxes, and save it as an image file."""
+        """Draw a grid of up to 12 augmented training images with their boxes, and save it as the image ``path``."""
         samples = self.samples_to_draw(12)
         draw_sheet(
             [sample["image"].permute(1, 2, 0).numpy() for sample in samples],
@@ -274,14 +274,17 @@ class DetectionData(ImageData):
         return self._sources[key]
 
     def _paths(self, split: str) -> tuple[Path | None, str, Path | None, Path | None]:
-        """Return the arguments of :func:`find_split` for a split: (root, split, annotation file, image folder)."""
+        """Return the four arguments of :func:`find_split`: root, split, annotation file and image folder."""
         given = [(paths or {}).get(split) for paths in (self.hparams.annotations, self.hparams.images)]
         root = self.hparams.root
         return None if root is None else Path(root), split, *(None if path is None else Path(path) for path in given)
 
 
 def require_annotations(source: Source, reason: str) -> None:
-    """Raise InputError if a data set has no annotations. Its message contains ``reason``, why they are needed."""
+    """Raise InputError if a data set has no annotations.
+
+    ``reason`` is a part of the error message. It explains why annotations are needed.
+    """
     if not source.annotated:
         raise InputError(
             f"{source.path} has no list 'annotations', but {reason}: give a file with annotations; "

@@ -199,8 +199,8 @@ def _paint(image: np.ndarray, digit: Digit, draw: random.Random) -> None:
 def _shrink(ink: np.ndarray, length: int) -> np.ndarray:
     """Return the opacity mask of a digit, resized and then cropped.
 
-    After resizing, its longer side has ``length`` pixels. It is then cropped to the bounding box of all pixels that are
-    more than half opaque.
+    The mask is resized so that its longer side has ``length`` pixels. It is then cropped to the bounding box of all
+    pixels that are more than half opaque.
     """
     scale = length / max(ink.shape)
     height, width = (max(1, round(side * scale)) for side in ink.shape)

@@ -101,11 +101,15 @@ class ExportedDetector:
     def _in_frames(
         self, outputs: dict[str, Tensor], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Return a list with one dictionary of detections for each image.
+        """Return the detections of each image of a batch, for a graph that returns detections.
 
-        This method is for an ONNX graph that returns detections, not raw logits. ``outputs`` contains the detections,
-        with boxes in pixels of ``images``, the images that the graph received. The boxes are scaled to ``sizes``, a
-        list of tuples (height, width).
+        Args:
+            outputs: outputs of the graph, with the detections of all images.
+            images: input images of the graph. The boxes in ``outputs`` are in pixels of these images.
+            sizes: list with a tuple (height, width) for each image. The returned boxes are scaled to this size.
+
+        Returns:
+            List with one dictionary for each image: ``boxes``, ``scores`` and ``labels``.
         """
         normalised = outputs["boxes"] / _corners([image.shape[1:] for image in images])
         detections = to_pixels(outputs | {"boxes": normalised}, sizes)

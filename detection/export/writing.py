@@ -111,7 +111,7 @@ def _by_sigmoid(model: torch.nn.Module) -> bool:
 
 
 def _describe_input(preprocessing: bool) -> str:
-    """Return a text for the metadata of the exported file: type, shape and range of the model's inputs."""
+    """Return a text for the metadata of the file. It describes the type, shape and values of the model's inputs."""
     if preprocessing:
         return "image: uint8 (batch, height, width, 3), RGB of 0..255, as read"
     return (
@@ -254,12 +254,11 @@ class DetectorExporter(Exporter):
     def compare(self, files: dict[str, ExportedDetector], images: CheckImages) -> Table:
         """Build a :class:`rich.table.Table` that compares exported models with the PyTorch model.
 
-        The rows contain file size, difference of detections, AP and time.
+        The rows contain file size, largest differences of boxes and scores, AP, AP50 and time per image.
 
         Args:
-            files: dictionary of opened files with the exported models. A key is the title of a column, such as the
-                format.
-            images: images for the comparison. If these images have no annotations, the table has no rows with AP.
+            files: dictionary from the title of a column, such as the file format, to the exported detector.
+            images: images for the comparison. If they have no annotations, the rows with AP and AP50 are missing.
         """
         columns = {"PyTorch": self.checkpoint, **files}
         detectors = list(columns.values())
@@ -305,8 +304,9 @@ def differences(
     differ if scores are nearly equal. Two detections can match if they have the same class and their box coordinates
     differ by less than a pixel. The matching minimises the total difference of boxes and scores.
 
-    The score of a detection without a match is compared with the minimum score of the other set. This minimum is the
-    lowest score in the other set if that set has the maximum length. Otherwise, it is RetinaNet's score threshold.
+    The score of a detection without a match is compared with the score that a detection needs to be in the other set.
+    If the other set has the maximum length, this is the lowest score in that set. If it is shorter, this is RetinaNet's
+    score threshold.
 
     Args:
         found: dictionary with ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` ``(n,)`` and ``labels`` ``(n,)``.

@@ -1,4 +1,4 @@
-"""Divisor of a loss in distributed training."""
+"""Function that computes the divisor of a loss, also in distributed training."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ def normaliser(count: Tensor, *, training: bool) -> Tensor:
 
     Gradients are averaged over processes. With the averaged divisor, the averaged gradients equal the gradients of one
     process that holds the whole batch. In training, every process must call this function. In evaluation, each process
-    uses its own count, because processes may have different numbers of batches. A reduction would then wait forever.
+    uses its own count. Processes may then have different numbers of batches, so a reduction could wait forever.
 
     Args:
         count: number of objects or sum of weights in this process, of any shape.

@@ -24,10 +24,10 @@ def create_backbone(name: str) -> nn.Module:
     """Build a detector's backbone.
 
     Args:
-        name: one of three kinds of names. The name of a variant, such as ``mobile_former_294m``, builds a Mobile-Former
-            with spatially aware dynamic ReLU. ``timm/NAME`` builds a model of timm, which must have feature maps at
-            strides 8, 16 and 32. ``transformers/resnetN``, where N is 18, 34, 50 or 101, builds a ResNet of the
-            transformers library.
+        name: name of a Mobile-Former such as ``mobile_former_294m``, ``timm/NAME`` for a model of timm, or
+            ``transformers/resnetN`` for a ResNet of the transformers library, where N is 18, 34, 50 or 101. A
+            Mobile-Former is built with spatially aware dynamic ReLU. A model of timm must have feature maps at strides
+            8, 16 and 32.
 
     Returns:
         A module with the attribute ``channels``, a dictionary from stride to number of channels. Its

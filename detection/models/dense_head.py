@@ -1,4 +1,4 @@
-"""Dense detection head: it predicts at every position of the feature maps, as in one-stage detectors.
+"""Detection head that predicts a class and a box at every position of the feature maps, like one-stage detectors.
 
 The backbone learns faster from this head than from object queries, because each object is a training target for many
 positions. The best positions of the head are good initial queries (Zhu et al., Deformable DETR, ICLR 2021, section 4.2;

@@ -322,8 +322,8 @@ class HeadBlock(nn.Module):
     def freeze_map(self) -> None:
         """Freeze the layers that update the feature map and the position embeddings.
 
-        It is called for the last block, whose updates of both are not used. Unused layers get no gradient. If they were
-        not frozen, distributed training would wait for their gradients.
+        This method is called on the last block. Its updated feature map and position embeddings are not used, so these
+        layers get no gradient. If they were not frozen, distributed training would wait for their gradients.
         """
         for part in (self.mobile, self.to_mobile, self.adapt):
             part.requires_grad_(False)

@@ -18,7 +18,8 @@ def sine_encoding(x: Tensor, padding: Tensor | None = None) -> Tensor:
 
     Rows and columns are scaled by the size of the image without padding. In :mod:`mobile_former.bridge`, each
     attention head reads a contiguous chunk of the channels. Therefore the first half of each chunk encodes rows, and
-    the second half encodes columns. With n heads, the chunk of head k has the frequencies k, k + n, k + 2n and so on.
+    the second half encodes columns. With n heads, the chunk of head k has the frequencies with the indices k, k + n,
+    k + 2n and so on.
 
     Args:
         x: feature map ``(B, C, H, W)``, C a multiple of 8. Only its shape, dtype and device are used.

@@ -54,7 +54,8 @@ def inference_form(module: nn.Module) -> nn.Module:
 
     If the type of the module has an inference form, the whole module is replaced. Otherwise the module is kept, and
     this function is applied to its children. A module is also kept if its type is a subclass of a type with an
-    inference form, or if it contains a module of an ablation. The inference form would compute different outputs.
+    inference form, or if an ablation has replaced a part of it. In both cases, the inference form would compute
+    different outputs.
     """
     if isinstance(module, torch._dynamo.OptimizedModule):
         return inference_form(module._orig_mod)

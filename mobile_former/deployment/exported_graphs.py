@@ -113,7 +113,7 @@ def row_linear(self: RowLinear, x: Tensor) -> Tensor:
 
 @exported_forward(DeployedLite, onnx_only=True)
 def lite(self: DeployedLite, x: Tensor, padding: Tensor | None = None) -> Tensor:
-    """Compute a Lite block (depthwise and pointwise convolution) in ONNX graphs.
+    """In ONNX graphs, compute a Lite block (depthwise and pointwise convolution).
 
     The output is padded to 16 channels if the input map is padded and the block has a residual connection.
     """
@@ -132,9 +132,9 @@ def lite(self: DeployedLite, x: Tensor, padding: Tensor | None = None) -> Tensor
 
 @exported_forward(Pointwise, onnx_only=True)
 def pointwise(self: Pointwise, x: Tensor) -> Tensor:
-    """Compute a pointwise convolution in the way that is fastest in ONNX Runtime.
+    """In ONNX graphs, compute a pointwise convolution in the way that is fastest in ONNX Runtime.
 
-    Strides are those of the feature map relative to the image.
+    The strides below are those of the feature map relative to the image.
 
     - A convolution that is grouped in the trained model stays grouped, and channel shuffles are computed separately.
       An ungrouped convolution would also multiply the zeros of its block-diagonal weight, which takes longer.
@@ -157,7 +157,7 @@ def pointwise(self: Pointwise, x: Tensor) -> Tensor:
 
 @exported_forward(Depthwise, onnx_only=True)
 def depthwise(self: Depthwise, x: Tensor) -> Tensor:
-    """Compute a depthwise convolution in ONNX graphs.
+    """In ONNX graphs, compute a depthwise convolution.
 
     The channels of the input map may be padded to 16. The output map has no padded channels.
     """

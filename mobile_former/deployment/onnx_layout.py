@@ -2,10 +2,11 @@
 
 :func:`mobile_former.deployment.deploy.deploy` converts models. There are two rules for their ONNX graphs:
 
-- Feature maps with fewer than 16 channels are padded to 16 channels. ONNX Runtime's convolutions process 16 channels at
-  a time (8 on processors without AVX-512). If the number of channels is not a multiple of 16, ONNX Runtime converts the
-  memory layout of the map before and after every convolution. Only the first maps of small variants have so few
-  channels. A padded map consists of as many complete copies of the map as fit, followed by zeros.
+- Feature maps with fewer than 16 channels are padded to 16 channels, if the layers that follow accept padded maps. Only
+  the first maps of small variants have fewer than 16 channels. A padded map consists of as many complete copies of the
+  map as fit, followed by zeros. ONNX Runtime's convolutions process 16 channels at a time (8 on processors without
+  AVX-512). If the number of channels is not a multiple of 16, ONNX Runtime converts the memory layout of the map before
+  and after every convolution.
 - The stride of a feature map relative to the image determines how a pointwise convolution is computed: without groups
   up to stride 4, and in one dimension up to stride 8. See :func:`mobile_former.deployment.exported_graphs.pointwise`.
 """

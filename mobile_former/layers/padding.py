@@ -43,7 +43,7 @@ def content_size(images: Tensor, padding_mask: Tensor | None) -> Tensor:
 def zero_padding(x: Tensor, padding: Tensor | None) -> Tensor:
     """Return a feature map whose padded positions are set to zero.
 
-    A convolution of the result reads zeros beside the image, as it does beyond the border of an unpadded image.
+    A convolution then reads zeros at these positions, as it does beyond the border of an unpadded image.
 
     Args:
         x: feature map, ``(B, C, H, W)``.

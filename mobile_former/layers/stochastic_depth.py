@@ -6,7 +6,7 @@ from torch import Tensor, nn
 class StochasticDepth(nn.Module):
     """Stochastic depth: in training, drops a residual branch at random, for each sample independently.
 
-    Samples that are kept are divided by ``1 - rate``.
+    If the branch of a sample is kept, its values are divided by ``1 - rate``.
 
     Args:
         rate: probability of dropping the branch, in ``[0, 1)``.
@@ -19,7 +19,7 @@ class StochasticDepth(nn.Module):
     def forward(self, branch: Tensor) -> Tensor:
         """Set the residual branch ``(B, ...)`` of randomly chosen samples to zero in training mode.
 
-        The other samples are divided by ``1 - rate``. In evaluation mode, the branch is returned unchanged.
+        For the other samples, the branch is divided by ``1 - rate``. In evaluation mode, it is returned unchanged.
         """
         if not self.training or self.rate == 0.0:
             return branch

@@ -107,7 +107,7 @@ def load_transformers_weights(network: nn.Module, path: Path) -> dict[str, Tenso
     Args:
         network: model of the transformers library, without a classifier.
         path: ``.safetensors``, ``.bin`` or ``.pth`` file with weights of the same model, with or without a classifier.
-            If tensor names in the file begin with the prefix of the model, such as ``resnet.``, it is removed.
+            If tensor names in the file begin with the prefix of the model, such as ``resnet.``, this prefix is removed.
 
     Returns:
         A dictionary from tensor name to tensor. It contains the tensors of the file that the network does not have,

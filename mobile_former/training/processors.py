@@ -1,4 +1,4 @@
-"""Number of processor cores that this process may use, and the number of threads that follows from it."""
+"""Functions that count the processor cores this process may use, and limit PyTorch's threads to this number."""
 
 import os
 from pathlib import Path

@@ -25,9 +25,9 @@ _USAGE = ("class_names", "image_size", "crop_fraction", "mean", "std")
 
 
 class HubModel:
-    """Mixin class that adds methods for loading and saving to :class:`mobile_former.MobileFormer`.
+    """Base class of :class:`mobile_former.MobileFormer` with methods that load and save models.
 
-    A model is loaded from, and saved to, a local folder or a repository on the Hugging Face Hub.
+    The models can be in local folders or in repositories on the Hugging Face Hub.
 
     Attributes:
         usage: class names and preprocessing of the model; None if unknown.

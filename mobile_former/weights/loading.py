@@ -62,8 +62,9 @@ def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> Loade
     Raises:
         FileNotFoundError: the file does not exist.
         InputError: the file is not a weights file, is damaged, or contains pickled objects that could run code. The
-            error is also raised in these cases: ``ema`` is True but the file has no averaged weights, the file is for another variant (the message
-            names it) or for another number of image channels, or ``model`` is not a Mobile-Former.
+            error is also raised in these cases: ``ema`` is True but the file has no averaged weights, the file is for
+            another variant (the message names it) or for another number of image channels, or ``model`` is not a
+            Mobile-Former.
     """
     if not hasattr(model, "published"):
         raise InputError(f"{type(model).__name__} cannot load weights: load them into a MobileFormer, then deploy it")

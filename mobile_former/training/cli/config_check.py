@@ -1,6 +1,7 @@
 """Safety checks of a YAML config.
 
-They limit the number of values after aliases are expanded, and accept only albumentations classes as transforms."""
+They limit the number of values after aliases are expanded, and accept only albumentations classes as transforms.
+"""
 
 import itertools
 import math

@@ -138,8 +138,8 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: Parser) -> None:
         """Add the options for the run folder and the checkpoints to the parser.
 
-        This method also links the attributes of the data module that ``learned_from_data`` lists to the arguments of
-        the model with the same names.
+        For each name in ``learned_from_data``, the parser also passes this attribute of the data module to the argument
+        of the model with the same name.
         """
         parser.add_argument(
             "--name", type=str | None, default=None, help="name of the run; default: names of the model and the data"

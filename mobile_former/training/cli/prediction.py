@@ -10,7 +10,7 @@ from mobile_former.training.cli.parser import Parser
 
 
 def add_predict_options(parser: Parser, task: str, *, output: str, batch_size: int) -> None:
-    """Add options to the parser of a ``predict`` command. Classification and detection both use these options.
+    """Add the common options of the ``predict`` commands for classification and detection to ``parser``.
 
     The model is given as a checkpoint (``--ckpt_path``) or as an exported file (``--onnx``).
 

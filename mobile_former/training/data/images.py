@@ -123,6 +123,9 @@ def find_images(folder: str | os.PathLike) -> FoundFiles:
     Image files have a suffix in ``IMAGE_SUFFIXES``, or no suffix and the content of an image. Links to folders are
     followed. Hidden files and folders are skipped, including the ``._name.jpg`` files that macOS adds to archives.
 
+    Returns:
+        A :class:`FoundFiles` tuple.
+
     Raises:
         FileNotFoundError: the folder does not exist.
         InputError: the path is a file.
@@ -176,7 +179,7 @@ def list_others(others: Mapping[str, int]) -> str:
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
-    """Find the images of the given files, folders and globs.
+    """Expand paths of files, paths of folders and globs to a list of image paths.
 
     Args:
         patterns: paths of files, paths of folders, or globs.

@@ -1,6 +1,7 @@
 """Base class of the data modules.
 
-It builds the data loaders, handles unreadable images and saves the position within an epoch in checkpoints."""
+It builds the data loaders, handles unreadable images and saves the position within an epoch in checkpoints.
+"""
 
 import logging
 import os

@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """Tuple of the index of a training sample and the epoch in which the sample is loaded.
+    """Tuple of the index of a training sample and the current epoch.
 
     The augmentation of the sample is seeded with the index, the epoch and the seed of the run. It therefore does not
     depend on the number of loading processes or on other samples.
@@ -44,7 +44,7 @@ class EpochSampler(Sampler[Draw]):
         self.rank, self.world_size = rank_and_world_size()
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the number of the epoch for the next iteration. The first epoch is 0."""
+        """Set the epoch of the next iteration over this sampler. The first epoch is 0."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Draw]:

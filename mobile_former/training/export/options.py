@@ -22,7 +22,7 @@ from mobile_former.training.export.onnx_file import count_nodes, quantise
 
 
 def add_export_options(parser: Parser, *, output: str, data: str, check_images: int) -> None:
-    """Add options to the parser of an ``export`` command. Classification and detection both use these options.
+    """Add the common options of the ``export`` commands for classification and detection to ``parser``.
 
     Args:
         parser: parser of the command.

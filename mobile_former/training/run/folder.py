@@ -123,7 +123,7 @@ class RunFolder:
 
     @property
     def metrics_csv(self) -> Path:
-        """Path of the CSV file of all logged metrics, with one row for each time that metrics were logged."""
+        """Path of the CSV file of all logged metrics. A row is added each time metrics are logged."""
         return self.path / "metrics.csv"
 
     @property

@@ -51,9 +51,10 @@ class LastCheckpoint(RunCheckpoint):
             self._on_signal(signal.SIGTERM, None)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Write a checkpoint every ``every_n_steps`` optimiser steps. After SIGTERM or Ctrl-C, also stop the run.
+        """Write a checkpoint after every ``every_n_steps`` optimiser steps.
 
-        Nothing happens after a batch that does not complete an optimiser step, precedes a validation or ends an epoch.
+        After SIGTERM or Ctrl-C, write a checkpoint at any step and stop the run. In both cases, nothing is done after a
+        batch that does not complete an optimiser step, precedes a validation or ends an epoch.
         """
         # A checkpoint does not hold accumulated gradients.
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0

@@ -109,7 +109,7 @@ def cpu_times() -> CpuTimes:
 def _hold_threads(release: threading.Event) -> None:
     """Make OpenMP create additional idle threads, and keep them until ``release`` is set.
 
-    OpenMP creates a team of threads for each thread that runs a parallel operation. The team ends when this thread ends.
+    OpenMP creates a team of threads for each thread that runs a parallel operation. The team ends with that thread.
     """
     torch.zeros(2**20).add_(1)
     release.wait()

@@ -24,7 +24,7 @@ class RunStart(NamedTuple):
     Attributes:
         folder: folder of the run. It is either a new folder or the folder of an earlier run that is resumed.
         checkpoint: path of the checkpoint to resume from. None: training starts from the beginning.
-        step: number of optimiser steps that the earlier run had taken at ``checkpoint``. None: ``folder`` is new.
+        step: number of optimiser steps before ``checkpoint`` was written. None: ``folder`` is new.
     """
 
     folder: RunFolder
@@ -77,7 +77,7 @@ def _last_whole_checkpoint(
     This is ``last.ckpt`` or, if that file is damaged or missing, ``previous.ckpt``.
 
     Raises:
-        InputError: no checkpoint is undamaged, or the checkpoint does not fit the run.
+        InputError: all checkpoints of the run are damaged, or the checkpoint does not fit the run.
     """
     damages = []
     for path in (folder.last, folder.previous):
