@@ -59,8 +59,8 @@ def training_table(result: dict) -> str:
             lines.append([row["model"], row["form"], row["layout"], *_times(row), memory, saved])
         parts += [f"## {setting_title(setting)}", _table(header, lines)]
         parts.append(
-            f"Ratio: time of a step over that of {setting['baseline']}. GiB: peak of allocated memory. Saved: GiB kept for "
-            "the backward pass, without weights."
+            f"Ratio: time of a step over that of {setting['baseline']}. GiB: peak of allocated memory. Saved: GiB kept "
+            "for the backward pass, without weights."
         )
         if setting["trace"]:
             parts.append(_trace(setting["trace"]))
