@@ -83,7 +83,7 @@ def _select(blocks: Sequence[BlockAttention], names: Sequence[str] | None) -> li
 
 
 def _picture_names(paths: Sequence[Path]) -> list[str]:
-    """Return a list with one name for each image, for use in the file names of the pictures drawn from the image.
+    """Return a list with one name for each input image. The output files of an image begin with its name.
 
     The name is the file name of the image without its suffix. If several images have the same name, ignoring case, a
     number is appended to make the names unique.

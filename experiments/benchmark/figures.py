@@ -18,9 +18,9 @@ LINES = ("-", "--", ":", "-.")  # one per model family
 def draw_latency(result: dict, path: Path) -> None:
     """Plot latency against multiply-adds on logarithmic axes.
 
-    There is one panel for each number of threads and batch size. This project's models are connected by lines: one line
-    for each family of models (such as the classifiers) and each form (such as compiled). Each other network is a
-    labelled point.
+    There is one panel for each combination of number of threads and batch size. This project's models are connected by
+    lines, one for each combination of model family (such as the classifiers) and form in which the models run (such as
+    compiled). Each other network is a labelled point.
 
     Args:
         result: content of ``benchmark.json``.

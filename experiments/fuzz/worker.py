@@ -89,12 +89,14 @@ class Worker:
 
 
 def serve(connection: Connection, kinds: dict[str, Kind], folder: Path) -> None:
-    """Make and read a file for each request on the connection. This function runs in the worker's process.
+    """Make a file for each request on the connection, and read it with each function under test (reader) of its kind.
+
+    This function runs in the worker's process.
 
     Args:
         connection: connection to the main process. A request is a tuple (name of the kind, seed). The replies are
-            ``("reader", name)`` before each reader, ``("defect", message)`` for each defect, and ``("done", None)``
-            after the last reader.
+            ``("reader", name)`` before a reader is called, ``("defect", message)`` for each defect found in a reader,
+            and ``("done", None)`` after the last reader has returned.
         kinds: dictionary from the name of a kind of file to the :class:`~experiments.fuzz.readers.Kind`.
         folder: folder for all files that the process writes.
     """

@@ -27,7 +27,7 @@ _SHADES = colormaps["cividis"]  # readable for colour-blind readers, monotonic i
 def draw_history(trials: dict[int, FrozenTrial], plan: Plan) -> Figure | str:
     """Plot the score of each trial against the trial's number, and the best score so far.
 
-    Only complete and pruned trials (trainings stopped early) are shown.
+    Only complete trials and pruned trials are shown. A trial is pruned if its training was stopped early.
 
     Args:
         trials: dictionary from a trial's number to the trial.

@@ -52,10 +52,9 @@ def deploy(model: nn.Module) -> nn.Module:
 def inference_form(module: nn.Module) -> nn.Module:
     """Convert a module to its inference form, and return it. The given module may be modified in place.
 
-    If the type of the module has an inference form, the whole module is replaced. Otherwise the module is kept, and
-    this function is applied to its children. A module is also kept if its type is a subclass of a type with an
-    inference form, or if an ablation has replaced a part of it. In both cases, the inference form would compute
-    different outputs.
+    If exactly the type of the module has an inference form, and no ablation has replaced a part of the module, the whole
+    module is replaced. Any other module is kept, and this function is applied to its children. Subclasses and ablated
+    modules are kept because the inference form would compute other outputs than they do.
     """
     if isinstance(module, torch._dynamo.OptimizedModule):
         return inference_form(module._orig_mod)

@@ -109,8 +109,8 @@ class Progress(NamedTuple):
     """Position of a training run in its learning rate schedule, in optimiser steps.
 
     Attributes:
-        step: number of finished epochs times ``steps_per_epoch``, plus the number of steps in the current epoch. This
-            differs from the number of steps taken if the batch size was changed when the run was resumed.
+        step: number of finished epochs times ``steps_per_epoch``, plus the number of steps in the current epoch. If
+            the batch size was changed when the run was resumed, this differs from the number of steps actually taken.
         steps_per_epoch: number of optimiser steps in an epoch.
         total_steps: value of ``step`` at which the run ends.
     """
@@ -235,7 +235,7 @@ class ExponentialAverage(WeightAveraging):
         return "EMAWeightAveraging"
 
     def _batch_norms(self, pl_module: LightningModule) -> list[nn.Module]:
-        """Return the BatchNorm layers of the averaged model, except those that are frozen in the trained model."""
+        """Return the BatchNorm layers of the averaged model. Layers that are frozen in training are left out."""
         means = dict(self._average_model.module.named_modules())
         return [
             means[name]

@@ -26,7 +26,7 @@ _STEM = "backbone.stem.conv.weight"
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Information about a weights file, which :func:`load_weights` returns after loading the file.
+    """Return value of :func:`load_weights`: information about the loaded file.
 
     Attributes:
         path: path of the file.
