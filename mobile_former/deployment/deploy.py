@@ -52,8 +52,8 @@ def deploy(model: nn.Module) -> nn.Module:
 def inference_form(module: nn.Module) -> nn.Module:
     """Convert a module to its inference form, and return it. The given module may be modified in place.
 
-    If exactly the type of the module has an inference form, and no ablation has replaced a part of the module, the whole
-    module is replaced. Any other module is kept, and this function is applied to its children. Subclasses and ablated
+    If exactly the type of the module has an inference form, and no ablation has replaced a part of it, the whole module
+    is replaced. Any other module is kept, and this function is applied to its children. Subclasses and ablated
     modules are kept because the inference form would compute other outputs than they do.
     """
     if isinstance(module, torch._dynamo.OptimizedModule):
