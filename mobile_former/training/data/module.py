@@ -220,8 +220,8 @@ class ImageData(LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # evaluation always starts at the first batch
         self.first_epoch, self.first_batch = state_dict["epoch"], state_dict["batches"]
-        images, found = state_dict.get("images"), len(self.train_set)  # older checkpoints lack it
-        if self.first_batch and images not in (None, found):
+        images = state_dict.get("images")  # older checkpoints lack it
+        if self.first_batch and images is not None and images != (found := len(self.train_set)):
             raise InputError(
                 f"the run was stopped within epoch {self.first_epoch + 1} of {images} training images, but now there "
                 f"are {found}: to resume within an epoch, give the same images"

@@ -474,8 +474,8 @@ def test_a_resumed_run_continues_at_its_batch_in_the_same_order(written):
     torch.manual_seed(0)
     data = data_of(written, num_workers=2)
     data.trainer = trainer_with()
-    state = data.state_dict()
     data.setup("fit")
+    state = data.state_dict()
     data.first_epoch = 1
     batches = [batch["image"] for batch in data.train_dataloader()]
     for workers in (0, 3):
