@@ -73,6 +73,10 @@ def reader(tmp_path_factory):
     write_image_folder(folder / "path" / "to" / "imagenet", ("n01", "n02"), train=6, val=3)
     write_coco(folder / "path" / "to" / "coco", "train", 6)
     write_coco(folder / "path" / "to" / "coco", "val", 3)
+    annotations = folder / "path" / "to" / "coco" / "annotations"
+    content = json.loads((annotations / "instances_val.json").read_text())
+    del content["annotations"]
+    (annotations / "image_info_test-dev.json").write_text(json.dumps(content))
     write_onnx_peer(folder / "path" / "to" / "onnx_files" / "peer.onnx", side=32)
     # A stand-in for the authors' file, which is read in the same way (test_loading.py, test_reference.py).
     model = mobile_former.mobile_former_294m()

@@ -81,6 +81,7 @@ def test_compiles_without_graph_breaks_to_the_same_outputs(name, spatial):
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains():
     torch._dynamo.reset()
     model = mobile_former.mobile_former_26m(num_classes=4, drop_path=0.1)

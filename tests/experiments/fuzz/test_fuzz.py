@@ -122,6 +122,7 @@ def test_files_depend_only_on_the_seed_and_differ_from_each_other(kind):
     assert len({file.data for file in files}) > 30
 
 
+@pytest.mark.slow
 def test_a_hundred_files_cause_no_defect(tmp_path):
     result = run_module("experiments.fuzz", "--files", "100", "--seed", "1", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -76,6 +76,7 @@ def test_without_its_last_linear_a_graph_gives_features(tmp_path):
     assert error(features, deployed(images)) < 2e-5
 
 
+@pytest.mark.slow
 def test_coarse_maps_of_26m_have_grouped_convolutions_and_the_finest_have_none(exported):
     _, path = exported("mobile_former_26m")
     shapes = output_shapes(path)
