@@ -105,6 +105,7 @@ class ClassificationData(ImageData):
             logger=False,
         )
         self.skip_damaged_shards = skip_damaged_shards
+        self._folders: dict[tuple, ImageFolder] = {}  # so that files are listed and warnings are logged once
         self.skipped_shards: set[str] = set()  # messages about damaged shards, which were replaced
         self.lanes: int | None = None  # number of lanes of a resumed run, see ShardBatches
 
@@ -237,7 +238,10 @@ class ClassificationData(ImageData):
             # Evaluation never skips: other images would give another score.
             skip = self.skip_damaged_shards and split == "train"
             return ShardSource(self.shard_index, split, self.class_names, skip_damaged=skip)
-        return ImageFolder(self.root, split, self.class_names)
+        key = split, tuple(self.class_names)
+        if key not in self._folders:
+            self._folders[key] = ImageFolder(self.root, split, self.class_names)
+        return self._folders[key]
 
 
 def _require_matching_source(dataset: str, root: str | None, skip_damaged_shards: bool) -> None:

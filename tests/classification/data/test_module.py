@@ -137,6 +137,15 @@ def test_the_data_is_described_in_one_line(folder):
     assert data.describe() == ("photos: 9 training and 6 validation images of 3 classes, 32x32 pixels, batches of 4")
 
 
+def test_files_that_are_left_out_are_counted_once_in_a_run(folder, caplog):
+    (folder / "val" / "red" / "notes.txt").write_text("mine")
+    data = data_of(folder)
+    data.class_names = list(CLASSES)
+    for stage in ("fit", "validate", "test"):
+        data.setup(stage)
+    assert caplog.text.count("1 .txt") == 1
+
+
 @pytest.mark.parametrize(("batches", "more"), [(2, 0), (2, None), (0, 1)])
 def test_a_run_resumes_with_the_same_images_or_between_epochs(image_folder, batches, more):
     data = resumed(image_folder)
