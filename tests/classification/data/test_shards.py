@@ -549,7 +549,7 @@ def test_two_thousand_photographs_occur_once_for_any_number_of_processes_and_wor
     names = [str(number) for number in range(10)]
     index = ShardIndex.read(str(tmp_path / "signs"))
     for split in ("train", "val"):
-        total = len(find_images(SIGNS / split))
+        total = len(find_images(SIGNS / split).images)
         for world in (1, 2, 3):
             for workers in range(5):
                 seen, counts = [], set()
