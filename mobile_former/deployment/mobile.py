@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobile_former.deployment.folding import fold_norm, inverse, merged, shuffle_order, whole
-from mobile_former.deployment.modules import InferenceConv, InferenceLinear, InferenceModule, larger_product_
+from mobile_former.deployment.modules import InferenceConv, InferenceLinear, InferenceModule
 from mobile_former.deployment.onnx_layout import FLAT_STRIDE, WHOLE_STRIDE
 from mobile_former.layers.conv_norm import ConvNorm
-from mobile_former.layers.dynamic_relu import DynamicReLU, guiding_tokens
+from mobile_former.layers.dynamic_relu import DynamicReLU, guiding_tokens, larger_product
 from mobile_former.layers.padding import zero_padding
 from mobile_former.mobile import DownsamplingMobile, Lite, Mobile
 
@@ -117,9 +117,8 @@ class SlopesReLU(InferenceModule):
             rows = torch.cat([order, order + len(order)])
             weight, bias = weight[rows], bias[rows]
         self.slopes = InferenceLinear(weight, bias)
-        # A tensor, because PyTorch converts a number at every call; full-size, because ONNX Runtime is faster with
-        # operands of one shape.
-        self.register_buffer("lowered_by", weight.new_full((len(weight) // 2, 1, 1), 0.5))
+        # Subtracted from the second slopes. A tensor, because PyTorch converts a number at every call.
+        self.register_buffer("lowered_by", weight.new_tensor([0.0, 0.5]).repeat_interleave(len(weight) // 2))
 
     def forward(self, x: Tensor, guide: Tensor, mixing: Tensor | None) -> Tensor:
         """Apply the activation function. The input ``x`` may be overwritten.
@@ -136,13 +135,8 @@ class SlopesReLU(InferenceModule):
         Returns:
             The output map, ``(B, C, H, W)``.
         """
-        theta = F.hardsigmoid(self.slopes(guide))
-        if mixing is None:
-            theta1, theta2 = theta.reshape(-1, theta.shape[1], 1, 1).chunk(2, dim=1)
-        else:
-            theta = theta.transpose(1, 2) @ mixing.flatten(2)
-            theta1, theta2 = theta.unflatten(2, mixing.shape[2:]).chunk(2, dim=1)
-        return larger_product_(x, theta1, theta2 - self._buffers["lowered_by"])
+        slopes = F.hardsigmoid(self.slopes(guide)) - self._buffers["lowered_by"]
+        return larger_product(x, slopes, mixing, overwrite=True)
 
 
 class Pointwise(InferenceConv):

@@ -5,8 +5,8 @@ All code that depends on the internals of ``nn.Module`` or on oneDNN's operators
 - :class:`InferenceModule` calls ``forward`` without hooks and stores submodules as plain attributes. A converted model
   has about 170 submodules. For one small image, the overhead of ``nn.Module`` takes as much time as the arithmetic.
 - :func:`exported_forward` registers a different forward pass for exported graphs.
-- :class:`InferenceConv`, :func:`gelu` and :func:`larger_product_` are faster than PyTorch's own operations on a CPU.
-  They use PyTorch's own operations if a compiler, an exporter or autograd needs them.
+- :class:`InferenceConv` and :func:`gelu` are faster than PyTorch's own operations on a CPU. They use PyTorch's own
+  operations if a compiler, an exporter or autograd needs them.
 """
 
 from collections.abc import Callable
@@ -175,14 +175,6 @@ def gelu(x: Tensor) -> Tensor:
     """Apply GELU to tokens ``(B·M, d)``."""
     # PyTorch calls oneDNN for a contiguous tensor, which takes five times as long for a few tokens.
     return F.gelu(x) if torch.compiler.is_compiling() else F.gelu(x.mT).mT
-
-
-def larger_product_(x: Tensor, slope1: Tensor, slope2: Tensor) -> Tensor:
-    """Return ``max(slope1·x, slope2·x)`` elementwise. The input ``x`` may be overwritten."""
-    if torch.compiler.is_compiling() or _needs_gradients(x, slope1):
-        return torch.maximum(slope1 * x, slope2 * x)
-    first = slope1 * x
-    return torch.maximum(first, x.mul_(slope2), out=first)  # allocating another map takes longer than the products
 
 
 def _needs_gradients(*tensors: Tensor) -> bool:

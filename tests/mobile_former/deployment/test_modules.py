@@ -17,7 +17,6 @@ from mobile_former.deployment.modules import (
     InferenceNorm,
     exported_forward,
     gelu,
-    larger_product_,
 )
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch has no oneDNN")
@@ -175,19 +174,6 @@ def test_a_convolution_falls_back_to_torch_for_fake_tensors_compilers_and_export
 def test_gelu_gives_the_values_of_torch():
     x = torch.randn(6, 5)
     torch.testing.assert_close(gelu(x), F.gelu(x))
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (2, 3, 4, 5)])
-def test_the_larger_product_has_the_values_and_gradients_of_torch(shape):
-    x, slope1, slope2 = torch.randn(2, 3, 4, 5), torch.randn(shape), torch.randn(shape)
-    expected = torch.maximum(slope1 * x, slope2 * x)
-    torch.testing.assert_close(larger_product_(x.clone(), slope1, slope2), expected)
-    gradients = []
-    for function in (larger_product_, lambda x, slope1, slope2: torch.maximum(slope1 * x, slope2 * x)):
-        leaves = [tensor.clone().requires_grad_() for tensor in (x, slope1, slope2)]
-        function(*leaves).square().sum().backward()
-        gradients.append([leaf.grad for leaf in leaves])
-    torch.testing.assert_close(*gradients)
 
 
 def test_parts_parameters_and_buffers_are_found_under_their_names():
