@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobile_former.block import MobileFormerBlock
-from mobile_former.bridge import FormerToMobile, MobileToFormer, add_position, split_channels
+from mobile_former.bridge import FormerToMobile, MobileToFormer, add_position
 from mobile_former.errors import InputError, nearest
 from mobile_former.former import Former
 from mobile_former.layers.dynamic_relu import DynamicReLU
@@ -163,9 +163,9 @@ class ProjectedMobileToFormer(Ablated, MobileToFormer):
                 embedding.
 
         Returns:
-            The keys and the values, each ``(B, heads, C/heads, H·W)``.
+            The keys and the values, each ``(B, C, H, W)``.
         """
-        return split_channels(self.key(add_position(x, map_position))), split_channels(self.value(x))
+        return self.key(add_position(x, map_position)), self.value(x)
 
 
 class ProjectedFormerToMobile(Ablated, FormerToMobile):

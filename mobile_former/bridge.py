@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobile_former.layers.eager import is_channels_last
 from mobile_former.layers.linear import linear
 from mobile_former.layers.stochastic_depth import StochasticDepth
 
@@ -61,23 +62,18 @@ class MobileToFormer(nn.Module):
         """
         keys, values = self.keys_and_values(x, map_position)
         query = _split_features(self.query(add_position(tokens, token_position)))  # (B, heads, M, C/heads)
-        logits = (query * query.shape[-1] ** -0.5) @ keys
+        logits = attention_logits(query * query.shape[-1] ** -0.5, keys)
         visible = logits if focus is None else logits + focus[:, None].to(logits.dtype)
         if padding is not None:
             visible = mask_logits(visible, padding.flatten(2)[:, None])
-        gathered = self.attention(visible) @ values.transpose(2, 3)
-        gathered = gathered.transpose(1, 2).flatten(2)  # (B, M, C)
+        gathered = weighted_sums(self.attention(visible), values).transpose(1, 2).flatten(2)  # (B, M, C)
         if self.gate is not None:
             gathered = gathered * (2 * F.hardsigmoid(self.gate(tokens)))
         return self.norm(tokens + self.drop_path(self.output(gathered))), logits
 
     def keys_and_values(self, x: Tensor, map_position: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the keys (feature map plus position embedding) and the values (feature map).
-
-        Both are ``(B, heads, C/heads, H·W)``.
-        """
-        values = split_channels(x)
-        return values if map_position is None else split_channels(x + map_position), values
+        """Return the keys (feature map plus position embedding) and the values (feature map), both ``(B, C, H, W)``."""
+        return add_position(x, map_position), x
 
 
 class FormerToMobile(nn.Module):
@@ -111,9 +107,10 @@ class FormerToMobile(nn.Module):
         """
         key = _split_features(self.key(add_position(tokens, token_position)))  # (B, heads, M, C/heads)
         value = _split_features(self.value(tokens))
-        logits = (key * key.shape[-1] ** -0.5) @ split_channels(self.queries(x))  # (B, heads, M, H·W)
-        gathered = value.transpose(2, 3) @ self.attention(logits)  # (B, heads, C/heads, H·W)
-        return x + self.drop_path(self.output(gathered.reshape(x.shape)))
+        queries = self.queries(x)
+        logits = attention_logits(key * key.shape[-1] ** -0.5, queries)  # (B, heads, M, H·W)
+        gathered = distributed(self.attention(logits), value, queries)
+        return x + self.drop_path(self.output(gathered))
 
     def queries(self, x: Tensor) -> Tensor:
         """Return the feature map ``(B, C, H, W)`` unchanged as the queries. A subclass can add a projection here."""
@@ -132,6 +129,63 @@ def add_position(x: Tensor, position: Tensor | None) -> Tensor:
 def split_channels(x: Tensor) -> Tensor:
     """Reshape ``(B, C, H, W)`` to ``(B, heads, C/heads, H·W)``. Each attention head has contiguous channels."""
     return x.flatten(2).unflatten(1, (HEADS, -1))
+
+
+def attention_logits(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Compute the scalar products of tokens and the positions of a feature map for each attention head.
+
+    Args:
+        tokens: ``(B, heads, M, C/heads)``.
+        positions: feature map, ``(B, C, H, W)``.
+
+    Returns:
+        The products, ``(B, heads, M, H·W)``.
+    """
+    if not is_channels_last(positions):
+        return tokens @ split_channels(positions)
+    # The heads of a channels-last map cannot be multiplied together without copies. With positions first, the
+    # gradient of the map is channels-last too.
+    by_head = zip(_position_rows(positions), tokens.unbind(1), strict=True)
+    return torch.stack([(rows @ head.transpose(1, 2)).transpose(1, 2) for rows, head in by_head], dim=1)
+
+
+def weighted_sums(weights: Tensor, positions: Tensor) -> Tensor:
+    """Compute weighted sums over the positions of a feature map for each attention head.
+
+    Args:
+        weights: ``(B, heads, M, H·W)``.
+        positions: feature map, ``(B, C, H, W)``.
+
+    Returns:
+        The sums, ``(B, heads, M, C/heads)``.
+    """
+    if not is_channels_last(positions):
+        return weights @ split_channels(positions).transpose(2, 3)
+    by_head = zip(weights.unbind(1), _position_rows(positions), strict=True)
+    return torch.stack([head @ rows for head, rows in by_head], dim=1)
+
+
+def distributed(weights: Tensor, tokens: Tensor, like: Tensor) -> Tensor:
+    """Compute the weighted sum of the tokens at each position of a feature map for each attention head.
+
+    Args:
+        weights: ``(B, heads, M, H·W)``.
+        tokens: ``(B, heads, M, C/heads)``.
+        like: feature map ``(B, C, H, W)``, whose shape and memory layout are used.
+
+    Returns:
+        The sums as a feature map, ``(B, C, H, W)``.
+    """
+    if not is_channels_last(like):
+        return (tokens.transpose(2, 3) @ weights).reshape(like.shape)
+    by_head = zip(weights.unbind(1), tokens.unbind(1), strict=True)
+    rows = torch.cat([each.transpose(1, 2) @ head for each, head in by_head], dim=2)  # (B, H·W, C)
+    return rows.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+def _position_rows(x: Tensor) -> tuple[Tensor, ...]:
+    """View a channels-last map as one matrix ``(B, H·W, C/heads)`` for each attention head."""
+    return x.flatten(2).transpose(1, 2).chunk(HEADS, dim=2)
 
 
 def mask_logits(logits: Tensor, padding: Tensor) -> Tensor:

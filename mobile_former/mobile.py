@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobile_former.layers.activated_conv import activated_conv, can_train_activated_conv
 from mobile_former.layers.checkpointing import recomputable
 from mobile_former.layers.conv_norm import ConvNorm, channel_shuffle, depthwise
 from mobile_former.layers.dynamic_relu import DynamicReLU
@@ -61,9 +62,18 @@ class Mobile(nn.Module):
         Returns:
             The output map, ``(B, out_channels, H, W)``.
         """
-        hidden = self.expand_relu(self.expand_shuffle(self.expand(x)), tokens, mixing)
-        hidden = self.depthwise_relu(self.depthwise(zero_padding(hidden, padding)), tokens, mixing)
-        out = self.project_shuffle(self.project(hidden))
+        parts = (self.expand, self.expand_shuffle, self.expand_relu, self.depthwise, self.depthwise_relu, self.project)
+        if can_train_activated_conv(x, *parts):  # the same computation, which stores fewer maps
+            hidden = self.expand.conv(x)
+            hidden = activated_conv(
+                hidden, self.expand.norm, self.expand_relu, self.depthwise.conv, tokens, mixing, padding
+            )
+            hidden = activated_conv(hidden, self.depthwise.norm, self.depthwise_relu, self.project.conv, tokens, mixing)
+            out = self.project_shuffle(self.project.norm(hidden))
+        else:
+            hidden = self.expand_relu(self.expand_shuffle(self.expand(x)), tokens, mixing)
+            hidden = self.depthwise_relu(self.depthwise(zero_padding(hidden, padding)), tokens, mixing)
+            out = self.project_shuffle(self.project(hidden))
         return x + self.drop_path(out) if self.residual else out
 
 
@@ -126,10 +136,27 @@ class DownsamplingMobile(nn.Module):
         Returns:
             The output map, ``(B, out_channels, ⌈H/2⌉, ⌈W/2⌉)``.
         """
-        hidden = self.shuffle1(self.depthwise1(zero_padding(x, padding)))
-        x = self.project1(self.relu1(hidden, tokens, mixing))
-        hidden = self.shuffle2(self.depthwise2(zero_padding(x, out_padding)))
-        return x + self.drop_path(self.project2(self.relu2(hidden, tokens, mixing)))
+        x = self._separable(x, self.depthwise1, self.shuffle1, self.relu1, self.project1, tokens, mixing, padding)
+        out = self._separable(x, self.depthwise2, self.shuffle2, self.relu2, self.project2, tokens, mixing, out_padding)
+        return x + self.drop_path(out)
+
+    @staticmethod
+    def _separable(
+        x: Tensor,
+        depthwise: nn.Module,
+        shuffle: nn.Module,
+        relu: nn.Module,
+        project: nn.Module,
+        tokens: Tensor,
+        mixing: Tensor | None,
+        padding: Tensor | None,
+    ) -> Tensor:
+        """Compute a depthwise-separable convolution with the given modules."""
+        x = zero_padding(x, padding)
+        if can_train_activated_conv(x, depthwise, shuffle, relu, project):  # the same, with fewer stored maps
+            hidden = depthwise.conv(x)
+            return project.norm(activated_conv(hidden, depthwise.norm, relu, project.conv, tokens, mixing))
+        return project(relu(shuffle(depthwise(x)), tokens, mixing))
 
 
 class Lite(nn.Module):

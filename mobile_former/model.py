@@ -11,6 +11,7 @@ from mobile_former.block import MobileFormerBlock
 from mobile_former.bridge import MobileToFormer
 from mobile_former.errors import InputError, nearest
 from mobile_former.layers.conv_norm import ConvNorm, channel_shuffle
+from mobile_former.layers.eager import channels_last_on_cpu
 from mobile_former.layers.linear import linear
 from mobile_former.layers.padding import mean_pool, padding_pyramid, zero_padding
 from mobile_former.mobile import Lite
@@ -114,6 +115,7 @@ class Backbone(nn.Module):
         if not 0 <= drop_path < 1:
             raise InputError(f"drop_path is {drop_path}: give a rate of at least 0 and below 1")
         self.in_chans = in_chans
+        self.channels_last = spec.groups == 1  # grouped convolutions are slower channels-last on a CPU
         self.stem = ConvNorm(in_chans, spec.stem, kernel_size=3, stride=2)
         self.tokens = nn.Parameter(torch.randn(spec.tokens))
         self.blocks = nn.ModuleList()
@@ -160,6 +162,8 @@ class Backbone(nn.Module):
         check_images(images, padding_mask, self.in_chans)
         padding = {} if padding_mask is None else padding_pyramid(padding_mask, (1, 2, 4, 8, 16, 32))
         x = F.relu6(self.stem(zero_padding(images, padding.get(1))))
+        if self.channels_last:
+            x = channels_last_on_cpu(x)
         tokens = self.tokens.expand(images.shape[0], -1, -1)  # len() would fix the batch in torch.export
         return run_blocks(self.blocks, self.strides, x, tokens, padding)
 

@@ -12,11 +12,12 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from mobile_former.layers.eager import is_eager
 from mobile_former.layers.linear import linear
 
-BLOCK = 1 << 17  # values of a map that a thread processes at once; three blocks take 1.5 MB, a second-level cache
+CACHED = 3 << 17  # values of all buffers that a thread works with: 1.5 MB in float32, a second-level cache
+LARGE = 1 << 17  # maps with more values are computed in blocks
 
 
 class DynamicReLU(nn.Module):
@@ -49,11 +50,12 @@ class DynamicReLU(nn.Module):
         Returns:
             The output map, ``(B, C, H, W)``.
         """
-        theta1, theta2 = self._theta(guiding_tokens(tokens, mixing)).chunk(2, dim=-1)
-        return larger_product(x, torch.cat([2 * theta1, 2 * theta2 - 1], dim=-1), mixing)
+        return larger_product(x, self.slopes_of(guiding_tokens(tokens, mixing)), mixing)
 
-    def _theta(self, tokens: Tensor) -> Tensor:
-        return F.hardsigmoid(self.slopes(F.relu(self.reduce(tokens))))
+    def slopes_of(self, tokens: Tensor) -> Tensor:
+        """Return the slopes ``a₁``, followed by the slopes ``a₂``, of tokens ``(…, d)``, ``(…, 2C)``."""
+        theta1, theta2 = F.hardsigmoid(self.slopes(F.relu(self.reduce(tokens)))).chunk(2, dim=-1)
+        return torch.cat([2 * theta1, 2 * theta2 - 1], dim=-1)
 
 
 def guiding_tokens(tokens: Tensor, mixing: Tensor | None) -> Tensor:
@@ -113,15 +115,16 @@ class _LargerProduct(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, slopes, mixing = ctx.saved_tensors
         # With create_graph=True, autograd records the backward pass, which is possible only for whole maps.
-        blocked = _is_large(x) and _allows_buffers(x, slopes, mixing, gradient) and not torch.is_grad_enabled()
-        return (_blocked_backward if blocked else _whole_backward)(gradient, x, slopes, mixing)
+        if is_large(x) and is_eager(x, slopes, mixing, gradient) and not torch.is_grad_enabled():
+            return blocked_backward(gradient, x, slopes, mixing)
+        return _whole_backward(gradient, x, slopes, mixing)
 
 
 def _forward(x: Tensor, slopes: Tensor, mixing: Tensor | None, overwrite: bool) -> Tensor:
-    if not _allows_buffers(x, slopes, mixing):
+    if not is_eager(x, slopes, mixing):
         return _whole_forward(x, slopes, mixing)
-    if _is_large(x):
-        return _blocked_forward(x, slopes, mixing, overwrite)
+    if is_large(x):
+        return blocked_forward(x, slopes, mixing, overwrite=overwrite)
     if not overwrite:
         return _whole_forward(x, slopes, mixing)
     slope1, slope2 = _slopes_at_positions(slopes, mixing)
@@ -129,22 +132,9 @@ def _forward(x: Tensor, slopes: Tensor, mixing: Tensor | None, overwrite: bool) 
     return torch.maximum(product, x.mul_(slope2), out=product)
 
 
-def _is_large(x: Tensor) -> bool:
+def is_large(x: Tensor) -> bool:
     """Return whether a map is computed in blocks, which only pays for large maps on a CPU."""
-    return x.is_cpu and x.numel() > BLOCK
-
-
-def _allows_buffers(*inputs: Tensor | None) -> bool:
-    """Return whether operations may write into given memory.
-
-    Tracers, dispatch modes and function transforms such as ``vmap`` do not support this.
-    """
-    return (
-        all(part is None or type(part) in (Tensor, nn.Parameter) for part in inputs)
-        and not torch.jit.is_tracing()
-        and not is_in_torch_dispatch_mode()
-        and not torch._C._are_functorch_transforms_active()
-    )
+    return x.is_cpu and x.numel() > LARGE
 
 
 def _whole_forward(x: Tensor, slopes: Tensor, mixing: Tensor | None) -> Tensor:
@@ -183,102 +173,199 @@ def _whole_backward(
     return of_x, (of_slopes @ mixing.flatten(2).transpose(1, 2)).transpose(1, 2), of_mixing
 
 
-def _blocked_forward(x: Tensor, slopes: Tensor, mixing: Tensor | None, overwrite: bool) -> Tensor:
-    """Compute :func:`larger_product` block by block."""
+def blocked_forward(
+    x: Tensor,
+    slopes: Tensor,
+    mixing: Tensor | None,
+    affine: tuple[Tensor, Tensor] | None = None,
+    *,
+    overwrite: bool = False,
+) -> Tensor:
+    """Compute :func:`larger_product` block by block, without autograd.
+
+    Args:
+        x: feature map, ``(B, C, H, W)``.
+        slopes: see :func:`larger_product`.
+        mixing: see :func:`larger_product`.
+        affine: scale and shift of each channel, both ``(C,)``. They are applied to ``x`` first. None for neither.
+        overwrite: store the result in the memory of ``x`` if its type allows it.
+
+    Returns:
+        The output map, ``(B, C, H, W)``.
+    """
     dtype = torch.result_type(x, slopes)
     x = _dense(x)
     out = x if overwrite and x.dtype == dtype else torch.empty_like(x, dtype=dtype)
-    of_map, of_out = _matrices(x), _matrices(out)
-    slope1, slope2 = (_Slopes(part, mixing, x, dtype) for part in slopes.chunk(2, dim=-1))
-    blocks = _blocks(of_map.shape)
-    first, second = (_buffer(blocks, of_map, dtype) for _ in range(2))
-    for images, rows in blocks:
-        values, result = of_map[images, rows], of_out[images, rows]
-        product1, product2 = (_like(values, buffer) for buffer in (first, second))
-        torch.mul(values, slope1.block(images, rows, product1), out=product1)
-        torch.mul(values, slope2.block(images, rows, product2), out=product2)
+    blocks = _Blocks(x, dtype, buffers=2 if affine is None else 3)
+    slope1, slope2 = (_Slopes(part, mixing, blocks) for part in slopes.chunk(2, dim=-1))
+    scale_shift = None if affine is None else blocks.of_channels(*affine)
+    for block, (values, result) in enumerate(zip(blocks.of_map(x), blocks.of_map(out), strict=True)):
+        product1, product2, *other = blocks.buffers(values.shape)
+        if scale_shift is not None:
+            scale, shift = scale_shift[block]
+            values = torch.addcmul(shift, values, scale, out=other[0])
+        torch.mul(values, slope1.block(block, product1), out=product1)
+        torch.mul(values, slope2.block(block, product2), out=product2)
         torch.maximum(product1, product2, out=result)
     return out
 
 
-def _blocked_backward(
-    gradient: Tensor, x: Tensor, slopes: Tensor, mixing: Tensor | None
+def blocked_backward(
+    gradient: Tensor,
+    x: Tensor,
+    slopes: Tensor,
+    mixing: Tensor | None,
+    affine: tuple[Tensor, Tensor] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Compute the gradients of :func:`larger_product` block by block. The slopes are computed again in each block.
+    """Compute the gradients of :func:`blocked_forward` block by block. The slopes are computed again in each block.
 
     With ``d = a₁ − a₂``, the function is ``a₂·x + relu(d·x)``. Its gradients with respect to ``d`` and ``a₂`` give
     those with respect to ``a₁`` and ``a₂``.
+
+    Args:
+        gradient: gradient with respect to the output, ``(B, C, H, W)``.
+        x: see :func:`blocked_forward`.
+        slopes: see :func:`blocked_forward`.
+        mixing: see :func:`blocked_forward`.
+        affine: see :func:`blocked_forward`.
+        overwrite: store the gradient with respect to the map in the memory of ``gradient``.
+
+    Returns:
+        The gradients with respect to the map after ``affine``, to ``slopes`` and to ``mixing``. The last one is None if
+        ``mixing`` is None.
     """
     x = _dense(x)
     gradient = gradient.contiguous(memory_format=_layout(x))
-    of_x = torch.empty_like(x, dtype=gradient.dtype)
-    maps = _matrices(x), _matrices(gradient), _matrices(of_x)
+    of_x = gradient if overwrite else torch.empty_like(x, dtype=gradient.dtype)
+    blocks = _Blocks(x, gradient.dtype, buffers=4 if affine is None else 5)
     slope1, slope2 = slopes.chunk(2, dim=-1)
-    difference, slope2 = (_Slopes(part, mixing, x, gradient.dtype) for part in (slope1 - slope2, slope2))
-    blocks = _blocks(maps[0].shape)
-    buffers = [_buffer(blocks, maps[0], gradient.dtype) for _ in range(3)]
-    for images, rows in blocks:
-        values, of_out, result = (each[images, rows] for each in maps)
-        first, second, third = (_like(values, buffer) for buffer in buffers)
-        d = difference.block(images, rows, first)
+    difference, slope2 = (_Slopes(part, mixing, blocks) for part in (slope1 - slope2, slope2))
+    scale_shift = None if affine is None else blocks.of_channels(*affine)
+    maps = zip(*(blocks.of_map(each) for each in (x, gradient, of_x)), strict=True)
+    for block, (values, of_out, result) in enumerate(maps):
+        first, second, third, fourth, *other = blocks.buffers(values.shape)
+        if scale_shift is not None:
+            scale, shift = scale_shift[block]
+            values = torch.addcmul(shift, values, scale, out=other[0])
+        d = difference.block(block, first)
         # 0 unless the first product is larger. A boolean mask would take twenty times as long as a product.
         torch.mul(values, d, out=second)
         torch.ops.aten.threshold_backward(of_out, second, 0, grad_input=second)
-        torch.mul(of_out, slope2.block(images, rows, third), out=result).addcmul_(second, d)
-        difference.add_gradient(images, rows, second.mul_(values))
-        slope2.add_gradient(images, rows, torch.mul(of_out, values, out=third))
+        slope2.add_gradient(block, torch.mul(of_out, values, out=fourth))
+        torch.mul(of_out, slope2.block(block, third), out=result).addcmul_(second, d)
+        difference.add_gradient(block, second.mul_(values))
     (of_difference, mixing1), (of_slope2, mixing2) = difference.gradients(), slope2.gradients()
     of_slopes = torch.cat([of_difference, of_slope2 - of_difference], dim=-1)
     return of_x, of_slopes, None if mixing is None else (mixing1 + mixing2).unflatten(2, mixing.shape[2:])
 
 
+class _Blocks:
+    """The division of a map into blocks of similar size.
+
+    A map is seen as a matrix for each image, ``(B, R, K)``: ``(B, H·W, C)`` if it is channels-last, else
+    ``(B, C, H·W)``. A block ``(b, r, K)`` consists of several small matrices, or of rows of a large one.
+
+    Args:
+        x: dense map ``(B, C, H, W)``.
+        dtype: type of the buffers.
+        buffers: number of buffers of the size of a block. All of them together fit into a cache.
+    """
+
+    def __init__(self, x: Tensor, dtype: torch.dtype, *, buffers: int):
+        self.positions_first = _layout(x) == torch.channels_last
+        batch, rows, columns = self._matrices(x).shape
+        limit = CACHED // buffers * torch.get_num_threads()
+        self.images = min(batch, max(1, limit // (rows * columns)))
+        self.rows = min(rows, max(1, math.ceil(rows / math.ceil(rows * columns / limit))))
+        self.in_image = math.ceil(rows / self.rows)  # blocks of an image
+        self.image_groups = math.ceil(batch / self.images)
+        self.dtype = dtype
+        self._memory = x.new_empty(buffers, self.images * self.rows * columns, dtype=dtype)
+        self._buffers: tuple[torch.Size | None, list[Tensor]] = (None, [])
+
+    def _matrices(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1, 2) if self.positions_first else x.flatten(2)
+
+    def of_map(self, x: Tensor) -> list[Tensor]:
+        """Return the blocks of a map in the memory format of the divided one."""
+        return self.of_rows(self._matrices(x))
+
+    def of_rows(self, matrices: Tensor) -> list[Tensor]:
+        """Return the rows of each block from matrices ``(B, R, …)``."""
+        return [rows for images in matrices.split(self.images) for rows in images.split(self.rows, 1)]
+
+    def of_images(self, matrices: Tensor) -> list[Tensor]:
+        """Return the images of each block from a tensor ``(B, …)``."""
+        return [images for images in matrices.split(self.images) for _ in range(self.in_image)]
+
+    def of_channels(self, *vectors: Tensor) -> list[tuple[Tensor, ...]]:
+        """Return the parts of vectors ``(C,)`` for each block, which can be broadcast to the block."""
+        shape = (1, 1, -1) if self.positions_first else (1, -1, 1)
+        vectors = [vector.reshape(shape) for vector in vectors]
+        in_image = zip(
+            *([v] * self.in_image if self.positions_first else v.split(self.rows, 1) for v in vectors), strict=True
+        )
+        return list(in_image) * self.image_groups
+
+    def buffers(self, shape: torch.Size) -> list[Tensor]:
+        """Return the buffers in the shape of a block. Their values are left over from the previous block."""
+        if self._buffers[0] != shape:
+            self._buffers = shape, [memory[: shape.numel()].view(shape) for memory in self._memory]
+        return self._buffers[1]
+
+
 class _Slopes:
     """One of the two slopes at all positions, as a product of two small matrices for each image.
 
-    A map is a matrix for each image, see :func:`_matrices`. The slope has the same shape and is the product
-    ``left @ right`` of the mixing weights and the tokens' slopes, in the order that fits the memory layout of the map.
-    Without mixing weights, the slope is a row or a column.
+    The slope has the shape of the matrices in :class:`_Blocks`. It is the product ``left @ right`` of the mixing
+    weights and the tokens' slopes, in the order that fits the memory layout of the map. Without mixing weights, the
+    slope is a row or a column.
 
     Args:
         slope: ``(B, C)`` without ``mixing``, otherwise ``(B, M, C)``.
         mixing: ``(B, M, H, W)``, or None.
-        x: feature map ``(B, C, H, W)``, whose memory layout is used.
-        dtype: type of the slope.
+        blocks: division of the map.
     """
 
-    def __init__(self, slope: Tensor, mixing: Tensor | None, x: Tensor, dtype: torch.dtype):
-        slope = slope.detach().to(dtype)
-        mixing = None if mixing is None else mixing.detach().to(dtype).flatten(2)  # (B, M, H·W)
-        self.positions_first = _layout(x) == torch.channels_last
+    def __init__(self, slope: Tensor, mixing: Tensor | None, blocks: _Blocks):
+        slope = slope.detach().to(blocks.dtype)
+        mixing = None if mixing is None else mixing.detach().to(blocks.dtype).flatten(2)  # (B, M, H·W)
+        self.positions_first = blocks.positions_first
         if mixing is None:
-            self.left, self.right = (None, slope[:, None]) if self.positions_first else (slope[:, :, None], None)
+            left, right = (None, slope[:, None]) if self.positions_first else (slope[:, :, None], None)
         elif self.positions_first:
-            self.left, self.right = mixing.transpose(1, 2).contiguous(), slope.contiguous()
+            left, right = mixing.transpose(1, 2).contiguous(), slope.contiguous()
         else:
-            self.left, self.right = slope.transpose(1, 2).contiguous(), mixing.contiguous()
+            left, right = slope.transpose(1, 2).contiguous(), mixing.contiguous()
         # Half precision would lose digits in sums over many blocks.
-        exact = torch.promote_types(dtype, torch.float32)
+        exact = torch.promote_types(blocks.dtype, torch.float32)
         self.of_left, self.of_right = (
-            None if part is None else torch.zeros_like(part, dtype=exact) for part in (self.left, self.right)
+            None if part is None else torch.zeros_like(part, dtype=exact) for part in (left, right)
+        )
+        self.left, self.sums_left = (None if part is None else blocks.of_rows(part) for part in (left, self.of_left))
+        self.right, self.sums_right = (
+            None if part is None else blocks.of_images(part) for part in (right, self.of_right)
         )
 
-    def block(self, images: slice, rows: slice, out: Tensor) -> Tensor:
+    def block(self, block: int, out: Tensor) -> Tensor:
         """Return the slopes in a block of the map, in the memory of ``out`` or as a broadcastable row or column."""
         if self.left is None:
-            return self.right[images]
+            return self.right[block]
         if self.right is None:
-            return self.left[images, rows]
-        return torch.bmm(self.left[images, rows], self.right[images], out=out)
+            return self.left[block]
+        return torch.bmm(self.left[block], self.right[block], out=out)
 
-    def add_gradient(self, images: slice, rows: slice, gradient: Tensor) -> None:
-        """Add the gradient with respect to the slopes in a block to the gradients of ``left`` and ``right``."""
+    def add_gradient(self, block: int, gradient: Tensor) -> None:
+        """Add the gradient with respect to the slopes in a block to the gradients of both matrices."""
         if self.left is None:
-            self.of_right[images] += gradient.sum(1, keepdim=True)
+            self.sums_right[block].add_(gradient.sum(1, keepdim=True))
         elif self.right is None:
-            self.of_left[images, rows] += gradient.sum(2, keepdim=True)
+            self.sums_left[block].add_(gradient.sum(2, keepdim=True))
         else:
-            self.of_left[images, rows] += torch.bmm(gradient, self.right[images].transpose(1, 2))
-            self.of_right[images] += torch.bmm(self.left[images, rows].transpose(1, 2), gradient)
+            self.sums_left[block].add_(torch.bmm(gradient, self.right[block].transpose(1, 2)))
+            self.sums_right[block].add_(torch.bmm(self.left[block].transpose(1, 2), gradient))
 
     def gradients(self) -> tuple[Tensor, Tensor | None]:
         """Return the gradients with respect to ``slope``, and to ``mixing`` as ``(B, M, H·W)`` or None."""
@@ -300,40 +387,3 @@ def _layout(x: Tensor) -> torch.memory_format:
 def _dense(x: Tensor) -> Tensor:
     """Return a map with the same values that is contiguous in one of both memory formats."""
     return x.contiguous(memory_format=_layout(x))
-
-
-def _matrices(x: Tensor) -> Tensor:
-    """View a dense map as a matrix for each image, ``(B, H·W, C)`` if it is channels-last, else ``(B, C, H·W)``."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2) if _layout(x) == torch.channels_last else x.flatten(2)
-
-
-def _blocks(shape: torch.Size) -> list[tuple[slice, slice]]:
-    """Divide matrices ``(B, R, K)`` into blocks of similar size: several small matrices, or rows of a large one.
-
-    Returns:
-        List with the images and the rows of each block.
-    """
-    batch, rows, columns = shape
-    limit = BLOCK * torch.get_num_threads()
-    if rows * columns <= limit:
-        return [(images, slice(0, rows)) for images in _parts(batch, limit // (rows * columns))]
-    within = _parts(rows, max(1, limit // columns))
-    return [(slice(image, image + 1), part) for image in range(batch) for part in within]
-
-
-def _parts(length: int, limit: int) -> list[slice]:
-    """Divide ``range(length)`` into slices of similar length, with at most ``limit`` elements each."""
-    count = math.ceil(length / limit)
-    size = math.ceil(length / count)
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def _buffer(blocks: list[tuple[slice, slice]], matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Allocate memory for the largest block."""
-    images, rows = blocks[0]
-    return matrices.new_empty(images.stop * rows.stop * matrices.shape[2], dtype=dtype)
-
-
-def _like(block: Tensor, buffer: Tensor) -> Tensor:
-    """Return the beginning of a buffer in the shape of a block."""
-    return buffer[: block.numel()].view(block.shape)

@@ -71,3 +71,27 @@ def test_former_to_mobile_equals_a_computation_position_by_position():
                         weights = torch.stack([(query @ key[channels] / 4**0.5).exp() for key in keys])
                         gathered = (weights[:, None] * values[:, channels]).sum(0) / weights.sum()
                         torch.testing.assert_close(found[sample, channels, row, column], query + gathered)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_channels_last_maps_give_the_same_outputs_and_gradients_channels_last(padded):
+    """The two memory layouts are computed in different ways."""
+    torch.manual_seed(0)
+    x, tokens = torch.randn(2, 8, 5, 7).double(), torch.randn(2, 6, 16).double()
+    padding = torch.zeros(2, 1, 5, 7, dtype=torch.bool)
+    padding[1, ..., -2:] = padded
+    for bridge, others in (
+        (random(MobileToFormer(8, 16)), {"padding": padding, "map_position": torch.randn(1, 8, 5, 7).double()}),
+        (random(FormerToMobile(8, 16)), {"token_position": torch.randn(2, 6, 16).double()}),
+    ):
+        found = []
+        for layout in (torch.contiguous_format, torch.channels_last):
+            inputs = [x.contiguous(memory_format=layout).requires_grad_(), tokens.clone().requires_grad_()]
+            out = bridge(*inputs, **others)
+            outs = out if isinstance(out, tuple) else (out,)
+            gradients = torch.autograd.grad(sum(each.square().sum() for each in outs), [*inputs, *bridge.parameters()])
+            found.append((outs, gradients))
+        torch.testing.assert_close(*found)
+        assert gradients[0].is_contiguous(memory_format=torch.channels_last)
+        if outs[0].ndim == 4:
+            assert outs[0].is_contiguous(memory_format=torch.channels_last)

@@ -199,3 +199,10 @@ def test_compiles_with_inductor_to_the_same_outputs():
     x = images(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("variant", "channels_last"), [("mobile_former_52m", True), ("mobile_former_26m", False)])
+def test_maps_are_channels_last_on_a_cpu_unless_convolutions_are_grouped(variant, channels_last):
+    maps, _ = mobile_former.create_model(variant).backbone(torch.randn(1, 3, 64, 96))
+    for x in maps.values():
+        assert x.is_contiguous(memory_format=torch.channels_last) == channels_last

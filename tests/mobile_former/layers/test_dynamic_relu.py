@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mobile_former.layers.dynamic_relu import BLOCK, DynamicReLU, larger_product
+from mobile_former.layers.dynamic_relu import LARGE, DynamicReLU, larger_product
 from tests.conftest import kept_for_backward
 
 
@@ -105,7 +105,7 @@ def test_gradients_of_gradients_are_right_for_small_and_large_maps(spatial):
     torch.autograd.gradcheck(larger_product, small)
     torch.autograd.gradgradcheck(larger_product, small)
     large = _inputs((1, 4, 200, 200), spatial=spatial)
-    assert large[0].numel() > BLOCK
+    assert large[0].numel() > LARGE
     second = []
     for function in (larger_product, _formula):
         gradients = torch.autograd.grad(function(*large).square().sum(), large, create_graph=True)
