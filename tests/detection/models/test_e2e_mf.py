@@ -205,7 +205,7 @@ def test_checkpointed_gradients_keep_few_activations_of_a_large_image(options):
     largest = max(kept_for_backward(block, *given) for block, given in list(block_inputs.items()))
     mobile_former.checkpoint_gradients(model)
     kept = kept_for_backward(model, *inputs)
-    assert kept < 0.1 * whole
+    assert kept < 0.125 * whole
     assert kept + largest < 0.4 * whole  # the backward pass recomputes one block at a time
 
 
