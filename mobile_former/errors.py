@@ -1,6 +1,7 @@
 """The exception for invalid user input, and functions that help to write error messages."""
 
 import difflib
+import operator
 from collections.abc import Iterable
 
 
@@ -25,7 +26,10 @@ def nearest(given: str, valid: Iterable[str]) -> str:
     """
     valid = list(valid)
     close = [name for name in valid if given and name.startswith(given)][:3]
-    close = close or difflib.get_close_matches(given, valid, n=3, cutoff=0.6)
+    if not close:
+        close = difflib.get_close_matches(given, valid, n=3, cutoff=0.6)
+        # Equally similar names come in any order: first those with the same characters at the same places.
+        close.sort(key=lambda name: -sum(map(operator.eq, name, given)))
     if close:
         return "did you mean " + " or ".join(repr(name) for name in close) + "?"
     return "choose from " + ", ".join(repr(name) for name in valid)

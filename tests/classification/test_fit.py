@@ -358,7 +358,10 @@ def test_missing_parts_of_an_image_folder_are_named(make, expected, failing, tmp
         (("--trainer.max_epochs", "0"), "max_epochs"),
         (("--trainer.accelerator", "abacus"), "abacus"),
         (("--runs_folder", __file__), "test_fit.py"),
-        (("--ckpt_path", "nowhere.ckpt"), "nowhere.ckpt"),
+        (
+            ("--ckpt_path", "--ckpt_path nowhere.ckpt: no such file. Give a checkpoint of a run, or 'last'"),
+            "nowhere.ckpt",
+        ),
         (("--model.pretrained", "nowhere.pth"), "nowhere.pth"),
         (("--data.train_transforms=[{class_path: albumentations.HorizontalFlop}]",), "HorizontalFlop"),
         (("--data.train_transforms=[{class_path: albumentations.Affine, init_args: {rotat: 3}}]",), "rotat"),

@@ -11,6 +11,7 @@ NAMES = ["mobile_former_26m", "mobile_former_294m", "resnet50"]
         ("resnet", "did you mean 'resnet50'?"),
         ("mobile_former_2", "did you mean 'mobile_former_26m' or 'mobile_former_294m'?"),
         ("resent50", "did you mean 'resnet50'?"),
+        ("mobile_former_27m", "did you mean 'mobile_former_26m' or 'mobile_former_294m'?"),
         ("", "choose from 'mobile_former_26m', 'mobile_former_294m', 'resnet50'"),
         ("vit", "choose from 'mobile_former_26m', 'mobile_former_294m', 'resnet50'"),
     ],

@@ -33,6 +33,8 @@ def load_checkpoint(path: str | Path, module_class: type[Module], task: str) -> 
         FileNotFoundError: the file does not exist.
         InputError: the file is damaged or not a checkpoint of the task.
     """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no checkpoint {path}: give checkpoints/best.ckpt of a run")
     content = read_file(Path(path))
     needed = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters")
     if not isinstance(content, dict) or any(key not in content for key in needed):
