@@ -359,8 +359,8 @@ def test_missing_parts_of_an_image_folder_are_named(make, expected, failing, tmp
         (("--trainer.accelerator", "abacus"), "abacus"),
         (("--runs_folder", __file__), "test_fit.py"),
         (
-            ("--ckpt_path", "--ckpt_path nowhere.ckpt: no such file. Give a checkpoint of a run, or 'last'"),
-            "nowhere.ckpt",
+            ("--ckpt_path", "nowhere.ckpt"),
+            "--ckpt_path nowhere.ckpt: no such file. Give a checkpoint of a run, or 'last'",
         ),
         (("--model.pretrained", "nowhere.pth"), "nowhere.pth"),
         (("--data.train_transforms=[{class_path: albumentations.HorizontalFlop}]",), "HorizontalFlop"),
