@@ -15,7 +15,8 @@ from mobile_former.deployment.folding import fold_norm, inverse, merged, shuffle
 from mobile_former.deployment.modules import InferenceConv, InferenceLinear, InferenceModule
 from mobile_former.deployment.onnx_layout import FLAT_STRIDE, WHOLE_STRIDE
 from mobile_former.layers.conv_norm import ConvNorm
-from mobile_former.layers.dynamic_relu import DynamicReLU, guiding_tokens, larger_product
+from mobile_former.layers.dynamic_relu import DynamicReLU, guiding_tokens, is_large, larger_product
+from mobile_former.layers.eager import is_eager
 from mobile_former.layers.padding import zero_padding
 from mobile_former.mobile import DownsamplingMobile, Lite, Mobile
 
@@ -213,5 +214,14 @@ class Depthwise(InferenceConv):
 
         The output is ``(B, repeats·C, ⌈H/stride⌉, ⌈W/stride⌉)``.
         """
+        if self.repeats == 1:
+            return super().forward(x)
         # Depthwise kernels are fast only with one output for each input channel.
-        return super().forward(torch.cat([x] * self.repeats, dim=1) if self.repeats > 1 else x)
+        if self.stride == (1, 1) or not (is_eager(x) and is_large(x)):
+            return super().forward(torch.cat([x] * self.repeats, dim=1))
+        # With stride 2, the outputs are smaller than the repeated input.
+        parts = zip(*(self._parameters[name].chunk(self.repeats) for name in ("weight", "bias")), strict=True)
+        outputs = [
+            self._convolve(x, weight, bias, x.shape[1], part) for part, (weight, bias) in enumerate(parts, start=1)
+        ]
+        return torch.cat(outputs, dim=1)

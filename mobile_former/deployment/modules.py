@@ -135,40 +135,44 @@ class InferenceConv(InferenceModule):
         self.stride, self.padding, self.groups, self.relu6 = (stride, stride), (padding, padding), groups, relu6
         self._activation = ("hardtanh", [0.0, 6.0], "") if relu6 else ("none", [], "")
         self._is_linear = weight.shape[2:] == (1, 1) and (stride, padding, groups) == (1, 0, 1)
-        self._packed: tuple | None = None  # the state of the weight, and the weight in oneDNN's layout
+        # For each part of the weight: its state, and the part in oneDNN's layout.
+        self._packed: dict[int, tuple] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve a map ``(B, in, H, W)``. The output is ``(B, out, H', W')``."""
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        return self._convolve(x, self._parameters["weight"], self._parameters["bias"], self.groups)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, part: int = 0) -> Tensor:
+        """Convolve a map with a part of the weight and of the bias, and apply the activation."""
         if _runs_onednn(x) and not _needs_gradients(x, weight, bias):
-            packed = self._packed_weight(weight, x)
+            packed = self._packed_weight(weight, x, groups, part)
             if self._is_linear:
                 out = torch.ops.mkldnn._linear_pointwise(x.permute(0, 2, 3, 1), packed, bias, *self._activation)
                 return out.permute(0, 3, 1, 2)
             return torch.ops.mkldnn._convolution_pointwise(
-                x, packed, bias, self.padding, self.stride, (1, 1), self.groups, *self._activation
+                x, packed, bias, self.padding, self.stride, (1, 1), groups, *self._activation
             )
-        out = F.conv2d(x, weight, bias, self.stride, self.padding, 1, self.groups)
+        out = F.conv2d(x, weight, bias, self.stride, self.padding, 1, groups)
         return F.relu6(out, inplace=True) if self.relu6 else out
 
-    def _packed_weight(self, weight: Tensor, x: Tensor) -> Tensor:
-        state = weight.data_ptr(), None if weight.is_inference() else weight._version
-        if self._packed is None or self._packed[0] != state:
+    def _packed_weight(self, weight: Tensor, x: Tensor, groups: int, part: int) -> Tensor:
+        state = weight.data_ptr(), groups, None if weight.is_inference() else weight._version
+        if self._packed.get(part, (None,))[0] != state:
             if self._is_linear:
                 packed = torch.ops.mkldnn._reorder_linear_weight(weight[:, :, 0, 0], x.numel() // x.shape[1])
             else:
                 packed = torch.ops.mkldnn._reorder_convolution_weight(
-                    weight, self.padding, self.stride, (1, 1), self.groups, x.shape
+                    weight, self.padding, self.stride, (1, 1), groups, x.shape
                 )
-            self._packed = state, packed
-        return self._packed[1]
+            self._packed[part] = state, packed
+        return self._packed[part][1]
 
     def _apply(self, *args, **kwargs) -> "InferenceConv":
-        self._packed = None  # the weight moves or changes its type
+        self._packed = {}  # the weight moves or changes its type
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_packed": None}  # a packed weight cannot be copied or pickled
+        return self.__dict__ | {"_packed": {}}  # a packed weight cannot be copied or pickled
 
 
 def gelu(x: Tensor) -> Tensor:

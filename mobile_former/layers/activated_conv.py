@@ -129,29 +129,37 @@ class _ActivatedConv(torch.autograd.Function):
             return _differentiable_gradients(ctx, gradient)
         x, weight, bias, slopes, mixing, kernel, mean, deviation, padding = ctx.saved_tensors
         affine = _scale_and_shift(weight, bias, mean, deviation)
-        stride, margin, groups = ctx.convolution
-        of_hidden, of_kernel, _ = torch.ops.aten.convolution_backward(
-            gradient,
-            _activate(x, slopes, mixing, affine, padding),
-            kernel,
-            None,
-            stride,
-            margin,
-            (1, 1),
-            False,
-            (0, 0),
-            groups,
-            (True, ctx.needs_input_grad[5], False),
-        )
+        # The gradient of the kernel needs the activated map, which is computed beside the gradient of that map.
+        of_hidden = _convolution_gradient(0, gradient, x, kernel, ctx.convolution)
         if padding is not None:
             of_hidden.masked_fill_(padding, 0)
-        of_normed, of_slopes, of_mixing = blocked_backward(of_hidden, x, slopes, mixing, affine, overwrite=True)
+        hidden = torch.empty_like(x) if ctx.needs_input_grad[5] else None
+        of_normed, of_slopes, of_mixing = blocked_backward(
+            of_hidden, x, slopes, mixing, affine, overwrite=True, output=hidden
+        )
+        of_kernel = None
+        if hidden is not None:
+            hidden = hidden if padding is None else hidden.masked_fill_(padding, 0)
+            of_kernel = _convolution_gradient(1, gradient, hidden, kernel, ctx.convolution)
+            del hidden
         of_map = ctx.eps is not None
         statistics = (mean, 1 / deviation) if of_map else (None, None)
         of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             of_normed, x, weight, mean, deviation.square(), *statistics, of_map, 0.0, (True, True, True)
         )
         return of_x, of_weight, of_bias, of_slopes, of_mixing, of_kernel, *[None] * 5
+
+
+def _convolution_gradient(of: int, gradient: Tensor, x: Tensor, kernel: Tensor, convolution: tuple) -> Tensor:
+    """Return the gradient of a convolution with respect to its input (``of=0``) or its kernel (``of=1``).
+
+    For the input's gradient, only the shape and the memory format of ``x`` are used.
+    """
+    stride, margin, groups = convolution
+    needed = (of == 0, of == 1, False)
+    return torch.ops.aten.convolution_backward(
+        gradient, x, kernel, None, stride, margin, (1, 1), False, (0, 0), groups, needed
+    )[of]
 
 
 def _scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:

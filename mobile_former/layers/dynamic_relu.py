@@ -218,6 +218,7 @@ def blocked_backward(
     affine: tuple[Tensor, Tensor] | None = None,
     *,
     overwrite: bool = False,
+    output: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Compute the gradients of :func:`blocked_forward` block by block. The slopes are computed again in each block.
 
@@ -231,6 +232,8 @@ def blocked_backward(
         mixing: see :func:`blocked_forward`.
         affine: see :func:`blocked_forward`.
         overwrite: store the gradient with respect to the map in the memory of ``gradient``.
+        output: map in the shape and memory format of ``x``. The output of :func:`blocked_forward` is stored in it,
+            which takes less time here than on its own. None: it is not computed.
 
     Returns:
         The gradients with respect to the map after ``affine``, to ``slopes`` and to ``mixing``. The last one is None if
@@ -243,8 +246,8 @@ def blocked_backward(
     slope1, slope2 = slopes.chunk(2, dim=-1)
     difference, slope2 = (_Slopes(part, mixing, blocks) for part in (slope1 - slope2, slope2))
     scale_shift = None if affine is None else blocks.of_channels(*affine)
-    maps = zip(*(blocks.of_map(each) for each in (x, gradient, of_x)), strict=True)
-    for block, (values, of_out, result) in enumerate(maps):
+    maps = (x, gradient, of_x, x if output is None else output)
+    for block, (values, of_out, result, out) in enumerate(zip(*map(blocks.of_map, maps), strict=True)):
         first, second, third, fourth, *other = blocks.buffers(values.shape)
         if scale_shift is not None:
             scale, shift = scale_shift[block]
@@ -252,9 +255,12 @@ def blocked_backward(
         d = difference.block(block, first)
         # 0 unless the first product is larger. A boolean mask would take twenty times as long as a product.
         torch.mul(values, d, out=second)
+        second_slope = slope2.block(block, third)
+        if output is not None:
+            torch.clamp_min(second, 0, out=out).addcmul_(values, second_slope)
         torch.ops.aten.threshold_backward(of_out, second, 0, grad_input=second)
         slope2.add_gradient(block, torch.mul(of_out, values, out=fourth))
-        torch.mul(of_out, slope2.block(block, third), out=result).addcmul_(second, d)
+        torch.mul(of_out, second_slope, out=result).addcmul_(second, d)
         difference.add_gradient(block, second.mul_(values))
     (of_difference, mixing1), (of_slope2, mixing2) = difference.gradients(), slope2.gradients()
     of_slopes = torch.cat([of_difference, of_slope2 - of_difference], dim=-1)
