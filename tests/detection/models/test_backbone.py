@@ -80,7 +80,7 @@ def test_another_mobile_former_can_be_the_backbone():
 @pytest.mark.parametrize(
     ("name", "backbone", "message"),
     [
-        ("retinanet_mf_26m", "mobile_former_27m", "no backbone 'mobile_former_27m'.*did you mean 'mobile_former_52m'"),
+        ("retinanet_mf_26m", "mobile_former_27m", "no backbone 'mobile_former_27m'.*did you mean 'mobile_former_26m'"),
         ("e2e_mf_26m", "transformers/resnet20", "no model transformers/resnet20"),
     ],
 )
