@@ -244,7 +244,7 @@ def blocked_backward(
     of_x = gradient if overwrite else torch.empty_like(x, dtype=gradient.dtype)
     blocks = _Blocks(x, gradient.dtype, buffers=4 if affine is None else 5)
     slope1, slope2 = slopes.chunk(2, dim=-1)
-    difference, slope2 = (_Slopes(part, mixing, blocks) for part in (slope1 - slope2, slope2))
+    difference, slope2 = (_Slopes(part, mixing, blocks, sums=True) for part in (slope1 - slope2, slope2))
     scale_shift = None if affine is None else blocks.of_channels(*affine)
     maps = (x, gradient, of_x, x if output is None else output)
     for block, (values, of_out, result, out) in enumerate(zip(*map(blocks.of_map, maps), strict=True)):
@@ -333,9 +333,10 @@ class _Slopes:
         slope: ``(B, C)`` without ``mixing``, otherwise ``(B, M, C)``.
         mixing: ``(B, M, H, W)``, or None.
         blocks: division of the map.
+        sums: allocate the memory for :meth:`add_gradient`.
     """
 
-    def __init__(self, slope: Tensor, mixing: Tensor | None, blocks: _Blocks):
+    def __init__(self, slope: Tensor, mixing: Tensor | None, blocks: _Blocks, *, sums: bool = False):
         slope = slope.detach().to(blocks.dtype)
         mixing = None if mixing is None else mixing.detach().to(blocks.dtype).flatten(2)  # (B, M, H·W)
         self.positions_first = blocks.positions_first
@@ -345,15 +346,16 @@ class _Slopes:
             left, right = mixing.transpose(1, 2).contiguous(), slope.contiguous()
         else:
             left, right = slope.transpose(1, 2).contiguous(), mixing.contiguous()
-        # Half precision would lose digits in sums over many blocks.
-        exact = torch.promote_types(blocks.dtype, torch.float32)
-        self.of_left, self.of_right = (
-            None if part is None else torch.zeros_like(part, dtype=exact) for part in (left, right)
-        )
-        self.left, self.sums_left = (None if part is None else blocks.of_rows(part) for part in (left, self.of_left))
-        self.right, self.sums_right = (
-            None if part is None else blocks.of_images(part) for part in (right, self.of_right)
-        )
+        self.left = None if left is None else blocks.of_rows(left)
+        self.right = None if right is None else blocks.of_images(right)
+        if sums:
+            # Half precision would lose digits in sums over many blocks.
+            exact = torch.promote_types(blocks.dtype, torch.float32)
+            self.of_left, self.of_right = (
+                None if part is None else torch.zeros_like(part, dtype=exact) for part in (left, right)
+            )
+            self.sums_left = None if left is None else blocks.of_rows(self.of_left)
+            self.sums_right = None if right is None else blocks.of_images(self.of_right)
 
     def block(self, block: int, out: Tensor) -> Tensor:
         """Return the slopes in a block of the map, in the memory of ``out`` or as a broadcastable row or column."""

@@ -61,13 +61,14 @@ def start_run(
         checkpoint, step = _last_whole_checkpoint(folder, task, module, datamodule)
         return RunStart(folder, checkpoint, step)
     checkpoint = None if ckpt_path in (None, "auto") else Path(ckpt_path)
-    if checkpoint is not None and not checkpoint.exists():
-        raise FileNotFoundError(
-            f"--ckpt_path {checkpoint}: no such file. Give a checkpoint of a run, or 'last' to resume the run {name!r}"
-        )
     if rank_zero_only.rank != 0:
         return RunStart(named, checkpoint, None)  # the first process creates the folder; RunReport sends its path
     if checkpoint is not None:
+        if not checkpoint.exists():
+            raise FileNotFoundError(
+                f"--ckpt_path {checkpoint}: no such file. Give a checkpoint of a run, or 'last' to resume the run "
+                f"{name!r}"
+            )
         _resumed_step(checkpoint, read_file(checkpoint), task, module, datamodule)
     create = RunFolder.restart if ckpt_path == "auto" else RunFolder.create
     return RunStart(create(runs, task, name), checkpoint, None)
