@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint docs venv
+.PHONY: demo test test-slow lint docs baselines venv
 
 # Train on embedded data, validate, predict held-out images, and list the files written.
 demo: venv
@@ -24,6 +24,15 @@ lint: venv
 # Build the documentation into site/. Warnings are errors.
 docs: venv
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# Install timm for the tests, and torchvision if the installed torch has none that works. The folder is not on the path
+# of other programs: libraries that find this torchvision would import it and fail. tests/conftest.py adds the folder.
+baselines: $(VENV)/timm/installed
+
+$(VENV)/timm/installed: $(VENV)/installed
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/timm timm==1.0.31 \
+	    $$($(BIN)/python -c 'import torchvision' 2>/dev/null || echo torchvision==0.28.0)
+	touch $@
 
 venv: $(VENV)/installed
 

@@ -16,7 +16,12 @@ _MOBILENET = re.compile(r"mobilenet_v2_(\d+\.\d+)")
 
 
 def create_baseline(
-    name: str, num_classes: int, dropout: float = 0.0, drop_path: float = 0.0, pretrained: str | Path | None = None
+    name: str,
+    num_classes: int,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    pretrained: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> nn.Module:
     """Build a classifier from the libraries timm or transformers. Nothing is downloaded.
 
@@ -31,6 +36,7 @@ def create_baseline(
         drop_path: stochastic depth rate of the last block. Only timm models that have stochastic depth accept a rate
             above 0.
         pretrained: path of a weights file. Its tensor names must be those of the library. None: random weights.
+        image_size: side of the images in pixels, or height and width. Only timm's models for images of one size use it.
 
     Returns:
         A module that maps images ``(B, 3, H, W)`` to logits ``(B, num_classes)``.
@@ -44,7 +50,7 @@ def create_baseline(
     weights = None if pretrained is None else Path(pretrained)
     if library == "timm":
         options = {"drop_rate": dropout or None, "drop_path_rate": drop_path or None}
-        return timm_model(model, weights, num_classes=num_classes, **options)
+        return timm_model(model, weights, image_size, num_classes=num_classes, **options)
     if drop_path:
         raise InputError(f"{name} has no stochastic depth: leave out drop_path")
     classifier = TransformersClassifier(*_backbone(model), num_classes, dropout)

@@ -15,7 +15,14 @@ def main() -> None:
 
     Without ``--config``, scikit-learn's handwritten digits are used.
     """
-    FitCLI("classification", ClassificationModule, ClassificationData, configs=CONFIGS, embedded="digits.yaml").fit()
+    FitCLI(
+        "classification",
+        ClassificationModule,
+        ClassificationData,
+        configs=CONFIGS,
+        embedded="digits.yaml",
+        learned_from_data=("class_names", "image_size"),
+    ).fit()
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ class ClassificationModule(LightningModule):
         freeze_backbone: train only the classifier that follows the backbone.
         checkpoint_gradients: store only some activations in training, and compute the others again in the backward
             pass. This takes less memory and more time. Only for Mobile-Former.
+        image_size: side of the images in pixels. Only models of timm that take images of one size use it, such as
+            LeViT. Default: timm's choice.
 
     Raises:
         InputError: the model is unknown, a value is out of range, an option does not apply to the model, or a weights
@@ -78,6 +80,7 @@ class ClassificationModule(LightningModule):
         ema_decay: float = 0.0,
         freeze_backbone: bool = False,
         checkpoint_gradients: bool = False,
+        image_size: int | None = None,
     ):
         super().__init__()
         _require_valid_targets(class_names, label_smoothing, mixup_alpha)
@@ -92,7 +95,7 @@ class ClassificationModule(LightningModule):
         self.save_hyperparameters(ignore=["pretrained"], logger=False)
         count = len(class_names)
         options = {"num_classes": count, "dropout": dropout, "drop_path": drop_path}
-        model = _create_model(name, ablation, pretrained, checkpoint_gradients, **options)
+        model = _create_model(name, ablation, pretrained, checkpoint_gradients, image_size, **options)
         self.model = model.to(memory_format=torch.channels_last)
         if freeze_backbone:
             if not hasattr(model, "backbone"):
@@ -209,13 +212,18 @@ def _require_valid_targets(class_names: Sequence[str], label_smoothing: float, m
 
 
 def _create_model(
-    name: str, ablation: str | None, pretrained: str | None, checkpoint_gradients: bool, **options
+    name: str,
+    ablation: str | None,
+    pretrained: str | None,
+    checkpoint_gradients: bool,
+    image_size: int | None,
+    **options,
 ) -> nn.Module:
     if is_baseline(name):
         for option, given in (("ablation", ablation is not None), ("checkpoint_gradients", checkpoint_gradients)):
             if given:
                 raise InputError(f"--model.{option} applies only to Mobile-Former, not to {name}: leave it out")
-        return create_baseline(name, pretrained=pretrained, **options)
+        return create_baseline(name, pretrained=pretrained, image_size=image_size, **options)
     model = mobile_former.create_model(name, **options)
     if ablation is not None:
         ablate(model, ablation)

@@ -4,6 +4,7 @@ After ``import mobile_former.timm``, build a model with ``timm.create_model("mob
 methods of the models have timm's names and conventions.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ _CONFIG = {
     "first_conv": "backbone.stem.conv",
     "classifier": "classifier.logits",
 }
+
+_OPTIONS = {"in_chans", "spatial_dynamic_relu"}  # of MobileFormer, under the same names in timm
 
 # timm reads this name from the module of the functions that it registers.
 default_cfgs = generate_default_cfgs({name: dict(_CONFIG) for name in VARIANTS})
@@ -121,8 +124,7 @@ class TimmMobileFormer(MobileFormer):
         Raises:
             InputError: another pooling is requested.
         """
-        if global_pool not in (None, "avg"):
-            raise InputError(f"global_pool is {global_pool!r}: Mobile-Former supports only 'avg'")
+        _require_average_pooling(global_pool)
         weight = self.classifier.features.weight
         self.num_classes = num_classes
         self.classifier.logits = (
@@ -189,6 +191,7 @@ def create(
     num_classes: int | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
+    global_pool: str | None = None,
     **options,
 ) -> TimmMobileFormer | TimmFeatures:
     """Build a published model. ``timm.create_model`` calls this function.
@@ -208,6 +211,7 @@ def create(
             the input of the last linear layer.
         drop_rate: dropout rate before the last linear layer.
         drop_path_rate: stochastic depth rate of the last block. The rate increases linearly with depth.
+        global_pool: ``"avg"`` or None. Both values mean average pooling.
         options: ``in_chans`` and ``spatial_dynamic_relu`` of :class:`mobile_former.MobileFormer`.
 
     Raises:
@@ -217,6 +221,10 @@ def create(
     """
     if isinstance(pretrained_cfg, str):
         raise InputError(f"{name} has no tag {pretrained_cfg!r}: leave the tag out of the model's name")
+    options.pop("pretrained_model_args", None)  # timm's copy of the options that a "local-dir:" or "hf-hub:" model has
+    if unknown := sorted(options.keys() - _OPTIONS):
+        raise InputError(f"{name} has no option {unknown[0]!r}: leave it out")
+    _require_average_pooling(global_pool)
     if pretrained_cfg is not None and not isinstance(pretrained_cfg, Mapping):
         pretrained_cfg = getattr(pretrained_cfg, "default", pretrained_cfg).to_dict()  # a DefaultCfg or PretrainedCfg
     given = dict(pretrained_cfg or {}) | dict(pretrained_cfg_overlay or {})
@@ -262,11 +270,14 @@ def _weights(name: str, given: Mapping, cache_dir: str | Path | None) -> tuple[P
         InputError: ``given`` contains neither key, or the download fails.
     """
     if given.get("file"):
-        return Path(given["file"]), {}, {}
+        path = Path(given["file"])
+        if given.get("source") == "local-dir":  # timm gives the folder
+            path /= WEIGHTS if (path / WEIGHTS).is_file() else "pytorch_model.bin"
+        return path, {}, {}
     if given.get("hf_hub_id"):
         folder = fetch(given["hf_hub_id"], cache_dir=cache_dir)
         config = read_config(folder / CONFIG)
-        options = {option: config[option] for option in ("in_chans", "spatial_dynamic_relu")}
+        options = {option: config[option] for option in _OPTIONS}
         return (
             folder / WEIGHTS,
             options,
@@ -284,6 +295,11 @@ def _weights(name: str, given: Mapping, cache_dir: str | Path | None) -> tuple[P
     )
 
 
+def _require_average_pooling(global_pool: str | None) -> None:
+    if global_pool not in (None, "avg"):
+        raise InputError(f"global_pool is {global_pool!r}: Mobile-Former supports only 'avg'")
+
+
 def _feature_info(backbone: Backbone) -> list[dict]:
     """Return the list from which timm's ``FeatureInfo`` is built.
 
@@ -296,4 +312,6 @@ def _feature_info(backbone: Backbone) -> list[dict]:
     ]
 
 
-globals().update({name: register_model(_entry_point(name)) for name in VARIANTS})
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Overwriting mobile_former_")  # this module is imported again
+    globals().update({name: register_model(_entry_point(name)) for name in VARIANTS})

@@ -1,13 +1,15 @@
 """Fixtures for all tests."""
 
 import copy
+import importlib
 import json
 import os
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -19,6 +21,8 @@ import mobile_former
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = Path(__file__).parent / "reference"
+# `make baselines` installs timm into a folder, so that only the tests that need torchvision see it.
+TIMM_PATHS = (ROOT / "tests" / "torchvision_operators", ROOT / ".venv" / "timm")
 LONGEST = ("test_readme.py", "test_interruption.py")  # started last, they would keep one process busy at the end
 
 
@@ -138,12 +142,25 @@ def trainer_with(*callbacks, **options) -> Trainer:
     )
 
 
-def run_module(*arguments: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess:
-    """Run ``python -m …`` as a user would, in a folder outside the repository."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+def run_module(
+    *arguments: str, cwd: Path, timeout: float = 240, paths: Sequence[Path] = ()
+) -> subprocess.CompletedProcess:
+    """Run ``python -m …`` as a user would, in a folder outside the repository. It also imports from ``paths``."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, *paths))), "COLUMNS": "200"}
     return subprocess.run(
         [sys.executable, "-m", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
     )
+
+
+@pytest.fixture(scope="session")
+def timm() -> ModuleType:
+    """The library timm. If it cannot be imported, the test is skipped."""
+    importlib.import_module("tests.torchvision_operators.sitecustomize")
+    sys.path += map(str, TIMM_PATHS)
+    try:
+        return importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
+        pytest.skip(f"timm cannot be imported: {error}")
 
 
 @pytest.fixture(scope="session")

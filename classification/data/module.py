@@ -118,6 +118,11 @@ class ClassificationData(ImageData):
         )
 
     @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.hparams.image_size
+
+    @property
     def dataset_name(self) -> str:
         """Short name of the data set, for tables and folder names."""
         if self.hparams.dataset == "digits":

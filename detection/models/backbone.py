@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from mobile_former.errors import InputError, nearest
+from mobile_former.errors import InputError, first_line, nearest
 from mobile_former.layers.padding import zero_padding
 from mobile_former.model import Backbone
 from mobile_former.training.baselines import (
@@ -118,24 +119,97 @@ class BaselineBackbone(nn.Module):
 
 
 class TimmBackbone(BaselineBackbone):
-    """A network of timm with feature maps at strides 8, 16 and 32.
+    """A network of timm with feature maps at strides 8, 16 and 32, see :func:`timm_features`.
 
     Args:
         name: name of the network in timm.
+
+    Raises:
+        InputError: the network has no such maps, or takes images of one size only.
     """
 
     def __init__(self, name: str):
-        network = timm_model(name, features_only=True)
+        network = timm_features(name)
         info = network.feature_info
         super().__init__(network, info.reduction(), info.channels(), f"timm/{name}")
         self.name = name
+        height, width = 64, 96
+        expected = [
+            (self.channels[stride], height // stride, width // stride) for stride in self.strides if stride in STRIDES
+        ]
+        try:
+            maps, _ = _run(self, torch.zeros(1, 3, height, width))
+        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+            raise InputError(
+                f"timm/{name} does not take images of any size ({first_line(error)}): choose another network"
+            ) from error
+        if (found := [tuple(maps[stride].shape[1:]) for stride in STRIDES]) != expected:
+            raise InputError(
+                f"timm/{name} has maps of shapes {found} for an image of {height}x{width}, but a detector needs "
+                f"{expected}: choose another network"
+            )
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Return a list of the feature maps of normalised images ``(B, 3, H, W)``, fine to coarse."""
+        maps = self.network(images)
+        channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"  # Swin and others
+        return [x.permute(0, 3, 1, 2) for x in maps] if channels_last else maps
 
     def load(self, path: Path) -> None:
         """Load pretrained weights into the network from a file. The tensors in the file have timm's own names.
 
         The weights of a classifier in the file are ignored.
         """
-        self.network.load_state_dict(timm_model(self.name, path, features_only=True).state_dict())
+        self.network.load_state_dict(timm_features(self.name, path).state_dict())
+
+
+def timm_features(name: str, weights: Path | None = None) -> nn.Module:
+    """Build a network of timm that returns a list of feature maps.
+
+    The maps are those of timm's ``features_only``. The EfficientNet, MobileNet and GhostNet families are an exception:
+    here, the map at a stride is the last one at this stride. The last map of a MobileNetV3 or V4 is the one before the
+    pointwise convolution to 960 channels, which belongs to the classifier. timm takes the map after this convolution,
+    and the maps of a GhostNet from the first block at each stride.
+
+    Args:
+        name: name of the network in timm.
+        weights: weights file of a classifier, with timm's own names; None for random weights.
+
+    Returns:
+        A module with the attribute ``feature_info``, which has timm's methods ``reduction()`` and ``channels()``.
+    """
+    network = timm_model(name, weights)
+    if not (hasattr(network, "conv_stem") and hasattr(network, "blocks")):
+        return timm_model(name, weights, features_only=True)
+    network.feature_info = _last_maps(network)
+    features = import_library("timm", f"timm/{name}").models.FeatureListNet
+    return features(network, out_indices=range(len(network.feature_info)), flatten_sequential=True)
+
+
+def _last_maps(network: nn.Module) -> list[dict]:
+    """Return timm's description of the last map at each stride. ``network`` has the modules of timm's EfficientNet."""
+    side, ends, hooks = 64, {}, []
+    for number, stage in enumerate(network.blocks):
+        if all(module.kernel_size == (1, 1) for module in stage.modules() if isinstance(module, nn.Conv2d)):
+            continue  # an expansion for the classifier
+
+        def keep(module: nn.Module, inputs: tuple, x: Tensor, number: int = number) -> None:
+            stride = side // x.shape[3]
+            ends[stride] = {"num_chs": x.shape[1], "reduction": stride, "module": f"blocks.{number}"}
+
+        hooks.append(stage.register_forward_hook(keep))
+    _run(network, torch.zeros(1, 3, side, side))
+    for hook in hooks:
+        hook.remove()
+    return list(ends.values())
+
+
+@torch.no_grad()
+def _run(network: nn.Module, images: Tensor) -> object:
+    """Return the output of a network in evaluation mode. The network is in training mode afterwards."""
+    output = network.eval()(images)
+    network.train()
+    return output
 
 
 class TransformersBackbone(BaselineBackbone):

@@ -316,14 +316,15 @@ def trainable(options: Namespace) -> dict[tuple[str, str, str], Callable[[], tor
     for name in options.models:
         if name not in (known := [*mobile_former.list_models(), *detection.list_detectors()]):
             raise InputError(f"--models: no model is named {name!r}: {nearest(name, known)}")
+    size = tuple(options.image_size)
     for peer in find_peers(options.peers):
         if isinstance(peer, Path):
             raise InputError(f"--peers {peer}: an ONNX file cannot be trained: give timm/NAME or transformers/NAME")
-        create_network(peer)  # raises for an unknown name
+        create_network(peer, size)  # raises for an unknown name
     creators = {}
     for name in (*options.models, *options.peers):
         for form, layout in itertools.product(options.forms, options.layouts):
-            creators[name, form, layout] = partial(create_network, name)
+            creators[name, form, layout] = partial(create_network, name, size)
         # Eager only: the compiler would look up the earlier version's functions in the current package.
         if options.earlier and name in mobile_former.list_models():
             for layout in options.layouts:

@@ -51,18 +51,19 @@ class Candidate:
         return self.model if self.model.endswith(".onnx") else f"{self.model}:{self.form}"
 
 
-def create_network(name: str) -> nn.Module:
+def create_network(name: str, image_size: tuple[int, int]) -> nn.Module:
     """Build a classifier or detector of this project, or a classifier of another library, with random weights.
 
     Args:
         name: name of a model in ``mobile_former.list_models()`` or ``detection.list_detectors()``. Models of other
             libraries are named ``timm/NAME`` or ``transformers/NAME``.
+        image_size: height and width in pixels. Only timm's models for images of one size depend on it.
 
     Raises:
         InputError: the name is unknown, or the library cannot be imported.
     """
     if is_baseline(name):
-        return create_baseline(name, CLASSES["classifier"])
+        return create_baseline(name, CLASSES["classifier"], image_size=image_size)
     if name in detection.list_detectors():
         return detection.create_detector(name, CLASSES["detector"])
     if name not in mobile_former.list_models():
@@ -79,7 +80,7 @@ def model_candidates(
     Args:
         name: name of the model, see :func:`create_network`.
         forms: some of "eager", "deployed", "compiled" and "onnx". A model of another library is always timed in eager
-            form, and also compiled if ``forms`` contains "compiled". Its other forms are ignored.
+            form. It has no form "deployed".
         image_size: height and width in pixels.
         device: device of the model.
         scratch: folder for the exported ONNX files.
@@ -87,11 +88,11 @@ def model_candidates(
     Raises:
         InputError: the name is unknown, or the library cannot be imported.
     """
-    network = create_network(name)
+    network = create_network(name, image_size)
     madds = mobile_former.cost(network, image_size).madds
     network = network.to(device).eval()
     if is_baseline(name):
-        forms = [form for form in FORMS if form == "eager" or (form == "compiled" and form in forms)]
+        forms = [form for form in FORMS if form == "eager" or (form in forms and form != "deployed")]
         deployed = network
     else:
         deployed = network if list(forms) == ["eager"] else mobile_former.deploy(network)
@@ -99,7 +100,7 @@ def model_candidates(
         "eager": prepare_module(network),
         "deployed": prepare_module(deployed),
         "compiled": _compiled(deployed, name),
-        "onnx": _exported(deployed, image_size, scratch / f"{name}.onnx"),
+        "onnx": _exported(deployed, image_size, scratch / f"{name.replace('/', '-')}.onnx"),
     }
     return [Candidate(name, form, madds, is_baseline(name), prepare[form]) for form in forms]
 

@@ -43,13 +43,17 @@ def import_library(library: str, model: str) -> ModuleType:
     return import_extra(library, "baselines", f"{model} comes from {library}{needs}")
 
 
-def timm_model(name: str, weights: Path | None = None, **options) -> nn.Module:
+def timm_model(
+    name: str, weights: Path | None = None, image_size: int | tuple[int, int] | None = None, **options
+) -> nn.Module:
     """Build a timm model.
 
     Args:
         name: name of the model in timm.
         weights: weights file whose tensor names are those of timm. The classifier in the file is not loaded if its
             number of classes differs from that of the model. None: no weights file is loaded.
+        image_size: side of the images in pixels, or height and width. It is passed to models that take images of one
+            size only, such as LeViT. None: these models are built for the size that timm has chosen.
         options: keyword arguments of ``timm.create_model``. Arguments that are None are ignored.
 
     Raises:
@@ -61,10 +65,13 @@ def timm_model(name: str, weights: Path | None = None, **options) -> nn.Module:
     if not timm.is_model(name):
         raise InputError(f"timm has no model {name!r}: {nearest(name, timm.list_models())}")
     options = {option: value for option, value in options.items() if value is not None}
+    described = timm.get_pretrained_cfg(name)
+    if image_size is not None and described.fixed_input_size:
+        options["img_size"] = image_size
     if weights is not None:
         state, _ = read_weights(weights)
         overlay = {"state_dict": state}
-        heads = getattr(timm.get_pretrained_cfg(name), "classifier", None) or ()
+        heads = described.classifier or ()
         heads = (heads,) if isinstance(heads, str) else tuple(heads)
         # For another number of classes, timm drops the classifier of the file and does not check the other tensors.
         if heads and f"{heads[0]}.weight" in state:

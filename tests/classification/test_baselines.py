@@ -5,13 +5,14 @@ import logging
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import mobile_former
 from classification.baselines import create_baseline
 from classification.module import ClassificationModule
 from mobile_former import InputError
-from tests.conftest import run_module
+from tests.conftest import ROOT, TIMM_PATHS, run_module
 
 transformers = pytest.importorskip("transformers")
 
@@ -100,10 +101,28 @@ def test_the_commands_accept_the_name_of_a_baseline(image_folder, tmp_path):
     assert sum(name in result.stdout for name in ("blue", "green", "red")) == 3
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_large_100", "levit_128s", "efficientnet_b0", "resnet50"])
-def test_classifiers_of_timm_learn(name):
-    pytest.importorskip("timm")
-    model = create_baseline(f"timm/{name}", 5)
-    loss = nn.functional.cross_entropy(model(torch.randn(2, 3, 224, 224)), torch.tensor([0, 3]))
-    loss.backward()
-    assert sum(parameter.grad is not None for parameter in model.parameters()) > 10
+CLOTHING = yaml.safe_load((ROOT / "experiments" / "configs" / "clothing.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    "name", [own["model.name"] for own in CLOTHING["models"].values() if own["model.name"].startswith("timm/")]
+)
+def test_classifiers_of_timm_learn(timm, name):
+    module = ClassificationModule(["a", "b", "c"], name=name, image_size=CLOTHING["options"]["data.image_size"])
+    nn.functional.cross_entropy(module(torch.randn(2, 3, 128, 128)), torch.tensor([0, 2])).backward()
+    assert not [
+        name for name, parameter in module.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
+
+
+@pytest.mark.slow
+def test_fit_builds_a_model_of_timm_for_the_image_size_of_the_data(timm, image_folder, tmp_path):
+    options = ("--data.root", str(image_folder), "--data.image_size", "64", "--data.batch_size", "8")
+    result = run_module(
+        "classification.fit", "--config", "finetune.yaml", *options, "--model.name", "timm/levit_128s",
+        "--trainer.max_epochs", "1", "--name", "levit", cwd=tmp_path, paths=TIMM_PATHS,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    checkpoint = tmp_path / "runs" / "classification" / "levit" / "checkpoints" / "best.ckpt"
+    result = run_module("classification.validate", "--ckpt_path", str(checkpoint), cwd=tmp_path, paths=TIMM_PATHS)
+    assert result.returncode == 0, result.stderr

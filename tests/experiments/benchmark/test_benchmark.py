@@ -205,13 +205,23 @@ def test_multiply_adds_of_an_exported_model_are_those_of_the_model(tmp_path):
 
 
 @pytest.mark.parametrize("forms", [["deployed", "onnx"], ["eager", "deployed", "compiled", "onnx"]])
-def test_models_of_other_libraries_are_timed_eager_and_compiled_if_forms_has_it(forms, tmp_path):
+def test_models_of_other_libraries_are_timed_eager_and_in_the_given_forms_except_deployed(forms, tmp_path):
     name = "transformers/mobilenet_v2_0.35"
     found = model_candidates(name, forms, (32, 32), torch.device("cpu"), tmp_path)
-    assert [candidate.label for candidate in found] == [f"{name}:eager", f"{name}:compiled"][
-        : 1 + ("compiled" in forms)
+    assert [candidate.form for candidate in found] == [
+        "eager",
+        *(form for form in forms if form in {"compiled", "onnx"}),
     ]
-    assert all(candidate.is_peer for candidate in found)
+    assert all(candidate.is_peer and candidate.model == name for candidate in found)
+
+
+@pytest.mark.slow
+def test_a_model_of_timm_for_images_of_one_size_is_built_and_exported_for_the_size(timm, tmp_path):
+    images = torch.randn(1, 3, 96, 128)
+    eager, onnx = model_candidates("timm/levit_128s", ["eager", "onnx"], (96, 128), torch.device("cpu"), tmp_path)
+    with torch.no_grad():
+        expected = eager.prepare(1, images)()
+    torch.testing.assert_close(torch.from_numpy(onnx.prepare(1, images)()[0]), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_peer_runs_on_another_batch_size_than_its_files(peer):
