@@ -160,7 +160,7 @@ def timm() -> ModuleType:
     try:
         return importlib.import_module("timm")
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
-        pytest.skip(f"timm cannot be imported: {error}")
+        pytest.skip(f"timm cannot be imported ({error}): make baselines")
 
 
 @pytest.fixture(scope="session")
