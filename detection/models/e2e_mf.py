@@ -25,6 +25,12 @@ from mobile_former.layers.linear import linear
 from mobile_former.layers.padding import content_size, double, padding_pyramid, zero_padding
 from mobile_former.mobile import Mobile
 
+SCALES = (32, 16, 8)  # strides of the feature maps that the head uses, coarse to fine
+
+# Share of the queries' gradient that reaches the feature maps, if a dense head also trains these maps. The class losses
+# of the queries would otherwise worsen the boxes of the dense head, from which the queries start.
+QUERY_GRADIENT = 0.25
+
 
 class E2EMobileFormer(nn.Module):
     """E2E-MF detector: object queries pass through Mobile-Former blocks that work on feature maps at three strides.
@@ -71,7 +77,7 @@ class E2EMobileFormer(nn.Module):
         self.focal = focal
         self.backbone = create_backbone(self.backbone_name)
         self.strides = [stride for stride, _ in variant.blocks]  # of each block
-        self.scales = list(dict.fromkeys(self.strides))  # coarse to fine
+        self.scales = list(SCALES)
         self.project = nn.ModuleDict({str(s): ConvNorm(self.backbone.channels[s], width) for s in self.scales})
         self.merge = nn.ModuleDict({str(s): depthwise(width, 1) for s in self.scales[1:]})
         self.dense = DenseHead(width, self.scales, num_classes) if dense_head else None
@@ -105,17 +111,20 @@ class E2EMobileFormer(nn.Module):
         dense = None
         if self.dense is not None and (self.training or self.start.choose_queries):
             dense = self.dense(maps, padding, extent)
+            if self.training:  # elsewhere, gradients of the loss do not matter
+                maps = {scale: scale_gradient(x, QUERY_GRADIENT) for scale, x in maps.items()}
+                dense |= {"features": scale_gradient(dense["features"], QUERY_GRADIENT)}
 
         queries = self.start(images.shape[0], dense)
-        x, scale, predictions = None, None, []
-        for block, stride in zip(self.blocks, self.strides, strict=True):
-            if stride != scale:
-                x, scale = self._enter_scale(x, maps[stride], stride, padding), stride
-                encoding = sine_encoding(x, padding.get(stride))
-            bias = None if queries.boxes is None else attention_bias(queries.boxes, x.shape[2:], stride, extent)
-            x, content, position = block(x, queries.content, queries.position, encoding, padding.get(stride), bias)
-            predictions.append(self.predict(content, queries.boxes))
-            queries = self.start.move(Queries(content, position, queries.boxes), predictions[-1]["boxes"])
+        x, predictions = None, []
+        for scale in self.scales:
+            x = self._enter_scale(x, maps[scale], scale, padding)
+            encoding = sine_encoding(x, padding.get(scale))
+            for block in self._blocks_at(scale):
+                bias = None if queries.boxes is None else attention_bias(queries.boxes, x.shape[2:], scale, extent)
+                x, content, position = block(x, queries.content, queries.position, encoding, padding.get(scale), bias)
+                predictions.append(self.predict(content, queries.boxes))
+                queries = self.start.move(Queries(content, position, queries.boxes), predictions[-1]["boxes"])
         outputs = predictions[-1] | {"auxiliary": predictions[:-1]}
         return outputs if dense is None else outputs | {"dense": dense}
 
@@ -177,6 +186,9 @@ class E2EMobileFormer(nn.Module):
         logits = logits.float()
         return logits.sigmoid() if self.focal else logits.softmax(-1)[..., :-1]
 
+    def _blocks_at(self, scale: int) -> list["HeadBlock"]:
+        return [block for block, stride in zip(self.blocks, self.strides, strict=True) if stride == scale]
+
     def _enter_scale(self, x: Tensor | None, entering: Tensor, stride: int, padding: dict[int, Tensor]) -> Tensor:
         """Combine the feature map ``x`` of the previous block with the backbone's map at the next finer stride.
 
@@ -224,7 +236,9 @@ class QueryStart(nn.Module):
         self.choose_queries = choose_queries
         self.embed = BoxEmbedding(variant.query_dim) if refine_boxes else None
         if choose_queries:
-            self.content = nn.Sequential(nn.Linear(variant.width, variant.query_dim), nn.LayerNorm(variant.query_dim))
+            self.content = nn.Sequential(
+                nn.Linear(2 * variant.width, variant.query_dim), nn.LayerNorm(variant.query_dim)
+            )
         elif refine_boxes:
             self.box_logits = nn.Parameter(grid_boxes(variant.queries).logit(eps=1e-3))
         else:
@@ -247,8 +261,7 @@ class QueryStart(nn.Module):
         return Queries(torch.zeros_like(position), position, boxes)
 
     def _best_positions(self, dense: dict[str, Tensor]) -> Queries:
-        count = torch.sym_min(self.queries, dense["logits"].shape[1])  # min() would be constant in torch.export
-        best = dense["logits"].detach().amax(-1).topk(count, dim=1).indices[..., None]  # (B, Q, 1)
+        best = best_positions(dense["logits"], self.queries)
         # The dense head learns its predictions only from its own loss.
         boxes = dense["boxes"].detach().gather(1, best.expand(-1, -1, 4)).clamp(0, 1)
         features = dense["features"].gather(1, best.expand(-1, -1, dense["features"].shape[2]))
@@ -264,6 +277,25 @@ class QueryStart(nn.Module):
             return queries
         boxes = boxes.detach()  # each block learns only its own correction
         return Queries(queries.content, queries.position + self.embed(boxes) - self.embed(queries.boxes), boxes)
+
+
+def scale_gradient(x: Tensor, share: float) -> Tensor:
+    """Return ``x`` unchanged. In the backward pass, its gradient is multiplied by ``share``."""
+    return x.detach().lerp(x, share)
+
+
+def best_positions(logits: Tensor, count: int) -> Tensor:
+    """Return the indices of the positions with the highest class logits.
+
+    Args:
+        logits: class logits of the dense head ``(B, P, K)``.
+        count: number of positions.
+
+    Returns:
+        ``(B, Q, 1)`` long, by descending logit. Q is the smaller one of ``count`` and P.
+    """
+    count = torch.sym_min(count, logits.shape[1])  # min() would be constant in torch.export
+    return logits.detach().amax(-1).topk(count, dim=1).indices[..., None]
 
 
 class HeadBlock(nn.Module):
