@@ -84,7 +84,9 @@ class E2EMobileFormer(nn.Module):
         self.start = QueryStart(variant, refine_boxes=refine_boxes, choose_queries=choose_queries)
         self.blocks = nn.ModuleList(HeadBlock(width, query_dim, expansion) for _, expansion in variant.blocks)
         self.blocks[-1].freeze_map()
-        self.predict = PredictionHeads(query_dim, num_classes, focal=focal, refine_boxes=refine_boxes)
+        self.predict = PredictionHeads(
+            query_dim, num_classes, focal=focal, refine_boxes=refine_boxes, one_to_many=choose_queries
+        )
         self.criterion = SetCriterion(num_classes, focal=focal)
         self.dense_criterion = DenseCriterion()
 
@@ -100,8 +102,10 @@ class E2EMobileFormer(nn.Module):
 
             - ``logits``: ``(B, Q, K+1)``, or ``(B, Q, K)`` with ``focal``. The additional class K is "no object".
             - ``boxes``: ``(B, Q, 4)``, cxcywh, normalised to 0..1 by the size of the image without padding.
-            - ``auxiliary``: list with one dictionary for each block except the last. It contains the ``logits`` and
-              ``boxes`` predicted after this block.
+            - ``one_to_many``: class logits ``(B, Q, K)`` of a second classifier, see :class:`PredictionHeads`. It is
+              missing without ``choose_queries`` and in the inference form.
+            - ``auxiliary``: list with one dictionary for each block except the last. It contains the ``logits``,
+              ``boxes`` and ``one_to_many`` predicted after this block.
             - ``dense``: output of :class:`DenseHead`; missing if the dense head did not run.
         """
         maps, _ = self.backbone(images, padding_mask)
@@ -129,7 +133,10 @@ class E2EMobileFormer(nn.Module):
         return outputs if dense is None else outputs | {"dense": dense}
 
     def loss(self, outputs: dict, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Compute the losses of :class:`SetCriterion` and, if the dense head ran, of :class:`DenseCriterion`.
+        """Compute the losses of :class:`SetCriterion`, and those of :class:`DenseCriterion` if the dense head ran.
+
+        With ``choose_queries``, each layer has an additional loss with one-to-many assignment (Zhao et al., MS-DETR,
+        CVPR 2024): that of :class:`DenseCriterion`, with the queries in place of the positions.
 
         Args:
             outputs: output of :meth:`forward`.
@@ -138,12 +145,29 @@ class E2EMobileFormer(nn.Module):
 
         Returns:
             A dictionary from name to scalar: each loss before weighting, and ``total``, the weighted sum of all losses.
+            ``loss_one_to_many`` is the sum of the additional losses.
         """
         losses = self.criterion(outputs, targets)
-        if "dense" not in outputs:
-            return losses
-        dense = self.dense_criterion(outputs["dense"], targets)
-        return losses | dense | {"total": losses["total"] + dense["total"]}
+        total = losses["total"]
+        if "dense" in outputs:
+            dense = self.dense_criterion(outputs["dense"], targets)
+            total = total + dense.pop("total")
+            losses |= dense
+        if "one_to_many" in outputs:
+            layers = (outputs, *outputs["auxiliary"])
+            losses["loss_one_to_many"] = sum(self._one_to_many_loss(layer, targets) for layer in layers)
+            total = total + losses["loss_one_to_many"]
+        return losses | {"total": total}
+
+    def _one_to_many_loss(self, layer: dict[str, Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:
+        logits, boxes = (at_least_float32(layer[name]) for name in ("one_to_many", "boxes"))
+        queries = {
+            "logits": logits,
+            "boxes": boxes,
+            "centres": boxes.detach()[..., :2],
+            "padding": boxes.new_zeros(boxes.shape[:2], dtype=torch.bool),
+        }
+        return self.dense_criterion(queries, targets)["total"]
 
     @property
     def max_detections(self) -> int:
@@ -369,9 +393,11 @@ class PredictionHeads(nn.Module):
         num_classes: number of classes K.
         focal: predict K class logits for sigmoids. If false, predict K+1 logits for a softmax with "no object".
         refine_boxes: whether boxes are predicted as corrections of reference boxes.
+        one_to_many: add a second classifier for training. It learns from a loss that assigns several queries to each
+            object. The other classifier learns from one query for each object, and therefore avoids duplicates.
     """
 
-    def __init__(self, query_dim: int, num_classes: int, *, focal: bool, refine_boxes: bool):
+    def __init__(self, query_dim: int, num_classes: int, *, focal: bool, refine_boxes: bool, one_to_many: bool = False):
         super().__init__()
         self.classify = nn.Linear(query_dim, num_classes if focal else num_classes + 1)
         self.box = nn.Sequential(
@@ -381,8 +407,11 @@ class PredictionHeads(nn.Module):
             nn.ReLU(),
             nn.Linear(query_dim, 4),
         )
+        self.classify_many = nn.Linear(query_dim, num_classes) if one_to_many else None
         if focal:
             nn.init.constant_(self.classify.bias, PRIOR_LOGIT)
+        if one_to_many:
+            nn.init.constant_(self.classify_many.bias, PRIOR_LOGIT)
         if refine_boxes:  # initial corrections are 0
             nn.init.zeros_(self.box[-1].weight)
             nn.init.zeros_(self.box[-1].bias)
@@ -395,13 +424,16 @@ class PredictionHeads(nn.Module):
             boxes: reference boxes ``(B, Q, 4)``, cxcywh, normalised to 0..1; None if boxes are not refined.
 
         Returns:
-            A dictionary: ``logits`` ``(B, Q, K+1)``, or ``(B, Q, K)`` with ``focal``, and ``boxes`` ``(B, Q, 4)``,
-            cxcywh, normalised to 0..1.
+            A dictionary: ``logits`` ``(B, Q, K+1)``, or ``(B, Q, K)`` with ``focal``; ``boxes`` ``(B, Q, 4)``, cxcywh,
+            normalised to 0..1; and ``one_to_many`` ``(B, Q, K)`` if there is a second classifier.
         """
         # In half precision, the side of a box would be rounded to several pixels of a large image.
         with without_autocast(content.device):
             values = at_least_float32(self.box(content.to(self.box[0].weight.dtype)))
-        return {
+        predictions = {
             "logits": self.classify(content),
             "boxes": values.sigmoid() if boxes is None else correct(boxes, values),
         }
+        if self.classify_many is not None:
+            predictions["one_to_many"] = self.classify_many(content)
+        return predictions

@@ -147,6 +147,29 @@ def test_the_backbone_gets_a_quarter_of_the_queries_gradient_beside_a_dense_head
     assert all(torch.equal(same[name], gradient) for name, gradient in published.items())
 
 
+def test_chosen_queries_have_a_loss_that_assigns_several_queries_to_an_object():
+    model = detector(focal=True, refine_boxes=True, dense_head=True, choose_queries=True).double().train()
+    outputs = model(images(2, 3, 64, 96).double())
+    targets = [
+        {"labels": torch.tensor([1, 3]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.6], [0.3, 0.6, 0.2, 0.5]]).double()},
+        {"labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4).double()},
+    ]
+    losses = model.loss(outputs, targets)
+    several = 0
+    for layer in (outputs, *outputs["auxiliary"]):
+        assert layer["one_to_many"].shape == (2, 50, 5)
+        boxes = layer["boxes"]
+        rows = {"logits": layer["one_to_many"], "boxes": boxes, "centres": boxes[..., :2]}
+        several += model.dense_criterion(rows | {"padding": torch.zeros(2, 50, dtype=torch.bool)}, targets)["total"]
+    torch.testing.assert_close(losses["loss_one_to_many"], several)
+    dense = model.dense_criterion(outputs["dense"], targets)["total"]
+    single = model.criterion(outputs, targets)["total"]
+    torch.testing.assert_close(losses["total"], single + dense + several)
+    (gradient,) = torch.autograd.grad(losses["total"], [model.predict.classify_many.weight])
+    assert gradient.abs().sum() > 0
+    assert "one_to_many" not in mobile_former.deploy(model.eval())(images(1, 3, 64, 64).double())
+
+
 def test_untrained_corrections_keep_reference_boxes_unchanged():
     torch.manual_seed(0)
     model = detection.create_detector("e2e_mf_26m", 5, refine_boxes=True).eval()
