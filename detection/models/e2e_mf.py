@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from detection.boxes.postprocess import best_classes, to_pixels
-from detection.boxes.reference_boxes import attention_bias, correct, grid_boxes
+from detection.boxes.reference_boxes import attention_bias, correct, grid_boxes, sampling_weights
 from detection.losses.criterion import SetCriterion
 from detection.losses.dense_criterion import DenseCriterion
 from detection.losses.focal import PRIOR_LOGIT
 from detection.losses.mixed_precision import at_least_float32, without_autocast
 from detection.models.backbone import create_backbone
+from detection.models.box_features import GRID, BoxFeatures
 from detection.models.dense_head import DenseHead
 from detection.models.position_encoding import BoxEmbedding, sine_encoding
 from detection.models.variants import E2EVariant
@@ -82,7 +83,10 @@ class E2EMobileFormer(nn.Module):
         self.merge = nn.ModuleDict({str(s): depthwise(width, 1) for s in self.scales[1:]})
         self.dense = DenseHead(width, self.scales, num_classes) if dense_head else None
         self.start = QueryStart(variant, refine_boxes=refine_boxes, choose_queries=choose_queries)
-        self.blocks = nn.ModuleList(HeadBlock(width, query_dim, expansion) for _, expansion in variant.blocks)
+        self.blocks = nn.ModuleList(
+            HeadBlock(width, query_dim, expansion, sample_boxes=choose_queries and stride == self.scales[-1])
+            for stride, expansion in variant.blocks
+        )
         self.blocks[-1].freeze_map()
         self.predict = PredictionHeads(
             query_dim, num_classes, focal=focal, refine_boxes=refine_boxes, one_to_many=choose_queries
@@ -125,8 +129,14 @@ class E2EMobileFormer(nn.Module):
             x = self._enter_scale(x, maps[scale], scale, padding)
             encoding = sine_encoding(x, padding.get(scale))
             for block in self._blocks_at(scale):
-                bias = None if queries.boxes is None else attention_bias(queries.boxes, x.shape[2:], scale, extent)
-                x, content, position = block(x, queries.content, queries.position, encoding, padding.get(scale), bias)
+                bias = samples = None
+                if queries.boxes is not None:
+                    bias = attention_bias(queries.boxes, x.shape[2:], scale, extent)
+                if block.box_features is not None:
+                    samples = sampling_weights(queries.boxes, x.shape[2:], scale, extent, GRID, padding.get(scale))
+                x, content, position = block(
+                    x, queries.content, queries.position, encoding, padding.get(scale), bias, samples
+                )
                 predictions.append(self.predict(content, queries.boxes))
                 queries = self.start.move(Queries(content, position, queries.boxes), predictions[-1]["boxes"])
         outputs = predictions[-1] | {"auxiliary": predictions[:-1]}
@@ -329,15 +339,17 @@ class HeadBlock(nn.Module):
         channels: channels of the feature map.
         query_dim: dimension of a query.
         expansion: expansion of the inverted bottleneck.
+        sample_boxes: add samples of the feature map in the boxes of the queries to the features of the queries.
 
     Attributes:
         updates_map: whether the block updates the feature map and the position embeddings. In the last block of a
             detector that is converted for inference, this is False, because both updates are unused there.
     """
 
-    def __init__(self, channels: int, query_dim: int, expansion: int):
+    def __init__(self, channels: int, query_dim: int, expansion: int, *, sample_boxes: bool = False):
         super().__init__()
         self.updates_map = True
+        self.box_features = BoxFeatures(channels, query_dim) if sample_boxes else None
         self.to_former = MobileToFormer(channels, query_dim, gated=False)
         self.former = Former(query_dim)
         self.mobile = Mobile(channels, channels, expansion, query_dim)
@@ -353,6 +365,7 @@ class HeadBlock(nn.Module):
         encoding: Tensor,
         padding: Tensor | None,
         bias: Tensor | None,
+        samples: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Update the feature map, and the features and position embeddings of the queries.
 
@@ -363,10 +376,14 @@ class HeadBlock(nn.Module):
             encoding: position encoding of the feature map ``(B or 1, C, H, W)``.
             padding: ``(B, 1, H, W)`` bool, True on padding; None if there is no padding.
             bias: ``(B, Q, H·W)``, added to the attention logits of the queries; None for no bias.
+            samples: weights of the rows and columns of the map for :class:`BoxFeatures`; only used with
+                ``sample_boxes``.
 
         Returns:
             A tuple of the updated ``x``, ``content`` and ``position``, of the same shapes.
         """
+        if self.box_features is not None:
+            content = content + self.box_features(x, *samples)
         content, _ = self.to_former(x, content, padding, token_position=position, map_position=encoding, focus=bias)
         content = self.former(content, position)
         if not self.updates_map:
