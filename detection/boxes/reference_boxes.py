@@ -1,4 +1,4 @@
-"""Reference boxes of object queries: their initial values, their correction, and their effect on attention.
+"""Reference boxes of object queries: initial values, correction, effect on attention, and sampling of feature maps.
 
 Each decoder block corrects the box of a query (Liu et al., DAB-DETR, ICLR 2022). A query attends mainly to the area
 around its box, because a Gaussian weights the attention (Gao et al., Fast Convergence of DETR with Spatially Modulated
@@ -66,3 +66,40 @@ def attention_bias(boxes: Tensor, size: tuple[int, int], stride: int, extent: Te
     across = (columns * cell[..., :1] - boxes[..., :1]) / deviations[..., :1]  # (B, Q, W)
     down = (rows * cell[..., 1:] - boxes[..., 1:2]) / deviations[..., 1:]  # (B, Q, H)
     return -0.5 * (down.square()[..., :, None] + across.square()[..., None, :]).flatten(2)
+
+
+def sampling_weights(
+    boxes: Tensor, size: tuple[int, int], stride: int, extent: Tensor, grid: int, padding: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return weights that sample a feature map at the points of a regular grid in each box.
+
+    A sample is a weighted mean over the rows and columns of the map. The weight decreases linearly with the distance
+    between a cell and the point. It reaches 0 at a distance of one cell, as in bilinear interpolation, or at the
+    distance of two grid points if this is larger. The samples of a large box thus cover all of its cells.
+
+    Args:
+        boxes: ``(B, Q, 4)``, cxcywh, normalised by the size of the image without padding.
+        size: height H and width W of the feature map.
+        stride: stride of the feature map in pixels.
+        extent: ``(B, 2)``, width and height of the images without padding, in pixels.
+        grid: number of grid points G in each dimension.
+        padding: ``(B, 1, H, W)`` bool, True on padding, which has weight 0; None if there is no padding.
+
+    Returns:
+        A tuple of the weights of the rows ``(B, Q, G, H)`` and of the columns ``(B, Q, G, W)``. The weights of a point
+        have the sum 1. They are 0 if the point is far outside the image.
+    """
+    places = (torch.arange(grid, device=boxes.device) + 0.5) / grid - 0.5  # in box sides from the centre
+    weights = []
+    for axis, length in ((1, size[0]), (0, size[1])):
+        cells = extent[:, None, axis] / stride
+        centre, side = boxes[..., axis] * cells, boxes[..., 2 + axis] * cells
+        points = centre[..., None] + places * side[..., None]  # (B, Q, G)
+        reach = (side / grid).clamp(min=1)[..., None, None]
+        distance = (torch.arange(length, device=boxes.device) + 0.5 - points[..., None]).abs() / reach
+        weight = (1 - distance).clamp(min=0)
+        if padding is not None:
+            row_or_column = padding[:, 0, :, 0] if axis else padding[:, 0, 0]
+            weight = weight.masked_fill(row_or_column[:, None, None], 0)
+        weights.append(weight / weight.sum(-1, keepdim=True).clamp(min=_EDGE))
+    return weights[0], weights[1]

@@ -88,7 +88,7 @@ def _scales(detector: nn.Module, value: str) -> bool:
     removed = [str(scale) for scale in detector.scales if scale not in kept]
     parts = [detector.project, detector.merge]
     if detector.dense is not None:
-        parts += [detector.dense.merge, detector.dense.towers]
+        parts += [detector.dense.merge, detector.dense.class_towers, detector.dense.box_towers]
         detector.dense.strides = kept
     for scale in removed:
         for part in parts:

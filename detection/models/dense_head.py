@@ -24,7 +24,8 @@ _MAX_LOG_SCALE = 4.0  # bound of |log(side / (4 · stride))|
 class DenseHead(nn.Module):
     """Module that predicts class logits and a box at each position of the feature maps.
 
-    A top-down path comes first: it adds each coarser feature map to the next finer one.
+    A top-down path comes first: it adds each coarser feature map to the next finer one. Classes and boxes are then
+    predicted by separate stacks of convolutions (towers). Object queries train only the features of the class tower.
 
     Args:
         width: channels of the feature maps.
@@ -38,8 +39,9 @@ class DenseHead(nn.Module):
         # Each map has its own layers. A BatchNorm shared by the maps would normalise each map by its own statistics in
         # training, but by a mixture of all maps' statistics in evaluation.
         self.merge = nn.ModuleDict({str(stride): Separable(width) for stride in strides})
-        self.towers = nn.ModuleDict(
-            {str(stride): nn.ModuleList([Separable(width), Separable(width)]) for stride in strides}
+        self.class_towers, self.box_towers = (
+            nn.ModuleDict({str(stride): nn.ModuleList([Separable(width), Separable(width)]) for stride in strides})
+            for _ in range(2)
         )
         self.classify = nn.Conv2d(width, num_classes, 1)
         self.box = nn.Conv2d(width, 4, 1)
@@ -63,7 +65,8 @@ class DenseHead(nn.Module):
             - ``boxes``: ``(B, P, 4)``, cxcywh, normalised by the size of the image without padding. Values are outside
               0..1 if a box exceeds the image.
             - ``centres``: centres of the positions ``(B, P, 2)``, x and y, normalised like ``boxes``.
-            - ``features``: features of the positions ``(B, P, C)``.
+            - ``features``: features of the positions ``(B, P, 2·C)``, first those of the class tower, then those of the
+              box tower. The box tower gets no gradient from them.
             - ``padding``: ``(B, P)`` bool, True on padding.
         """
         x, rows = None, []
@@ -76,14 +79,17 @@ class DenseHead(nn.Module):
         return {name: torch.cat([row[name] for row in rows], dim=1) for name in rows[0]}
 
     def _predict(self, x: Tensor, padding: Tensor, stride: int, extent: Tensor) -> dict[str, Tensor]:
-        for layer in self.towers[str(stride)]:
-            x = layer(x, padding)
+        features, shape = x, x
+        for layer in self.class_towers[str(stride)]:
+            features = layer(features, padding)
+        for layer in self.box_towers[str(stride)]:
+            shape = layer(shape, padding)
         height, width = x.shape[2:]
         centres = cell_centres((height, width), stride, x.device)
-        offsets = at_least_float32(_rows(self.box(x)))
+        offsets = at_least_float32(_rows(self.box(shape)))
         size = 4 * stride * offsets[..., 2:].clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()
         extent = extent[:, None].to(offsets.dtype)
-        logits = at_least_float32(_rows(self.classify(x)))
+        logits = at_least_float32(_rows(self.classify(features)))
         padded = (
             logits.new_zeros((x.shape[0], height * width, 1), dtype=torch.bool) if padding is None else _rows(padding)
         )
@@ -91,7 +97,7 @@ class DenseHead(nn.Module):
             "logits": logits.masked_fill(padded, torch.finfo(logits.dtype).min),
             "boxes": torch.cat([(centres + stride * offsets[..., :2]) / extent, size / extent], dim=-1),
             "centres": (centres / extent).expand(x.shape[0], -1, -1),
-            "features": _rows(x),
+            "features": torch.cat([_rows(features), _rows(shape).detach()], dim=-1),
             "padding": padded[..., 0],
         }
 

@@ -10,8 +10,10 @@ from mobile_former.deployment.deploy import inference_form
 def _(module: E2EMobileFormer) -> nn.Module:
     """Replace the submodules of an E2E-MF detector by faster modules for inference.
 
-    The last block no longer updates the feature map, because nothing reads the updated map.
+    The last block no longer updates the feature map, because nothing reads the updated map. The second classifier,
+    which only training needs, is removed.
     """
     module = inference_form.dispatch(nn.Module)(module)
     module.blocks[-1].updates_map = False
+    module.predict.classify_many = None
     return module

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from detection.boxes.postprocess import best_classes, to_pixels
-from detection.boxes.reference_boxes import attention_bias, correct, grid_boxes
+from detection.boxes.reference_boxes import attention_bias, correct, grid_boxes, sampling_weights
 from detection.losses.criterion import SetCriterion
 from detection.losses.dense_criterion import DenseCriterion
 from detection.losses.focal import PRIOR_LOGIT
 from detection.losses.mixed_precision import at_least_float32, without_autocast
 from detection.models.backbone import create_backbone
+from detection.models.box_features import GRID, BoxFeatures
 from detection.models.dense_head import DenseHead
 from detection.models.position_encoding import BoxEmbedding, sine_encoding
 from detection.models.variants import E2EVariant
@@ -24,6 +25,12 @@ from mobile_former.layers.conv_norm import ConvNorm, depthwise
 from mobile_former.layers.linear import linear
 from mobile_former.layers.padding import content_size, double, padding_pyramid, zero_padding
 from mobile_former.mobile import Mobile
+
+SCALES = (32, 16, 8)  # strides of the feature maps that the head uses, coarse to fine
+
+# Share of the queries' gradient that reaches the feature maps, if a dense head also trains these maps. The class losses
+# of the queries would otherwise worsen the boxes of the dense head, from which the queries start.
+QUERY_GRADIENT = 0.25
 
 
 class E2EMobileFormer(nn.Module):
@@ -42,7 +49,8 @@ class E2EMobileFormer(nn.Module):
         dense_head: add a head that predicts at every position of the feature maps. Without ``choose_queries``, the head
             runs only in training.
         choose_queries: initialise the queries from the best positions of the dense head; needs ``refine_boxes`` and
-            ``dense_head``. If an image has fewer positions than queries, some queries start on padding. Only in this
+            ``dense_head``. The blocks on the finest map also sample the map in the boxes of the queries, and a second
+            classifier learns from several queries for each object. If an image has fewer positions than queries, some queries start on padding. Only in this
             case, the detections depend on the amount of padding.
         backbone: name of a backbone that replaces the variant's, see
             :func:`detection.models.backbone.create_backbone`. None: the variant's.
@@ -71,14 +79,19 @@ class E2EMobileFormer(nn.Module):
         self.focal = focal
         self.backbone = create_backbone(self.backbone_name)
         self.strides = [stride for stride, _ in variant.blocks]  # of each block
-        self.scales = list(dict.fromkeys(self.strides))  # coarse to fine
+        self.scales = list(SCALES)
         self.project = nn.ModuleDict({str(s): ConvNorm(self.backbone.channels[s], width) for s in self.scales})
         self.merge = nn.ModuleDict({str(s): depthwise(width, 1) for s in self.scales[1:]})
         self.dense = DenseHead(width, self.scales, num_classes) if dense_head else None
         self.start = QueryStart(variant, refine_boxes=refine_boxes, choose_queries=choose_queries)
-        self.blocks = nn.ModuleList(HeadBlock(width, query_dim, expansion) for _, expansion in variant.blocks)
+        self.blocks = nn.ModuleList(
+            HeadBlock(width, query_dim, expansion, sample_boxes=choose_queries and stride == self.scales[-1])
+            for stride, expansion in variant.blocks
+        )
         self.blocks[-1].freeze_map()
-        self.predict = PredictionHeads(query_dim, num_classes, focal=focal, refine_boxes=refine_boxes)
+        self.predict = PredictionHeads(
+            query_dim, num_classes, focal=focal, refine_boxes=refine_boxes, one_to_many=choose_queries
+        )
         self.criterion = SetCriterion(num_classes, focal=focal)
         self.dense_criterion = DenseCriterion()
 
@@ -94,8 +107,10 @@ class E2EMobileFormer(nn.Module):
 
             - ``logits``: ``(B, Q, K+1)``, or ``(B, Q, K)`` with ``focal``. The additional class K is "no object".
             - ``boxes``: ``(B, Q, 4)``, cxcywh, normalised to 0..1 by the size of the image without padding.
-            - ``auxiliary``: list with one dictionary for each block except the last. It contains the ``logits`` and
-              ``boxes`` predicted after this block.
+            - ``one_to_many``: class logits ``(B, Q, K)`` of a second classifier, see :class:`PredictionHeads`. It is
+              missing without ``choose_queries`` and in the inference form.
+            - ``auxiliary``: list with one dictionary for each block except the last. It contains the ``logits``,
+              ``boxes`` and ``one_to_many`` predicted after this block.
             - ``dense``: output of :class:`DenseHead`; missing if the dense head did not run.
         """
         maps, _ = self.backbone(images, padding_mask)
@@ -105,22 +120,34 @@ class E2EMobileFormer(nn.Module):
         dense = None
         if self.dense is not None and (self.training or self.start.choose_queries):
             dense = self.dense(maps, padding, extent)
+            if self.training:  # elsewhere, gradients of the loss do not matter
+                maps = {scale: scale_gradient(x, QUERY_GRADIENT) for scale, x in maps.items()}
+                dense |= {"features": scale_gradient(dense["features"], QUERY_GRADIENT)}
 
         queries = self.start(images.shape[0], dense)
-        x, scale, predictions = None, None, []
-        for block, stride in zip(self.blocks, self.strides, strict=True):
-            if stride != scale:
-                x, scale = self._enter_scale(x, maps[stride], stride, padding), stride
-                encoding = sine_encoding(x, padding.get(stride))
-            bias = None if queries.boxes is None else attention_bias(queries.boxes, x.shape[2:], stride, extent)
-            x, content, position = block(x, queries.content, queries.position, encoding, padding.get(stride), bias)
-            predictions.append(self.predict(content, queries.boxes))
-            queries = self.start.move(Queries(content, position, queries.boxes), predictions[-1]["boxes"])
+        x, predictions = None, []
+        for scale in self.scales:
+            x = self._enter_scale(x, maps[scale], scale, padding)
+            encoding = sine_encoding(x, padding.get(scale))
+            for block in self._blocks_at(scale):
+                bias = samples = None
+                if queries.boxes is not None:
+                    bias = attention_bias(queries.boxes, x.shape[2:], scale, extent)
+                if block.box_features is not None:
+                    samples = sampling_weights(queries.boxes, x.shape[2:], scale, extent, GRID, padding.get(scale))
+                x, content, position = block(
+                    x, queries.content, queries.position, encoding, padding.get(scale), bias, samples
+                )
+                predictions.append(self.predict(content, queries.boxes))
+                queries = self.start.move(Queries(content, position, queries.boxes), predictions[-1]["boxes"])
         outputs = predictions[-1] | {"auxiliary": predictions[:-1]}
         return outputs if dense is None else outputs | {"dense": dense}
 
     def loss(self, outputs: dict, targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Compute the losses of :class:`SetCriterion` and, if the dense head ran, of :class:`DenseCriterion`.
+        """Compute the losses of :class:`SetCriterion`, and those of :class:`DenseCriterion` if the dense head ran.
+
+        With ``choose_queries``, each layer has an additional loss with one-to-many assignment (Zhao et al., MS-DETR,
+        CVPR 2024): that of :class:`DenseCriterion`, with the queries in place of the positions.
 
         Args:
             outputs: output of :meth:`forward`.
@@ -129,12 +156,29 @@ class E2EMobileFormer(nn.Module):
 
         Returns:
             A dictionary from name to scalar: each loss before weighting, and ``total``, the weighted sum of all losses.
+            ``loss_one_to_many`` is the sum of the additional losses.
         """
         losses = self.criterion(outputs, targets)
-        if "dense" not in outputs:
-            return losses
-        dense = self.dense_criterion(outputs["dense"], targets)
-        return losses | dense | {"total": losses["total"] + dense["total"]}
+        total = losses["total"]
+        if "dense" in outputs:
+            dense = self.dense_criterion(outputs["dense"], targets)
+            total = total + dense.pop("total")
+            losses |= dense
+        if "one_to_many" in outputs:
+            layers = (outputs, *outputs["auxiliary"])
+            losses["loss_one_to_many"] = sum(self._one_to_many_loss(layer, targets) for layer in layers)
+            total = total + losses["loss_one_to_many"]
+        return losses | {"total": total}
+
+    def _one_to_many_loss(self, layer: dict[str, Tensor], targets: Sequence[dict[str, Tensor]]) -> Tensor:
+        logits, boxes = (at_least_float32(layer[name]) for name in ("one_to_many", "boxes"))
+        queries = {
+            "logits": logits,
+            "boxes": boxes,
+            "centres": boxes.detach()[..., :2],
+            "padding": boxes.new_zeros(boxes.shape[:2], dtype=torch.bool),
+        }
+        return self.dense_criterion(queries, targets)["total"]
 
     @property
     def max_detections(self) -> int:
@@ -176,6 +220,9 @@ class E2EMobileFormer(nn.Module):
         """
         logits = logits.float()
         return logits.sigmoid() if self.focal else logits.softmax(-1)[..., :-1]
+
+    def _blocks_at(self, scale: int) -> list["HeadBlock"]:
+        return [block for block, stride in zip(self.blocks, self.strides, strict=True) if stride == scale]
 
     def _enter_scale(self, x: Tensor | None, entering: Tensor, stride: int, padding: dict[int, Tensor]) -> Tensor:
         """Combine the feature map ``x`` of the previous block with the backbone's map at the next finer stride.
@@ -224,7 +271,9 @@ class QueryStart(nn.Module):
         self.choose_queries = choose_queries
         self.embed = BoxEmbedding(variant.query_dim) if refine_boxes else None
         if choose_queries:
-            self.content = nn.Sequential(nn.Linear(variant.width, variant.query_dim), nn.LayerNorm(variant.query_dim))
+            self.content = nn.Sequential(
+                nn.Linear(2 * variant.width, variant.query_dim), nn.LayerNorm(variant.query_dim)
+            )
         elif refine_boxes:
             self.box_logits = nn.Parameter(grid_boxes(variant.queries).logit(eps=1e-3))
         else:
@@ -247,8 +296,7 @@ class QueryStart(nn.Module):
         return Queries(torch.zeros_like(position), position, boxes)
 
     def _best_positions(self, dense: dict[str, Tensor]) -> Queries:
-        count = torch.sym_min(self.queries, dense["logits"].shape[1])  # min() would be constant in torch.export
-        best = dense["logits"].detach().amax(-1).topk(count, dim=1).indices[..., None]  # (B, Q, 1)
+        best = best_positions(dense["logits"], self.queries)
         # The dense head learns its predictions only from its own loss.
         boxes = dense["boxes"].detach().gather(1, best.expand(-1, -1, 4)).clamp(0, 1)
         features = dense["features"].gather(1, best.expand(-1, -1, dense["features"].shape[2]))
@@ -266,6 +314,25 @@ class QueryStart(nn.Module):
         return Queries(queries.content, queries.position + self.embed(boxes) - self.embed(queries.boxes), boxes)
 
 
+def scale_gradient(x: Tensor, share: float) -> Tensor:
+    """Return ``x`` unchanged. In the backward pass, its gradient is multiplied by ``share``."""
+    return x.detach().lerp(x, share)
+
+
+def best_positions(logits: Tensor, count: int) -> Tensor:
+    """Return the indices of the positions with the highest class logits.
+
+    Args:
+        logits: class logits of the dense head ``(B, P, K)``.
+        count: number of positions.
+
+    Returns:
+        ``(B, Q, 1)`` long, by descending logit. Q is the smaller one of ``count`` and P.
+    """
+    count = torch.sym_min(count, logits.shape[1])  # min() would be constant in torch.export
+    return logits.detach().amax(-1).topk(count, dim=1).indices[..., None]
+
+
 class HeadBlock(nn.Module):
     """Mobile-Former block whose tokens are object queries with features (content) and position embeddings.
 
@@ -273,15 +340,17 @@ class HeadBlock(nn.Module):
         channels: channels of the feature map.
         query_dim: dimension of a query.
         expansion: expansion of the inverted bottleneck.
+        sample_boxes: add samples of the feature map in the boxes of the queries to the features of the queries.
 
     Attributes:
         updates_map: whether the block updates the feature map and the position embeddings. In the last block of a
             detector that is converted for inference, this is False, because both updates are unused there.
     """
 
-    def __init__(self, channels: int, query_dim: int, expansion: int):
+    def __init__(self, channels: int, query_dim: int, expansion: int, *, sample_boxes: bool = False):
         super().__init__()
         self.updates_map = True
+        self.box_features = BoxFeatures(channels, query_dim) if sample_boxes else None
         self.to_former = MobileToFormer(channels, query_dim, gated=False)
         self.former = Former(query_dim)
         self.mobile = Mobile(channels, channels, expansion, query_dim)
@@ -297,6 +366,7 @@ class HeadBlock(nn.Module):
         encoding: Tensor,
         padding: Tensor | None,
         bias: Tensor | None,
+        samples: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Update the feature map, and the features and position embeddings of the queries.
 
@@ -307,10 +377,14 @@ class HeadBlock(nn.Module):
             encoding: position encoding of the feature map ``(B or 1, C, H, W)``.
             padding: ``(B, 1, H, W)`` bool, True on padding; None if there is no padding.
             bias: ``(B, Q, H·W)``, added to the attention logits of the queries; None for no bias.
+            samples: weights of the rows and columns of the map for :class:`BoxFeatures`; only used with
+                ``sample_boxes``.
 
         Returns:
             A tuple of the updated ``x``, ``content`` and ``position``, of the same shapes.
         """
+        if self.box_features is not None:
+            content = content + self.box_features(x, *samples)
         content, _ = self.to_former(x, content, padding, token_position=position, map_position=encoding, focus=bias)
         content = self.former(content, position)
         if not self.updates_map:
@@ -337,9 +411,11 @@ class PredictionHeads(nn.Module):
         num_classes: number of classes K.
         focal: predict K class logits for sigmoids. If false, predict K+1 logits for a softmax with "no object".
         refine_boxes: whether boxes are predicted as corrections of reference boxes.
+        one_to_many: add a second classifier for training. It learns from a loss that assigns several queries to each
+            object. The other classifier learns from one query for each object, and therefore avoids duplicates.
     """
 
-    def __init__(self, query_dim: int, num_classes: int, *, focal: bool, refine_boxes: bool):
+    def __init__(self, query_dim: int, num_classes: int, *, focal: bool, refine_boxes: bool, one_to_many: bool = False):
         super().__init__()
         self.classify = nn.Linear(query_dim, num_classes if focal else num_classes + 1)
         self.box = nn.Sequential(
@@ -349,8 +425,11 @@ class PredictionHeads(nn.Module):
             nn.ReLU(),
             nn.Linear(query_dim, 4),
         )
+        self.classify_many = nn.Linear(query_dim, num_classes) if one_to_many else None
         if focal:
             nn.init.constant_(self.classify.bias, PRIOR_LOGIT)
+        if one_to_many:
+            nn.init.constant_(self.classify_many.bias, PRIOR_LOGIT)
         if refine_boxes:  # initial corrections are 0
             nn.init.zeros_(self.box[-1].weight)
             nn.init.zeros_(self.box[-1].bias)
@@ -363,13 +442,16 @@ class PredictionHeads(nn.Module):
             boxes: reference boxes ``(B, Q, 4)``, cxcywh, normalised to 0..1; None if boxes are not refined.
 
         Returns:
-            A dictionary: ``logits`` ``(B, Q, K+1)``, or ``(B, Q, K)`` with ``focal``, and ``boxes`` ``(B, Q, 4)``,
-            cxcywh, normalised to 0..1.
+            A dictionary: ``logits`` ``(B, Q, K+1)``, or ``(B, Q, K)`` with ``focal``; ``boxes`` ``(B, Q, 4)``, cxcywh,
+            normalised to 0..1; and ``one_to_many`` ``(B, Q, K)`` if there is a second classifier.
         """
         # In half precision, the side of a box would be rounded to several pixels of a large image.
         with without_autocast(content.device):
             values = at_least_float32(self.box(content.to(self.box[0].weight.dtype)))
-        return {
+        predictions = {
             "logits": self.classify(content),
             "boxes": values.sigmoid() if boxes is None else correct(boxes, values),
         }
+        if self.classify_many is not None:
+            predictions["one_to_many"] = self.classify_many(content)
+        return predictions

@@ -385,7 +385,7 @@ def test_a_detectors_checkpoint_starts_a_run_on_other_classes_and_says_so(best, 
 @pytest.mark.parametrize(
     "config",
     [
-        *("bccd", "finetune", "scenes"),
+        *("bccd", "coco_short", "finetune", "scenes"),
         *(f"coco_{head}_mf_{size}m" for head in ("e2e", "retinanet") for size in (151, 214, 294, 508)),
     ],
 )
@@ -394,7 +394,7 @@ def test_every_config_parses_by_its_name_alone(config, working):
     values = yaml.safe_load(result.out)
     assert values["data"]["batch_size"] == 3
     assert values["data"]["dataset"] == ("scenes" if config == "scenes" else "coco")
-    if config.startswith("coco"):
+    if config.startswith(("coco_e2e", "coco_retinanet")):
         assert values["model"]["name"] == config.removeprefix("coco_")
         # Section 4.2 of the paper.
         rates = [values["model"][name] for name in ("learning_rate", "backbone_learning_rate", "weight_decay")]

@@ -11,4 +11,4 @@ def test_the_benchmark_prints_the_share_of_matching_in_a_step(tmp_path):
     assert result.returncode == 0, result.stderr
     share = float(re.search(r"matching ([\d.]+)% of it", result.stdout)[1])
     assert 0 < share < 100
-    assert "6 layers, 5 objects per image" in result.stdout
+    assert "2 layers, 5 objects per image" in result.stdout

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from detection.boxes.reference_boxes import attention_bias, correct, grid_boxes
+from detection.boxes.reference_boxes import attention_bias, correct, grid_boxes, sampling_weights
 
 
 def test_the_attention_bias_is_the_logarithm_of_a_gaussian_around_the_box():
@@ -43,3 +43,35 @@ def test_a_correction_is_added_to_the_logits_of_a_box():
 def test_corrected_boxes_at_the_border_are_finite():
     boxes = torch.tensor([[[0.0, 1.0, 1.0, 0.0]]])
     assert correct(boxes, torch.zeros(1, 1, 4)).isfinite().all()
+
+
+def test_samples_of_a_small_box_are_bilinear_interpolations():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 6, 9, generator=generator, dtype=torch.float64)
+    boxes = torch.rand(2, 5, 4, generator=generator, dtype=torch.float64) * torch.tensor([0.4, 0.4, 0.2, 0.2])
+    boxes += torch.tensor([0.3, 0.3, 0.1, 0.1])
+    extent = torch.tensor([[72.0, 48.0]] * 2, dtype=torch.float64)
+    down, across = sampling_weights(boxes, (6, 9), 8, extent, grid=4)
+    samples = torch.einsum("bqgh,bqkw,bchw->bqcgk", down, across, x)
+    places = (torch.arange(4, dtype=torch.float64) + 0.5) / 4 - 0.5
+    for image in range(2):
+        for query in range(5):
+            cx, cy, w, h = boxes[image, query]
+            rows, columns = torch.meshgrid(cy + places * h, cx + places * w, indexing="ij")
+            grid = torch.stack([columns, rows], dim=-1)[None] * 2 - 1
+            expected = torch.nn.functional.grid_sample(x[image, None], grid, align_corners=False, padding_mode="border")
+            torch.testing.assert_close(samples[image, query], expected[0])
+
+
+def test_samples_of_a_large_box_cover_its_cells_and_no_padding():
+    padding = torch.zeros(1, 1, 16, 32, dtype=torch.bool)
+    padding[..., 20:] = True
+    boxes = torch.tensor([[[0.5, 0.5, 1.0, 1.0], [1.5, 0.5, 0.1, 0.1]]])
+    down, across = sampling_weights(boxes, (16, 32), 8, torch.tensor([[160.0, 128.0]]), 4, padding)
+    torch.testing.assert_close(down[0, 0].sum(-1), torch.ones(4))
+    torch.testing.assert_close(across[0, 0].sum(-1), torch.ones(4))
+    assert (down[0, 0].sum(0) > 0).all()
+    assert (across[0, 0].sum(0) > 0).tolist() == [True] * 20 + [False] * 12
+    cells = torch.arange(16) + 0.5
+    torch.testing.assert_close(down[0, 0] @ cells, torch.tensor([2.0, 6, 10, 14]), atol=0.3, rtol=0)
+    assert across[0, 1].sum() == 0  # the second box is outside the image

@@ -57,21 +57,28 @@ def test_positions_keep_their_initial_values(options):
     for block in detector.blocks:
         block.register_forward_pre_hook(lambda block, inputs: positions.append(inputs[2].clone()))
     detector(padded_batch()[0])
-    assert len(positions) == 6
+    assert len(positions) == len(detector.blocks)
     assert all(torch.equal(position, positions[0]) for position in positions)
     assert not any("adapt" in name for name in detector.state_dict())
 
 
-@pytest.mark.parametrize(("names", "strides"), [("scales=32", [32] * 6), ("scales=32+16", [32] * 2 + [16] * 4)])
-def test_blocks_work_on_the_kept_scales(names, strides):
-    detector = ablated("e2e_mf_26m", names, LEARNS_FAST)
+@pytest.mark.parametrize(
+    ("name", "names", "strides"),
+    [
+        ("e2e_mf_26m", "scales=32", [32] * 2),
+        ("e2e_mf_26m", "scales=32+16", [16] * 2),
+        ("e2e_mf_151m", "scales=32+16", [32] * 5 + [16] * 4),
+    ],
+)
+def test_blocks_work_on_the_kept_scales(name, names, strides):
+    detector = ablated(name, names, LEARNS_FAST)
     assert detector.strides == strides
     sizes = []
     for block in detector.blocks:
         block.register_forward_pre_hook(lambda block, inputs: sizes.append(inputs[0].shape[2]))
     outputs = detector(padded_batch()[0])
     assert sizes == [96 // stride for stride in strides]
-    assert outputs["dense"]["logits"].shape[1] == sum((96 // stride) ** 2 for stride in dict.fromkeys(strides))
+    assert outputs["dense"]["logits"].shape[1] == sum((96 // scale) ** 2 for scale in detector.scales)
 
 
 @pytest.mark.parametrize(

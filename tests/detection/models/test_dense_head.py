@@ -28,3 +28,14 @@ def test_the_head_predicts_at_every_cell_coarse_to_fine():
     # Initially, every class has a probability of about 0.01, and boxes are centred at their cells.
     assert dense["logits"][0].sigmoid().mean().item() == pytest.approx(0.01, rel=0.3)
     torch.testing.assert_close(dense["boxes"][0, :, :2], dense["centres"][0])
+
+
+def test_only_the_class_tower_gets_a_gradient_from_the_features():
+    torch.manual_seed(0)
+    head = DenseHead(16, (32, 16), 3)
+    maps = {stride: torch.randn(2, 16, 64 // stride, 64 // stride) for stride in (32, 16)}
+    dense = head(maps, {}, content_size(torch.zeros(2, 3, 64, 64), None))
+    assert dense["features"].shape == (2, 2 * 2 + 4 * 4, 2 * 16)
+    dense["features"].square().sum().backward()
+    for tower, trained in ((head.class_towers, True), (head.box_towers, False)):
+        assert all((parameter.grad is not None) == trained for parameter in tower.parameters())

@@ -58,7 +58,7 @@ def test_outputs_have_the_documented_shapes_also_at_odd_sizes(options):
     outputs = detector(**options)(images(2, 3, 65, 97))
     assert outputs["logits"].shape == (2, 50, 5 if options.get("focal") else 6)
     assert outputs["boxes"].shape == (2, 50, 4)
-    assert len(outputs["auxiliary"]) == 5
+    assert len(outputs["auxiliary"]) == 1
     assert all(layer["boxes"].shape == (2, 50, 4) for layer in outputs["auxiliary"])
     assert 0 <= outputs["boxes"].min() <= outputs["boxes"].max() <= 1
 
@@ -127,6 +127,47 @@ def test_queries_start_at_the_best_positions_of_the_dense_head():
     scores = outputs["dense"]["logits"][0].max(1).values
     best = scores.argsort(descending=True)[:50]
     torch.testing.assert_close(queries.boxes[0], outputs["dense"]["boxes"][0, best].clamp(0, 1))
+
+
+def test_the_backbone_gets_a_quarter_of_the_queries_gradient_beside_a_dense_head(monkeypatch):
+    def gradients(share, **options):
+        monkeypatch.setattr("detection.models.e2e_mf.QUERY_GRADIENT", share)
+        model = detector(**options).double().train()
+        outputs = model(images(2, 3, 64, 64).double())
+        (outputs["logits"].square().sum() + outputs["boxes"].square().sum()).backward()
+        return {name: part.grad for name, part in model.named_parameters() if part.grad is not None}
+
+    options = {"focal": True, "refine_boxes": True, "dense_head": True, "choose_queries": True}
+    whole, quarter = gradients(1, **options), gradients(0.25, **options)
+    shared = [name for name in whole if name.split(".")[0] in ("backbone", "project", "dense")]
+    assert len(shared) > 100
+    for name, gradient in whole.items():
+        torch.testing.assert_close(quarter[name], gradient * (0.25 if name in shared else 1), rtol=1e-6, atol=1e-9)
+    published, same = gradients(1), gradients(0.25)
+    assert all(torch.equal(same[name], gradient) for name, gradient in published.items())
+
+
+def test_chosen_queries_have_a_loss_that_assigns_several_queries_to_an_object():
+    model = detector(focal=True, refine_boxes=True, dense_head=True, choose_queries=True).double().train()
+    outputs = model(images(2, 3, 64, 96).double())
+    targets = [
+        {"labels": torch.tensor([1, 3]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.6], [0.3, 0.6, 0.2, 0.5]]).double()},
+        {"labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4).double()},
+    ]
+    losses = model.loss(outputs, targets)
+    several = 0
+    for layer in (outputs, *outputs["auxiliary"]):
+        assert layer["one_to_many"].shape == (2, 50, 5)
+        boxes = layer["boxes"]
+        rows = {"logits": layer["one_to_many"], "boxes": boxes, "centres": boxes[..., :2]}
+        several += model.dense_criterion(rows | {"padding": torch.zeros(2, 50, dtype=torch.bool)}, targets)["total"]
+    torch.testing.assert_close(losses["loss_one_to_many"], several)
+    dense = model.dense_criterion(outputs["dense"], targets)["total"]
+    single = model.criterion(outputs, targets)["total"]
+    torch.testing.assert_close(losses["total"], single + dense + several)
+    (gradient,) = torch.autograd.grad(losses["total"], [model.predict.classify_many.weight])
+    assert gradient.abs().sum() > 0
+    assert "one_to_many" not in mobile_former.deploy(model.eval())(images(1, 3, 64, 64).double())
 
 
 def test_untrained_corrections_keep_reference_boxes_unchanged():
@@ -205,7 +246,7 @@ def test_checkpointed_gradients_keep_few_activations_of_a_large_image(options):
     largest = max(kept_for_backward(block, *given) for block, given in list(block_inputs.items()))
     mobile_former.checkpoint_gradients(model)
     kept = kept_for_backward(model, *inputs)
-    assert kept < 0.125 * whole
+    assert kept < 0.13 * whole
     assert kept + largest < 0.4 * whole  # the backward pass recomputes one block at a time
 
 

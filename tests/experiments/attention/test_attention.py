@@ -139,7 +139,7 @@ def test_each_bridges_output_follows_from_the_recorded_attention(detector):
             value = module.value(tokens).unflatten(2, (2, -1)).transpose(1, 2)
             gathered = value.transpose(2, 3) @ attention.to_mobile.flatten(3)
             assert torch.equal(x + gathered.reshape(x.shape), updated), name
-    assert focused == 6
+    assert focused == len(detector.blocks)
 
 
 def test_the_first_blocks_attention_equals_numpys_at_every_position():
@@ -256,7 +256,7 @@ def test_the_last_steps_boxes_are_the_detections(detector):
         outputs = detector(batch.float(), mask)
     steps = box_steps(detector, outputs)
     (found,) = detector.postprocess(outputs, [(64, 80)])
-    assert len(steps) == 6
+    assert len(steps) == len(detector.blocks)
     queries = best_queries(steps, ["a", "b", "c"], score_threshold=1.0)
     assert len(queries) == 1  # the best one, although its score is below the threshold
     (query,) = queries
@@ -282,7 +282,7 @@ def test_figures_of_any_shape_are_drawn(detector, size):
     assert len(figure.axes) == (3 + 1 + 3) + (6 + 1 + 3) + (6 + 1) + 1
     figure = draw_boxes(image, steps, ["猫", "$x_", "c"], score_threshold=0, title="boxes")
     figure.canvas.draw()
-    assert len(figure.axes) == 6 + 2
+    assert len(figure.axes) == len(steps) + 2
 
 
 def test_an_unknown_head_and_an_empty_list_of_blocks_are_errors(detector):
