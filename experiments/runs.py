@@ -23,8 +23,10 @@ from detection.data.module import DetectionData
 from detection.module import DetectionModule
 from mobile_former.errors import InputError, first_line, nearest
 from mobile_former.training.data.images import normalise
+from mobile_former.training.run.checkpoint import load_checkpoint
 from mobile_former.training.run.folder import RunFolder
 
+MACHINE_OPTIONS = ("data.root", "data.num_workers")  # may differ between the machines of a sweep
 CONFIGS = Path(__file__).parent / "configs"
 MODULES = {"classification": ClassificationModule, "detection": DetectionModule}
 DATA = {"classification": ClassificationData, "detection": DetectionData}
@@ -55,6 +57,23 @@ class Training:
         location = ["--runs_folder", str(self.folder.path.parent.parent), "--name", self.folder.path.name]
         return [sys.executable, "-m", f"{self.task}.fit", *self.arguments, *location, "--ckpt_path", "auto"]
 
+    def require_same_options(self) -> None:
+        """Check that an existing run was started with the same options, and record the options next to the log.
+
+        Options that may differ between the machines of a sweep are not compared.
+
+        Raises:
+            InputError: the folder has a run with other options, or a run whose options are not recorded.
+        """
+        path = self.log.with_suffix(".json")
+        if self.folder.path.is_dir():
+            known = json.loads(path.read_text()) if path.is_file() else None
+            if known is None or without_machine_options(known) != without_machine_options(self.arguments):
+                origin = "outside a sweep" if known is None else f"with {shlex.join(known)}"
+                raise InputError(f"{self.folder.path} was trained {origin}: delete it, or give another --output")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.arguments) + "\n")
+
 
 def trainings_parser(command: str, purpose: str, *, config: str, each: str) -> argparse.ArgumentParser:
     """Return a parser with the options that the commands ``compare`` and ``sweep`` have in common.
@@ -75,6 +94,17 @@ def trainings_parser(command: str, purpose: str, *, config: str, each: str) -> a
     )
     parser.add_argument("--config", type=Path, required=True, help=config)
     parser.add_argument("--output", type=Path, default=None, help=f"folder (default: runs/{command}/<config's name>)")
+    parser.add_argument(
+        "--storage",
+        help="the database that the workers share: sqlite:///FILE on one machine, postgresql://… or mysql://… on "
+        "several (default: study.db in the output folder)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help=f"{each}s at a time on this machine; 0 only writes the report (default: 1)",
+    )
     return parser
 
 
@@ -138,29 +168,12 @@ def plain(label: str) -> str:
     return re.sub(r"[^\w.]+", "-", label).strip("-.").lower() or "model"
 
 
-def require_same_options(trainings: Sequence[Training], path: Path) -> None:
-    """Check that each existing run was started with the current ``fit`` arguments, and record all arguments.
-
-    An existing run without recorded arguments passes the check.
-
-    Args:
-        trainings: runs to check and record.
-        path: JSON file with the recorded ``fit`` arguments of each run. It is created or updated.
-
-    Raises:
-        InputError: an existing run was started with other arguments.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    for training in trainings:
-        name = training.folder.path.name
-        if training.folder.path.is_dir() and known.get(name, training.arguments) != training.arguments:
-            raise InputError(
-                f"{training.folder.path} was trained with {shlex.join(known[name])}, but the options are now "
-                f"{shlex.join(training.arguments)}: give another --output, or delete that folder"
-            )
-        known[name] = training.arguments
-    path.write_text(json.dumps(known, indent=2) + "\n")
+def without_machine_options(arguments: Sequence[str]) -> list[str]:
+    """Return command-line arguments without the options that may differ between the machines of a sweep."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in MACHINE_OPTIONS:
+        parser.add_argument(f"--{option}", nargs="?")
+    return parser.parse_known_args(arguments)[1]
 
 
 def last_error(log: Path) -> str:
@@ -190,6 +203,19 @@ def validation_image(task: str, data_options: dict) -> torch.Tensor:
     image = data.val_set[0]["image"]
     batch = pad([image])[0] if task == "detection" else image[None]
     return normalise(batch, data_options["mean"], data_options["std"])
+
+
+def trained_model(training: Training) -> tuple[torch.nn.Module, torch.Tensor]:
+    """Return a tuple of the module in a run's best checkpoint, and a validation image of its size ``(1, 3, H, W)``."""
+    module, data_options = load_checkpoint(training.folder.best, MODULES[training.task], training.task)
+    return module, validation_image(training.task, data_options)
+
+
+def as_table(rows: Sequence[dict[str, str]]) -> str:
+    """Return a Markdown table of rows, each a dictionary from a column to a cell. A row may lack columns."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in rows)]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 def in_units(count: int) -> str:
