@@ -9,6 +9,8 @@ A comparison is a sweep over a list. Run the same command again to continue it. 
 their logs, comparison.md, comparison.json and comparison.png.
 """
 
+from functools import partial
+
 from experiments.runs import find_config, trainings_parser
 from mobile_former.training.cli.command import run_command
 from mobile_former.training.extras import import_extra
@@ -22,11 +24,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="seeds (default: the config's)")
     options, others = parser.parse_known_args()
     import_extra("optuna", "sweep", "a comparison needs Optuna")
-    from experiments.compare.comparison import read_comparison
+    from experiments.compare.plan import read_plan
     from experiments.compare.report import report
     from experiments.sweep.command import run_sweep
 
-    run_sweep("compare", read_comparison(find_config(options.config), options.seeds), options, others, report)
+    plan, split = read_plan(find_config(options.config), options.seeds)
+    run_sweep("compare", plan, options, others, partial(report, split=split))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from optuna.distributions import (
-    BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json,
-)  # fmt: skip
+from optuna import distributions
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from experiments.runs import MODULES, as_arguments, plain, read_config
 from mobile_former.errors import InputError, first_line, nearest
@@ -27,9 +26,11 @@ class Plan:
         task: "classification" or "detection".
         config: file name or path of the task's training config.
         space: the search space, a dictionary from an option of ``fit`` to the distribution of its values.
-        points: one dictionary for each trial, with the hyperparameters that are fixed before it starts. In a grid,
-            these are all hyperparameters. With other samplers, the dictionaries are empty.
+        points: one dictionary for each trial, with the parameters that are fixed before it starts. In a grid, these are
+            all parameters. With other samplers, the dictionaries are empty.
         options: dictionary from an option of ``fit`` to the value that all trials share.
+        models: dictionary from each value of the parameter "model" to the options that it stands for. Empty: the space
+            has options only.
         metric: the score or loss to optimise, a column of ``metrics.csv``.
         direction: "maximize" or "minimize".
         score: "best" to rate a trial by its best epoch, or "last" to rate it by its last epoch.
@@ -47,6 +48,7 @@ class Plan:
     space: dict[str, BaseDistribution]
     points: list[dict]
     options: dict = field(default_factory=dict)
+    models: dict[str, dict] = field(default_factory=dict)
     metric: str = ""
     direction: str = "maximize"
     score: str = "best"
@@ -62,19 +64,20 @@ class Plan:
 
     def arguments(self, params: dict) -> list[str]:
         """Return the command-line arguments of ``fit`` for one trial, without the folder and name of the run."""
-        return ["--config", self.config, *as_arguments({**self.options, **params})]
+        options = {name: value for name, value in params.items() if name != "model"}
+        return ["--config", self.config, *as_arguments(self.options | options | self.models.get(params.get("model"), {}))]
 
     def run_name(self, number: int, params: dict) -> str:
         """Return the name of a trial's run. In a shared folder, the same run has the same name in every sweep."""
-        return plain(shown_params(params)) if self.runs else f"trial-{number}"
+        return plain(shown_params(params)) if self.runs or self.models else f"trial-{number}"
 
     def identity(self) -> dict:
         """Return the settings that must be equal in all calls of a sweep, in types that JSON preserves.
 
         The number of trials, the seeds of a grid and the folder of the runs may change.
         """
-        space = {name: json.loads(distribution_to_json(domain)) for name, domain in self.space.items()}
-        return json.loads(json.dumps({**vars(self), "space": space, "points": None, "runs": None}))
+        space = {name: distributions.distribution_to_json(domain) for name, domain in self.space.items()}
+        return json.loads(json.dumps(vars(self) | {"space": space, "points": None, "runs": None}))
 
 
 def read_plan(path: Path, trials: int | None = None) -> Plan:
@@ -87,10 +90,9 @@ def read_plan(path: Path, trials: int | None = None) -> Plan:
     Raises:
         InputError: the file is not the config of a sweep, or ``trials`` is less than 1.
     """
-    known = ["trials", *(name for name in Plan.__dataclass_fields__ if name != "points")]
-    content = read_config(path, known, ("task", "config", "space"), "sweep")
-    if trials is not None:
-        _require_whole("--trials", trials, 1)
+    known = {*Plan.__dataclass_fields__, "trials"} - {"points", "models"}
+    content = read_config(path, sorted(known), ("task", "config", "space"), "sweep")
+    _require_whole("--trials", 1 if trials is None else trials, 1)
     try:
         return _plan(content, trials)
     except InputError as error:
@@ -98,12 +100,9 @@ def read_plan(path: Path, trials: int | None = None) -> Plan:
 
 
 def grid_points(values: dict[str, Sequence]) -> list[dict]:
-    """Return a list of all combinations: all with the first seed, then all with the second, and so on.
+    """Return all combinations of the values of options: all with the first seed, then all with the second, and so on.
 
     After the first seed of an interrupted grid, every combination has a result.
-
-    Args:
-        values: dictionary from an option to the list of its values.
     """
     names = sorted(values, key=lambda name: name not in REPEATS)
     return [dict(zip(names, point, strict=True)) for point in itertools.product(*map(values.get, names))]
@@ -118,13 +117,14 @@ def _plan(content: dict, trials: int | None) -> Plan:
     for name, known in CHOICES.items():
         if content.setdefault(name, known[0]) not in known:
             raise InputError(f"{name} is {content[name]!r}: {nearest(str(content[name]), known)}")
+    if twice := content["space"].keys() & content["options"].keys():
+        raise InputError(f"{min(twice)} is in both space and options: remove it from one of them")
     budget = content.pop("trials", None)
     _require_whole("trials", 20 if budget is None else budget, 1)
     _require_whole("seed", content.get("seed", 0), 0)
-    if twice := content["space"].keys() & content["options"].keys():
-        raise InputError(f"{min(twice)} is in both space and options: remove it from one of them")
-    space = {name: _domain(f"space, {name}", given) for name, given in content["space"].items()}
-    content |= {"space": space, "pruner": _pruner(content.get("pruner", True))}
+    pruner = content.get("pruner", True)
+    content["pruner"] = _pruner({} if pruner is True else pruner)
+    space = content["space"] = {name: _domain(f"space, {name}", given) for name, given in content["space"].items()}
     if content["sampler"] != "grid":
         return Plan(**content, points=[{}] * (trials or budget or 20))
     if budget is not None:
@@ -140,24 +140,20 @@ def _domain(where: str, given: object) -> BaseDistribution:
     if isinstance(given, dict) and set(given) == {"choices"}:
         given = given["choices"]
     if isinstance(given, list):
-        if not given or len({json.dumps(value) for value in given}) < len(given):
+        if not given or len(set(map(json.dumps, given))) < len(given):
             raise InputError(f"{where}: give at least one value, and no value twice")
         # Optuna stores plain values only: a list is passed as the command line's text.
-        return CategoricalDistribution([json.dumps(v) if isinstance(v, list | dict) else v for v in given])
+        return CategoricalDistribution([json.dumps(value) if isinstance(value, list) else value for value in given])
     if not isinstance(given, dict):
         raise InputError(f"{where}: give a list of values, or {{low: …, high: …}}")
-    _require_known(where, given, ("low", "high", "log", "step"))
-    if missing := [key for key in ("low", "high") if key not in given]:
-        raise InputError(f"{where} lacks {' and '.join(missing)}")
-    given = {key: _number(value) if key != "log" else value for key, value in given.items()}
-    for key, value in given.items():
-        if type(value) not in ((bool,) if key == "log" else (int, float)):
-            raise InputError(f"{where}: {key} is {value!r}: give {'true or false' if key == 'log' else 'a number'}")
-    whole = not any(isinstance(value, float) for value in given.values())
+    numbers = {key: _number(value) for key, value in given.items()}
+    whole = not any(isinstance(value, float) for value in numbers.values())
     try:
-        return (IntDistribution if whole else FloatDistribution)(**given)
-    except ValueError as error:
-        raise InputError(f"{where}: {first_line(error)}") from None
+        return (IntDistribution if whole else FloatDistribution)(**numbers)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}: {first_line(error)}; give the numbers low and high, and optionally step, or log: true"
+        ) from None
 
 
 def _number(value: object) -> object:
@@ -177,20 +173,13 @@ def _grid_values(name: str, domain: BaseDistribution) -> list:
 
 
 def _pruner(given: object) -> dict | None:
-    if isinstance(given, bool):
-        return PRUNER if given else None
-    if not isinstance(given, dict):
+    if given is False:
+        return None
+    if not isinstance(given, dict) or given.keys() - PRUNER.keys():
         raise InputError(f"pruner is {given!r}: give true, false, or {', '.join(PRUNER)}")
-    _require_known("pruner", given, PRUNER)
     for name, value in given.items():
         _require_whole(f"pruner: {name}", value, 0)
     return PRUNER | given
-
-
-def _require_known(where: str, given: dict, known: Iterable[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise InputError(f"{where}: {name!r} is not known: {nearest(str(name), known)}")
 
 
 def _require_whole(name: str, value: object, least: int) -> None:

@@ -19,7 +19,7 @@ from mobile_former.whole_file import write_whole
 def report(sweep: Sweep) -> None:
     """Write ``trials.csv``, ``sweep.json``, ``sweep.md`` and the figures, and print the table of ``sweep.md``."""
     plan, trials = sweep.plan, sweep.last_attempts()
-    settings = group([trial for trial in trials.values() if trial.state == TrialState.COMPLETE], plan)
+    settings = group(trials.values(), plan)
     tables = {
         "trials.csv": _csv(plan, trials),
         "sweep.json": json.dumps(_summary(sweep, trials, settings), indent=2) + "\n",

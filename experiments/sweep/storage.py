@@ -12,6 +12,10 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
 from mobile_former.errors import InputError, first_line
 
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # the worker prints one line for each trial
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")  # the worker starts Optuna's heartbeat
+
 HEARTBEAT = 10  # seconds between two heartbeats of a running trial
 GRACE = 60  # seconds without a heartbeat after which another worker takes the trial
 BUSY = 600  # seconds to wait for SQLite's lock, which is held for milliseconds
@@ -20,22 +24,14 @@ BUSY = 600  # seconds to wait for SQLite's lock, which is held for milliseconds
 _LOCKS = {"postgresql": "SELECT pg_advisory_lock(1108)", "mysql": "SELECT GET_LOCK('mobile_former', -1)"}
 # The pip package of each database driver that SQLAlchemy imports.
 _DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
-
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # the worker prints one line for each trial
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")  # the worker starts Optuna's heartbeat
 retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
 
 
 @contextlib.contextmanager
 def alone(url: str) -> Iterator[None]:
-    """Let one worker at a time run the body of the ``with`` statement, on all machines that use the database.
-
-    Args:
-        url: the SQLAlchemy URL of the database. SQLite is for one machine: its lock is the file ``DATABASE.lock``.
-    """
+    """Let one worker at a time run the body of the ``with`` statement, on all machines that use the database."""
     parsed = sqlalchemy.make_url(url)
-    if parsed.get_backend_name() == "sqlite":
+    if parsed.get_backend_name() == "sqlite":  # for one machine
         with open(f"{parsed.database}.lock", "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -46,7 +42,7 @@ def alone(url: str) -> Iterator[None]:
 
 
 def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
-    """Open Optuna's storage in a database, with heartbeats; create its tables if they are missing.
+    """Open Optuna's storage in a database, with heartbeats and repetition of trials whose worker died.
 
     Args:
         url: the SQLAlchemy URL of the database.
@@ -69,11 +65,9 @@ def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
             raise InputError(f"{parsed.database} does not exist: no trial was begun, and there is nothing to report")
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     options = {"heartbeat_interval": HEARTBEAT, "grace_period": GRACE, "heartbeat_stale_trial_callback": retry}
-    if sqlite:
-        options["engine_kwargs"] = {"connect_args": {"timeout": BUSY}}
     try:
         with alone(url):
-            storage = RDBStorage(url, **options)
+            storage = RDBStorage(url, {"connect_args": {"timeout": BUSY}} if sqlite else None, **options)
             if sqlite:
                 _lock_from_the_start(storage.engine)
             return storage
@@ -88,11 +82,7 @@ def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
 
 
 def _lock_from_the_start(engine: sqlalchemy.Engine) -> None:
-    """Make each SQLite transaction take the write lock when it begins.
-
-    If a transaction asks for the lock only later, SQLite fails instead of waiting, and two workers can read the same
-    state of a trial.
-    """
+    """Make SQLite's transactions take the write lock when they begin. If they ask for it later, SQLite may fail."""
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def connect(connection, _) -> None:

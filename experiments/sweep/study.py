@@ -7,7 +7,6 @@ from pathlib import Path
 
 import optuna
 import sqlalchemy
-from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.runs import Training, without_machine_options
@@ -45,13 +44,14 @@ class Sweep:
         with alone(url):
             if not may_begin and name not in optuna.get_all_study_names(self.storage):
                 raise InputError(f"the sweep {name!r} was not begun in this database: there is nothing to report")
+            pruner = optuna.pruners.NopPruner()
+            if plan.pruner:
+                startup, warmup = plan.pruner["startup_trials"], plan.pruner["warmup_epochs"]
+                pruner = optuna.pruners.MedianPruner(startup, n_warmup_steps=warmup + 1)
             self.study = optuna.create_study(
-                storage=self.storage, study_name=name, direction=plan.direction, load_if_exists=True
+                storage=self.storage, pruner=pruner, study_name=name, direction=plan.direction, load_if_exists=True
             )
             self._record_config()
-        if plan.pruner:
-            startup, warmup = plan.pruner["startup_trials"], plan.pruner["warmup_epochs"]
-            self.study.pruner = optuna.pruners.MedianPruner(startup, n_warmup_steps=warmup + 1)
 
     def last_attempts(self) -> dict[int, FrozenTrial]:
         """Return a dictionary from a trial's number to its last attempt, for all trials that were begun."""
@@ -84,19 +84,16 @@ class Sweep:
         database. Trials whose worker was stopped or killed are taken before new ones.
         """
         with alone(self.url):
-            fail_stale_trials(self.study)
-            attempts = self.last_attempts().values()
+            optuna.storages.fail_stale_trials(self.study)
+            remaining, attempts = list(self.plan.points), self.last_attempts().values()
             for trial in attempts:
+                if _point(trial) in remaining:
+                    remaining.remove(_point(trial))
                 if trial.state == TrialState.FAIL and state_of(trial) == "unfinished":
                     retry(self.study, copy.deepcopy(trial))
-            if not self._waiting():
-                remaining = list(self.plan.points)
-                for point in map(_point, attempts):
-                    if point in remaining:
-                        remaining.remove(point)
-                if remaining:
-                    number = 1 + max((trial.user_attrs["number"] for trial in self.study.get_trials()), default=-1)
-                    self.study.enqueue_trial(remaining[0], user_attrs={"number": number})
+            if remaining and not self._waiting():
+                number = 1 + max((trial.user_attrs["number"] for trial in self.study.get_trials()), default=-1)
+                self.study.enqueue_trial(remaining[0], user_attrs={"number": number})
             if not (waiting := self._waiting()):
                 return None
             # Optuna never fails a running trial without any heartbeat, so the trial gets one before it is running.
@@ -115,12 +112,8 @@ class Sweep:
         """Record the config in the study; raise an error if the study has another one."""
         new = self.plan.identity() | {"command line": " ".join(without_machine_options(self.others))}
         known = self.study.user_attrs.get("plan", new)
-        changes = [
-            f"{name} was {json.dumps(known.get(name))}, now {json.dumps(new.get(name))}"
-            for name in {**known, **new}
-            if known.get(name) != new.get(name)
-        ]
-        if changes:
+        if changed := [name for name in known | new if known.get(name) != new.get(name)]:
+            changes = [f"{name} was {json.dumps(known.get(name))}, now {json.dumps(new.get(name))}" for name in changed]
             raise InputError(
                 f"the study {self.name!r} was begun with another config ({'; '.join(changes)}): give another --output "
                 "or --storage"
@@ -131,8 +124,8 @@ class Sweep:
     def _refuse_earlier_version(self) -> None:
         begun = (self.output / "options.json").is_file()  # of a comparison
         if sqlalchemy.inspect(self.storage.engine).has_table("mobile_former_plans"):
-            query = sqlalchemy.text("SELECT study FROM mobile_former_plans")
             with self.storage.engine.connect() as connection:
+                query = sqlalchemy.text("SELECT study FROM mobile_former_plans")
                 begun |= self.name in connection.scalars(query).all()
         if begun:
             raise InputError(
@@ -143,9 +136,10 @@ class Sweep:
 
 def state_of(trial: FrozenTrial) -> str:
     """Return "complete", "pruned", "failed" (its training ended with an error), or "unfinished"."""
-    if trial.state == TrialState.FAIL:  # without an error, its worker was stopped or killed
-        return "failed" if trial.user_attrs.get("error") else "unfinished"
-    return {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "unfinished")
+    if trial.state == TrialState.FAIL and not trial.user_attrs.get("error"):  # its worker was stopped or killed
+        return "unfinished"
+    states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+    return states.get(trial.state, "unfinished")
 
 
 def _point(trial: FrozenTrial) -> dict:

@@ -1,0 +1,205 @@
+"""The workers of a sweep: stopped, killed, or many at a time, they train every trial once."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from experiments import runs
+from experiments.sweep import worker
+from experiments.sweep.worker import run_trials
+from mobile_former.training.run.folder import RunFolder
+from tests.conftest import ROOT
+from tests.experiments.sweep.conftest import listed, open_sweep, write_config
+from tests.interrupted import same
+
+
+def wait_until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def finished(folder):
+    return [line for line in listed(folder) if line.endswith("finished")]
+
+
+def assert_each_trial_was_done_once(sweep, folder, count):
+    complete = [trial for trial in sweep.study.trials if trial.state == TrialState.COMPLETE]
+    assert sorted(trial.user_attrs["number"] for trial in complete) == list(range(count))
+    assert sweep.progress() == (count, count)
+    assert sorted(finished(folder)) == sorted(f"trial-{number} finished" for number in range(count))
+    assert len({tuple(trial.params.values()) for trial in complete}) == count
+
+
+@pytest.mark.slow
+def test_two_workers_that_are_killed_four_times_finish_20_trials_and_none_twice(
+    url, stand_in, start_worker, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("STAND_IN_SECONDS", "0.1")
+    config = write_config(tmp_path / "rates.yaml", trials=20, pruner=False)
+    workers = [start_worker(config, url) for _ in range(2)]
+    for kill in range(4):
+        wait_until(lambda kill=kill: len(finished(tmp_path)) > 3 * kill)
+        workers[kill % 2].kill()
+        workers[kill % 2].join()
+        workers[kill % 2] = start_worker(config, url)
+    for each in workers:
+        each.join(120)
+    assert [each.exitcode for each in workers] == [0, 0]
+    sweep = open_sweep(config, url)
+    assert_each_trial_was_done_once(sweep, tmp_path, 20)
+    starts = [re.findall(rf"^trial-{number} from (\d+)$", "\n".join(listed(tmp_path)), re.M) for number in range(20)]
+    assert [own[0] for own in starts] == ["0"] * 20
+    assert all(own == sorted(own) for own in starts)  # from the last checkpoint
+    assert {trial.state for trial in sweep.study.trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+
+
+def test_eight_workers_take_each_of_60_trials_once(url, stand_in, start_worker, tmp_path, monkeypatch):
+    def train(self, trial, training):
+        with (tmp_path / "list").open("a") as file:
+            file.write(f"{training.folder.path.name} finished\n")
+        return TrialState.COMPLETE, 0.5, "0.5"
+
+    monkeypatch.setattr(worker._Worker, "_train", train)
+    config = write_config(tmp_path / "rates.yaml", trials=60, sampler="random")
+    workers = [start_worker(config, url) for _ in range(8)]
+    for each in workers:
+        each.join(120)
+    assert [each.exitcode for each in workers] == [0] * 8
+    sweep = open_sweep(config, url)
+    assert_each_trial_was_done_once(sweep, tmp_path, 60)
+    assert len(sweep.study.trials) == 60
+
+
+def test_sigterm_lets_trainings_end_and_the_next_worker_resumes_them(stand_in, start_worker, tmp_path, monkeypatch):
+    monkeypatch.setenv("STAND_IN_WAITS", "trial-0")
+    url, config = f"sqlite:///{tmp_path}/study.db", write_config(tmp_path / "rates.yaml", trials=1)
+    stopped = start_worker(config, url)
+    table = tmp_path / "output/classification/trial-0/metrics.csv"
+    wait_until(lambda: table.is_file() and len(table.read_text().splitlines()) == 3)
+    stopped.terminate()
+    stopped.join(60)
+    assert stopped.exitcode == 143
+    assert not finished(tmp_path)
+    monkeypatch.delenv("STAND_IN_WAITS")
+    begun = time.monotonic()
+    run_trials(open_sweep(config, url), 1)
+    assert time.monotonic() - begun < 60  # without waiting for missing heartbeats
+    assert listed(tmp_path) == ["trial-0 from 0", "trial-0 from 2", "trial-0 finished"]
+
+
+def test_a_training_ends_with_its_killed_worker(stand_in, start_worker, tmp_path, monkeypatch):
+    monkeypatch.setenv("STAND_IN_WAITS", "trial-0")
+    url, config = f"sqlite:///{tmp_path}/study.db", write_config(tmp_path / "rates.yaml", trials=1)
+    killed = start_worker(config, url)
+    wait_until(lambda: listed(tmp_path))
+    killed.kill()
+    killed.join()
+    lock = tmp_path / "output/logs/classification/trial-0.lock"
+    # The lock is free when the training has ended.
+    subprocess.run(["flock", lock, "true"], check=True, timeout=60)
+    assert not finished(tmp_path)
+
+
+def test_a_run_that_another_sweep_is_training_is_waited_for_and_not_trained_again(stand_in, tmp_path):
+    """The sweeps share a folder of runs."""
+    arguments = {"space": {"model.learning_rate": [1e-3]}, "sampler": "grid", "trials": "absent", "runs": "shared"}
+    sweeps = [
+        open_sweep(write_config(tmp_path / f"{name}.yaml", **arguments), f"sqlite:///{tmp_path}/{name}.db")
+        for name in ("one", "two")
+    ]
+    trials = [sweep.claim() for sweep in sweeps]
+    trainings = [sweep.training(trial) for sweep, trial in zip(sweeps, trials, strict=True)]
+    for training in trainings:
+        training.require_same_options()
+    processes = [worker._start(training, 1) for training in trainings]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    for process in processes:
+        process.stdin.close()
+    assert listed(tmp_path) == ["learning_rate-0.001 from 0", "learning_rate-0.001 finished"]
+
+
+def test_a_worker_that_has_lost_its_trial_stops_the_training(stand_in, tmp_path, monkeypatch, capsys):
+    """As after a machine was suspended for longer than the grace period."""
+    monkeypatch.setenv("STAND_IN_WAITS", "trial-0")
+    sweep = open_sweep(write_config(tmp_path / "rates.yaml", trials=1), f"sqlite:///{tmp_path}/study.db")
+    trial, own = sweep.claim(), worker._Worker(sweep, 1)
+    sweep.study.tell(trial.number, state=TrialState.FAIL)
+    own._run(trial)
+    assert "trial 0: learning_rate" in (printed := capsys.readouterr().out)
+    assert "was taken by another worker" in printed
+    assert listed(tmp_path) == []
+    assert sweep.claim().user_attrs["number"] == 0
+
+
+def test_an_error_of_the_database_is_reported_in_one_line(stand_in, tmp_path, monkeypatch):
+    sweep = open_sweep(write_config(tmp_path / "rates.yaml", trials=1), f"sqlite:///{tmp_path}/study.db")
+    with sweep.storage.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE trial_heartbeats")
+    with pytest.raises(runs.InputError, match=r"the database failed: .*trial_heartbeats.*run the same command again"):
+        run_trials(sweep, 2)
+
+
+# Real trainings
+
+
+def fit(folder, data, *, stop=None):
+    """Run a sweep of one real training in a worker; send it a signal at its first checkpoint, and start another one."""
+    options = {
+        "data.image_size": 32, "data.batch_size": 4, "data.num_workers": 0, "trainer.max_epochs": 3,
+        "model.dropout": 0.3, "model.mixup_alpha": 0.2, "model.ema_decay": 0.9, "checkpoint_every_n_steps": 1,
+    }  # fmt: skip
+    space = {"model.learning_rate": [1e-3]}
+    folder.mkdir()
+    config = write_config(
+        folder / "rates.yaml", config="finetune.yaml", options=options, space=space, sampler="grid", trials="absent",
+        pruner=False,
+    )  # fmt: skip
+    code = (
+        "from experiments.sweep import storage, __main__ as sweep\n"
+        "storage.HEARTBEAT, storage.GRACE = 1, 5\nsweep.run_command(sweep.main)"
+    )
+    command = [sys.executable, "-c", code, "--config", str(config), "--data.root", str(data)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = RunFolder(folder / "runs/sweep/rates/classification/trial-0")
+    if stop is not None:
+        stopped = subprocess.Popen(command, cwd=folder, env=environment)
+        wait_until(run.last.is_file)
+        stopped.send_signal(stop)
+        assert stopped.wait(90) == (143 if stop == signal.SIGTERM else -stop)
+        assert not run.is_finished
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=True
+    )
+    content = torch.load(run.last, map_location="cpu", weights_only=True)
+    assert content["global_step"] == 15
+    history = [row["val/top1"] for row in run.history() if "val/top1" in row]
+    (trial,) = json.loads((folder / "runs/sweep/rates/sweep.json").read_text())["trials"]
+    assert (trial["state"], trial["epochs"]) == ("complete", 3)
+    return {name: content[name] for name in ("state_dict", "optimizer_states")}, history, done.stdout
+
+
+@pytest.fixture(scope="module")
+def undisturbed(two_colours, tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("undisturbed") / "sweep", two_colours)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+def test_a_trial_goes_on_from_its_last_checkpoint_to_the_weights_of_an_undisturbed_run(
+    stop, undisturbed, two_colours, tmp_path
+):
+    weights, history, printed = fit(tmp_path / "sweep", two_colours, stop=stop)
+    assert "trial 0 resumes from its last checkpoint" in printed
+    assert same(weights, undisturbed[0])
+    assert history == undisturbed[1]
