@@ -11,7 +11,7 @@ their logs, comparison.md, comparison.json and comparison.png.
 
 from functools import partial
 
-from experiments.runs import find_config, trainings_parser
+from experiments.options import find_config, trainings_parser
 from mobile_former.training.cli.command import run_command
 from mobile_former.training.extras import import_extra
 

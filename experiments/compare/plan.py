@@ -5,17 +5,14 @@ from pathlib import Path
 
 from optuna.distributions import CategoricalDistribution
 
-from experiments.runs import MODULES, plain, read_config
+from experiments.options import plain, read_config
+from experiments.runs import MODULES
 from experiments.sweep.plan import ANY_SEED, Plan, grid_points
 from mobile_former.errors import InputError
 
 
 def read_plan(path: Path, seeds: Sequence[int] | None = None) -> tuple[Plan, str]:
-    """Read the config file of a comparison.
-
-    Args:
-        path: path of the YAML file.
-        seeds: random seeds; None for those of the config.
+    """Read the config file of a comparison, with other ``seeds`` if they are given.
 
     Returns:
         A tuple of the sweep, and the split: "val" to compare validation scores only, or "test" to score the best

@@ -2,20 +2,16 @@
 
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from experiments.interleaved import interleave
-from experiments.matching import now
-from experiments.runs import Training, as_table, in_units, mean_and_spread, trained_model
+from experiments.interleaved import latencies
 from experiments.sweep.settings import group
 from experiments.sweep.study import Sweep
+from experiments.tables import as_table, in_units, mean_and_spread, spread
 from mobile_former.multiply_adds import cost
 from mobile_former.training.run.figures import COLOURS
 from mobile_former.whole_file import write_whole
@@ -31,9 +27,8 @@ def report(sweep: Sweep, split: str) -> None:
         table = markdown(rows)
         write_whole(sweep.output / "comparison.md", table.encode())
         write_whole(sweep.output / "comparison.json", (json.dumps(rows, indent=2) + "\n").encode())
-        draw(rows, SCORES[sweep.plan.task][0], "test" if split == "test" else "last").savefig(
-            sweep.output / "comparison.png", dpi=110
-        )
+        figure = draw(rows, SCORES[sweep.plan.task][0], "test" if split == "test" else "last")
+        figure.savefig(sweep.output / "comparison.png", dpi=110)
         print(f"\n{table}\nwritten: {sweep.output}/: comparison.md, comparison.json, comparison.png")
 
 
@@ -46,55 +41,22 @@ def compare(sweep: Sweep, split: str) -> list[dict]:
         number for each of ``seeds``. ``seconds`` are the times of training. ``latency`` is in milliseconds.
     """
     rows, models = [], []
-    for setting in group(sweep.last_attempts().values(), sweep.plan):
-        trainings = [sweep.training(trial) for trial in setting.trials.values()]
-        metrics = [json.loads(training.folder.metrics_json.read_text()) for training in trainings]
-        scores = {}
+    trials = sweep.last_attempts()
+    for setting in group(trials, sweep.plan):
+        runs = [sweep.training(trials[number]) for number in setting.trials.values()]
+        metrics = [json.loads(run.folder.metrics_json.read_text()) for run in runs]
+        models.append(runs[0].model())
+        size = tuple(models[-1][1].shape[2:])
+        used, scores = cost(models[-1][0].model, size), {}
         for name in SCORES[sweep.plan.task]:
-            histories = [[row for row in own.folder.history() if f"val/{name}" in row] for own in trainings]
-            scores[name] = {"last": [history[-1][f"val/{name}"] for history in histories]}
+            scores[name] = {"last": [list(run.values(f"val/{name}").values())[-1] for run in runs]}
             scores[name]["best"] = [own[f"val/{name}"] for own in metrics]
             if split == "test":
-                scores[name]["test"] = [test_scores(training)[f"test/{name}"] for training in trainings]
-        module, image = trained_model(trainings[0])
-        models.append((module, image))
-        size = list(image.shape[2:])
-        used = cost(module.model, tuple(size))
+                scores[name]["test"] = [run.test_scores()[f"test/{name}"] for run in runs]
         row = {"label": setting.params["model"], "params": used.params, "madds": used.madds, "image_size": size}
-        row |= {"seeds": [int(seed) for seed in setting.trials], "scores": scores}
-        rows.append(row | {"seconds": [own["seconds"] for own in metrics]})
-    return [row | {"latency": latency} for row, latency in zip(rows, latencies(models), strict=True)]
-
-
-def test_scores(training: Training) -> dict[str, float]:
-    """Return the test scores of a run's best checkpoint. They are computed once and kept in the folder of the run."""
-    folder = training.folder.path / "test"
-    if not (folder / "metrics.json").is_file():
-        command = [f"{training.task}.test", "--ckpt_path", str(training.folder.best), "--output", str(folder)]
-        subprocess.run([sys.executable, "-m", *command], check=True, stdout=subprocess.DEVNULL)
-    return json.loads((folder / "metrics.json").read_text())
-
-
-@torch.inference_mode()
-def latencies(models: Sequence[tuple[torch.nn.Module, torch.Tensor]]) -> list[float]:
-    """Return the list of median latencies for one image in milliseconds, with the post-processing of detectors.
-
-    The models take turns, so that other processes on the machine slow all models equally.
-
-    Args:
-        models: pairs (module, image), with an image ``(1, 3, H, W)``.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    def run(module: torch.nn.Module, image: torch.Tensor) -> None:
-        outputs = module(image)
-        if isinstance(outputs, dict):
-            module.model.postprocess(outputs, [tuple(image.shape[2:])])
-
-    models = [(module.to(device).eval(), image.to(device)) for module, image in models]
-    calls = {str(number): partial(run, *model) for number, model in enumerate(models)}
-    seconds = interleave(calls, rounds=ROUNDS, warmup=3, clock=lambda: now(device))
-    return [1000 * statistics.median(own) for own in seconds.values()]
+        row |= {"seeds": list(map(int, setting.trials)), "seconds": [own["seconds"] for own in metrics]}
+        rows.append(row | {"scores": scores})
+    return [row | {"latency": latency} for row, latency in zip(rows, latencies(models, ROUNDS), strict=True)]
 
 
 def markdown(rows: Sequence[dict]) -> str:
@@ -105,8 +67,8 @@ def markdown(rows: Sequence[dict]) -> str:
         line |= {"multiply-adds": in_units(row["madds"]), "ms an image": f"{row['latency']:.1f}"}
         for name, kinds in row["scores"].items():
             line |= {f"{name} ({TITLES[kind]})": mean_and_spread(values) for kind, values in kinds.items()}
-        line |= {"seeds": ", ".join(map(str, row["seeds"])), "training": f"{statistics.mean(row['seconds']):.0f} s"}
-        lines.append(line)
+        seeds, seconds = ", ".join(map(str, row["seeds"])), statistics.mean(row["seconds"])
+        lines.append(line | {"seeds": seeds, "training": f"{seconds:.0f} s"})
     sizes = ", ".join(sorted({"x".join(map(str, row["image_size"])) for row in rows}))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return (
@@ -117,20 +79,18 @@ def markdown(rows: Sequence[dict]) -> str:
 
 def draw(rows: Sequence[dict], name: str, kind: str) -> Figure:
     """Plot a score against multiply-adds, parameters and latency: each seed, mean and standard deviation."""
-    panels = {
-        "multiply-adds (millions)": [row["madds"] / 1e6 for row in rows],
-        "parameters (millions)": [row["params"] / 1e6 for row in rows],
-        "milliseconds an image": [row["latency"] for row in rows],
-    }
+    panels = {"multiply-adds (millions)": ("madds", 1e6), "parameters (millions)": ("params", 1e6)}
+    panels["milliseconds an image"] = ("latency", 1)
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True)
-    for axis, (label, places) in zip(axes, panels.items(), strict=True):
+    for axis, (label, (key, unit)) in zip(axes, panels.items(), strict=True):
+        places = [row[key] / unit for row in rows]
         for number, (row, place) in enumerate(zip(rows, places, strict=True)):
             values = row["scores"][name][kind]
             style = {"color": COLOURS[number % len(COLOURS)], "marker": "osD^vP*X"[number % 8]}
             axis.plot([place] * len(values), values, linestyle="", alpha=0.35, markersize=4, **style)
-            mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-            bar = [[spread], [min(spread, 1 - mean)]]  # no score is above 1
+            mean = statistics.mean(values)
+            bar = [[spread(values)], [min(spread(values), 1 - mean)]]  # no score is above 1
             axis.errorbar(place, mean, bar, capsize=4, markersize=8, label=row["label"], **style)
         axis.set(xscale="log", xlabel=label)
         narrow = max(places) < 10 * min(places)
@@ -139,9 +99,7 @@ def draw(rows: Sequence[dict], name: str, kind: str) -> Figure:
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"{name} on {TITLES[kind]}")
-    legend = figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(rows))
-    )
+    legend = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(rows)))
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure

@@ -7,7 +7,7 @@ trials share, and the search space. Any other command-line option is passed to e
 to continue an interrupted sweep. To add workers, run the same command on other machines, with the same --storage.
 """
 
-from experiments.runs import find_config, trainings_parser
+from experiments.options import find_config, trainings_parser
 from mobile_former.training.cli.command import run_command
 from mobile_former.training.extras import import_extra
 

@@ -1,16 +1,11 @@
-"""What the commands ``sweep`` and ``compare`` do with their options: run the trials, then write the report."""
+"""What the commands ``sweep`` and ``compare`` do: run the trials, then write the report."""
 
 import argparse
-import contextlib
-import importlib
-import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from unittest import mock
 
-from optuna.distributions import CategoricalDistribution
-
+from experiments.options import require_free_options, require_options
 from experiments.sweep.plan import Plan
 from experiments.sweep.storage import alone
 from experiments.sweep.study import Sweep, state_of
@@ -28,32 +23,28 @@ def run_sweep(
     Args:
         command: "sweep" or "compare".
         plan: the sweep's config.
-        options: the options of :func:`~experiments.runs.trainings_parser`.
+        options: the options of :func:`~experiments.options.trainings_parser`.
         others: further command-line options of every trial.
         report: function that writes the report.
-
-    Raises:
-        InputError: an option cannot be used, or the sweep was begun with another config.
     """
     if sys.platform == "win32":
         raise InputError(f"{command} runs on Linux and macOS: on Windows, run this command in WSL")
     if options.workers < 0:
         raise InputError(f"--workers is {options.workers}: give 0 (only write the report) or more")
-    _require_free_options(plan, others)
+    require_free_options(others, plan.space)
     output = options.output or Path("runs") / command / options.config.stem
     url = options.storage or f"sqlite:///{output / 'study.db'}"
     sweep = Sweep(plan, options.config.stem, output, url, others, may_begin=options.workers > 0)
     if options.workers:
         if not sweep.last_attempts():
-            require_options(plan, others)
+            require_options(plan.task, [*plan.arguments(plan.example()), *others])
         sweep.retry_failed()
         run_trials(sweep, options.workers)
-    attempts = sweep.last_attempts()
+    attempts, (over, total) = sweep.last_attempts(), sweep.progress()
     if not attempts:
         raise InputError(f"the sweep {sweep.name!r} has nothing to report: no trial was begun")
     with alone(url):  # several workers may finish at the same time
         report(sweep)
-    over, total = sweep.progress()
     if over < total:
         print(f"{total - over} of {total} trials are not finished: run the same command again to continue")
     failed = {number: trial.user_attrs for number, trial in attempts.items() if state_of(trial) == "failed"}
@@ -61,25 +52,3 @@ def run_sweep(
         print(f"error: trial {number} failed: {known['error']} (see {known['log']})", file=sys.stderr)
     if failed:
         sys.exit(1)
-
-
-def _require_free_options(plan: Plan, others: Sequence[str]) -> None:
-    """Raise :class:`InputError` if the command line has an option that the sweep sets itself."""
-    given = {word.partition("=")[0].removeprefix("--") for word in others if word.startswith("--")}
-    for name in sorted(given & {*plan.space, "name", "runs_folder", "ckpt_path", "config"}):
-        raise InputError(f"--{name} is set by the sweep for each trial: remove it")
-
-
-def require_options(plan: Plan, others: Sequence[str]) -> None:
-    """Let ``fit`` parse the command line of one trial, to report unknown options before any training."""
-    params = {
-        name: domain.choices[0] if isinstance(domain, CategoricalDistribution) else domain.low
-        for name, domain in plan.space.items()
-    }
-    words = [f"{plan.task}.fit", *plan.arguments(params), *others, "--print_config"]
-    try:
-        with mock.patch.object(sys, "argv", words), contextlib.redirect_stdout(io.StringIO()):
-            importlib.import_module(f"{plan.task}.fit").main()
-    except SystemExit as end:
-        if end.code:  # fit has printed the error
-            raise

@@ -2,14 +2,16 @@
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from optuna import distributions
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from experiments.runs import MODULES, as_arguments, plain, read_config
+from experiments.options import as_arguments, plain, read_config, require_whole
+from experiments.runs import MODULES
+from experiments.tables import shown_params
 from mobile_former.errors import InputError, first_line, nearest
 
 CHOICES = {"direction": ("maximize", "minimize"), "score": ("best", "last"), "sampler": ("tpe", "random", "grid")}
@@ -26,18 +28,15 @@ class Plan:
         task: "classification" or "detection".
         config: file name or path of the task's training config.
         space: the search space, a dictionary from an option of ``fit`` to the distribution of its values.
-        points: one dictionary for each trial, with the parameters that are fixed before it starts. In a grid, these are
-            all parameters. With other samplers, the dictionaries are empty.
+        points: the parameters of each trial that are fixed before it starts: all in a grid, none with other samplers.
         options: dictionary from an option of ``fit`` to the value that all trials share.
-        models: dictionary from each value of the parameter "model" to the options that it stands for. Empty: the space
-            has options only.
+        models: the options that each value of the parameter "model" stands for, if the space has this parameter.
         metric: the score or loss to optimise, a column of ``metrics.csv``.
         direction: "maximize" or "minimize".
         score: "best" to rate a trial by its best epoch, or "last" to rate it by its last epoch.
         sampler: "tpe", "random" or "grid".
-        pruner: dictionary with ``startup_trials`` and ``warmup_epochs`` of Optuna's median pruner. No trial is pruned
-            (stopped early) before ``startup_trials`` trials have finished, or in its own first ``warmup_epochs``
-            epochs. None disables pruning.
+        pruner: ``startup_trials`` and ``warmup_epochs`` of Optuna's median pruner. No trial is pruned (stopped early)
+            before ``startup_trials`` trials have finished, or in its own first ``warmup_epochs`` epochs. None: never.
         seed: the seed of the sampler.
         runs: the folder of the training runs; None for the output folder of the sweep. Several sweeps may share a
             folder. A run that occurs in several sweeps is then trained once.
@@ -64,35 +63,33 @@ class Plan:
 
     def arguments(self, params: dict) -> list[str]:
         """Return the command-line arguments of ``fit`` for one trial, without the folder and name of the run."""
-        options = {name: value for name, value in params.items() if name != "model"}
-        return ["--config", self.config, *as_arguments(self.options | options | self.models.get(params.get("model"), {}))]
+        own = {name: value for name, value in params.items() if name != "model"}
+        return ["--config", self.config, *as_arguments(self.options | own | self.models.get(params.get("model"), {}))]
+
+    def example(self) -> dict:
+        """Return the parameters of a possible trial."""
+        low = {name: domain.low for name, domain in self.space.items() if hasattr(domain, "low")}
+        return {name: low[name] if name in low else self.space[name].choices[0] for name in self.space}
 
     def run_name(self, number: int, params: dict) -> str:
         """Return the name of a trial's run. In a shared folder, the same run has the same name in every sweep."""
         return plain(shown_params(params)) if self.runs or self.models else f"trial-{number}"
 
     def identity(self) -> dict:
-        """Return the settings that must be equal in all calls of a sweep, in types that JSON preserves.
-
-        The number of trials, the seeds of a grid and the folder of the runs may change.
-        """
+        """Return the settings that all calls of a sweep share, as JSON. Trials and the seeds of a grid may be added."""
         space = {name: distributions.distribution_to_json(domain) for name, domain in self.space.items()}
         return json.loads(json.dumps(vars(self) | {"space": space, "points": None, "runs": None}))
 
 
 def read_plan(path: Path, trials: int | None = None) -> Plan:
-    """Read a sweep's config.
-
-    Args:
-        path: path of the YAML file.
-        trials: number of trials, or of a grid's first points. None: the number in the config, or all points.
+    """Read a sweep's config. ``trials`` is the number of trials, or of a grid's first points, if not the config's.
 
     Raises:
         InputError: the file is not the config of a sweep, or ``trials`` is less than 1.
     """
     known = {*Plan.__dataclass_fields__, "trials"} - {"points", "models"}
     content = read_config(path, sorted(known), ("task", "config", "space"), "sweep")
-    _require_whole("--trials", 1 if trials is None else trials, 1)
+    require_whole("--trials", 1 if trials is None else trials, 1)
     try:
         return _plan(content, trials)
     except InputError as error:
@@ -100,10 +97,7 @@ def read_plan(path: Path, trials: int | None = None) -> Plan:
 
 
 def grid_points(values: dict[str, Sequence]) -> list[dict]:
-    """Return all combinations of the values of options: all with the first seed, then all with the second, and so on.
-
-    After the first seed of an interrupted grid, every combination has a result.
-    """
+    """Return all combinations of the options' values: all with the first seed, then all with the second, and so on."""
     names = sorted(values, key=lambda name: name not in REPEATS)
     return [dict(zip(names, point, strict=True)) for point in itertools.product(*map(values.get, names))]
 
@@ -119,11 +113,15 @@ def _plan(content: dict, trials: int | None) -> Plan:
             raise InputError(f"{name} is {content[name]!r}: {nearest(str(content[name]), known)}")
     if twice := content["space"].keys() & content["options"].keys():
         raise InputError(f"{min(twice)} is in both space and options: remove it from one of them")
-    budget = content.pop("trials", None)
-    _require_whole("trials", 20 if budget is None else budget, 1)
-    _require_whole("seed", content.get("seed", 0), 0)
-    pruner = content.get("pruner", True)
-    content["pruner"] = _pruner({} if pruner is True else pruner)
+    budget, pruner = content.pop("trials", None), content.get("pruner", True)
+    require_whole("trials", 20 if budget is None else budget, 1)
+    require_whole("seed", content.get("seed", 0), 0)
+    given = pruner if isinstance(pruner, dict) else {}
+    if type(pruner) not in (bool, dict) or given.keys() - PRUNER.keys():
+        raise InputError(f"pruner is {pruner!r}: give true, false, or {', '.join(PRUNER)}")
+    for name, value in given.items():
+        require_whole(f"pruner: {name}", value, 0)
+    content["pruner"] = None if pruner is False else PRUNER | given
     space = content["space"] = {name: _domain(f"space, {name}", given) for name, given in content["space"].items()}
     if content["sampler"] != "grid":
         return Plan(**content, points=[{}] * (trials or budget or 20))
@@ -137,8 +135,7 @@ def _plan(content: dict, trials: int | None) -> Plan:
 
 
 def _domain(where: str, given: object) -> BaseDistribution:
-    if isinstance(given, dict) and set(given) == {"choices"}:
-        given = given["choices"]
+    given = given["choices"] if isinstance(given, dict) and set(given) == {"choices"} else given
     if isinstance(given, list):
         if not given or len(set(map(json.dumps, given))) < len(given):
             raise InputError(f"{where}: give at least one value, and no value twice")
@@ -146,22 +143,14 @@ def _domain(where: str, given: object) -> BaseDistribution:
         return CategoricalDistribution([json.dumps(value) if isinstance(value, list) else value for value in given])
     if not isinstance(given, dict):
         raise InputError(f"{where}: give a list of values, or {{low: …, high: …}}")
-    numbers = {key: _number(value) for key, value in given.items()}
-    whole = not any(isinstance(value, float) for value in numbers.values())
     try:
+        # YAML reads numbers such as 1e-3 as strings.
+        numbers = {key: float(value) if isinstance(value, str) else value for key, value in given.items()}
+        whole = not any(isinstance(value, float) for value in numbers.values())
         return (IntDistribution if whole else FloatDistribution)(**numbers)
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{where}: {first_line(error)}; give the numbers low and high, and optionally step, or log: true"
-        ) from None
-
-
-def _number(value: object) -> object:
-    """Convert a string to a float if it is a number: YAML reads numbers such as 1e-3 as strings."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+        hint = "give the numbers low and high, and optionally step, or log: true"
+        raise InputError(f"{where}: {first_line(error)}; {hint}") from None
 
 
 def _grid_values(name: str, domain: BaseDistribution) -> list:
@@ -170,36 +159,3 @@ def _grid_values(name: str, domain: BaseDistribution) -> list:
     if domain.log or domain.step is None:
         raise InputError(f"space, {name}: a grid needs a step or a list of values")
     return [domain.low + number * domain.step for number in range(round((domain.high - domain.low) / domain.step) + 1)]
-
-
-def _pruner(given: object) -> dict | None:
-    if given is False:
-        return None
-    if not isinstance(given, dict) or given.keys() - PRUNER.keys():
-        raise InputError(f"pruner is {given!r}: give true, false, or {', '.join(PRUNER)}")
-    for name, value in given.items():
-        _require_whole(f"pruner: {name}", value, 0)
-    return PRUNER | given
-
-
-def _require_whole(name: str, value: object, least: int) -> None:
-    if type(value) is not int or value < least:
-        raise InputError(f"{name} is {value!r}: give a whole number of at least {least}")
-
-
-def short_names(names: Iterable[str]) -> list[str]:
-    """Return the part after the last dot of each option, or the whole option if two options share that part."""
-    names = list(names)
-    last = [name.rpartition(".")[2] for name in names]
-    return [short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)]
-
-
-def shown_params(params: dict) -> str:
-    """Return the parameters of a trial and their values in one line of text."""
-    pairs = zip(short_names(params), params.values(), strict=True)
-    return ", ".join(f"{name} {shown_value(value)}" for name, value in pairs)
-
-
-def shown_value(value: object) -> str:
-    """Return a parameter's value as text. A float has three significant digits, and None becomes "none"."""
-    return "none" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -9,7 +9,8 @@ import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.runs import Training, without_machine_options
+from experiments.options import without_machine_options
+from experiments.runs import Training
 from experiments.sweep.plan import Plan
 from experiments.sweep.storage import alone, open_storage, retry
 from mobile_former.errors import InputError
@@ -30,24 +31,24 @@ class Sweep:
         output: the folder of the report. It also holds the runs unless ``plan.runs`` names another folder.
         url: the SQLAlchemy URL of the database.
         others: further command-line options of every trial.
-        may_begin: whether the sweep may be new. False: a sweep that is not in the database is an error.
+        may_begin: whether the sweep may be new.
 
     Raises:
-        InputError: the database cannot be opened. Also raised if the sweep was begun with another config or by an
-            earlier version of the command.
+        InputError: the database cannot be opened, or has this sweep with another config, of an earlier version of the
+            command, or not at all although it may not be new.
     """
 
     def __init__(self, plan: Plan, name: str, output: Path, url: str, others: Sequence[str], *, may_begin: bool = True):
         self.plan, self.name, self.output, self.url, self.others = plan, name, output, url, list(others)
         self.storage = open_storage(url, may_begin=may_begin)
         self._refuse_earlier_version()
+        pruner = optuna.pruners.NopPruner()
+        if plan.pruner:
+            startup, warmup = plan.pruner["startup_trials"], plan.pruner["warmup_epochs"]
+            pruner = optuna.pruners.MedianPruner(startup, n_warmup_steps=warmup + 1)
         with alone(url):
             if not may_begin and name not in optuna.get_all_study_names(self.storage):
                 raise InputError(f"the sweep {name!r} was not begun in this database: there is nothing to report")
-            pruner = optuna.pruners.NopPruner()
-            if plan.pruner:
-                startup, warmup = plan.pruner["startup_trials"], plan.pruner["warmup_epochs"]
-                pruner = optuna.pruners.MedianPruner(startup, n_warmup_steps=warmup + 1)
             self.study = optuna.create_study(
                 storage=self.storage, pruner=pruner, study_name=name, direction=plan.direction, load_if_exists=True
             )
@@ -73,9 +74,7 @@ class Sweep:
     def retry_failed(self) -> None:
         """Let the trials whose training failed run again."""
         with alone(self.url):
-            for trial in self.last_attempts().values():
-                if state_of(trial) == "failed":
-                    retry(self.study, copy.deepcopy(trial))
+            self._repeat("failed")
 
     def claim(self) -> optuna.Trial | None:
         """Take the next trial and return it with all of its parameters, or None if no trial is free.
@@ -85,16 +84,11 @@ class Sweep:
         """
         with alone(self.url):
             optuna.storages.fail_stale_trials(self.study)
-            remaining, attempts = list(self.plan.points), self.last_attempts().values()
-            for trial in attempts:
-                if _point(trial) in remaining:
-                    remaining.remove(_point(trial))
-                if trial.state == TrialState.FAIL and state_of(trial) == "unfinished":
-                    retry(self.study, copy.deepcopy(trial))
-            if remaining and not self._waiting():
-                number = 1 + max((trial.user_attrs["number"] for trial in self.study.get_trials()), default=-1)
-                self.study.enqueue_trial(remaining[0], user_attrs={"number": number})
+            self._repeat("unfinished")
             if not (waiting := self._waiting()):
+                self._add_trial()
+                waiting = self._waiting()
+            if not waiting:
                 return None
             # Optuna never fails a running trial without any heartbeat, so the trial gets one before it is running.
             self.storage.record_heartbeat(waiting[0]._trial_id)
@@ -105,19 +99,29 @@ class Sweep:
                 self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
             return self.study.ask(self.plan.space)
 
+    def _repeat(self, state: str) -> None:
+        for trial in self.last_attempts().values():
+            if trial.state == TrialState.FAIL and state_of(trial) == state:
+                retry(self.study, copy.deepcopy(trial))
+
     def _waiting(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
+    def _add_trial(self) -> None:
+        remaining, numbers = list(self.plan.points), [trial.user_attrs["number"] for trial in self.study.get_trials()]
+        for point in map(_point, self.last_attempts().values()):
+            if point in remaining:
+                remaining.remove(point)
+        if remaining:
+            self.study.enqueue_trial(remaining[0], user_attrs={"number": 1 + max(numbers, default=-1)})
+
     def _record_config(self) -> None:
-        """Record the config in the study; raise an error if the study has another one."""
         new = self.plan.identity() | {"command line": " ".join(without_machine_options(self.others))}
         known = self.study.user_attrs.get("plan", new)
         if changed := [name for name in known | new if known.get(name) != new.get(name)]:
             changes = [f"{name} was {json.dumps(known.get(name))}, now {json.dumps(new.get(name))}" for name in changed]
-            raise InputError(
-                f"the study {self.name!r} was begun with another config ({'; '.join(changes)}): give another --output "
-                "or --storage"
-            )
+            hint = "give another --output or --storage"
+            raise InputError(f"the study {self.name!r} was begun with another config ({'; '.join(changes)}): {hint}")
         if "plan" not in self.study.user_attrs:
             self.study.set_user_attr("plan", new)
 
@@ -125,8 +129,7 @@ class Sweep:
         begun = (self.output / "options.json").is_file()  # of a comparison
         if sqlalchemy.inspect(self.storage.engine).has_table("mobile_former_plans"):
             with self.storage.engine.connect() as connection:
-                query = sqlalchemy.text("SELECT study FROM mobile_former_plans")
-                begun |= self.name in connection.scalars(query).all()
+                begun |= self.name in connection.scalars(sqlalchemy.text("SELECT study FROM mobile_former_plans")).all()
         if begun:
             raise InputError(
                 f"{self.name!r} was begun by an earlier version of this command: finish it with that version (git "

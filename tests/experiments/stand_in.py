@@ -16,7 +16,7 @@ def stand_in_for_fit() -> None:
         return [sys.executable, "-m", "tests.experiments.stand_in_training", *training.arguments, *location]
 
     runs.Training.command = property(stand_in)
-    command.require_options = lambda plan, others: None
+    command.require_options = lambda task, arguments: None
 
 
 if __name__ == "__main__":

@@ -57,7 +57,9 @@ def test_a_failed_run_is_reported_and_does_not_stop_the_others(compared):
     output, first, again, _ = compared
     for result, count in ((first, 1), (again, 2)):
         assert result.returncode == 1
-        failed = re.findall(r"^error: trial \d+ failed: no model .*'mobile_former_27m'.*see .*log\)$", result.stderr, re.M)
+        failed = re.findall(
+            r"^error: trial \d+ failed: no model .*'mobile_former_27m'.*see .*log\)$", result.stderr, re.M
+        )
         assert len(failed) == count
     rows = json.loads((output / "comparison.json").read_text())
     assert [row["label"] for row in rows] == ["Mobile-Former-26M", "MobileNetV2 (0.35)"]
@@ -88,7 +90,7 @@ def test_the_reported_numbers_are_those_of_the_runs(compared):
 
 @pytest.mark.slow
 def test_seeds_may_be_added_and_finished_runs_are_kept(compared):
-    output, first, again, times = compared
+    _, first, again, times = compared
     assert len(times) == 2
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert len(re.findall(r"^\[\d/3\] trial \d: model .*, seed_everything 0  val/top1 ", first.stdout, re.M)) == 3
@@ -102,7 +104,9 @@ def test_other_options_for_runs_that_exist_are_refused(compared, colours):
     command = ("experiments.compare", "--config", str(config), "--data.root", str(colours))
     result = run_module(*command, "--trainer.max_epochs", "3", cwd=output.parents[2])
     assert result.returncode == 1
-    assert re.search(r"error: the study 'colours' was begun with another config .* give another --output", result.stderr)
+    assert re.search(
+        r"error: the study 'colours' was begun with another config .* give another --output", result.stderr
+    )
 
 
 @pytest.mark.slow
@@ -119,7 +123,17 @@ def test_detectors_are_compared_on_the_test_images_too(tmp_path):
     }
     plan = {"task": "detection", "models": models, "options": options, "split": "test", "seeds": [0]}
     write_plan(tmp_path / "coco.yaml", **plan)
-    command = ("experiments.compare", "--config", "coco.yaml", "--data.root", "coco", "--output", "out", "--workers", "2")
+    command = (
+        "experiments.compare",
+        "--config",
+        "coco.yaml",
+        "--data.root",
+        "coco",
+        "--output",
+        "out",
+        "--workers",
+        "2",
+    )
     result = run_module(*command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "out" / "comparison.json").read_text())
@@ -166,4 +180,5 @@ def test_a_models_options_take_the_place_of_its_label(tmp_path):
     assert plan.arguments({"seed_everything": 1, "model": "other"}) == [
         "--config", "finetune.yaml", "--a", "1", "--b", "2", "--seed_everything", "1", "--model.name", "x",
     ]  # fmt: skip
-    assert plan.run_name(3, plan.points[0]) == "seed_everything-0-model-mobile-former-26m"
+    params = {"model": "Mobile-Former-26M", "seed_everything": 0}
+    assert plan.run_name(3, params) == "model-mobile-former-26m-seed_everything-0"

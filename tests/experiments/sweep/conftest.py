@@ -22,6 +22,7 @@ from experiments.sweep.__main__ import main
 from experiments.sweep.plan import read_plan
 from experiments.sweep.study import Sweep
 from experiments.sweep.worker import run_trials
+from tests.conftest import ROOT
 from tests.experiments.stand_in import stand_in_for_fit
 
 RATE = {"low": 1e-5, "high": 1e-1, "log": True}
@@ -59,6 +60,7 @@ def stand_in(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "PAUSE", 0.05)
     stand_in_for_fit()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("STAND_IN_LIST", str(tmp_path / "list"))
 
 

@@ -55,7 +55,11 @@ def test_numbers_that_yaml_reads_as_strings_are_numbers(tmp_path):
 
 
 def test_a_grid_has_all_points_and_the_seeds_last(tmp_path):
-    space = {"seed_everything": [0, 1], "model.ablation": [None, "relu"], "data.batch_size": {"low": 8, "high": 16, "step": 8}}
+    space = {
+        "seed_everything": [0, 1],
+        "model.ablation": [None, "relu"],
+        "data.batch_size": {"low": 8, "high": 16, "step": 8},
+    }
     config = write_config(tmp_path / "grid.yaml", space=space, sampler="grid", trials="absent")
     plan = read_plan(config)
     assert [tuple(point.values()) for point in plan.points] == [

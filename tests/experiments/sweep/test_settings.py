@@ -5,7 +5,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from experiments.sweep.plan import ANY_SEED, Plan, grid_points
-from experiments.sweep.settings import baseline, differences, group
+from experiments.sweep.settings import baseline, group
 
 SPACE = {"model.ablation": CategoricalDistribution(["relu", None, "tokens=1"]), "seed_everything": ANY_SEED}
 POINTS = grid_points({"model.ablation": ["relu", None, "tokens=1"], "seed_everything": [0, 1, 2, 7, 8]})
@@ -24,14 +24,24 @@ def trials(ablation, values, state=TrialState.COMPLETE):
     ]
 
 
+def grouped(trials, plan):
+    return group(dict(enumerate(trials)), plan)
+
+
+def differences(trials, plan):
+    return [setting.difference for setting in grouped(trials, plan)]
+
+
 NONE = trials(None, {0: 0.5, 1: 0.6, 2: 0.7, 7: 0.1})
 RELU = trials("relu", {2: 0.9, 1: 0.6, 0: 0.6, 8: 0.9})
 
 
 def test_differences_from_the_baseline_are_paired_by_seed():
-    settings = group([*RELU, *NONE, *trials("tokens=1", {0: 0.4996})], plan())
-    assert [list(setting.trials) for setting in settings] == [["2", "1", "0", "8"], ["0", "1", "2", "7"], ["0"]]
-    found, itself, single = differences(plan(), settings)
+    settings = grouped([*RELU, *NONE, *trials("tokens=1", {0: 0.4996})], plan())
+    assert [setting.trials for setting in settings] == [
+        {"2": 0, "1": 1, "0": 2, "8": 3}, {"0": 4, "1": 5, "2": 6, "7": 7}, {"0": 8},
+    ]  # fmt: skip
+    found, itself, single = [setting.difference for setting in settings]
     assert itself is None
     # Differences 0.2, 0 and 0.1: standard deviation 0.1. The 97.5 % quantile of Student's t (2 degrees) is 4.30265.
     assert found["values"] == pytest.approx({"2": 0.2, "1": 0.0, "0": 0.1})
@@ -42,16 +52,16 @@ def test_differences_from_the_baseline_are_paired_by_seed():
 
 
 def test_without_a_common_seed_or_a_baseline_there_is_no_difference():
-    assert differences(plan(sampler="tpe"), group([*RELU, *NONE], plan())) == [None, None]  # of a grid only
-    assert differences(plan(), group(RELU, plan())) == [None]  # the baseline is not trained yet
-    assert differences(plan(), group([*trials("relu", {3: 0.5}), *NONE], plan())) == [None, None]
+    assert differences([*RELU, *NONE], plan(sampler="tpe")) == [None, None]  # of a grid only
+    assert differences(RELU, plan()) == [None]  # the baseline is not trained yet
+    assert differences([*trials("relu", {3: 0.5}), *NONE], plan()) == [None, None]
 
 
 def test_only_complete_trials_are_grouped_and_only_if_something_is_repeated():
     pruned = trials("relu", {0: 0.5}, TrialState.PRUNED)
-    assert [len(setting.trials) for setting in group([*pruned, *NONE], plan())] == [4]
+    assert [len(setting.trials) for setting in grouped([*pruned, *NONE], plan())] == [4]
     single = Plan("classification", "", {"model.ablation": SPACE["model.ablation"]}, [{}])
-    assert group(NONE, single) == []
+    assert grouped(NONE, single) == []
 
 
 def test_the_baseline_is_null_if_it_is_a_choice_and_otherwise_the_first_value():

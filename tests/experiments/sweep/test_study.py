@@ -98,7 +98,9 @@ def test_the_points_of_a_grid_are_taken_in_order_and_repeated_after_a_failure(ur
 def test_seeds_and_trials_may_be_added_later(url, tmp_path):
     path = tmp_path / "grid.yaml"
     for seeds in ([0], [0, 1], [1, 0, 5]):
-        sweep = open_sweep(write_config(path, space=SEEDS | {"seed_everything": seeds}, sampler="grid", trials="absent"), url)
+        sweep = open_sweep(
+            write_config(path, space=SEEDS | {"seed_everything": seeds}, sampler="grid", trials="absent"), url
+        )
         while (trial := sweep.claim()) is not None:
             sweep.study.tell(trial, 0.5)
     assert [trial.params["seed_everything"] for trial in sweep.last_attempts().values()] == [0, 0, 1, 1, 5, 5]
@@ -111,7 +113,7 @@ def test_another_config_in_the_same_study_is_refused(tmp_path):
     open_sweep(write_config(path), url)
     open_sweep(path, url, ["--data.root", "here", "--data.num_workers=3"])
     open_sweep(write_config(path, trials=7, runs="elsewhere"), url, may_begin=False)
-    with pytest.raises(InputError, match="command line was .*, now .*--trainer.max_epochs 3"):
+    with pytest.raises(InputError, match=r"command line was .*, now .*--trainer\.max_epochs 3"):
         open_sweep(path, url, ["--trainer.max_epochs", "3"])
     write_config(path, space={"model.learning_rate": RATE | {"high": 1.0}})
     for may_begin in (True, False):

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 
 import pytest
 import torch
@@ -122,7 +121,7 @@ def test_a_run_that_another_sweep_is_training_is_waited_for_and_not_trained_agai
     trainings = [sweep.training(trial) for sweep, trial in zip(sweeps, trials, strict=True)]
     for training in trainings:
         training.require_same_options()
-    processes = [worker._start(training, 1) for training in trainings]
+    processes = [training.start(1) for training in trainings]
     assert [process.wait(60) for process in processes] == [0, 0]
     for process in processes:
         process.stdin.close()
@@ -178,9 +177,7 @@ def fit(folder, data, *, stop=None):
         stopped.send_signal(stop)
         assert stopped.wait(90) == (143 if stop == signal.SIGTERM else -stop)
         assert not run.is_finished
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=True
-    )
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=True)
     content = torch.load(run.last, map_location="cpu", weights_only=True)
     assert content["global_step"] == 15
     history = [row["val/top1"] for row in run.history() if "val/top1" in row]
