@@ -20,20 +20,20 @@ CONFIGS = Path(__file__).parent / "configs"
 MACHINE_OPTIONS = ("data.root", "data.num_workers")  # may differ between the machines of a sweep
 
 
-def trainings_parser(command: str, purpose: str, *, config: str, each: str) -> argparse.ArgumentParser:
+def trainings_parser(command: str, doc: str, *, config: str, each: str) -> argparse.ArgumentParser:
     """Return a parser with the options that the commands ``compare`` and ``sweep`` have in common.
 
     Its help text explains that all other options are passed to ``fit``.
 
     Args:
         command: ``"compare"`` or ``"sweep"``.
-        purpose: description of the command in one line.
+        doc: docstring of the command, whose first line describes it.
         config: help text of ``--config``.
         each: noun for one training in the help text, such as "run" or "trial".
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{command}",
-        description=purpose,
+        description=doc.partition("\n")[0],
         epilog=f"Any other option is passed to fit in every {each}, for example --data.root DIR.",
         allow_abbrev=False,
     )

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.options import require_free_options, require_options
+from experiments.options import require_free_options, require_options, require_whole
 from experiments.sweep.plan import Plan
 from experiments.sweep.storage import alone
 from experiments.sweep.study import Sweep, state_of
@@ -16,39 +16,32 @@ from mobile_former.errors import InputError
 def run_sweep(
     command: str, plan: Plan, options: argparse.Namespace, others: Sequence[str], report: Callable[[Sweep], None]
 ) -> None:
-    """Run the trials of a sweep, then write its report. With ``--workers 0``, only write the report.
+    """Run the trials of a sweep or comparison, then write its report. If trials have failed, exit with status 1.
 
-    If trials have failed, print their errors and exit with status 1.
-
-    Args:
-        command: "sweep" or "compare".
-        plan: the sweep's config.
-        options: the options of :func:`~experiments.options.trainings_parser`.
-        others: further command-line options of every trial.
-        report: function that writes the report.
+    ``options`` are those of :func:`~experiments.options.trainings_parser`, and ``others`` are passed to every trial.
     """
     if sys.platform == "win32":
         raise InputError(f"{command} runs on Linux and macOS: on Windows, run this command in WSL")
-    if options.workers < 0:
-        raise InputError(f"--workers is {options.workers}: give 0 (only write the report) or more")
+    require_whole("--workers", options.workers, 0)
     require_free_options(others, plan.space)
     output = options.output or Path("runs") / command / options.config.stem
     url = options.storage or f"sqlite:///{output / 'study.db'}"
     sweep = Sweep(plan, options.config.stem, output, url, others, may_begin=options.workers > 0)
     if options.workers:
         if not sweep.last_attempts():
-            require_options(plan.task, [*plan.arguments(plan.example()), *others])
-        sweep.retry_failed()
+            first = {name: domain.to_external_repr(getattr(domain, "low", 0)) for name, domain in plan.space.items()}
+            require_options(plan.task, [*plan.arguments(first), *others])
+        with alone(url):
+            sweep.repeat("failed")
         run_trials(sweep, options.workers)
-    attempts, (over, total) = sweep.last_attempts(), sweep.progress()
-    if not attempts:
+    if not (attempts := sweep.last_attempts()):
         raise InputError(f"the sweep {sweep.name!r} has nothing to report: no trial was begun")
     with alone(url):  # several workers may finish at the same time
         report(sweep)
+    over, total = sweep.progress()
     if over < total:
         print(f"{total - over} of {total} trials are not finished: run the same command again to continue")
-    failed = {number: trial.user_attrs for number, trial in attempts.items() if state_of(trial) == "failed"}
-    for number, known in failed.items():
-        print(f"error: trial {number} failed: {known['error']} (see {known['log']})", file=sys.stderr)
-    if failed:
+    if failed := [trial.user_attrs for trial in attempts.values() if state_of(trial) == "failed"]:
+        for known in failed:
+            print(f"error: trial {known['number']} failed: {known['error']} (see {known['log']})", file=sys.stderr)
         sys.exit(1)

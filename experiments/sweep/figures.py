@@ -1,7 +1,4 @@
-"""The figures of a sweep's report: Optuna's, and one of settings with several seeds, which Optuna does not have."""
-
-import statistics
-from collections.abc import Sequence
+"""Optuna's figures of a sweep."""
 
 import optuna
 from matplotlib import pyplot, rc_context
@@ -10,20 +7,12 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 
 from experiments.sweep.plan import Plan
-from experiments.sweep.settings import Setting
-from experiments.tables import shown, spread
-from mobile_former.training.run.figures import COLOURS
 
 pyplot.switch_backend("agg")
 
 
 def draw(trials: dict[int, FrozenTrial], plan: Plan) -> dict[str, Figure]:
-    """Return a dictionary from a file name to its figure, without the figures for which there are too few trials.
-
-    Args:
-        trials: dictionary from a trial's number to its last attempt.
-        plan: the sweep's config.
-    """
+    """Return a dictionary from a file name to a figure of trials by number, if there are enough trials for it."""
     study, figures = optuna.create_study(direction=plan.direction), {}  # in memory, of the last attempts only
     for number in range(max(trials) + 1):
         ended = number in trials and trials[number].state.is_finished()
@@ -51,21 +40,3 @@ def draw(trials: dict[int, FrozenTrial], plan: Plan) -> dict[str, Figure]:
         figures["parallel_coordinates.png"] = axes.figure
     pyplot.close("all")
     return figures
-
-
-def draw_settings(settings: Sequence[Setting], plan: Plan) -> Figure:
-    """Draw one row for each setting: its scores, their mean and their standard deviation."""
-    figure = Figure(figsize=(7, 1.4 + 0.5 * len(settings)), layout="constrained")
-    axis, labels = figure.subplots(), []
-    for row, setting in enumerate(settings):
-        values, colour = list(setting.values.values()), COLOURS[row % len(COLOURS)]
-        axis.plot(values, [row] * len(values), linestyle="", marker="o", color=colour, alpha=0.4)
-        style = {"marker": "D", "markersize": 7, "capsize": 4, "color": colour}
-        axis.errorbar(statistics.mean(values), row, xerr=spread(values), **style)
-        labels.append(f"{', '.join(shown(setting.params).values())} (n={len(values)})")
-    axis.set_yticks(range(len(settings)), labels, parse_math=False)
-    axis.set_ylabel(", ".join(shown(settings[0].params)))
-    axis.set_xlabel(f"{plan.score_label}: each seed, mean and standard deviation")
-    axis.set_ylim(len(settings) - 0.5, -0.5)  # the first on top
-    axis.grid(alpha=0.3, axis="x")
-    return figure

@@ -1,4 +1,4 @@
-"""Read the config of a sweep: the search space, the search method and the options of each trial."""
+"""Read the config of a sweep or a comparison: the trials, their options and the search method."""
 
 import itertools
 import json
@@ -33,13 +33,12 @@ class Plan:
         models: the options that each value of the parameter "model" stands for, if the space has this parameter.
         metric: the score or loss to optimise, a column of ``metrics.csv``.
         direction: "maximize" or "minimize".
-        score: "best" to rate a trial by its best epoch, or "last" to rate it by its last epoch.
+        score: the epoch by which a trial is rated, "best" or "last".
         sampler: "tpe", "random" or "grid".
-        pruner: ``startup_trials`` and ``warmup_epochs`` of Optuna's median pruner. No trial is pruned (stopped early)
-            before ``startup_trials`` trials have finished, or in its own first ``warmup_epochs`` epochs. None: never.
+        pruner: options of Optuna's median pruner. No trial is pruned (stopped early) before ``n_startup_trials`` trials
+            have finished, or in its own first epochs, less than ``n_warmup_steps``. None: never.
         seed: the seed of the sampler.
-        runs: the folder of the training runs; None for the output folder of the sweep. Several sweeps may share a
-            folder. A run that occurs in several sweeps is then trained once.
+        runs: the folder of the runs, which several sweeps may share; None for the output folder of the sweep.
     """
 
     task: str
@@ -66,11 +65,6 @@ class Plan:
         own = {name: value for name, value in params.items() if name != "model"}
         return ["--config", self.config, *as_arguments(self.options | own | self.models.get(params.get("model"), {}))]
 
-    def example(self) -> dict:
-        """Return the parameters of a possible trial."""
-        low = {name: domain.low for name, domain in self.space.items() if hasattr(domain, "low")}
-        return {name: low[name] if name in low else self.space[name].choices[0] for name in self.space}
-
     def run_name(self, number: int, params: dict) -> str:
         """Return the name of a trial's run. In a shared folder, the same run has the same name in every sweep."""
         return plain(shown_params(params)) if self.runs or self.models else f"trial-{number}"
@@ -96,7 +90,35 @@ def read_plan(path: Path, trials: int | None = None) -> Plan:
         raise InputError(f"{path}: {error}") from None
 
 
-def grid_points(values: dict[str, Sequence]) -> list[dict]:
+def read_comparison(path: Path, seeds: Sequence[int] | None = None) -> tuple[Plan, str]:
+    """Read the config file of a comparison, with other ``seeds`` if they are given.
+
+    Returns:
+        A tuple of the sweep, and the split: "val" to compare validation scores only, or "test" to score the best
+        checkpoints on the test data too.
+
+    Raises:
+        InputError: the file is not the config of a comparison.
+    """
+    names = ("task", "config", "models", "seeds", "options", "split")
+    content = read_config(path, names, names[:4], "comparison")
+    models, known, split = content["models"], content.pop("seeds"), content.pop("split", "val")
+    if split not in {"val", "test"}:
+        raise InputError(f"{path}: split is {split!r}: choose 'val' or 'test'")
+    if not isinstance(models, dict) or not all(isinstance(own, dict) and own for own in models.values()):
+        raise InputError(f"{path}: models must map each label to its options, such as 'ResNet: {{model.name: …}}'")
+    if not isinstance(known, list) or not all(type(seed) is int for seed in known):
+        raise InputError(f"{path}: seeds must be a list of whole numbers")
+    folders = [plain(label) for label in models]
+    if twice := [folder for folder in folders if folders.count(folder) > 1]:
+        raise InputError(f"{path}: two labels give the same folder name {twice[0]!r}: rename one of them")
+    points = _grid_points({"model": list(models), "seed_everything": list(dict.fromkeys(seeds or known))})
+    space = {"model": CategoricalDistribution(list(models)), "seed_everything": ANY_SEED}
+    metric = MODULES[content["task"]].monitor
+    return Plan(**content, space=space, points=points, metric=metric, score="last", sampler="grid"), split
+
+
+def _grid_points(values: dict[str, Sequence]) -> list[dict]:
     """Return all combinations of the options' values: all with the first seed, then all with the second, and so on."""
     names = sorted(values, key=lambda name: name not in REPEATS)
     return [dict(zip(names, point, strict=True)) for point in itertools.product(*map(values.get, names))]
@@ -121,7 +143,8 @@ def _plan(content: dict, trials: int | None) -> Plan:
         raise InputError(f"pruner is {pruner!r}: give true, false, or {', '.join(PRUNER)}")
     for name, value in given.items():
         require_whole(f"pruner: {name}", value, 0)
-    content["pruner"] = None if pruner is False else PRUNER | given
+    startup, warmup = (PRUNER | given).values()
+    content["pruner"] = {"n_startup_trials": startup, "n_warmup_steps": warmup + 1} if pruner is not False else None
     space = content["space"] = {name: _domain(f"space, {name}", given) for name, given in content["space"].items()}
     if content["sampler"] != "grid":
         return Plan(**content, points=[{}] * (trials or budget or 20))
@@ -131,7 +154,7 @@ def _plan(content: dict, trials: int | None) -> Plan:
     for name in set(REPEATS) & space.keys():
         if all(type(value) is int for value in values[name]):
             space[name] = ANY_SEED  # so that a later call may add seeds
-    return Plan(**content, points=grid_points(values)[:trials])
+    return Plan(**content, points=_grid_points(values)[:trials])
 
 
 def _domain(where: str, given: object) -> BaseDistribution:

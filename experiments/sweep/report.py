@@ -6,9 +6,8 @@ import json
 import shlex
 from dataclasses import asdict
 
-from optuna.trial import FrozenTrial
-
-from experiments.sweep.figures import draw, draw_settings
+from experiments.plots import draw_scores
+from experiments.sweep.figures import draw
 from experiments.sweep.plan import Plan
 from experiments.sweep.settings import Setting, baseline, group
 from experiments.sweep.study import Sweep, state_of
@@ -19,7 +18,11 @@ from mobile_former.whole_file import write_whole
 def report(sweep: Sweep) -> None:
     """Write ``trials.csv``, ``sweep.json``, ``sweep.md`` and the figures, and print the table of ``sweep.md``."""
     plan, trials = sweep.plan, sweep.last_attempts()
-    settings, records = group(trials, plan), [_record(number, trial) for number, trial in trials.items()]
+    settings, records = group(trials, plan), []
+    for number, trial in trials.items():
+        known = {name: value for name, value in trial.user_attrs.items() if name != "number" and value is not None}
+        record = {"trial": number, "state": state_of(trial), "value": trial.value, "params": trial.params}
+        records.append(record | known)
     sign = -1 if plan.direction == "maximize" else 1
     complete = sorted((each for each in records if each["state"] == "complete"), key=lambda each: sign * each["value"])
     content = {"task": plan.task, "metric": plan.metric, "score": plan.score, "direction": plan.direction}
@@ -35,7 +38,8 @@ def report(sweep: Sweep) -> None:
         write_whole(sweep.output / name, text.encode())
     figures = draw(trials, plan)
     if settings and plan.sampler == "grid":
-        figures["ablation.png"] = draw_settings(settings, plan)
+        scores = {", ".join(shown(each.params).values()): list(each.values.values()) for each in settings}
+        figures["ablation.png"] = draw_scores(scores, ", ".join(shown(settings[0].params)), plan.score_label)
     for name, figure in figures.items():
         figure.savefig(sweep.output / name, dpi=110, bbox_inches="tight")
     print(f"\n{table}\nwritten: {sweep.output}/: {', '.join([*tables, *figures])}")
@@ -67,12 +71,6 @@ def _trials_table(plan: Plan, records: list[dict]) -> str:
         row[plan.score_label] = "" if record["value"] is None else f"{record['value']:.4f}"
         rows.append(row | {"epochs": str(record.get("epochs", "")), "state": record["state"]})
     return as_table(rows)
-
-
-def _record(number: int, trial: FrozenTrial) -> dict:
-    known = {name: value for name, value in trial.user_attrs.items() if name != "number" and value is not None}
-
-    return {"trial": number, "state": state_of(trial), "value": trial.value, "params": trial.params, **known}
 
 
 def _csv(plan: Plan, records: list[dict]) -> str:

@@ -18,12 +18,11 @@ warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")  #
 
 HEARTBEAT = 10  # seconds between two heartbeats of a running trial
 GRACE = 60  # seconds without a heartbeat after which another worker takes the trial
-BUSY = 600  # seconds to wait for SQLite's lock, which is held for milliseconds
+SQLITE = {"timeout": 600, "isolation_level": None}  # wait for the lock; send no BEGIN but those below
 
 # Statements that wait for a lock of the whole database. It ends with the connection, also if the worker is killed.
 _LOCKS = {"postgresql": "SELECT pg_advisory_lock(1108)", "mysql": "SELECT GET_LOCK('mobile_former', -1)"}
-# The pip package of each database driver that SQLAlchemy imports.
-_DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+_PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # of drivers
 retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
 
 
@@ -42,11 +41,7 @@ def alone(url: str) -> Iterator[None]:
 
 
 def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
-    """Open Optuna's storage in a database, with heartbeats and repetition of trials whose worker died.
-
-    Args:
-        url: the SQLAlchemy URL of the database.
-        may_begin: whether a missing SQLite file may be created. False: a missing file is an error.
+    """Open Optuna's storage in a database, with heartbeats. ``may_begin``: create a missing SQLite file.
 
     Raises:
         InputError: the database cannot be opened. The message hides the password in the URL.
@@ -56,40 +51,26 @@ def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
     except sqlalchemy.exc.ArgumentError:
         raise InputError("--storage is not a database URL: give sqlite:///FILE or postgresql://HOST/NAME") from None
     shown, sqlite = f"--storage {parsed.render_as_string()}", parsed.get_backend_name() == "sqlite"
-    if not sqlite and parsed.get_backend_name() not in _LOCKS:
-        raise InputError(f"{shown} is not a supported database: give sqlite, postgresql or mysql")
     if sqlite:
         if parsed.database in (None, "", ":memory:"):
             raise InputError(f"{shown} is lost when the process ends: give sqlite:///FILE")
         if not may_begin and not Path(parsed.database).is_file():
             raise InputError(f"{parsed.database} does not exist: no trial was begun, and there is nothing to report")
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    elif parsed.get_backend_name() not in _LOCKS:
+        raise InputError(f"{shown} is not a supported database: give sqlite, postgresql or mysql")
     options = {"heartbeat_interval": HEARTBEAT, "grace_period": GRACE, "heartbeat_stale_trial_callback": retry}
     try:
         with alone(url):
-            storage = RDBStorage(url, {"connect_args": {"timeout": BUSY}} if sqlite else None, **options)
-            if sqlite:
-                _lock_from_the_start(storage.engine)
+            storage = RDBStorage(url, {"connect_args": SQLITE} if sqlite else None, **options)
+            if sqlite:  # a transaction that asks for the write lock later fails instead of waiting
+                sqlalchemy.event.listen(storage.engine, "begin", lambda each: each.exec_driver_sql("BEGIN IMMEDIATE"))
             return storage
     except ImportError as error:
         driver = getattr(error.__cause__ or error, "name", None) or parsed.get_driver_name()
-        raise InputError(f"{shown} needs {driver}: pip install {_DRIVERS.get(driver, driver)}") from None
+        raise InputError(f"{shown} needs {driver}: pip install {_PACKAGES.get(driver, driver)}") from None
     except Exception as error:  # each driver has its own exceptions
         # Cut the message late: half a password could not be hidden.
         reason = first_line(getattr(error, "orig", None) or error, longest=10_000)
         reason = reason.replace(str(parsed.password), "***") if parsed.password else reason
         raise InputError(f"cannot open {shown}: {reason}") from None
-
-
-def _lock_from_the_start(engine: sqlalchemy.Engine) -> None:
-    """Make SQLite's transactions take the write lock when they begin. If they ask for it later, SQLite may fail."""
-
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def connect(connection, _) -> None:
-        connection.isolation_level = None  # Python would send its own BEGIN later
-
-    @sqlalchemy.event.listens_for(engine, "begin")
-    def begin(connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    engine.dispose()  # close connections that were opened without the events

@@ -28,24 +28,21 @@ class Sweep:
     Args:
         plan: the sweep's config.
         name: the name of the study in the database.
-        output: the folder of the report. It also holds the runs unless ``plan.runs`` names another folder.
+        output: the folder of the report, and of the runs unless ``plan.runs`` names another folder.
         url: the SQLAlchemy URL of the database.
         others: further command-line options of every trial.
         may_begin: whether the sweep may be new.
 
     Raises:
-        InputError: the database cannot be opened, or has this sweep with another config, of an earlier version of the
-            command, or not at all although it may not be new.
+        InputError: the database cannot be opened, has no such sweep (unless ``may_begin``), or one that was begun with
+            another config or by an earlier version of the command.
     """
 
     def __init__(self, plan: Plan, name: str, output: Path, url: str, others: Sequence[str], *, may_begin: bool = True):
         self.plan, self.name, self.output, self.url, self.others = plan, name, output, url, list(others)
         self.storage = open_storage(url, may_begin=may_begin)
         self._refuse_earlier_version()
-        pruner = optuna.pruners.NopPruner()
-        if plan.pruner:
-            startup, warmup = plan.pruner["startup_trials"], plan.pruner["warmup_epochs"]
-            pruner = optuna.pruners.MedianPruner(startup, n_warmup_steps=warmup + 1)
+        pruner = optuna.pruners.NopPruner() if plan.pruner is None else optuna.pruners.MedianPruner(**plan.pruner)
         with alone(url):
             if not may_begin and name not in optuna.get_all_study_names(self.storage):
                 raise InputError(f"the sweep {name!r} was not begun in this database: there is nothing to report")
@@ -56,8 +53,8 @@ class Sweep:
 
     def last_attempts(self) -> dict[int, FrozenTrial]:
         """Return a dictionary from a trial's number to its last attempt, for all trials that were begun."""
-        attempts = {trial.user_attrs["number"]: trial for trial in self.study.get_trials(deepcopy=False)}
-        return {number: last for number, last in sorted(attempts.items()) if _point(last) in self.plan.points}
+        own = [each for each in self.study.get_trials(False) if each.system_attrs["fixed_params"] in self.plan.points]
+        return dict(sorted({trial.user_attrs["number"]: trial for trial in own}.items()))
 
     def training(self, trial: FrozenTrial | optuna.Trial) -> Training:
         """Return the training run of a trial, which is the same for all attempts."""
@@ -71,11 +68,6 @@ class Sweep:
         states = [state_of(trial) for trial in self.last_attempts().values()]
         return len(states) - states.count("unfinished"), max(len(states), len(self.plan.points))
 
-    def retry_failed(self) -> None:
-        """Let the trials whose training failed run again."""
-        with alone(self.url):
-            self._repeat("failed")
-
     def claim(self) -> optuna.Trial | None:
         """Take the next trial and return it with all of its parameters, or None if no trial is free.
 
@@ -84,11 +76,8 @@ class Sweep:
         """
         with alone(self.url):
             optuna.storages.fail_stale_trials(self.study)
-            self._repeat("unfinished")
-            if not (waiting := self._waiting()):
-                self._add_trial()
-                waiting = self._waiting()
-            if not waiting:
+            self.repeat("unfinished")
+            if not (waiting := self._waiting() or self._add_trial()):
                 return None
             # Optuna never fails a running trial without any heartbeat, so the trial gets one before it is running.
             self.storage.record_heartbeat(waiting[0]._trial_id)
@@ -99,21 +88,23 @@ class Sweep:
                 self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
             return self.study.ask(self.plan.space)
 
-    def _repeat(self, state: str) -> None:
+    def repeat(self, state: str) -> None:
+        """Let the trials in a state, "failed" or "unfinished", run again, except those that are waiting or running."""
         for trial in self.last_attempts().values():
             if trial.state == TrialState.FAIL and state_of(trial) == state:
                 retry(self.study, copy.deepcopy(trial))
 
     def _waiting(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return self.study.get_trials(False, (TrialState.WAITING,))
 
-    def _add_trial(self) -> None:
+    def _add_trial(self) -> list[FrozenTrial]:
         remaining, numbers = list(self.plan.points), [trial.user_attrs["number"] for trial in self.study.get_trials()]
-        for point in map(_point, self.last_attempts().values()):
-            if point in remaining:
-                remaining.remove(point)
+        for trial in self.last_attempts().values():
+            if trial.system_attrs["fixed_params"] in remaining:
+                remaining.remove(trial.system_attrs["fixed_params"])
         if remaining:
             self.study.enqueue_trial(remaining[0], user_attrs={"number": 1 + max(numbers, default=-1)})
+        return self._waiting()
 
     def _record_config(self) -> None:
         new = self.plan.identity() | {"command line": " ".join(without_machine_options(self.others))}
@@ -143,8 +134,3 @@ def state_of(trial: FrozenTrial) -> str:
         return "unfinished"
     states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
     return states.get(trial.state, "unfinished")
-
-
-def _point(trial: FrozenTrial) -> dict:
-    """Return the parameters that were fixed before the trial started, an entry of :attr:`Plan.points`."""
-    return trial.system_attrs["fixed_params"]

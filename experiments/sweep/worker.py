@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
@@ -37,10 +37,11 @@ def run_trials(sweep: Sweep, count: int) -> None:
         with ThreadPoolExecutor(count) as pool:
             threads = [pool.submit(_run_trials, sweep, count, stopped) for _ in range(count)]
             try:
-                for thread in threads:
-                    thread.result()
+                wait(threads, return_when=FIRST_EXCEPTION)
             finally:
                 stopped.set()
+        for thread in threads:
+            thread.result()
     except (SQLAlchemyError, StorageInternalError) as error:
         reason = first_line(error.__cause__ or error)
         raise InputError(f"the database failed: {reason}; run the same command again to continue") from error
@@ -50,18 +51,14 @@ def run_trials(sweep: Sweep, count: int) -> None:
 
 def _run_trials(sweep: Sweep, count: int, stopped: threading.Event) -> None:
     """Run one trial at a time until all trials have ended or the worker is stopped."""
-    try:
-        while not stopped.is_set():
-            if (trial := sweep.claim()) is not None:
-                with get_heartbeat_thread(trial._trial_id, sweep.storage):
-                    _Attempt(sweep, trial, stopped).run(count)
-            elif len(set(sweep.progress())) == 1:
-                return
-            else:
-                stopped.wait(PAUSE)
-    except BaseException:
-        stopped.set()  # for the other threads
-        raise
+    while not stopped.is_set():
+        if (trial := sweep.claim()) is not None:
+            with get_heartbeat_thread(trial._trial_id, sweep.storage):
+                _Attempt(sweep, trial, stopped).run(count)
+        elif len(set(sweep.progress())) == 1:
+            return
+        else:
+            stopped.wait(PAUSE)
 
 
 class _Attempt:
@@ -93,34 +90,29 @@ class _Attempt:
         print(f"[{progress}] trial {self.number}: {params}  {self.plan.metric} {result}", flush=True)
 
     def _train(self, count: int) -> tuple[int, bool]:
-        """Train until the end, or until the trial is pruned or the worker is stopped. A finished run is kept.
-
-        Returns:
-            A tuple of the exit status, and whether the trial was pruned.
-        """
-        if self.folder.is_finished:
-            self._report()
-            return 0, False
-        if self.folder.has_checkpoint:
-            print(f"trial {self.number} resumes from its last checkpoint", flush=True)
-        process, pruned, seen = self.training.start(count), False, None
-        try:
-            while process.poll() is None and not pruned and not self.stopped.wait(PAUSE):
-                changed = self.folder.metrics_csv.stat().st_mtime_ns if self.folder.metrics_csv.is_file() else None
-                if changed != seen:
-                    seen, pruned = changed, self._report()
-        finally:
-            stop(process)
+        """Train until the trial ends or is pruned, or the worker is stopped. Return the exit status, and if pruned."""
+        status, pruned, seen = 0, False, None
+        if not self.folder.is_finished:
+            if self.folder.has_checkpoint:
+                print(f"trial {self.number} resumes from its last checkpoint", flush=True)
+            process, table = self.training.start(count), self.folder.metrics_csv
+            try:
+                while process.poll() is None and not pruned and not self.stopped.wait(PAUSE):
+                    changed = table.stat().st_mtime_ns if table.is_file() else None
+                    if changed != seen:
+                        seen, pruned = changed, self._report()
+            finally:
+                stop(process)
+            status = process.returncode
         self._report()
-        return process.returncode, pruned
+        return status, pruned
 
     def _report(self) -> bool:
         """Report new epochs to Optuna, and return whether its pruner wants to stop the trial."""
-        try:
-            is_whole = self.folder.metrics_csv.read_bytes().endswith(b"\n")
-            values = self.training.values(self.plan.metric) if is_whole else {}
-        except (OSError, ValueError, TypeError):  # read while it is being written
-            values = {}
+        values = {}
+        with contextlib.suppress(OSError, ValueError, TypeError):  # read while it is being written
+            if self.folder.metrics_csv.read_bytes().endswith(b"\n"):
+                values = self.training.values(self.plan.metric)
         new = sorted(values.keys() - self.reported)
         for epoch in new:
             self.trial.report(values[epoch], epoch)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from detection.data.scenes import write_coco
-from experiments.compare.plan import read_plan
+from experiments.sweep.plan import read_comparison
 from mobile_former import InputError
 from mobile_former.training.run.folder import RunFolder
 from tests.conftest import ROOT, run_module, write_image_folder
@@ -159,7 +159,7 @@ def test_detectors_are_compared_on_the_test_images_too(tmp_path):
 )
 def test_an_invalid_config_is_reported_in_one_line(content, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        read_plan(write_plan(tmp_path / "plan.yaml", **content))
+        read_comparison(write_plan(tmp_path / "plan.yaml", **content))
 
 
 COMPARISONS = [path for path in (ROOT / "experiments" / "configs").glob("*.yaml") if "models:" in path.read_text()]
@@ -168,15 +168,15 @@ COMPARISONS = [path for path in (ROOT / "experiments" / "configs").glob("*.yaml"
 @pytest.mark.parametrize("path", sorted(COMPARISONS), ids=lambda path: path.stem)
 def test_the_repositorys_comparisons_can_be_read(path):
     content = yaml.safe_load(path.read_text())
-    plan, split = read_plan(path)
+    plan, split = read_comparison(path)
     assert split == content.get("split", "val")
     assert len(plan.points) == len(content["models"]) * len(content["seeds"])
-    assert read_plan(path, [3, 4])[0].points[-1] == {"seed_everything": 4, "model": list(content["models"])[-1]}
+    assert read_comparison(path, [3, 4])[0].points[-1] == {"seed_everything": 4, "model": list(content["models"])[-1]}
 
 
 def test_a_models_options_take_the_place_of_its_label(tmp_path):
     models = {"Mobile-Former-26M": {"model.name": "mobile_former_26m"}, "other": {"model.name": "x", "a": 1}}
-    plan, _ = read_plan(write_plan(tmp_path / "plan.yaml", models=models, options={"a": 0, "b": 2}))
+    plan, _ = read_comparison(write_plan(tmp_path / "plan.yaml", models=models, options={"a": 0, "b": 2}))
     assert plan.arguments({"seed_everything": 1, "model": "other"}) == [
         "--config", "finetune.yaml", "--a", "1", "--b", "2", "--seed_everything", "1", "--model.name", "x",
     ]  # fmt: skip

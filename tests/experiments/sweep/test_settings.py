@@ -4,11 +4,11 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from experiments.sweep.plan import ANY_SEED, Plan, grid_points
+from experiments.sweep.plan import ANY_SEED, Plan, _grid_points
 from experiments.sweep.settings import baseline, group
 
 SPACE = {"model.ablation": CategoricalDistribution(["relu", None, "tokens=1"]), "seed_everything": ANY_SEED}
-POINTS = grid_points({"model.ablation": ["relu", None, "tokens=1"], "seed_everything": [0, 1, 2, 7, 8]})
+POINTS = _grid_points({"model.ablation": ["relu", None, "tokens=1"], "seed_everything": [0, 1, 2, 7, 8]})
 
 
 def plan(**more):
@@ -65,6 +65,6 @@ def test_only_complete_trials_are_grouped_and_only_if_something_is_repeated():
 
 
 def test_the_baseline_is_null_if_it_is_a_choice_and_otherwise_the_first_value():
-    points = grid_points({"model.ablation": ["relu", None], "model.dropout": [0.2, 0.0], "seed_everything": [0]})
+    points = _grid_points({"model.ablation": ["relu", None], "model.dropout": [0.2, 0.0], "seed_everything": [0]})
     space = dict.fromkeys(("model.ablation", "model.dropout", "seed_everything"), ANY_SEED)
     assert baseline(Plan("classification", "", space, points)) == {"model.ablation": None, "model.dropout": 0.2}

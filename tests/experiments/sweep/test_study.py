@@ -79,7 +79,7 @@ def test_stopped_trials_come_before_new_ones_and_failed_ones_wait_for_the_next_c
     assert sweep.claim() is None
     assert sweep.progress() == (1, 3)
     assert [state_of(trial) for trial in sweep.last_attempts().values()] == ["unfinished", "failed", "unfinished"]
-    sweep.retry_failed()
+    sweep.repeat("failed")
     repeated = sweep.claim()
     assert (repeated.user_attrs["number"], repeated.params) == (1, failed.params)
     assert sweep.progress() == (0, 3)
