@@ -43,14 +43,13 @@ def compare(sweep: Sweep, split: str) -> list[dict]:
     ``scores`` maps a score to its lists ``last`` (last epoch), ``best`` (best epoch) and, for the split "test",
     ``test`` (best epoch, on the test data). ``seconds`` are the times of training. ``latency`` is in milliseconds.
     """
-    rows, models = [], []
-    trials = sweep.last_attempts()
+    rows, models, trials = [], [], sweep.last_attempts()
     for setting in group(trials, sweep.plan):
         runs = [sweep.training(trials[number]) for number in setting.trials.values()]
         metrics = [json.loads(run.folder.metrics_json.read_text()) for run in runs]
         models.append(runs[0].model())
-        size = tuple(models[-1][1].shape[2:])
-        used, scores = cost(models[-1][0].model, size), {}
+        (module, image), scores = models[-1], {}
+        used, size = cost(module.model, tuple(image.shape[2:])), tuple(image.shape[2:])
         for name in SCORES[sweep.plan.task]:
             scores[name] = {"last": [list(run.values(f"val/{name}").values())[-1] for run in runs]}
             scores[name]["best"] = [own[f"val/{name}"] for own in metrics]
@@ -70,8 +69,8 @@ def markdown(rows: Sequence[dict]) -> str:
         line |= {"multiply-adds": in_units(row["madds"]), "ms an image": f"{row['latency']:.1f}"}
         for name, kinds in row["scores"].items():
             line |= {f"{name} ({TITLES[kind]})": mean_and_spread(values) for kind, values in kinds.items()}
-        seeds, seconds = ", ".join(map(str, row["seeds"])), statistics.mean(row["seconds"])
-        lines.append(line | {"seeds": seeds, "training": f"{seconds:.0f} s"})
+        line["seeds"] = ", ".join(map(str, row["seeds"]))
+        lines.append(line | {"training": f"{statistics.mean(row['seconds']):.0f} s"})
     sizes = ", ".join(sorted({"x".join(map(str, row["image_size"])) for row in rows}))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return (

@@ -24,7 +24,8 @@ def draw(trials: dict[int, FrozenTrial], plan: Plan) -> dict[str, Figure]:
             axes = plots.plot_optimization_history(study, target_name=plan.score_label)
             pruned = {trial.number: trial.value for trial in study.get_trials(states=(TrialState.PRUNED,))}
             axes.plot(list(pruned), list(pruned.values()), "x", color="0.4", label="pruned, last epoch")
-            axes.legend()
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+            axes.xaxis.get_major_locator().set_params(integer=True)
             figures["history.png"] = axes.figure
         if len(complete) > 3 and len(varied) > 1 and len({trial.value for trial in complete}) > 1:
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)

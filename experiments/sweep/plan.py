@@ -94,8 +94,7 @@ def read_comparison(path: Path, seeds: Sequence[int] | None = None) -> tuple[Pla
     """Read the config file of a comparison, with other ``seeds`` if they are given.
 
     Returns:
-        A tuple of the sweep, and the split: "val" to compare validation scores only, or "test" to score the best
-        checkpoints on the test data too.
+        A tuple of the sweep, and the split: "val", or "test" to score the best checkpoints on the test data too.
 
     Raises:
         InputError: the file is not the config of a comparison.

@@ -41,8 +41,7 @@ def group(trials: dict[int, FrozenTrial], plan: Plan) -> list[Setting]:
     settings = []
     for key, own in groups.items():
         cost = next((attrs["cost"] for n in own.values() if "cost" in (attrs := complete[n].user_attrs)), None)
-        compared = reference in values and key != reference
-        difference = paired_difference(values[key], values[reference]) if compared else None
+        difference = paired_difference(values[key], values.get(reference, {})) if key != reference else None
         settings.append(Setting(json.loads(key), own, values[key], cost, difference))
     return settings
 

@@ -85,9 +85,9 @@ class _Attempt:
             self.sweep.study.tell(self.trial, score, state, skip_if_finished=True)
         except UpdateFinishedTrialError:  # this machine was suspended, or lost its connection
             result = "was taken by another worker, because its heartbeats were missing"
-        progress = "/".join(map(str, self.sweep.progress()))
+        over, total = self.sweep.progress()
         params = shown_params({name: self.trial.params[name] for name in self.plan.space})
-        print(f"[{progress}] trial {self.number}: {params}  {self.plan.metric} {result}", flush=True)
+        print(f"[{over}/{total}] trial {self.number}: {params}  {self.plan.metric} {result}", flush=True)
 
     def _train(self, count: int) -> tuple[int, bool]:
         """Train until the trial ends or is pruned, or the worker is stopped. Return the exit status, and if pruned."""
