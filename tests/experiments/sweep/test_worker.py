@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -64,12 +65,13 @@ def test_two_workers_that_are_killed_four_times_finish_20_trials_and_none_twice(
 
 
 def test_eight_workers_take_each_of_60_trials_once(url, stand_in, start_worker, tmp_path, monkeypatch):
-    def train(self, trial, training):
+    def train(self, count):
         with (tmp_path / "list").open("a") as file:
-            file.write(f"{training.folder.path.name} finished\n")
-        return TrialState.COMPLETE, 0.5, "0.5"
+            file.write(f"{self.folder.path.name} finished\n")
+        return 0, False
 
-    monkeypatch.setattr(worker._Worker, "_train", train)
+    monkeypatch.setattr(worker._Attempt, "_train", train)
+    monkeypatch.setattr(worker._Attempt, "_result", lambda self, *_: (TrialState.COMPLETE, 0.5, "0.5"))
     config = write_config(tmp_path / "rates.yaml", trials=60, sampler="random")
     workers = [start_worker(config, url) for _ in range(8)]
     for each in workers:
@@ -132,9 +134,10 @@ def test_a_worker_that_has_lost_its_trial_stops_the_training(stand_in, tmp_path,
     """As after a machine was suspended for longer than the grace period."""
     monkeypatch.setenv("STAND_IN_WAITS", "trial-0")
     sweep = open_sweep(write_config(tmp_path / "rates.yaml", trials=1), f"sqlite:///{tmp_path}/study.db")
-    trial, own = sweep.claim(), worker._Worker(sweep, 1)
+    trial = sweep.claim()
+    attempt = worker._Attempt(sweep, trial, threading.Event())
     sweep.study.tell(trial.number, state=TrialState.FAIL)
-    own._run(trial)
+    attempt.run(1)
     assert "trial 0: learning_rate" in (printed := capsys.readouterr().out)
     assert "was taken by another worker" in printed
     assert listed(tmp_path) == []
