@@ -30,7 +30,12 @@ def trainings_parser(command: str, doc: str, *, config: str, each: str) -> argpa
         doc: docstring of the command, whose first line describes it.
         config: help text of ``--config``.
         each: noun for one training in the help text, such as "run" or "trial".
+
+    Raises:
+        InputError: the system is Windows.
     """
+    if sys.platform == "win32":
+        raise InputError(f"{command} runs on Linux and macOS: on Windows, run this command in WSL")
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{command}",
         description=doc.partition("\n")[0],

@@ -20,8 +20,6 @@ def run_sweep(
 
     ``options`` are those of :func:`~experiments.options.trainings_parser`, and ``others`` are passed to every trial.
     """
-    if sys.platform == "win32":
-        raise InputError(f"{command} runs on Linux and macOS: on Windows, run this command in WSL")
     require_whole("--workers", options.workers, 0)
     require_free_options(others, plan.space)
     output = options.output or Path("runs") / command / options.config.stem
