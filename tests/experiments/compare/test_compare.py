@@ -110,6 +110,7 @@ def test_other_options_for_runs_that_exist_are_refused(compared, colours):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_detectors_are_compared_on_the_test_images_too(tmp_path):
     pytest.importorskip("transformers")
     for split, count in (("train", 6), ("val", 3)):
@@ -134,7 +135,7 @@ def test_detectors_are_compared_on_the_test_images_too(tmp_path):
         "--workers",
         "2",
     )
-    result = run_module(*command, cwd=tmp_path)
+    result = run_module(*command, cwd=tmp_path, timeout=480)
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [row["label"] for row in rows] == [*models]

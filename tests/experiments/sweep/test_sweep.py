@@ -114,6 +114,21 @@ def test_seeds_of_a_setting_are_grouped_and_may_be_added(sweeping, tmp_path):
         assert cv2.imread(str(output / f"{name}.png")).std() > 5, name
 
 
+def test_a_list_of_repeats_alone_is_one_setting(sweeping, tmp_path):
+    config = write_config(
+        tmp_path / "seeds.yaml",
+        space={"seed_everything": [0, 2]},
+        options={"model.learning_rate": 1e-3},
+        sampler="grid",
+        trials="absent",
+    )
+    status, out, _ = sweeping("--config", str(config), "--workers", "2")
+    assert status == 0
+    assert "| val/top1, best epoch | n | seeds |" in out
+    assert "| 1.0100 ± 0.0141 | 2 | 0, 2 |" in out
+    assert cv2.imread(str(tmp_path / "runs/sweep/seeds/ablation.png")).std() > 5
+
+
 def test_sweeps_that_share_a_folder_of_runs_train_a_run_once(sweeping, tmp_path):
     for name, rates in (("one", [1e-3, 1e-2]), ("two", [1e-3, 1e-4])):
         config = write_config(

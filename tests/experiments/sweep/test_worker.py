@@ -22,7 +22,7 @@ from tests.experiments.sweep.conftest import listed, open_sweep, write_config
 from tests.interrupted import same
 
 
-def wait_until(condition, seconds=120):
+def wait_until(condition, seconds=200):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -54,7 +54,7 @@ def test_two_workers_that_are_killed_four_times_finish_20_trials_and_none_twice(
         workers[kill % 2].join()
         workers[kill % 2] = start_worker(config, url)
     for each in workers:
-        each.join(120)
+        each.join(200)
     assert [each.exitcode for each in workers] == [0, 0]
     sweep = open_sweep(config, url)
     assert_each_trial_was_done_once(sweep, tmp_path, 20)
@@ -75,7 +75,7 @@ def test_eight_workers_take_each_of_60_trials_once(url, stand_in, start_worker, 
     config = write_config(tmp_path / "rates.yaml", trials=60, sampler="random")
     workers = [start_worker(config, url) for _ in range(8)]
     for each in workers:
-        each.join(120)
+        each.join(200)
     assert [each.exitcode for each in workers] == [0] * 8
     sweep = open_sweep(config, url)
     assert_each_trial_was_done_once(sweep, tmp_path, 60)
@@ -89,7 +89,7 @@ def test_sigterm_lets_trainings_end_and_the_next_worker_resumes_them(stand_in, s
     table = tmp_path / "output/classification/trial-0/metrics.csv"
     wait_until(lambda: table.is_file() and len(table.read_text().splitlines()) == 3)
     stopped.terminate()
-    stopped.join(60)
+    stopped.join(200)
     assert stopped.exitcode == 143
     assert not finished(tmp_path)
     monkeypatch.delenv("STAND_IN_WAITS")
@@ -108,7 +108,7 @@ def test_a_training_ends_with_its_killed_worker(stand_in, start_worker, tmp_path
     killed.join()
     lock = tmp_path / "output/logs/classification/trial-0.lock"
     # The lock is free when the training has ended.
-    subprocess.run(["flock", lock, "true"], check=True, timeout=60)
+    subprocess.run(["flock", lock, "true"], check=True, timeout=200)
     assert not finished(tmp_path)
 
 
@@ -176,11 +176,11 @@ def fit(folder, data, *, stop=None):
     run = RunFolder(folder / "runs/sweep/rates/classification/trial-0")
     if stop is not None:
         stopped = subprocess.Popen(command, cwd=folder, env=environment)
-        wait_until(run.last.is_file)
+        wait_until(run.last.is_file, 300)
         stopped.send_signal(stop)
-        assert stopped.wait(90) == (143 if stop == signal.SIGTERM else -stop)
+        assert stopped.wait(120) == (143 if stop == signal.SIGTERM else -stop)
         assert not run.is_finished
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=True)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=480, check=True)
     content = torch.load(run.last, map_location="cpu", weights_only=True)
     assert content["global_step"] == 15
     history = [row["val/top1"] for row in run.history() if "val/top1" in row]
@@ -195,6 +195,7 @@ def undisturbed(two_colours, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_a_trial_goes_on_from_its_last_checkpoint_to_the_weights_of_an_undisturbed_run(
     stop, undisturbed, two_colours, tmp_path
