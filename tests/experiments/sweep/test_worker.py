@@ -1,11 +1,9 @@
 """The workers of a sweep: stopped, killed, or many at a time, they train every trial once."""
 
-import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 
@@ -15,6 +13,7 @@ from optuna.trial import TrialState
 
 from experiments import runs
 from experiments.sweep import storage, worker
+from experiments.sweep.study import state_of
 from experiments.sweep.worker import run_trials
 from mobile_former.training.run.folder import RunFolder
 from tests.conftest import ROOT
@@ -156,52 +155,57 @@ def test_an_error_of_the_database_is_reported_in_one_line(stand_in, tmp_path, mo
 # Real trainings
 
 
-def fit(folder, data, *, stop=None):
-    """Run a sweep of one real training in a worker; send it a signal at its first checkpoint, and start another one."""
+def sweep_of_one(folder):
+    """Write the config of a sweep of one training with all kinds of randomness; return it, the URL and the run."""
     options = {
+        "model.name": "mobile_former_26m", "model.dropout": 0.3, "model.mixup_alpha": 0.2, "model.ema_decay": 0.9,
         "data.image_size": 32, "data.batch_size": 4, "data.num_workers": 0, "trainer.max_epochs": 3,
-        "model.dropout": 0.3, "model.mixup_alpha": 0.2, "model.ema_decay": 0.9, "checkpoint_every_n_steps": 1,
+        "checkpoint_every_n_steps": 1,
     }  # fmt: skip
-    space = {"model.learning_rate": [1e-3]}
-    folder.mkdir()
     config = write_config(
-        folder / "rates.yaml", config="finetune.yaml", options=options, space=space, sampler="grid", trials="absent",
-        pruner=False,
+        folder / "rates.yaml", config="finetune.yaml", options=options, space={"model.learning_rate": [1e-3]},
+        sampler="grid", trials="absent", pruner=False,
     )  # fmt: skip
-    code = (
-        "from experiments.sweep import storage, __main__ as sweep\n"
-        "storage.HEARTBEAT, storage.GRACE = 1, 5\nsweep.run_command(sweep.main)"
-    )
-    command = [sys.executable, "-c", code, "--config", str(config), "--data.root", str(data)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = RunFolder(folder / "runs/sweep/rates/classification/trial-0")
-    if stop is not None:
-        stopped = subprocess.Popen(command, cwd=folder, env=environment)
-        wait_until(run.last.is_file, 300)
-        stopped.send_signal(stop)
-        assert stopped.wait(120) == (143 if stop == signal.SIGTERM else -stop)
-        assert not run.is_finished
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=480, check=True)
+    return config, f"sqlite:///{folder}/study.db", RunFolder(folder / "output/classification/trial-0")
+
+
+def finish(config, url, run, others):
+    """Run the sweep to its end; return the training's last weights and the score of each epoch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        sweep = open_sweep(config, url, others)
+        run_trials(sweep, 1)
+    assert [state_of(trial) for trial in sweep.last_attempts().values()] == ["complete"]
     content = torch.load(run.last, map_location="cpu", weights_only=True)
     assert content["global_step"] == 15
     history = [row["val/top1"] for row in run.history() if "val/top1" in row]
-    (trial,) = json.loads((folder / "runs/sweep/rates/sweep.json").read_text())["trials"]
-    assert (trial["state"], trial["epochs"]) == ("complete", 3)
-    return {name: content[name] for name in ("state_dict", "optimizer_states")}, history, done.stdout
+    return {name: content[name] for name in ("state_dict", "current_model_state", "optimizer_states")}, history
 
 
 @pytest.fixture(scope="module")
 def undisturbed(two_colours, tmp_path_factory):
-    return fit(tmp_path_factory.mktemp("undisturbed") / "sweep", two_colours)
+    return finish(*sweep_of_one(tmp_path_factory.mktemp("undisturbed")), ["--data.root", str(two_colours)])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_a_trial_goes_on_from_its_last_checkpoint_to_the_weights_of_an_undisturbed_run(
-    stop, undisturbed, two_colours, tmp_path
+    stop, undisturbed, two_colours, start_worker, tmp_path, monkeypatch, capsys
 ):
-    weights, history, printed = fit(tmp_path / "sweep", two_colours, stop=stop)
-    assert "trial 0 resumes from its last checkpoint" in printed
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    config, url, run = sweep_of_one(tmp_path)
+    others = ["--data.root", str(two_colours)]
+    stopped = start_worker(config, url, others)
+    wait_until(run.last.is_file, 600)
+    os.kill(stopped.pid, stop)
+    stopped.join(200)
+    assert stopped.exitcode == (143 if stop == signal.SIGTERM else -stop)
+    assert not run.is_finished
+    weights, history = finish(config, url, run, others)
+    assert "trial 0 resumes from its last checkpoint" in capsys.readouterr().out
     assert same(weights, undisturbed[0])
     assert history == undisturbed[1]
+    attempts = open_sweep(config, url, others).study.trials
+    assert [trial.state for trial in attempts] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert attempts[0].params == attempts[1].params
