@@ -4,8 +4,12 @@ import gc
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
+import torch
+
+from experiments.matching import now
 
 
 def interleave(
@@ -66,3 +70,23 @@ def paired(numerator: Sequence[float], denominator: Sequence[float]) -> list[flo
     If other processes on the machine slow a round, both of its times grow, and their ratio stays about the same.
     """
     return [over / under for over, under in zip(numerator, denominator, strict=True)]
+
+
+@torch.inference_mode()
+def latencies(models: Sequence[tuple[torch.nn.Module, torch.Tensor]], rounds: int) -> list[float]:
+    """Return the median latency of each model for one image in milliseconds, with the post-processing of detectors.
+
+    Args:
+        models: pairs (module, image), with an image ``(1, 3, H, W)``.
+        rounds: number of timed rounds. In each round, every model has one turn.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def run(module: torch.nn.Module, image: torch.Tensor) -> None:
+        outputs = module(image)
+        if isinstance(outputs, dict):
+            module.model.postprocess(outputs, [tuple(image.shape[2:])])
+
+    calls = {str(n): partial(run, each.to(device).eval(), image.to(device)) for n, (each, image) in enumerate(models)}
+    seconds = interleave(calls, rounds=rounds, warmup=3, clock=lambda: now(device))
+    return [1000 * statistics.median(own) for own in seconds.values()]

@@ -1,38 +1,38 @@
-"""Helpers of the commands :mod:`experiments.compare` and :mod:`experiments.sweep`.
+"""Training runs of :mod:`experiments.compare` and :mod:`experiments.sweep`: their processes, logs and models."""
 
-The helpers read configs, build the command lines of training runs, read logs, and format numbers.
-"""
-
-import argparse
 import json
+import math
+import os
 import re
 import shlex
-import statistics
+import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 
 from classification.data.module import ClassificationData
 from classification.module import ClassificationModule
 from detection.data.batch import pad
 from detection.data.module import DetectionData
 from detection.module import DetectionModule
-from mobile_former.errors import InputError, first_line, nearest
+from experiments.options import without_machine_options
+from mobile_former.errors import InputError, nearest
 from mobile_former.training.data.images import normalise
+from mobile_former.training.processors import available_cores
+from mobile_former.training.run.checkpoint import load_checkpoint
 from mobile_former.training.run.folder import RunFolder
 
-CONFIGS = Path(__file__).parent / "configs"
 MODULES = {"classification": ClassificationModule, "detection": DetectionModule}
 DATA = {"classification": ClassificationData, "detection": DetectionData}
+PATIENCE = 60  # seconds that a training has to write its checkpoint after SIGTERM
+TETHERED = Path(__file__).with_name("tethered.py")
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training run of a comparison or sweep.
+    """One training run of a comparison or sweep: its process and its results.
 
     Attributes:
         task: "classification" or "detection".
@@ -55,112 +55,93 @@ class Training:
         location = ["--runs_folder", str(self.folder.path.parent.parent), "--name", self.folder.path.name]
         return [sys.executable, "-m", f"{self.task}.fit", *self.arguments, *location, "--ckpt_path", "auto"]
 
+    def require_same_options(self) -> None:
+        """Check that an existing run was started with the same options, and record the options next to the log.
 
-def trainings_parser(command: str, purpose: str, *, config: str, each: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that the commands ``compare`` and ``sweep`` have in common.
+        Options that may differ between the machines of a sweep are not compared.
 
-    Its help text explains that all other options are passed to ``fit``.
+        Raises:
+            InputError: the folder has a run with other options, or a run whose options are not recorded.
+        """
+        path = self.log.with_suffix(".json")
+        if self.folder.path.is_dir():
+            known = json.loads(path.read_text()) if path.is_file() else None
+            if known is None or without_machine_options(known) != without_machine_options(self.arguments):
+                origin = "outside a sweep" if known is None else f"with {shlex.join(known)}"
+                raise InputError(f"{self.folder.path} was trained {origin}: delete it, or give another --output")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.arguments) + "\n")
 
-    Args:
-        command: ``"compare"`` or ``"sweep"``.
-        purpose: description of the command in one line.
-        config: help text of ``--config``.
-        each: noun for one training in the help text, such as "run" or "trial".
-    """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m experiments.{command}",
-        description=purpose,
-        epilog=f"Any other option is passed to fit in every {each}, for example --data.root DIR.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", type=Path, required=True, help=config)
-    parser.add_argument("--output", type=Path, default=None, help=f"folder (default: runs/{command}/<config's name>)")
-    return parser
+    def start(self, count: int) -> subprocess.Popen:
+        """Start the training in its own process, which ends with this process (see ``tethered.py``).
 
-
-def find_config(path: Path) -> Path:
-    """Return ``path`` if this file exists, and otherwise the file of the same name in ``experiments/configs``.
-
-    Raises:
-        FileNotFoundError: neither file exists.
-    """
-    for candidate in (path, CONFIGS / path.name):
-        if candidate.is_file():
-            return candidate
-    names = sorted(own.name for own in CONFIGS.iterdir())
-    raise FileNotFoundError(f"the config {path} does not exist: {nearest(path.name, names)}")
-
-
-def read_config(path: Path, known: Sequence[str], required: Sequence[str], what: str) -> dict:
-    """Read a YAML config file whose top level is a mapping.
-
-    Args:
-        path: path of the file.
-        known: names of the allowed keys.
-        required: names of the required keys.
-        what: type of the config for error messages, such as "comparison".
-
-    Returns:
-        A dictionary without the keys whose value is null. The value of ``task`` is "classification" or "detection".
-
-    Raises:
-        InputError: the file is not YAML, lacks a required key, has a key that is not allowed, or names an unknown task.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not the config of a {what}: give a mapping with entries from {', '.join(known)}")
-    for name in content:
-        if name not in known:
-            raise InputError(f"{path}: {name!r} is not known: {nearest(str(name), known)}")
-    if missing := [name for name in required if not content.get(name)]:
-        raise InputError(f"{path} lacks {', '.join(missing)}")
-    if content["task"] not in MODULES:
-        raise InputError(f"{path}: task is {content['task']!r}: {nearest(str(content['task']), MODULES)}")
-    return {name: value for name, value in content.items() if value is not None}
-
-
-def as_arguments(options: dict) -> list[str]:
-    """Convert a dictionary of options to a list of command-line arguments, such as ``["--seed", "1"]``.
-
-    Values that are not strings are converted to JSON.
-    """
-    words = []
-    for option, value in options.items():
-        words += [f"--{option}", value if isinstance(value, str) else json.dumps(value)]
-    return words
-
-
-def plain(label: str) -> str:
-    """Turn a label into a folder name: in lower case, with a hyphen instead of each group of special characters."""
-    return re.sub(r"[^\w.]+", "-", label).strip("-.").lower() or "model"
-
-
-def require_same_options(trainings: Sequence[Training], path: Path) -> None:
-    """Check that each existing run was started with the current ``fit`` arguments, and record all arguments.
-
-    An existing run without recorded arguments passes the check.
-
-    Args:
-        trainings: runs to check and record.
-        path: JSON file with the recorded ``fit`` arguments of each run. It is created or updated.
-
-    Raises:
-        InputError: an existing run was started with other arguments.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    for training in trainings:
-        name = training.folder.path.name
-        if training.folder.path.is_dir() and known.get(name, training.arguments) != training.arguments:
-            raise InputError(
-                f"{training.folder.path} was trained with {shlex.join(known[name])}, but the options are now "
-                f"{shlex.join(training.arguments)}: give another --output, or delete that folder"
+        Args:
+            count: the number of trainings that run at the same time and share the processor cores.
+        """
+        cores = available_cores() // count  # without this limit, every training would use all cores
+        environment = {"OMP_NUM_THREADS": str(max(1, cores))} | os.environ if count > 1 else None
+        tether = [sys.executable, str(TETHERED), str(self.log.with_suffix(".lock")), str(self.folder.metrics_json)]
+        with self.log.open("a") as log:
+            log.write(f"$ {shlex.join(self.command)}\n")
+            log.flush()
+            return subprocess.Popen(
+                [*tether, *self.command[2:]],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C must not reach the training
             )
-        known[name] = training.arguments
-    path.write_text(json.dumps(known, indent=2) + "\n")
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Return a dictionary from an epoch, counted from 1, to a score or loss in ``metrics.csv``."""
+        return {int(row["epoch"]) + 1: row[metric] for row in self.folder.history() if metric in row}
+
+    def score(self, metric: str, kind: str, direction: str) -> float:
+        """Return the value of a score or loss by which the training is rated.
+
+        Args:
+            metric: a column of ``metrics.csv``.
+            kind: "best" for the best epoch, or "last" for the last one.
+            direction: "maximize" or "minimize".
+
+        Raises:
+            InputError: there is no such column, or the value is not a number.
+        """
+        values = list(self.values(metric).values())
+        if not values:
+            columns = sorted({name for row in self.folder.history() for name in row if "/" in name})
+            raise InputError(f"metric {metric!r} is not a column of metrics.csv: {nearest(metric, columns)}")
+        if kind == "best":
+            best = max if direction == "maximize" else min
+            values = [best([value for value in values if not math.isnan(value)] or values)]
+        if math.isnan(values[-1]):
+            raise InputError(f"{metric} is not a number (NaN)")
+        return values[-1]
+
+    def test_scores(self) -> dict[str, float]:
+        """Return the test scores of the best checkpoint. They are computed once and kept in the folder of the run."""
+        folder = self.folder.path / "test"
+        if not (folder / "metrics.json").is_file():
+            command = [f"{self.task}.test", "--ckpt_path", str(self.folder.best), "--output", str(folder)]
+            subprocess.run([sys.executable, "-m", *command], check=True, stdout=subprocess.DEVNULL)
+        return json.loads((folder / "metrics.json").read_text())
+
+    def model(self) -> tuple[torch.nn.Module, torch.Tensor]:
+        """Return a tuple of the module in the best checkpoint, and a validation image of its size ``(1, 3, H, W)``."""
+        module, data_options = load_checkpoint(self.folder.best, MODULES[self.task], self.task)
+        return module, validation_image(self.task, data_options)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Let a training write its last checkpoint and end; kill it after :data:`PATIENCE` seconds."""
+    process.terminate()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdin.close()
 
 
 def last_error(log: Path) -> str:
@@ -190,14 +171,3 @@ def validation_image(task: str, data_options: dict) -> torch.Tensor:
     image = data.val_set[0]["image"]
     batch = pad([image])[0] if task == "detection" else image[None]
     return normalise(batch, data_options["mean"], data_options["std"])
-
-
-def in_units(count: int) -> str:
-    """Return a count as text in millions (M), or in billions (G) from one billion up."""
-    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Return the mean of the values as text. For several values, the text also has their standard deviation."""
-    text = f"{statistics.mean(values):.4f}"
-    return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.4f}"

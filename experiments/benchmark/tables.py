@@ -2,7 +2,7 @@
 
 from experiments.benchmark.candidates import FORMS
 from experiments.benchmark.machine import in_words
-from experiments.runs import in_units
+from experiments.tables import in_units
 
 KERNELS = 15  # rows in the table of a trace
 LONGEST_NAME = 80  # characters; names of template kernels have thousands

@@ -1,69 +1,31 @@
-"""Stand-in trainings of one second, for tests of the code that runs trainings.
+"""A sweep with stand-in trainings, for tests of the code that runs trainings: ``python -m tests.experiments.stand_in``.
 
-``python -m`` runs ``experiments.sweep`` with stand-in trainings. As a script, the file is one stand-in training: it has
-the options of ``fit``, writes the files of ``fit``, resumes an interrupted training, and lists the trainings it ran.
+The options are those of ``experiments.sweep``. ``--heartbeat`` and ``--grace`` (seconds) are the storage's.
 """
 
-import json
-import math
-import os
-import signal
 import sys
-import time
-from pathlib import Path
-
-EPOCHS = 4
-HEADER = "epoch,step,val/top1\n"
-
-
-def train() -> None:
-    options = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
-    folder = Path(options["--runs_folder"]) / "classification" / options["--name"]
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    last, table = folder / "checkpoints" / "last.ckpt", folder / "metrics.csv"
-    done = int(last.read_text()) if last.is_file() else 0
-    _list(f"{options['--name']} from {done}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    rate = float(options["--model.learning_rate"])
-    if rate < 0:
-        sys.exit("error: the learning rate is negative")
-    rows = table.read_text().splitlines()[1 : 1 + done] if done else []
-    for epoch in range(done, EPOCHS):
-        time.sleep(float(os.environ.get("STAND_IN_SECONDS", 0)))
-        score = (1 - abs(math.log10(rate) + 3) / 4) * (epoch + 1) / EPOCHS
-        rows.append(f"{epoch},{epoch},{score + int(options.get('--seed_everything', 0)) / 100:.6f}")
-        table.write_text(HEADER + "\n".join(rows) + "\n")
-        last.with_suffix(".part").write_text(str(epoch + 1))
-        last.with_suffix(".part").replace(last)
-        if epoch == 1 and options["--name"] == os.environ.get("STAND_IN_WAITS"):
-            time.sleep(60)  # until SIGTERM
-    (folder / "metrics.json").write_text(json.dumps({"seconds": 1.0}))
-    _list(f"{options['--name']} finished")
-
-
-def _list(line: str) -> None:
-    with open(os.environ["STAND_IN_LIST"], "a") as file:
-        file.write(line + "\n")
 
 
 def stand_in_for_fit() -> None:
     """Let sweeps of this process run stand-in trainings."""
     from experiments import runs
-    from experiments.sweep import __main__ as sweep
+    from experiments.sweep import command
 
-    def command(training: runs.Training) -> list[str]:
+    def stand_in(training: runs.Training) -> list[str]:
         location = ["--runs_folder", str(training.folder.path.parent.parent), "--name", training.folder.path.name]
-        return [sys.executable, __file__, *training.arguments, *location]
+        return [sys.executable, "-m", "tests.experiments.stand_in_training", *training.arguments, *location]
 
-    runs.Training.command = property(command)
-    sweep.require_options = lambda plan, others: None
+    runs.Training.command = property(stand_in)
+    command.require_options = lambda task, arguments: None
 
 
-if __name__ == "__main__" and __spec__ is None:
-    train()
-elif __name__ == "__main__":
+if __name__ == "__main__":
+    from experiments.sweep import storage, worker
     from experiments.sweep.__main__ import main
     from mobile_former.training.cli.command import run_command
 
+    heartbeat, grace = sys.argv[1:3]
+    del sys.argv[1:3]
+    storage.HEARTBEAT, storage.GRACE, worker.PAUSE = int(heartbeat), int(grace), 0.1
     stand_in_for_fit()
     run_command(main)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.experiments.sweep.conftest import listed, write_config
 from tests.interrupted import OPTIONS, last, same, wait_for, weights
 
 LAUNCH = ROOT / "experiments" / "launch"
@@ -95,13 +96,12 @@ def slurm(tmp_path):
     """Stand-ins for SLURM's programs: srun stops a job's first run with SIGTERM, scontrol records its arguments."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    checkpoint = "runs/classification/x/checkpoints/last.ckpt"
-    (programs / "srun").write_text(f"""#!/usr/bin/env bash
+    (programs / "srun").write_text("""#!/usr/bin/env bash
 shift
 "$@" &
 if [ ! -e stopped ]; then
     touch stopped
-    while [ ! -e {checkpoint} ]; do sleep 0.05; done
+    while [ ! -e "$CHECKPOINT" ]; do sleep 0.05; done
     kill -TERM $!
 fi
 wait $!
@@ -111,7 +111,8 @@ wait $!
         program.chmod(0o755)
     job = {"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_ID": "17", "SLURM_NTASKS": "1"}
     task = {"SLURM_JOB_NAME": "x", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
-    variables = environment(**job, **task)
+    checkpoint = "runs/classification/x/checkpoints/last.ckpt"
+    variables = environment(**job, **task, CHECKPOINT=checkpoint)
     return variables | {"PATH": f"{programs}:{variables['PATH']}"}
 
 
@@ -129,3 +130,23 @@ def test_a_job_requeues_itself_and_resumes(slurm, two_colours, tmp_path):
     assert (tmp_path / "scontrol.txt").read_text() == "requeue 17\n"
     assert runs[1].returncode == 0, runs[1].stderr
     assert weights(tmp_path)  # of all 40 steps
+
+
+@pytest.mark.slow
+def test_a_job_of_an_array_is_a_worker_of_a_sweep_that_requeues_itself_and_resumes(slurm, tmp_path):
+    config = write_config(tmp_path / "rates.yaml", trials=2)
+    command = [LAUNCH / "slurm_array.sbatch", "tests.experiments.stand_in", "1", "5", "--config", config]
+    waits = {"STAND_IN_LIST": str(tmp_path / "list"), "STAND_IN_WAITS": "trial-0"}
+    checkpoint = {"CHECKPOINT": "runs/sweep/rates/classification/trial-0/checkpoints/last.ckpt"}
+    runs = []
+    for more in (waits | checkpoint, waits | {"STAND_IN_WAITS": ""}):
+        runs.append(
+            subprocess.run(
+                list(map(str, command)), cwd=tmp_path, env=slurm | more, capture_output=True, text=True, timeout=200
+            )
+        )
+    assert runs[0].returncode == 143, runs[0].stderr
+    assert (tmp_path / "scontrol.txt").read_text() == "requeue 17\n"
+    assert runs[1].returncode == 0, runs[1].stderr
+    assert "trial 0 resumes from its last checkpoint" in runs[1].stdout
+    assert [line for line in listed(tmp_path) if "finished" in line] == ["trial-0 finished", "trial-1 finished"]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from detection.data.scenes import write_coco
-from experiments.compare.plan import plan_runs, read_plan
+from experiments.sweep.plan import read_comparison
 from mobile_former import InputError
 from mobile_former.training.run.folder import RunFolder
 from tests.conftest import ROOT, run_module, write_image_folder
@@ -45,25 +45,22 @@ def compared(colours, tmp_path_factory):
         "MobileNetV2 (0.35)": {"model.name": "transformers/mobilenet_v2_0.35", "model.learning_rate": 1e-3},
     }
     write_plan(folder / "colours.yaml", models=models)
-    command = ("experiments.compare", "--config", "colours.yaml", "--data.root", str(colours))
-    first = run_module(*command, cwd=folder)
+    command = ("experiments.compare", "--config", "colours.yaml", "--data.root", str(colours), "--workers", "2")
+    first = run_module(*command, "--seeds", "0", cwd=folder)
     times = {path: path.stat().st_mtime_ns for path in folder.glob("runs/compare/colours/**/best.ckpt")}
-    # As if the machine had crashed in the second of the two epochs.
-    stopped = folder / "runs/compare/colours/classification/mobile-former-26m-seed1"
-    (stopped / "metrics.json").unlink()
     again = run_module(*command, cwd=folder)
     return folder / "runs/compare/colours", first, again, times
 
 
 @pytest.mark.slow
 def test_a_failed_run_is_reported_and_does_not_stop_the_others(compared):
-    output, first, _, _ = compared
-    assert first.returncode == 1
-    for seed in (0, 1):
-        assert re.search(
-            rf"^error: nonsense, seed {seed} failed: error: no model .*'mobile_former_27m'.*see .*log\)$",
-            first.stderr, re.MULTILINE,
-        )  # fmt: skip
+    output, first, again, _ = compared
+    for result, count in ((first, 1), (again, 2)):
+        assert result.returncode == 1
+        failed = re.findall(
+            r"^error: trial \d+ failed: no model .*'mobile_former_27m'.*see .*log\)$", result.stderr, re.M
+        )
+        assert len(failed) == count
     rows = json.loads((output / "comparison.json").read_text())
     assert [row["label"] for row in rows] == ["Mobile-Former-26M", "MobileNetV2 (0.35)"]
     assert all(row["seeds"] == [0, 1] for row in rows)
@@ -76,7 +73,7 @@ def test_the_reported_numbers_are_those_of_the_runs(compared):
         name = {"Mobile-Former-26M": "mobile-former-26m", "MobileNetV2 (0.35)": "mobilenetv2-0.35"}[row["label"]]
         last, best = [], []
         for seed in (0, 1):
-            folder = RunFolder(output / "classification" / f"{name}-seed{seed}")
+            folder = RunFolder(output / "classification" / f"model-{name}-seed_everything-{seed}")
             best.append(json.loads((folder.path / "metrics.json").read_text())["val/top1"])
             last.append([point["val/top1"] for point in folder.history() if "val/top1" in point][-1])
         assert row["scores"]["top1"] == {"last": last, "best": best}
@@ -92,13 +89,12 @@ def test_the_reported_numbers_are_those_of_the_runs(compared):
 
 
 @pytest.mark.slow
-def test_finished_runs_are_kept_and_interrupted_runs_resume(compared):
-    output, _, again, times = compared
-    assert again.stdout.count("already finished") == 3
+def test_seeds_may_be_added_and_finished_runs_are_kept(compared):
+    _, first, again, times = compared
+    assert len(times) == 2
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    log = (output / "logs" / "mobile-former-26m-seed1.log").read_text()
-    assert log.count("$ ") == 2
-    assert len(json.loads((output / "comparison.json").read_text())) == 2
+    assert len(re.findall(r"^\[\d/3\] trial \d: model .*, seed_everything 0  val/top1 ", first.stdout, re.M)) == 3
+    assert "seed_everything 1  val/top1 " in again.stdout
 
 
 @pytest.mark.slow
@@ -108,10 +104,13 @@ def test_other_options_for_runs_that_exist_are_refused(compared, colours):
     command = ("experiments.compare", "--config", str(config), "--data.root", str(colours))
     result = run_module(*command, "--trainer.max_epochs", "3", cwd=output.parents[2])
     assert result.returncode == 1
-    assert re.search(r"error: .*mobile-former-26m-seed0 was trained with .* give another --output", result.stderr)
+    assert re.search(
+        r"error: the study 'colours' was begun with another config .* give another --output", result.stderr
+    )
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_detectors_are_compared_on_the_test_images_too(tmp_path):
     pytest.importorskip("transformers")
     for split, count in (("train", 6), ("val", 3)):
@@ -125,8 +124,18 @@ def test_detectors_are_compared_on_the_test_images_too(tmp_path):
     }
     plan = {"task": "detection", "models": models, "options": options, "split": "test", "seeds": [0]}
     write_plan(tmp_path / "coco.yaml", **plan)
-    command = ("experiments.compare", "--config", "coco.yaml", "--data.root", "coco", "--output", "out")
-    result = run_module(*command, cwd=tmp_path)
+    command = (
+        "experiments.compare",
+        "--config",
+        "coco.yaml",
+        "--data.root",
+        "coco",
+        "--output",
+        "out",
+        "--workers",
+        "2",
+    )
+    result = run_module(*command, cwd=tmp_path, timeout=480)
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [row["label"] for row in rows] == [*models]
@@ -151,7 +160,7 @@ def test_detectors_are_compared_on_the_test_images_too(tmp_path):
 )
 def test_an_invalid_config_is_reported_in_one_line(content, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        read_plan(write_plan(tmp_path / "plan.yaml", **content))
+        read_comparison(write_plan(tmp_path / "plan.yaml", **content))
 
 
 COMPARISONS = [path for path in (ROOT / "experiments" / "configs").glob("*.yaml") if "models:" in path.read_text()]
@@ -159,5 +168,18 @@ COMPARISONS = [path for path in (ROOT / "experiments" / "configs").glob("*.yaml"
 
 @pytest.mark.parametrize("path", sorted(COMPARISONS), ids=lambda path: path.stem)
 def test_the_repositorys_comparisons_can_be_read(path):
-    plan = read_plan(path)
-    assert len(plan_runs(plan, path.parent, [])) == len(plan.models) * len(plan.seeds)
+    content = yaml.safe_load(path.read_text())
+    plan, split = read_comparison(path)
+    assert split == content.get("split", "val")
+    assert len(plan.points) == len(content["models"]) * len(content["seeds"])
+    assert read_comparison(path, [3, 4])[0].points[-1] == {"seed_everything": 4, "model": list(content["models"])[-1]}
+
+
+def test_a_models_options_take_the_place_of_its_label(tmp_path):
+    models = {"Mobile-Former-26M": {"model.name": "mobile_former_26m"}, "other": {"model.name": "x", "a": 1}}
+    plan, _ = read_comparison(write_plan(tmp_path / "plan.yaml", models=models, options={"a": 0, "b": 2}))
+    assert plan.arguments({"seed_everything": 1, "model": "other"}) == [
+        "--config", "finetune.yaml", "--a", "1", "--b", "2", "--seed_everything", "1", "--model.name", "x",
+    ]  # fmt: skip
+    params = {"model": "Mobile-Former-26M", "seed_everything": 0}
+    assert plan.run_name(3, params) == "model-mobile-former-26m-seed_everything-0"
