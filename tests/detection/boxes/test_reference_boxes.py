@@ -73,5 +73,5 @@ def test_samples_of_a_large_box_cover_its_cells_and_no_padding():
     assert (down[0, 0].sum(0) > 0).all()
     assert (across[0, 0].sum(0) > 0).tolist() == [True] * 20 + [False] * 12
     cells = torch.arange(16) + 0.5
-    torch.testing.assert_close(down[0, 0] @ cells, torch.tensor([2.0, 6, 10, 14]), atol=0.3, rtol=0)
+    torch.testing.assert_close((down[0, 0] @ cells)[1:3], torch.tensor([6.0, 10]))  # the others end at the border
     assert across[0, 1].sum() == 0  # the second box is outside the image

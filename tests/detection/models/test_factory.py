@@ -16,7 +16,8 @@ def test_the_blocks_of_e2e_mf_go_from_the_coarsest_scale_to_the_finest():
     for name, variant in E2E_VARIANTS.items():
         strides = [stride for stride, _ in variant.blocks]
         assert strides == sorted(strides, reverse=True), name
-        assert set(strides) == {32, 16, 8}, name
+        assert set(strides) <= {32, 16, 8}, name
+        assert strides[-1] == 8, name  # queries sample the finest map in their boxes
 
 
 @pytest.mark.parametrize(
