@@ -11,7 +11,7 @@ from mobile_former.weights.files import read_weights
 
 _logger = logging.getLogger(__name__)
 
-_CLASS_LAYERS = ("classify", "class_labels_classifier")
+_CLASS_LAYERS = ("classify", "classify_many", "class_labels_classifier")
 
 
 def load_detector_weights(detector: nn.Module, path: str | Path) -> None:
