@@ -251,13 +251,26 @@ def test_going_on_with_other_classes_or_another_detector_is_refused(run, shapes,
 # Scoring
 
 
-def test_validate_scores_a_checkpoint_from_anywhere_as_the_run_did(run, best, shapes, tmp_path):
+def test_validate_scores_a_checkpoint_from_anywhere_as_the_run_did(shapes, working, tmp_path):
+    options = (
+        "--model.learning_rate",
+        "1e-3",
+        "--model.ema_decay",
+        "0.5",
+        "--trainer.max_epochs",
+        "3",
+        "--name",
+        "run",
+    )
+    working("detection.fit", *finetune(shapes, *options))  # detects more than the other runs of these tests
+    folder = tmp_path / "runs" / "detection" / "run"
+    best = folder / "checkpoints" / "best.ckpt"
     result = run_module(
         "detection.validate", "--ckpt_path", str(best), "--results", "new/results.json", cwd=tmp_path
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    expected = scores(run[0] / "ap.json")
+    expected = scores(folder / "ap.json")
     for name, value in expected.items():
         (line,) = (line for line in result.stdout.splitlines() if f"│ {name} " in line)
         assert ("none to find" if value < 0 else f"{value:.4f}") in line
