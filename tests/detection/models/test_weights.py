@@ -112,7 +112,7 @@ def test_the_error_about_a_detector_of_another_name_or_options_gives_an_example(
     torch.save(detector.state_dict(), path)
     with pytest.raises(InputError, match=r"does not fit this detector.*mobile_former_52m"):
         detector_of("e2e_mf_52m", pretrained=path)
-    with pytest.raises(InputError, match="unknown entries, first 'blocks.1.box_features"):
+    with pytest.raises(InputError, match=r"unknown entries, first 'blocks.1.box_features"):
         detector_of(dense_head=False, choose_queries=False, pretrained=path)
     torch.save(detector_of(dense_head=False, choose_queries=False).state_dict(), path)
     with pytest.raises(InputError, match=r"it lacks \d+ entries, first 'blocks.1.box_features"):
