@@ -160,7 +160,7 @@ def sweep_of_one(folder):
     options = {
         "model.name": "mobile_former_26m", "model.dropout": 0.3, "model.mixup_alpha": 0.2, "model.ema_decay": 0.9,
         "data.image_size": 32, "data.batch_size": 4, "data.num_workers": 0, "trainer.max_epochs": 3,
-        "checkpoint_every_n_steps": 1,
+        "checkpoint_every_n_steps": 1, "trainer.callbacks+": "tests.experiments.sweep.holding.Holding",
     }  # fmt: skip
     config = write_config(
         folder / "rates.yaml", config="finetune.yaml", options=options, space={"model.learning_rate": [1e-3]},
@@ -173,6 +173,7 @@ def finish(config, url, run, others):
     """Run the sweep to its end; return the training's last weights and the score of each epoch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
+        patch.delenv("HOLDING", raising=False)
         sweep = open_sweep(config, url, others)
         run_trials(sweep, 1)
     assert [state_of(trial) for trial in sweep.last_attempts().values()] == ["complete"]
@@ -194,6 +195,7 @@ def test_a_trial_goes_on_from_its_last_checkpoint_to_the_weights_of_an_undisturb
     stop, undisturbed, two_colours, start_worker, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("HOLDING", "true")
     config, url, run = sweep_of_one(tmp_path)
     others = ["--data.root", str(two_colours)]
     stopped = start_worker(config, url, others)
