@@ -147,9 +147,9 @@ def translations() -> dict[Callable, Callable]:
         own = op.Equal(op.Unsqueeze(labels, numbers(1)), classes)
         class_scores = op.Where(own, op.Unsqueeze(scores, numbers(1)), number(0.0, float))
         # (n, 3): image, class and candidate. The best of each class include the best of the image.
-        kept = op.NonMaxSuppression(
-            boxes, class_scores, number(max_detections), number(NMS_THRESHOLD, float), number(0.0, float)
-        )
+        # Limits are vectors of one value: tract refuses scalars.
+        limits = numbers(max_detections), op.Constant(value_floats=[NMS_THRESHOLD]), op.Constant(value_floats=[0.0])
+        kept = op.NonMaxSuppression(boxes, class_scores, *limits)
         places = op.Gather(kept, numbers(0, 2), axis=1)
         kept_scores = op.ScatterND(op.Mul(scores, number(0.0, float)), places, op.GatherND(scores, places))
         # Padded by zeros, so that TopK always has enough. Among equal scores TopK and nms() take the first.
