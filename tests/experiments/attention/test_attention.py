@@ -78,7 +78,7 @@ def test_every_bridge_is_recorded_in_order_with_the_shapes_of_its_maps():
 def test_the_blocks_of_a_detectors_head_follow_those_of_its_backbone(detector):
     blocks = bridge_attention(detector, images(1, 3, 64, 96))
     assert [block.name for block in blocks[8:]] == [f"detector{number}" for number in (1, 2)]
-    assert by_name(blocks)["detector1"].to_former.shape == (1, 2, 50, 2, 3)
+    assert by_name(blocks)["detector1"].to_former.shape == (1, 2, 50, 4, 6)
     assert blocks[-1].to_mobile is None  # its map is unused
     retinanet = detection.create_detector("retinanet_mf_26m", 3)
     assert [block.name for block in bridge_attention(retinanet, images(1, 3, 64, 64))] == [
