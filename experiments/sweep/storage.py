@@ -21,7 +21,8 @@ GRACE = 60  # seconds without a heartbeat after which another worker takes the t
 SQLITE = {"timeout": 600, "isolation_level": None}  # wait for the lock; send no BEGIN but those below
 
 # Statements that wait for a lock of the whole database. It ends with the connection, also if the worker is killed.
-_LOCKS = {"postgresql": "SELECT pg_advisory_lock(1108)", "mysql": "SELECT GET_LOCK('mobile_former', -1)"}
+# MySQL's waits a year at most: in MariaDB, -1 for an endless wait gives no lock.
+_LOCKS = {"postgresql": "SELECT pg_advisory_lock(1108)", "mysql": "SELECT GET_LOCK('mobile_former', 31536000)"}
 _PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # of drivers
 retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
 
