@@ -24,6 +24,7 @@ from mobile_former.training.cli.parser import LONGEST_MESSAGE, Parser
 from mobile_former.training.processors import limit_threads
 from mobile_former.training.run.checkpoint_io import WholeCheckpointIO
 from mobile_former.training.run.folder import ContinuedCSVLogger, RunCheckpoint
+from mobile_former.training.run.given_callbacks import FoundOptions, found_options, given_callbacks, without_finders
 from mobile_former.training.run.last_checkpoint import LastCheckpoint
 from mobile_former.training.run.progress import EpochLines, GradientNorm, StopOnNonFiniteLoss, Throughput, TrainingBar
 from mobile_former.training.run.report import RunReport
@@ -88,6 +89,13 @@ class FitCLI(LightningCLI):
 
         With ``--trainer.fast_dev_run``, only the training is done.
         """
+        try:
+            self._fit()
+        finally:  # in a notebook, the process continues
+            if self.folder:
+                self.folder.release()
+
+    def _fit(self) -> None:
         try:
             self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
         except (InputError, OSError):
@@ -258,10 +266,20 @@ class FitCLI(LightningCLI):
         if options.get("enable_progress_bar") is not False:
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
             callbacks.append(TrainingBar() if sys.stdout.isatty() else EpochLines())
+        given = given_callbacks(options.get("callbacks"))
         if options.get("fast_dev_run"):
             self.folder = self.report = self.checkpoint = None
         else:
-            step = self._start_run()
+            found = found_options(given)
+            step = self._start_run(found)
+            if self.checkpoint:  # its values were found when the run began
+                given = without_finders(given)
+            elif found:
+                used = {
+                    "batch_size": self.datamodule.hparams.batch_size,
+                    "learning_rate": self.model.hparams.learning_rate,
+                }
+                given = [*given, FoundOptions(used, self._record)]
             kwargs["default_root_dir"] = str(self.folder.path)
             if options.get("logger") in (None, True):
                 kwargs["logger"] = [
@@ -270,7 +288,7 @@ class FitCLI(LightningCLI):
                 ]
             self.report = RunReport(self.folder)
             callbacks += [self.report, *self._checkpoint_callbacks(validates=options.get("limit_val_batches") != 0)]
-        kwargs["callbacks"] = [*(options.get("callbacks") or []), *callbacks]
+        kwargs["callbacks"] = [*given, *callbacks]
         plugins = options.get("plugins") or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
         try:
@@ -279,21 +297,35 @@ class FitCLI(LightningCLI):
             return trainer
         except Exception:
             self._remove_new_folder()
+            if self.folder:
+                self.folder.release()
             raise
 
-    def _start_run(self) -> int | None:
+    def _start_run(self, found: Sequence[str]) -> int | None:
         """Choose the run folder and the checkpoint to resume from, and save the config in the folder.
 
-        Return the optimiser step to resume from, or None if the folder is new.
+        Options in ``found`` take the values of the checkpoint. Return the optimiser step to resume from, or None if the
+        folder is new.
         """
         name = self.config["name"] or f"{self.model.label}-{self.datamodule.dataset_name}".replace("/", "-")
         runs = Path(self.config["runs_folder"])
         self.folder, self.checkpoint, step = start_run(
-            runs, self.task, name, self.config["ckpt_path"], self.model, self.datamodule
+            runs, self.task, name, self.config["ckpt_path"], self.model, self.datamodule, found
         )
+        if self.checkpoint:
+            self._set_in_config({name: {**self.model.hparams, **self.datamodule.hparams}[name] for name in found})
         if rank_zero_only.rank == 0:
             self.folder.write_config(self.parser.dump(self.config), resumed=step is not None)
         return step
+
+    def _record(self, found: dict[str, float]) -> None:
+        """Write the options that finders have found to the config of a new run."""
+        self._set_in_config(found)
+        self.folder.write_config(self.parser.dump(self.config), resumed=False)
+
+    def _set_in_config(self, found: dict[str, float]) -> None:
+        for name, value in found.items():
+            self.config["model" if name == "learning_rate" else "data"][name] = value
 
     def _checkpoint_callbacks(self, *, validates: bool) -> list[RunCheckpoint]:
         last = LastCheckpoint(self.folder, self.config["checkpoint_every_n_steps"])

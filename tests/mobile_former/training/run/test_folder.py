@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader
 from mobile_former.errors import InputError
 from mobile_former.training.run.folder import ContinuedCSVLogger, RunCheckpoint, RunFolder
 
+HPC = "hpc_ckpt_1.ckpt"  # of Lightning's own handler for SLURM
+
 
 def finish_an_epoch(folder):
     folder.checkpoints.mkdir(parents=True)
@@ -61,10 +63,12 @@ def test_restart_replaces_the_folder_of_a_run_without_a_checkpoint(tmp_path):
     (path / "config.yaml").write_text("")
     (path / "metrics.csv").write_text("old")
     assert RunFolder.restart(tmp_path, "task", "x").path == path
-    assert not any(path.iterdir())
+    assert [found.name for found in path.iterdir()] == ["run.lock"]
 
 
-@pytest.mark.parametrize("kept", ["checkpoints/best.ckpt", "checkpoints/previous.ckpt", "metrics.json", "photo.jpg"])
+@pytest.mark.parametrize(
+    "kept", ["checkpoints/best.ckpt", "checkpoints/previous.ckpt", "metrics.json", "photo.jpg", HPC]
+)
 def test_restart_keeps_checkpoints_results_and_files_of_others(tmp_path, kept):
     path = tmp_path / "task" / "x" / kept
     path.parent.mkdir(parents=True)
