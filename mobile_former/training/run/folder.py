@@ -2,16 +2,17 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 import shutil
-import warnings
 from pathlib import Path
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from mobile_former.errors import InputError
@@ -204,12 +205,14 @@ class RunFolder:
     def history(self) -> list[dict[str, float]]:
         """Return the rows of ``metrics.csv`` as a list of dictionaries from metric name to value.
 
-        Empty cells are left out. If the file does not exist, the list is empty.
+        Empty cells are left out, and so is a last row that was cut short. If the file does not exist, the list is
+        empty.
         """
         if not self.metrics_csv.is_file():
             return []
-        with self.metrics_csv.open(newline="") as file:
-            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        text = self.metrics_csv.read_text()
+        rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        return [{key: float(value) for key, value in row.items() if value} for row in rows]
 
     def write_config(self, config: str, *, resumed: bool) -> None:
         """Write the options of the run to ``config.yaml``, or to ``config.resumed.yaml`` if the run is resumed.
@@ -279,15 +282,35 @@ class ContinuedCSVLogger(CSVLogger):
 
         In a resumed run, the file begins with the rows that were logged before the checkpoint was written.
         """
-        if self._experiment is None:
-            with warnings.catch_warnings():
-                # The writer warns that it deletes the old file. The rows of this file are written again below.
-                warnings.filterwarnings("ignore", message="Experiment logs directory")
-                writer = super().experiment
-            if self._kept:
-                writer.metrics.extend(self._kept)
-                writer.save()
+        if self._experiment is None and rank_zero_only.rank == 0:
+            self._experiment = _WholeWriter(self.log_dir, self._kept)
         return super().experiment
+
+
+class _WholeWriter(ExperimentWriter):
+    """Lightning's writer of ``metrics.csv``, which never removes rows before the file with the new rows is complete."""
+
+    def __init__(self, log_dir: str, kept: list[dict[str, float]]):
+        super().__init__(log_dir)
+        self.metrics_keys = sorted(set().union(*kept))
+        if kept:
+            self._write(kept)
+        else:
+            Path(self.metrics_file_path).unlink(missing_ok=True)
+
+    def _check_log_dir_exists(self) -> None:
+        """Do not delete the file, unlike Lightning."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with open(self.metrics_file_path, newline="") as file:
+            self._write(list(csv.DictReader(file)))
+
+    def _write(self, rows: list[dict]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.metrics_keys)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(Path(self.metrics_file_path), text.getvalue().encode())
 
 
 def array_task() -> str | None:

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -196,6 +197,27 @@ def test_the_history_has_numbers_without_empty_cells(tmp_path):
         {"epoch": 0, "step": 2, "loss": 0.25},
         {"epoch": 1, "step": 3, "loss": float("inf")},
     ]
+
+
+def test_a_row_that_was_cut_short_is_left_out(tmp_path):
+    folder = RunFolder.create(tmp_path, "classification", "mine")
+    folder.metrics_csv.write_text("epoch,loss,step\r\n0,0.5,1\r\n0,0.25,1")
+    assert folder.history() == [{"epoch": 0, "loss": 0.5, "step": 1}]
+
+
+def test_a_full_disk_costs_no_row_of_the_metrics(tmp_path, monkeypatch):
+    folder = RunFolder.create(tmp_path, "classification", "mine")
+    rows = [{"epoch": 0, "step": step, "loss": 0.5} for step in range(3)]
+    logger = ContinuedCSVLogger(folder)
+    for row in rows:
+        logger.log_metrics({"epoch": 0, "loss": 0.5}, row["step"])
+    assert folder.history() == rows
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match=r"cannot write .*metrics\.csv: No space left"):
+        logger.log_metrics({"epoch": 0, "val/loss": 1.0}, 2)  # a new column
+    with pytest.raises(OSError, match="No space left"):
+        ContinuedCSVLogger(folder, resumed_step=2).experiment  # noqa: B018
+    assert folder.history() == rows
 
 
 @pytest.mark.parametrize(("scores", "best"), [([-1, -1, -1], 3), ([-1, 0.2, -1], 2), ([0.1, 0.3, 0.2], 2)])
