@@ -71,9 +71,8 @@ def report(table: Path) -> str:
     lines = []
     for name, column, unit in (("seconds an epoch", 1, 1.0), ("resident memory in MB", 2, 1e6)):
         before, after = (statistics.median(float(row[column]) / unit for row in part) for part in (second, last))
-        lines.append(
-            f"{name}: {before:.4g} in epochs {count + 1} to {2 * count}, {after:.4g} in the last {count}: {after / before:.3f}"
-        )
+        values = f"{before:.4g} in epochs {count + 1} to {2 * count}, {after:.4g} in the last {count}"
+        lines.append(f"{name}: {values}: {after / before:.3f}")
     before, after = (dict(item.split("=") for item in part[0][3].split(";")) for part in (second, last))
     grown = sorted(name for name in after if int(after[name]) > 1.05 * int(before.get(name, 0)))
     lines.append(f"files that have grown: {', '.join(grown)}")
