@@ -206,7 +206,7 @@ def _job(rank: int, processes: int, port: int) -> dict[str, str]:
     """Return the environment of a task of a SLURM job."""
     return {
         "SLURM_JOB_ID": "100", "SLURM_JOB_NAME": "storm", "SLURM_NTASKS": str(processes), "SLURM_PROCID": str(rank),
-        "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "MASTER_ADDR": "localhost",
+        "SLURM_NTASKS_PER_NODE": str(processes), "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
     }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """The launch scripts: on several machines and under SLURM."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -134,6 +135,16 @@ def test_a_job_requeues_itself_and_resumes(slurm, two_colours, tmp_path):
     assert (tmp_path / "scontrol.txt").read_text() == "requeue 17\n"
     assert runs[1].returncode == 0, runs[1].stderr
     assert weights(tmp_path)  # of all 40 steps
+
+
+def test_slurm_options_that_lightning_refuses_are_one_line(slurm, tmp_path):
+    environment = slurm | {"SLURM_NTASKS": "2", "SLURM_NODELIST": "localhost"}
+    del environment["SLURM_NTASKS_PER_NODE"]
+    command = [sys.executable, "-m", "classification.fit", "--name", "x"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: cannot train: .*--ntasks-per-node=2.*\n", result.stderr)
+    assert not list(tmp_path.glob("runs/*/*"))
 
 
 @pytest.mark.slow

@@ -295,10 +295,12 @@ class FitCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
             limit_threads(trainer.num_devices)
             return trainer
-        except Exception:
+        except Exception as error:
             self._remove_new_folder()
             if self.folder:
                 self.folder.release()
+            if isinstance(error, RuntimeError):  # such as SLURM's options, which Lightning reads from the environment
+                raise InputError(f"cannot train: {textwrap.shorten(str(error), LONGEST_MESSAGE)}") from error
             raise
 
     def _start_run(self, found: Sequence[str]) -> int | None:
