@@ -204,11 +204,10 @@ class Run:
 
 def _job(rank: int, processes: int, port: int) -> dict[str, str]:
     """Return the environment of a task of a SLURM job."""
-    return {
-        "SLURM_JOB_ID": "100", "SLURM_JOB_NAME": "storm", "SLURM_NTASKS": str(processes), "SLURM_PROCID": str(rank),
-        "SLURM_NTASKS_PER_NODE": str(processes), "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port),
-    }  # fmt: skip
+    job = {"JOB_ID": "100", "JOB_NAME": "storm", "NODELIST": "localhost", "NODEID": "0"}
+    sizes = {"NTASKS": processes, "NTASKS_PER_NODE": processes, "PROCID": rank, "LOCALID": rank}
+    variables = {f"SLURM_{name}": str(value) for name, value in {**job, **sizes}.items()}
+    return variables | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
 
 
 def _free_port() -> int:

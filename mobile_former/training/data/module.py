@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 import cv2
@@ -270,4 +271,16 @@ def _start_worker(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+        _quieten_orphan()
     cv2.setNumThreads(0)  # one core per worker: OpenCV would start a thread on every core in each worker
+
+
+def _quieten_orphan() -> None:
+    """Let this loading process end without a traceback if the main process is killed while a batch is sent to it."""
+    parent, report = os.getppid(), Queue._on_queue_feeder_error
+
+    def report_to_parent(error: Exception, batch: object) -> None:
+        if os.getppid() == parent:
+            report(error, batch)
+
+    Queue._on_queue_feeder_error = staticmethod(report_to_parent)
