@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="random seed of the events (default: 0)")
     parser.add_argument("--output", type=Path, default=Path("runs") / "storm", help="folder; default: runs/storm")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the runs are killed
     storm = Storm(options.output.resolve() / str(options.seed), options.seed)
     storm.blow(options.events)
     print(storm.summary())

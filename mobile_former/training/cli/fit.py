@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from mobile_former.errors import InputError, nearest
+from mobile_former.errors import InputError, first_line, nearest
 from mobile_former.training.cli.config_check import require_finite, require_transforms
 from mobile_former.training.cli.parser import LONGEST_MESSAGE, Parser
 from mobile_former.training.processors import limit_threads
@@ -103,6 +103,8 @@ class FitCLI(LightningCLI):
                 self._remove_new_folder()
             raise
         except _OPTION_ERRORS as error:
+            if self.trainer.world_size > 1 and _is_loss_of_peer(error):
+                raise InputError(f"another process of the run has ended ({first_line(error)})") from error
             if not self._is_refusal(error):
                 raise
             self._remove_new_folder()
@@ -341,3 +343,8 @@ class FitCLI(LightningCLI):
             enable_version_counter=False,
         )
         return [best, last]
+
+
+def _is_loss_of_peer(error: Exception) -> bool:
+    """Return whether torch has raised ``error`` because another process of the run has ended."""
+    return isinstance(error, torch.distributed.DistBackendError) or " by peer" in str(error)  # NCCL, or gloo
