@@ -101,7 +101,8 @@ class LastCheckpoint(RunCheckpoint):
         super().on_train_end(trainer, pl_module)
         self._restore_handlers()
         self._trained = True
-        if self._requeues:  # the signal came in the last step: the job may have no time for the final scores
+        # After a signal in the last step, the job may have no time for the final scores.
+        if self._requeue_signal is not None and trainer.strategy.reduce_boolean_decision(self._requeues, all=False):
             self._requeue_and_exit()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

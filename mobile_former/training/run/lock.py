@@ -52,9 +52,11 @@ def lock_folder(folder: Path) -> None:
         FileNotFoundError: the folder does not exist.
     """
     folder = folder.resolve()
-    if folder in _held:
-        return
     path = folder / LOCK
+    if folder in _held:
+        if _is_at(_held[folder], path):
+            return
+        _held.pop(folder).close()  # of a folder that was deleted
     try:
         while True:
             try:
@@ -66,7 +68,7 @@ def lock_folder(folder: Path) -> None:
                     continue
             reached = _lock(file)
             # The previous process may have removed the file before this one had the lock.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if _is_at(file, path):
                 break
             file.close()
         if created:
@@ -98,6 +100,11 @@ def release_folder(folder: Path) -> None:
             file.close()
         os.unlink(file.name)
     file.close()
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
+    """Whether an open file still has its path."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def _lock(file: FileIO) -> bool:
