@@ -23,7 +23,7 @@ from mobile_former.training.cli.config_check import require_finite, require_tran
 from mobile_former.training.cli.parser import LONGEST_MESSAGE, Parser
 from mobile_former.training.processors import limit_threads
 from mobile_former.training.run.checkpoint_io import WholeCheckpointIO
-from mobile_former.training.run.folder import ContinuedCSVLogger, RunCheckpoint
+from mobile_former.training.run.folder import ContinuedCSVLogger, RunCheckpoint, array_task
 from mobile_former.training.run.given_callbacks import FoundOptions, found_options, given_callbacks, without_finders
 from mobile_former.training.run.last_checkpoint import LastCheckpoint
 from mobile_former.training.run.progress import EpochLines, GradientNorm, StopOnNonFiniteLoss, Throughput, TrainingBar
@@ -311,7 +311,10 @@ class FitCLI(LightningCLI):
         Options in ``found`` take the values of the checkpoint. Return the optimiser step to resume from, or None if the
         folder is new.
         """
-        name = self.config["name"] or f"{self.model.label}-{self.datamodule.dataset_name}".replace("/", "-")
+        default = f"{self.model.label}-{self.datamodule.dataset_name}".replace("/", "-")
+        if task := array_task():
+            default += f"-{task.partition('_')[2]}"
+        name = self.config["name"] or default
         runs = Path(self.config["runs_folder"])
         self.folder, self.checkpoint, step = start_run(
             runs, self.task, name, self.config["ckpt_path"], self.model, self.datamodule, found

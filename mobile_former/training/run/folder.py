@@ -199,7 +199,7 @@ class RunFolder:
         if line.startswith(_ARRAY_TASK) and theirs != mine and theirs.split("_")[0] == mine.split("_")[0]:
             raise InputError(
                 f"the run {self.path} is that of SLURM's array task {theirs}, but this is task {mine}: give each task "
-                f"its own run, such as --name {self.path.name}-$SLURM_ARRAY_TASK_ID"
+                f"its own --name, or none"
             )
 
     def history(self) -> list[dict[str, float]]:
