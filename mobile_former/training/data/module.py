@@ -6,6 +6,8 @@ It builds the data loaders, handles unreadable images and saves the position wit
 import logging
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -276,11 +278,16 @@ def _start_worker(number: int) -> None:
 
 
 def _quieten_orphan() -> None:
-    """Let this loading process end without a traceback if the main process is killed while a batch is sent to it."""
-    parent, report = os.getppid(), Queue._on_queue_feeder_error
+    """Let this loading process end without a traceback if the main process is killed while it takes a batch."""
+    parent = os.getppid()
 
-    def report_to_parent(error: Exception, batch: object) -> None:
-        if os.getppid() == parent:
-            report(error, batch)
+    def unless_orphaned(report: Callable[..., None]) -> Callable[..., None]:
+        def report_to_parent(*error: object) -> None:
+            time.sleep(0.5)  # the connection ends a moment before the process
+            if os.getppid() == parent:
+                report(*error)
 
-    Queue._on_queue_feeder_error = staticmethod(report_to_parent)
+        return report_to_parent
+
+    Queue._on_queue_feeder_error = staticmethod(unless_orphaned(Queue._on_queue_feeder_error))
+    sys.excepthook = unless_orphaned(sys.excepthook)  # of multiprocessing's thread that sends tensors
