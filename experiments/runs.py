@@ -79,7 +79,10 @@ class Training:
             count: the number of trainings that run at the same time and share the processor cores.
         """
         cores = available_cores() // count  # without this limit, every training would use all cores
-        environment = {"OMP_NUM_THREADS": str(max(1, cores))} | os.environ if count > 1 else None
+        # Any task of an array may resume the training.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_ARRAY_")}
+        if count > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
         tether = [sys.executable, str(TETHERED), str(self.log.with_suffix(".lock")), str(self.folder.metrics_json)]
         with self.log.open("a") as log:
             log.write(f"$ {shlex.join(self.command)}\n")

@@ -22,17 +22,6 @@ def weights(folder: Path, steps: int = STEPS) -> dict:
     return {name: content[name] for name in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")}
 
 
-def same(first, second) -> bool:
-    """Whether two training states are equal, bit for bit."""
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
-
-
 def step_of(folder: Path) -> int:
     """Return the optimiser step of the checkpoint from which the run resumes."""
     return torch.load(last(folder), map_location="cpu", weights_only=True)["global_step"]

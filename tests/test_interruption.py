@@ -14,10 +14,11 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
+from experiments.storm.checks import same
 from mobile_former.training.run.checkpoint_io import WholeCheckpointIO
 from tests.conftest import ROOT, run_module
 from tests.detection.conftest import write_shapes
-from tests.interrupted import OPTIONS, STEPS, last, same, step_of, wait_for, weights
+from tests.interrupted import OPTIONS, STEPS, last, step_of, wait_for, weights
 
 
 def run(folder, *arguments):
@@ -156,6 +157,33 @@ def test_a_run_that_stopped_before_its_first_checkpoint_restarts_in_its_folder(t
     finish(tmp_path, two_colours, "--trainer.max_epochs", "1")
     assert [path.name for path in folder.parent.iterdir()] == ["x"]
     assert "7,7" not in (folder / "metrics.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_a_second_start_of_a_run_is_refused_until_the_first_one_ends(task, two_colours, tmp_path):
+    if task == "detection":
+        data = write_shapes(tmp_path / "shapes", train=22, val=3)
+        arguments = [
+            "detection.fit", "--config", "finetune.yaml", "--model.name", "e2e_mf_26m", "--data.short_sides", "[64]",
+            "--data.short_side", "64", "--data.root", str(data), "--name", "x", "--trainer.max_epochs", "2",
+        ]  # fmt: skip
+    else:
+        arguments = ["classification.fit", *OPTIONS, "--data.root", str(two_colours), "--trainer.max_epochs", "2"]
+    first = run(tmp_path, *arguments)
+    folder = tmp_path / "runs" / task / "x"
+    wait_for(lambda: (folder / "augmented.png").is_file(), first)
+    os.killpg(first.pid, signal.SIGSTOP)  # before its first checkpoint
+    for option in ("auto", "last"):
+        second = run_module(*arguments, "--ckpt_path", option, cwd=tmp_path)
+        assert second.returncode == 1
+        if option == "auto":
+            assert re.fullmatch(rf"error: .*/x is in use by process {first.pid} on .*--name\n", second.stderr)
+    os.killpg(first.pid, signal.SIGCONT)
+    output, _ = first.communicate(timeout=120)
+    assert first.returncode == 0, output
+    assert [path.name for path in folder.parent.iterdir()] == ["x"]
+    assert not (folder / "run.lock").exists()
 
 
 @pytest.mark.slow

@@ -11,13 +11,12 @@ import sqlalchemy
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 
 from mobile_former.errors import InputError, first_line
+from mobile_former.training.run.lock import GRACE, HEARTBEAT
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # the worker prints one line for each trial
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")  # the worker starts Optuna's heartbeat
 
-HEARTBEAT = 10  # seconds between two heartbeats of a running trial
-GRACE = 60  # seconds without a heartbeat after which another worker takes the trial
 SQLITE = {"timeout": 600, "isolation_level": None}  # wait for the lock; send no BEGIN but those below
 
 # Statements that wait for a lock of the whole database. It ends with the connection, also if the worker is killed.

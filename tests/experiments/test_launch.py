@@ -1,6 +1,7 @@
 """The launch scripts: on several machines and under SLURM."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -8,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from experiments.storm.checks import same
+from mobile_former.training.run.folder import RunFolder
 from tests.conftest import ROOT
+from tests.detection.conftest import write_shapes
 from tests.experiments.sweep.conftest import listed, write_config
-from tests.interrupted import OPTIONS, last, same, wait_for, weights
+from tests.interrupted import OPTIONS, last, wait_for, weights
 
 LAUNCH = ROOT / "experiments" / "launch"
 
@@ -130,6 +135,55 @@ def test_a_job_requeues_itself_and_resumes(slurm, two_colours, tmp_path):
     assert (tmp_path / "scontrol.txt").read_text() == "requeue 17\n"
     assert runs[1].returncode == 0, runs[1].stderr
     assert weights(tmp_path)  # of all 40 steps
+
+
+def test_slurm_options_that_lightning_refuses_are_one_line(slurm, tmp_path):
+    environment = slurm | {"SLURM_NTASKS": "2", "SLURM_NODELIST": "localhost"}
+    del environment["SLURM_NTASKS_PER_NODE"]
+    command = [sys.executable, "-m", "classification.fit", "--name", "x"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: cannot train: .*--ntasks-per-node=2.*\n", result.stderr)
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_the_signal_with_which_lightning_requeues_a_job_loses_no_step(task, slurm, two_colours, tmp_path):
+    """Lightning writes hpc_ckpt_1.ckpt, and puts all tasks of an array back into the queue."""
+    options = ("--data.root", two_colours)
+    if task == "detection":
+        options = (
+            "--config", "finetune.yaml", "--model.name", "e2e_mf_26m", "--data.short_sides", "[64]", "--name", "x",
+            "--data.short_side", "64", "--data.root", write_shapes(tmp_path / "shapes", train=22, val=3),
+        )  # fmt: skip
+    command = [sys.executable, "-m", f"{task}.fit", *(OPTIONS if task == "classification" else ()), *options]
+    command += ["--trainer.max_epochs", "2", "--ckpt_path", "auto", "--trainer.log_every_n_steps", "1"]
+    array = {"SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "1", "SLURM_NODELIST": "localhost"}
+    folder = RunFolder(tmp_path / "runs" / task / "x")
+    environment = slurm | array
+
+    def start():
+        return subprocess.Popen(
+            list(map(str, command)), cwd=tmp_path, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True
+        )
+
+    job = start()
+    wait_for(lambda: folder.metrics_csv.is_file() and len(folder.history()) >= 2, job)
+    job.send_signal(signal.SIGUSR1)
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 128 + signal.SIGUSR1, output
+    assert (tmp_path / "scontrol.txt").read_text() == "requeue 16_1\n"
+    assert not list(folder.path.glob("hpc_ckpt_*"))
+    steps = len([row for row in folder.history() if "lr" in row])
+    assert torch.load(folder.last, weights_only=True)["global_step"] == steps
+
+    job = start()
+    output, _ = job.communicate(timeout=200)
+    assert job.returncode == 0, output
+    assert f"last.ckpt, step {steps}\n" in output
+    rows = [row["step"] for row in folder.history() if "lr" in row]
+    assert rows == list(range(len(rows)))
 
 
 @pytest.mark.slow

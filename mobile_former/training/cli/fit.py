@@ -18,12 +18,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from mobile_former.errors import InputError, nearest
+from mobile_former.errors import InputError, first_line, nearest
 from mobile_former.training.cli.config_check import require_finite, require_transforms
 from mobile_former.training.cli.parser import LONGEST_MESSAGE, Parser
 from mobile_former.training.processors import limit_threads
 from mobile_former.training.run.checkpoint_io import WholeCheckpointIO
-from mobile_former.training.run.folder import ContinuedCSVLogger, RunCheckpoint
+from mobile_former.training.run.folder import ContinuedCSVLogger, RunCheckpoint, array_task
+from mobile_former.training.run.given_callbacks import FoundOptions, found_options, given_callbacks, without_finders
 from mobile_former.training.run.last_checkpoint import LastCheckpoint
 from mobile_former.training.run.progress import EpochLines, GradientNorm, StopOnNonFiniteLoss, Throughput, TrainingBar
 from mobile_former.training.run.report import RunReport
@@ -89,12 +90,21 @@ class FitCLI(LightningCLI):
         With ``--trainer.fast_dev_run``, only the training is done.
         """
         try:
+            self._fit()
+        finally:  # in a notebook, the process continues
+            if self.folder:
+                self.folder.release()
+
+    def _fit(self) -> None:
+        try:
             self.trainer.fit(self.model, self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
         except (InputError, OSError):
             if self.trainer.global_step == 0:
                 self._remove_new_folder()
             raise
         except _OPTION_ERRORS as error:
+            if self.trainer.world_size > 1 and _is_loss_of_peer(error):
+                raise InputError(f"another process of the run has ended ({first_line(error)})") from error
             if not self._is_refusal(error):
                 raise
             self._remove_new_folder()
@@ -258,10 +268,20 @@ class FitCLI(LightningCLI):
         if options.get("enable_progress_bar") is not False:
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
             callbacks.append(TrainingBar() if sys.stdout.isatty() else EpochLines())
+        given = given_callbacks(options.get("callbacks"))
         if options.get("fast_dev_run"):
             self.folder = self.report = self.checkpoint = None
         else:
-            step = self._start_run()
+            found = found_options(given)
+            step = self._start_run(found)
+            if self.checkpoint:  # its values were found when the run began
+                given = without_finders(given)
+            elif found:
+                used = {
+                    "batch_size": self.datamodule.hparams.batch_size,
+                    "learning_rate": self.model.hparams.learning_rate,
+                }
+                given = [*given, FoundOptions(used, self._record)]
             kwargs["default_root_dir"] = str(self.folder.path)
             if options.get("logger") in (None, True):
                 kwargs["logger"] = [
@@ -270,30 +290,49 @@ class FitCLI(LightningCLI):
                 ]
             self.report = RunReport(self.folder)
             callbacks += [self.report, *self._checkpoint_callbacks(validates=options.get("limit_val_batches") != 0)]
-        kwargs["callbacks"] = [*(options.get("callbacks") or []), *callbacks]
+        kwargs["callbacks"] = [*given, *callbacks]
         plugins = options.get("plugins") or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
         try:
             trainer = super().instantiate_trainer(**kwargs)
             limit_threads(trainer.num_devices)
             return trainer
-        except Exception:
+        except Exception as error:
             self._remove_new_folder()
+            if self.folder:
+                self.folder.release()
+            if isinstance(error, RuntimeError):  # such as SLURM's options, which Lightning reads from the environment
+                raise InputError(f"cannot train: {textwrap.shorten(str(error), LONGEST_MESSAGE)}") from error
             raise
 
-    def _start_run(self) -> int | None:
+    def _start_run(self, found: Sequence[str]) -> int | None:
         """Choose the run folder and the checkpoint to resume from, and save the config in the folder.
 
-        Return the optimiser step to resume from, or None if the folder is new.
+        Options in ``found`` take the values of the checkpoint. Return the optimiser step to resume from, or None if the
+        folder is new.
         """
-        name = self.config["name"] or f"{self.model.label}-{self.datamodule.dataset_name}".replace("/", "-")
+        default = f"{self.model.label}-{self.datamodule.dataset_name}".replace("/", "-")
+        if task := array_task():
+            default += f"-{task.partition('_')[2]}"
+        name = self.config["name"] or default
         runs = Path(self.config["runs_folder"])
         self.folder, self.checkpoint, step = start_run(
-            runs, self.task, name, self.config["ckpt_path"], self.model, self.datamodule
+            runs, self.task, name, self.config["ckpt_path"], self.model, self.datamodule, found
         )
+        if self.checkpoint:
+            self._set_in_config({name: {**self.model.hparams, **self.datamodule.hparams}[name] for name in found})
         if rank_zero_only.rank == 0:
             self.folder.write_config(self.parser.dump(self.config), resumed=step is not None)
         return step
+
+    def _record(self, found: dict[str, float]) -> None:
+        """Write the options that finders have found to the config of a new run."""
+        self._set_in_config(found)
+        self.folder.write_config(self.parser.dump(self.config), resumed=False)
+
+    def _set_in_config(self, found: dict[str, float]) -> None:
+        for name, value in found.items():
+            self.config["model" if name == "learning_rate" else "data"][name] = value
 
     def _checkpoint_callbacks(self, *, validates: bool) -> list[RunCheckpoint]:
         last = LastCheckpoint(self.folder, self.config["checkpoint_every_n_steps"])
@@ -307,3 +346,8 @@ class FitCLI(LightningCLI):
             enable_version_counter=False,
         )
         return [best, last]
+
+
+def _is_loss_of_peer(error: Exception) -> bool:
+    """Return whether torch has raised ``error`` because another process of the run has ended."""
+    return isinstance(error, torch.distributed.DistBackendError) or " by peer" in str(error)  # NCCL, or gloo

@@ -6,7 +6,10 @@ It builds the data loaders, handles unreadable images and saves the position wit
 import logging
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable, Sequence
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 import cv2
@@ -270,4 +273,21 @@ def _start_worker(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
+        _quieten_orphan()
     cv2.setNumThreads(0)  # one core per worker: OpenCV would start a thread on every core in each worker
+
+
+def _quieten_orphan() -> None:
+    """Let this loading process end without a traceback if the main process is killed while it takes a batch."""
+    parent = os.getppid()
+
+    def unless_orphaned(report: Callable[..., None]) -> Callable[..., None]:
+        def report_to_parent(*error: object) -> None:
+            time.sleep(0.5)  # the connection ends a moment before the process
+            if os.getppid() == parent:
+                report(*error)
+
+        return report_to_parent
+
+    Queue._on_queue_feeder_error = staticmethod(unless_orphaned(Queue._on_queue_feeder_error))
+    sys.excepthook = unless_orphaned(sys.excepthook)  # of multiprocessing's thread that sends tensors

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from mobile_former.training.run.folder import LAST, PREVIOUS
+from mobile_former.training.run.folder import LAST, PREVIOUS, REQUEUED
 from mobile_former.whole_file import write_whole
 
 
@@ -46,6 +46,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
             if path.is_file():
                 advice = "The earlier checkpoint is unchanged; free disk space, then resume with --ckpt_path last"
             raise OSError(f"{error}. {advice}") from error
+        if path.name == LAST:  # newer than the checkpoints of Lightning's own handler for SLURM
+            for older in path.parent.parent.glob(REQUEUED):
+                older.unlink(missing_ok=True)
 
 
 def _keep(path: Path, previous: Path) -> None:

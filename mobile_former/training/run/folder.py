@@ -1,21 +1,27 @@
 """The folder of a training run: its path, its files, and the Lightning classes that write these files."""
 
+import contextlib
 import csv
+import io
 import json
+import os
 import shutil
-import warnings
 from pathlib import Path
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from mobile_former.errors import InputError
+from mobile_former.training.run.lock import LOCK, InUseError, lock_folder, release_folder
 from mobile_former.whole_file import write_whole
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+REQUEUED = "hpc_ckpt_*.ckpt"  # checkpoints in the run folder that Lightning's own handler for SLURM has written
+_ARRAY_TASK = "# SLURM array task "  # begins the first line of config.yaml in an array job
 
 
 class RunFolder:
@@ -30,7 +36,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Create and return a new run folder.
+        """Create, lock and return a new run folder.
 
         If the name is taken, ``name-2``, ``name-3``, … are tried, so that no run is overwritten.
 
@@ -45,34 +51,34 @@ class RunFolder:
         _require_folder_name(name)
         number = 1
         while True:
-            path = runs / task / (name if number == 1 else f"{name}-{number}")
+            folder = cls(runs / task / (name if number == 1 else f"{name}-{number}"))
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.mkdir()  # fails if it exists, so that runs that start at the same time never share a folder
-                return cls(path)
-            except FileExistsError:
-                if not path.is_dir():
-                    raise InputError(f"cannot create the run folder {path}: a file has that name") from None
+                folder._make()  # fails if it exists, so that runs that start at the same time never share a folder
+                folder.lock()
+                return folder
+            except (FileExistsError, InUseError):
                 number += 1
-            except OSError as error:
-                raise InputError(
-                    f"cannot create the run folder {path}: {error.strerror}; choose another --runs_folder"
-                ) from error
 
     @classmethod
     def restart(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Create and return a new run folder. Replace an existing folder ``name`` if it has no results.
+        """Create, lock and return a new run folder. Empty and reuse an existing folder ``name`` if it has no results.
 
         A folder has no results if it is empty or its run stopped before the first checkpoint. If the existing folder
         has results, it is kept, and the new folder gets a number, see :meth:`create`.
 
         Raises:
-            InputError: see :meth:`create`.
+            InputError: see :meth:`create` and :meth:`lock`.
         """
         _require_folder_name(name)
         folder = cls(runs / task / name)
-        if folder.path.is_dir() and folder._holds_no_results:
-            shutil.rmtree(folder.path)
+        with contextlib.suppress(FileExistsError):
+            folder._make()
+        folder.lock()
+        if folder._holds_no_results:
+            for path in folder._contents():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            return folder
+        folder.release()
         return cls.create(runs, task, name)
 
     @classmethod
@@ -92,6 +98,32 @@ class RunFolder:
                 f"no checkpoint to resume from: {folder.last}. Choose the run with --name ({known})"
             )
         return folder
+
+    def _make(self) -> None:
+        """Create the folder; raise FileExistsError if it exists, InputError if it cannot be created."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir()
+        except FileExistsError:
+            if not self.path.is_dir():
+                raise InputError(f"cannot create the run folder {self.path}: a file has that name") from None
+            raise
+        except OSError as error:
+            raise InputError(
+                f"cannot create the run folder {self.path}: {error.strerror}; choose another --runs_folder"
+            ) from error
+
+    def lock(self) -> None:
+        """Lock the folder, so that no other process writes into it, until :meth:`release` or the end of this process.
+
+        Raises:
+            InUseError: another process has locked the folder.
+        """
+        lock_folder(self.path)
+
+    def release(self) -> None:
+        """Release the lock of the folder."""
+        release_folder(self.path)
 
     @property
     def checkpoints(self) -> Path:
@@ -119,7 +151,12 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         """Whether the run has a checkpoint to resume from."""
-        return self.last.is_file() or self.previous.is_file()
+        return self.last.is_file() or self.previous.is_file() or bool(self.requeued)
+
+    @property
+    def requeued(self) -> list[Path]:
+        """Paths of the checkpoints that Lightning's own handler for SLURM has written, the newest first."""
+        return sorted(self.path.glob(REQUEUED), key=lambda path: path.stat().st_mtime, reverse=True)
 
     @property
     def metrics_csv(self) -> Path:
@@ -139,21 +176,51 @@ class RunFolder:
     @property
     def _holds_no_results(self) -> bool:
         """Whether the folder is empty, or belongs to a run that stopped before its first checkpoint."""
-        by_a_run = (self.path / "config.yaml").is_file() or not any(self.path.iterdir())
-        return by_a_run and not self.is_finished and not any(self.checkpoints.glob("*.ckpt"))
+        by_a_run = (self.path / "config.yaml").is_file() or not self._contents()
+        return by_a_run and not self.is_finished and not any(self.checkpoints.glob("*.ckpt")) and not self.requeued
+
+    def _contents(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path.name != LOCK]
+
+    def require_same_array_task(self) -> None:
+        """Check that the run was not started by another task of the SLURM array job of this process.
+
+        The tasks of an array usually have different options, such as seeds. A later array job may resume the run.
+
+        Raises:
+            InputError: the run is that of another task.
+        """
+        config, mine = self.path / "config.yaml", array_task()
+        if mine is None or not config.is_file():
+            return
+        with config.open() as file:
+            line = file.readline().strip()
+        theirs = line.removeprefix(_ARRAY_TASK)
+        if line.startswith(_ARRAY_TASK) and theirs != mine and theirs.split("_")[0] == mine.split("_")[0]:
+            raise InputError(
+                f"the run {self.path} is that of SLURM's array task {theirs}, but this is task {mine}: give each task "
+                f"its own --name, or none"
+            )
 
     def history(self) -> list[dict[str, float]]:
         """Return the rows of ``metrics.csv`` as a list of dictionaries from metric name to value.
 
-        Empty cells are left out. If the file does not exist, the list is empty.
+        Empty cells are left out, and so is a last row that was cut short. If the file does not exist, the list is
+        empty.
         """
         if not self.metrics_csv.is_file():
             return []
-        with self.metrics_csv.open(newline="") as file:
-            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        text = self.metrics_csv.read_text()
+        rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        return [{key: float(value) for key, value in row.items() if value} for row in rows]
 
     def write_config(self, config: str, *, resumed: bool) -> None:
-        """Write the options of the run to ``config.yaml``, or to ``config.resumed.yaml`` if the run is resumed."""
+        """Write the options of the run to ``config.yaml``, or to ``config.resumed.yaml`` if the run is resumed.
+
+        In an array job of SLURM, the first line names the task of the array.
+        """
+        if task := array_task():
+            config = f"{_ARRAY_TASK}{task}\n{config}"
         write_whole(self.path / ("config.resumed.yaml" if resumed else "config.yaml"), config.encode())
 
     def write_metrics(self, metrics: dict) -> None:
@@ -215,15 +282,41 @@ class ContinuedCSVLogger(CSVLogger):
 
         In a resumed run, the file begins with the rows that were logged before the checkpoint was written.
         """
-        if self._experiment is None:
-            with warnings.catch_warnings():
-                # The writer warns that it deletes the old file. The rows of this file are written again below.
-                warnings.filterwarnings("ignore", message="Experiment logs directory")
-                writer = super().experiment
-            if self._kept:
-                writer.metrics.extend(self._kept)
-                writer.save()
+        if self._experiment is None and rank_zero_only.rank == 0:
+            self._experiment = _WholeWriter(self.log_dir, self._kept)
         return super().experiment
+
+
+class _WholeWriter(ExperimentWriter):
+    """Lightning's writer of ``metrics.csv``, which never removes rows before the file with the new rows is complete."""
+
+    def __init__(self, log_dir: str, kept: list[dict[str, float]]):
+        super().__init__(log_dir)
+        self.metrics_keys = sorted(set().union(*kept))
+        if kept:
+            self._write(kept)
+        else:
+            Path(self.metrics_file_path).unlink(missing_ok=True)
+
+    def _check_log_dir_exists(self) -> None:
+        """Do not delete the file, unlike Lightning."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with open(self.metrics_file_path, newline="") as file:
+            self._write(list(csv.DictReader(file)))
+
+    def _write(self, rows: list[dict]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.metrics_keys)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(Path(self.metrics_file_path), text.getvalue().encode())
+
+
+def array_task() -> str | None:
+    """Return the task of a SLURM array job that this process belongs to, such as ``"100_7"``, or None."""
+    job, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{job}_{task}" if job and task else None
 
 
 def _require_folder_name(name: str) -> None:

@@ -1,13 +1,17 @@
 """Callback that writes the checkpoint to resume from, and stops the run on a signal."""
 
+import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from mobile_former.training.run.folder import LAST, RunCheckpoint, RunFolder
+from mobile_former.training.run.folder import LAST, RunCheckpoint, RunFolder, array_task
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)  # from a scheduler, and from Ctrl-C
 _DUPLICATE = 2.0  # seconds; launchers forward a signal that the terminal has already sent to all processes
@@ -20,6 +24,9 @@ class LastCheckpoint(RunCheckpoint):
     Ctrl-C the current step or validation is finished first, and then the checkpoint is written. The process exits with
     the usual status of the signal (143 or 130). If there are several processes, a signal to one of them stops all of
     them. A second signal stops the process at once.
+
+    In a SLURM job, SIGUSR1 (or another ``requeue_signal`` of Lightning's SLURMEnvironment) does the same, and also puts
+    the job back into the queue.
 
     Args:
         folder: folder of the run.
@@ -36,7 +43,22 @@ class LastCheckpoint(RunCheckpoint):
         self.folder = folder
         self.every_n_steps = every_n_steps
         self._signal: int | None = None  # the received signal
+        self._requeue_signal: int | None = None
+        self._trained = False  # whether training has ended, and the final scores are being computed
         self._previous_handlers: dict[int, object] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Replace Lightning's handler of the signal with which SLURM requeues a job.
+
+        Lightning's handler would write a checkpoint in the middle of a step, in a file that no later one replaces.
+        """
+        super().setup(trainer, pl_module, stage)
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue and stage == "fit":
+            environment.auto_requeue = False
+            self._requeue_signal = environment.requeue_signal
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(self._requeue_signal, self._on_signal)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install handlers for SIGTERM and Ctrl-C.
@@ -67,17 +89,21 @@ class LastCheckpoint(RunCheckpoint):
         if stops or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             trainer.save_checkpoint(self.folder.last)
         if stops:
-            self._stop()
+            self._stop(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the run if SIGTERM or Ctrl-C was received in the previous epoch's last step or final validation."""
         if trainer.current_epoch > 0 and self._any_process_signalled(trainer):
-            self._stop()
+            self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the signal handlers that were active before training."""
         super().on_train_end(trainer, pl_module)
         self._restore_handlers()
+        self._trained = True
+        # After a signal in the last step, the job may have no time for the final scores.
+        if self._requeue_signal is not None and trainer.strategy.reduce_boolean_decision(self._requeues, all=False):
+            self._requeue_and_exit()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the signal handlers that were active before training."""
@@ -87,18 +113,39 @@ class LastCheckpoint(RunCheckpoint):
     def _on_signal(self, number: int, frame: object) -> None:
         now = time.monotonic()
         if self._signal is not None:
-            if now - self._signal_time > _DUPLICATE:  # the user has repeated it: stop at once
+            follows = self._requeues and number != self._signal  # SLURM sends SIGTERM later
+            if now - self._signal_time > _DUPLICATE and not follows:  # the user has repeated it: stop at once
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
                 signal.raise_signal(number)
             return
         self._signal, self._signal_time = number, now
+        if self._trained:  # the last checkpoint is written
+            self._requeue_and_exit()
         print("stopping after this step; repeat the signal to stop at once", file=sys.stderr, flush=True)
 
     def _any_process_signalled(self, trainer: Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
 
-    def _stop(self) -> None:
+    @property
+    def _requeues(self) -> bool:
+        """Whether this process has received the signal after which the job returns to the queue."""
+        return self._signal is not None and self._signal == self._requeue_signal
+
+    def _stop(self, trainer: Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(self._requeues, all=False):
+            self._signal = self._requeue_signal
+            self._requeue_and_exit()
         sys.exit(128 + (self._signal or signal.SIGTERM))
+
+    def _requeue_and_exit(self) -> None:
+        """Put the SLURM job back into the queue, and exit. In an array, put back only this task of the job."""
+        if rank_zero_only.rank == 0:
+            command = ["scontrol", "requeue", array_task() or os.environ["SLURM_JOB_ID"]]
+            try:
+                subprocess.run(command, check=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                print(f"error: the job is not back in the queue: {error}; submit it again", file=sys.stderr)
+        sys.exit(128 + self._requeue_signal)
 
     def _restore_handlers(self) -> None:
         for number, handler in self._previous_handlers.items():

@@ -1,7 +1,7 @@
 """Starting a training run: choosing its folder and the checkpoint to resume from."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from mobile_former.errors import InputError
 from mobile_former.training.run.folder import RunFolder
+from mobile_former.training.run.given_callbacks import set_option
 from mobile_former.weights.files import read_file
 
 _logger = logging.getLogger(__name__)
@@ -33,11 +34,18 @@ class RunStart(NamedTuple):
 
 
 def start_run(
-    runs: Path, task: str, name: str, ckpt_path: str | None, module: LightningModule, datamodule: LightningDataModule
+    runs: Path,
+    task: str,
+    name: str,
+    ckpt_path: str | None,
+    module: LightningModule,
+    datamodule: LightningDataModule,
+    found: Sequence[str] = (),
 ) -> RunStart:
     """Choose the folder of a run and the checkpoint to resume from, and return both as a :class:`RunStart`.
 
-    A new folder is created. If there are several processes, only the first one creates it.
+    A new folder is created. The folder is locked, see :meth:`RunFolder.lock`. If there are several processes, only the
+    first one creates and locks it.
 
     Args:
         runs: folder of all runs.
@@ -49,59 +57,74 @@ def start_run(
         module: model to train. The checkpoint must have the same classes and architecture.
         datamodule: data module of the run. The options of ``module`` and ``datamodule`` that differ from those in the
             checkpoint are printed.
+        found: names of options that take their values from the checkpoint, because a finder found them.
 
     Raises:
-        InputError: ``name`` is not a valid folder name. Also raised if the checkpoint is damaged or does not fit
-            ``module``.
+        InputError: ``name`` is not a valid folder name, or another process uses the folder. Also raised if the
+            checkpoint is damaged or does not fit ``module``, or if the run is that of another task of an array job.
         FileNotFoundError: the checkpoint of ``ckpt_path`` does not exist.
     """
     named = RunFolder(runs / task / name)
+    first = rank_zero_only.rank == 0
+    if first and ckpt_path in ("last", "auto") and named.has_checkpoint:
+        named.lock()
+        named.require_same_array_task()
     if ckpt_path == "last" or (ckpt_path == "auto" and named.has_checkpoint):
         folder = RunFolder.resume(runs, task, name)
-        checkpoint, step = _last_whole_checkpoint(folder, task, module, datamodule)
+        checkpoint, step = _last_whole_checkpoint(folder, task, module, datamodule, found)
         return RunStart(folder, checkpoint, step)
     checkpoint = None if ckpt_path in (None, "auto") else Path(ckpt_path)
-    if rank_zero_only.rank != 0:
-        return RunStart(named, checkpoint, None)  # the first process creates the folder; RunReport sends its path
+    new = RunStart(named, checkpoint, None)  # the first process creates the folder; RunReport sends its path
+    if not first and not found:
+        return new
     if checkpoint is not None:
         if not checkpoint.exists():
             raise FileNotFoundError(
                 f"--ckpt_path {checkpoint}: no such file. Give a checkpoint of a run, or 'last' to resume the run "
                 f"{name!r}"
             )
-        _resumed_step(checkpoint, read_file(checkpoint), task, module, datamodule)
+        _resumed_step(checkpoint, read_file(checkpoint), task, module, datamodule, found)
+    if not first:
+        return new
     create = RunFolder.restart if ckpt_path == "auto" else RunFolder.create
     return RunStart(create(runs, task, name), checkpoint, None)
 
 
 def _last_whole_checkpoint(
-    folder: RunFolder, task: str, module: LightningModule, datamodule: LightningDataModule
+    folder: RunFolder, task: str, module: LightningModule, datamodule: LightningDataModule, found: Sequence[str]
 ) -> tuple[Path, int]:
     """Return a tuple of the path and the optimiser step of the newest undamaged checkpoint of a run.
 
-    This is ``last.ckpt`` or, if that file is damaged or missing, ``previous.ckpt``.
+    This is ``last.ckpt`` or, if that file is damaged or missing, ``previous.ckpt``. A checkpoint that Lightning's
+    handler for SLURM has written is used if it is from a later step.
 
     Raises:
         InputError: all checkpoints of the run are damaged, or the checkpoint does not fit the run.
     """
-    damages = []
-    for path in (folder.last, folder.previous):
-        if not path.is_file():
-            continue
-        try:
-            content = read_file(path)
-        except InputError as error:
-            damages.append(str(error))
-            continue
-        step = _resumed_step(path, content, task, module, datamodule)
-        if damages and rank_zero_only.rank == 0:
-            _logger.warning("%s. Resuming from the previous checkpoint, %s, at step %d", damages[0], path, step)
-        return path, step
-    raise InputError(f"every checkpoint of the run is damaged: {'; '.join(damages)}")
+    damages, whole = [], []
+    for paths in ((folder.last, folder.previous), folder.requeued):
+        for path in filter(Path.is_file, paths):
+            try:
+                whole.append((path, read_file(path)))
+                break
+            except InputError as error:
+                damages.append(str(error))
+    if not whole:
+        raise InputError(f"every checkpoint of the run is damaged: {'; '.join(damages)}")
+    path, content = max(whole, key=lambda each: each[1].get("global_step", -1) if isinstance(each[1], dict) else -1)
+    step = _resumed_step(path, content, task, module, datamodule, found)
+    if damages and rank_zero_only.rank == 0:
+        _logger.warning("%s. Resuming from the previous checkpoint, %s, at step %d", damages[0], path, step)
+    return path, step
 
 
 def _resumed_step(
-    checkpoint: Path, content: object, task: str, module: LightningModule, datamodule: LightningDataModule
+    checkpoint: Path,
+    content: object,
+    task: str,
+    module: LightningModule,
+    datamodule: LightningDataModule,
+    found: Sequence[str],
 ) -> int:
     """Check that a run can resume from a checkpoint, and return the optimiser step of the checkpoint.
 
@@ -113,6 +136,7 @@ def _resumed_step(
         task: ``"classification"`` or ``"detection"``, for error messages.
         module: model of the run.
         datamodule: data module of the run.
+        found: names of options that are set to their values in the checkpoint.
 
     Raises:
         InputError: the file is not a checkpoint of the task. Also raised if the model and the checkpoint differ in
@@ -129,9 +153,11 @@ def _resumed_step(
                 f"--ckpt_path {checkpoint} was trained with {option} {before}, but this run has {now}: give the "
                 "options of that run, or start a new run from its weights with --model.pretrained"
             )
+    theirs |= content.get("datamodule_hyper_parameters", {})
+    for option in found:
+        set_option(module, datamodule, option, theirs[option])
     if rank_zero_only.rank == 0:
         print(f"from   {checkpoint}, step {step}")
-        theirs |= content.get("datamodule_hyper_parameters", {})
         if changes := _changes(theirs, {**module.hparams, **datamodule.hparams}):
             print(f"new    {', '.join(changes)}")
     return step

@@ -12,13 +12,13 @@ import torch
 from optuna.trial import TrialState
 
 from experiments import runs
+from experiments.storm.checks import same
 from experiments.sweep import storage, worker
 from experiments.sweep.study import state_of
 from experiments.sweep.worker import run_trials
 from mobile_former.training.run.folder import RunFolder
 from tests.conftest import ROOT
 from tests.experiments.sweep.conftest import listed, open_sweep, write_config
-from tests.interrupted import same
 
 
 def wait_until(condition, seconds=200):

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ from torch.utils.data import DataLoader
 
 from mobile_former.errors import InputError
 from mobile_former.training.run.folder import ContinuedCSVLogger, RunCheckpoint, RunFolder
+
+HPC = "hpc_ckpt_1.ckpt"  # of Lightning's own handler for SLURM
 
 
 def finish_an_epoch(folder):
@@ -61,10 +64,12 @@ def test_restart_replaces_the_folder_of_a_run_without_a_checkpoint(tmp_path):
     (path / "config.yaml").write_text("")
     (path / "metrics.csv").write_text("old")
     assert RunFolder.restart(tmp_path, "task", "x").path == path
-    assert not any(path.iterdir())
+    assert [found.name for found in path.iterdir()] == ["run.lock"]
 
 
-@pytest.mark.parametrize("kept", ["checkpoints/best.ckpt", "checkpoints/previous.ckpt", "metrics.json", "photo.jpg"])
+@pytest.mark.parametrize(
+    "kept", ["checkpoints/best.ckpt", "checkpoints/previous.ckpt", "metrics.json", "photo.jpg", HPC]
+)
 def test_restart_keeps_checkpoints_results_and_files_of_others(tmp_path, kept):
     path = tmp_path / "task" / "x" / kept
     path.parent.mkdir(parents=True)
@@ -192,6 +197,27 @@ def test_the_history_has_numbers_without_empty_cells(tmp_path):
         {"epoch": 0, "step": 2, "loss": 0.25},
         {"epoch": 1, "step": 3, "loss": float("inf")},
     ]
+
+
+def test_a_row_that_was_cut_short_is_left_out(tmp_path):
+    folder = RunFolder.create(tmp_path, "classification", "mine")
+    folder.metrics_csv.write_text("epoch,loss,step\r\n0,0.5,1\r\n0,0.25,1")
+    assert folder.history() == [{"epoch": 0, "loss": 0.5, "step": 1}]
+
+
+def test_a_full_disk_costs_no_row_of_the_metrics(tmp_path, monkeypatch):
+    folder = RunFolder.create(tmp_path, "classification", "mine")
+    rows = [{"epoch": 0, "step": step, "loss": 0.5} for step in range(3)]
+    logger = ContinuedCSVLogger(folder)
+    for row in rows:
+        logger.log_metrics({"epoch": 0, "loss": 0.5}, row["step"])
+    assert folder.history() == rows
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match=r"cannot write .*metrics\.csv: No space left"):
+        logger.log_metrics({"epoch": 0, "val/loss": 1.0}, 2)  # a new column
+    with pytest.raises(OSError, match="No space left"):
+        ContinuedCSVLogger(folder, resumed_step=2).experiment  # noqa: B018
+    assert folder.history() == rows
 
 
 @pytest.mark.parametrize(("scores", "best"), [([-1, -1, -1], 3), ([-1, 0.2, -1], 2), ([0.1, 0.3, 0.2], 2)])

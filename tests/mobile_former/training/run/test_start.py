@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mobile_former.errors import InputError
+from mobile_former.training.run.folder import RunFolder
 from mobile_former.training.run.start import start_run
 
 MODULE = SimpleNamespace(
@@ -71,6 +72,28 @@ def test_the_error_for_damaged_checkpoints_names_all_of_them(tmp_path, checkpoin
         damage(path)
     with pytest.raises(InputError, match=r"every checkpoint of the run is damaged: .*last\.ckpt.*previous\.ckpt"):
         start(tmp_path, "last")
+
+
+@pytest.mark.parametrize(("step", "expected"), [(9, "hpc_ckpt_2.ckpt"), (6, "last.ckpt"), (4, "last.ckpt")])
+def test_a_checkpoint_of_lightning_s_handler_for_slurm_is_used_if_it_is_newer(tmp_path, checkpoints, step, expected):
+    write_checkpoint(checkpoints.parent / "hpc_ckpt_2.ckpt", step)
+    _, checkpoint, found = start(tmp_path, "auto")
+    assert (checkpoint.name, found) == (expected, max(step, 6))
+    damage(checkpoints.parent / "hpc_ckpt_2.ckpt")
+    assert start(tmp_path, "auto").checkpoint.name == "last.ckpt"
+
+
+def test_a_task_of_an_array_never_resumes_the_run_of_another_one(tmp_path, checkpoints, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "100")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    RunFolder(checkpoints.parent).write_config("name: x\n", resumed=False)
+    assert start(tmp_path, "auto").step == 6
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    for ckpt_path in ("auto", "last"):
+        with pytest.raises(InputError, match=r"is that of SLURM's array task 100_1, .* --name, or none"):
+            start(tmp_path, ckpt_path)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "101")  # submitted again later
+    assert start(tmp_path, "auto").step == 6
 
 
 @pytest.mark.parametrize(("option", "value"), [("name", "large"), ("class_names", ["a", "c"])])
