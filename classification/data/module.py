@@ -204,7 +204,7 @@ class ClassificationData(ImageData):
         if stage in {"fit", "validate"}:
             self.val_set = EvaluationImages(self._source("val"), self.eval_transforms, make_sample)
         if stage == "fit" and self.hparams.dataset == "folder":
-            self.warn_of_same_files(*(map(str, self._source(split).paths) for split in ("train", "val")))
+            self.warn_of_same_files(*(list(map(str, self._source(each).paths)) for each in ("train", "val")))
         if stage == "test":
             self.test_split = "test" if self._has_test() else "val"
             self.test_set = EvaluationImages(self._source(self.test_split), self.eval_transforms, make_sample)

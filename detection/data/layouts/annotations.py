@@ -1,7 +1,7 @@
 """Annotations of one split, read from files of any layout into a dictionary in COCO format."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,6 +94,19 @@ def to_coco(images: Iterable[LabelledImage], folder: Path, class_names: Sequence
             )
     categories = [{"id": number, "name": name} for name, number in ids.items()]
     return {"images": records, "annotations": annotations, "categories": categories}, folder
+
+
+def class_names(images: Mapping[str, Callable[[], Iterable[LabelledImage]]], split: str) -> list[str]:
+    """Return the sorted class names of a split, and of the training and validation images.
+
+    For layouts without a list of classes: a class that only validation images have is a class, too.
+
+    Args:
+        images: dictionary from a split to the function that reads its images.
+        split: name of the split.
+    """
+    splits = [each for each in dict.fromkeys(("train", "val", split)) if each in images]
+    return sorted({known.name for each in splits for image in images[each]() for known in image.objects})
 
 
 def size_of(image: Path, width: object, height: object) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from detection.data.layouts.annotations import (
     LabelledImage,
     LabelledObject,
     Layout,
+    class_names,
     enclosing,
     progress,
     size_of,
@@ -37,9 +38,7 @@ def find_labelme(root: Path) -> Layout | None:
     parsed = {split: cache(partial(_parse, own)) for split, own in folders.items()}
 
     def read(split: str) -> tuple[dict, Path]:
-        names = {known.name for each in {split, "train", "val"} & parsed.keys() for image in parsed[each]()
-                 for known in image.objects}  # fmt: skip
-        return to_coco(parsed[split](), root, sorted(names))
+        return to_coco(parsed[split](), root, class_names(parsed, split))
 
     return Layout("LabelMe", {split: Annotations(own, partial(read, split)) for split, own in folders.items()})
 
@@ -78,7 +77,7 @@ def _parse(folder: Path) -> list[LabelledImage]:
 def _image_of(path: Path, content: dict) -> Path:
     """Return the image of a JSON file: ``imagePath``, which is relative to the file, or the image of the same name."""
     written = content.get("imagePath")
-    written = PureWindowsPath(written).as_posix() if isinstance(written, str) else ""
+    written = PureWindowsPath(written).as_posix() if isinstance(written, str) and written else ""
     beside = [path.parent / written, path.parent / Path(written).name]
     beside += [path.with_suffix(suffix) for suffix in sorted(IMAGE_SUFFIXES)]
     for candidate in beside if written else beside[2:]:

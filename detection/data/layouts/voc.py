@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from detection.data.layouts.annotations import (
     LabelledImage,
     LabelledObject,
     Layout,
+    class_names,
     enclosing,
     progress,
     size_of,
@@ -48,9 +50,8 @@ def find_voc(root: Path) -> Layout | None:
     bases = [root] if _annotation_folder(root) else [*root.glob("VOC*"), *root.glob("VOCdevkit/VOC*")]
     bases = [base for base in bases if _annotation_folder(base)]
     if len(bases) > 1:
-        raise InputError(
-            f"{root} contains {', '.join(sorted(base.name for base in bases))}: give --data.root one of them"
-        )
+        names = ", ".join(sorted(base.name for base in bases))
+        raise InputError(f"{root} contains several data sets, {names}: give one of them as --data.root")
     base = bases[0] if bases else root
     if bases:
         pairs = _splits_of_sets(base)
@@ -71,10 +72,8 @@ def find_voc(root: Path) -> Layout | None:
         return int(not (zero or (_by_datumaro(base) and any(own.decimals for own in found))))
 
     def read(split: str) -> tuple[dict, Path]:
-        # A class that only validation images have is a class, too.
-        names = {known.name for each in {split, "train", "val"} & parsed.keys() for image in parsed[each]().images
-                 for known in image.objects}  # fmt: skip
-        return to_coco((_shifted(image, origin()) for image in parsed[split]().images), base, sorted(names))
+        names = class_names({each: partial(_images, own) for each, own in parsed.items()}, split)
+        return to_coco((_shifted(image, origin()) for image in parsed[split]().images), base, names)
 
     def note() -> str:
         reason = "as Pascal VOC defines" if origin() else "as the files show"
@@ -82,6 +81,10 @@ def find_voc(root: Path) -> Layout | None:
 
     splits = {split: Annotations(base, partial(read, split), "difficult objects") for split in pairs}
     return Layout("Pascal VOC", splits, note)
+
+
+def _images(parsed: Callable[[], _Parsed]) -> list[LabelledImage]:
+    return parsed().images
 
 
 def _annotation_folder(base: Path) -> Path | None:
