@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from classification.data.image_folder import LAYOUT, Labelled, abridged, read_classes
 from classification.data.tables import TABLE_SUFFIXES, Columns, divided, find_tables, read_labelled, read_table
-from mobile_former.training.data.images import find_images
-from mobile_former.training.data.splits import split_folders
+from mobile_former.training.data.images import IMAGE_SUFFIXES, find_images
+from mobile_former.training.data.splits import only_folder, split_folders
 
 _LOOKED_FOR = (
     f"{LAYOUT} (also valid, validation, testing)",
@@ -34,6 +34,8 @@ class Layout(NamedTuple):
 def find_layout(root: Path, columns: Columns | None = None) -> Layout:
     """Recognise the layout of a folder of labelled images, or of a table such as a CSV file.
 
+    If a folder only contains another folder, as unpacked archives often do, that one is examined.
+
     Args:
         root: path of the folder or the table.
         columns: names of the columns of a table.
@@ -58,6 +60,8 @@ def find_layout(root: Path, columns: Columns | None = None) -> Layout:
         # An empty folder of a split is an error when it is read.
         read = {split: cache(partial(read_classes, own)) for split, own in (folders | empty).items()}
         return Layout("folders of classes", read)
+    if (inner := only_folder(root)) and not any(path.suffix.lower() in IMAGE_SUFFIXES for path in inner.iterdir()):
+        return find_layout(inner, columns)  # an unpacked archive
     classes = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     if any(map(_has_images, classes)):
         return Layout("one folder of classes", {"train": cache(partial(read_classes, root))})

@@ -148,17 +148,22 @@ class DetectionData(ImageData):
 
     def training_classes(self) -> list[str]:
         """Return the class names of the training data in the order of their labels."""
-        return list(self.train_source.class_names)
+        return list(self._training_images.class_names)
 
     @property
     def category_ids(self) -> list[int]:
         """List of the COCO category ids of the training data, in the order of the labels."""
-        return list(self.train_source.category_ids)
+        return list(self._training_images.category_ids)
 
     @property
     def train_source(self) -> Source:
         """Data set of the training images. Its classes come from the training data, not from a trained model."""
         return self._source("train", None)
+
+    @cached_property
+    def _training_images(self) -> Source:
+        """All training images, including those that are held out for validation."""
+        return Scenes("train") if self.hparams.dataset == "scenes" else self._read("train", None)
 
     @cached_property
     def object_counts(self) -> np.ndarray:
@@ -172,7 +177,8 @@ class DetectionData(ImageData):
         if self.hparams.dataset == "scenes":
             return "scenes"
         if self.hparams.root is not None:
-            return Path(self.hparams.root).name
+            root = Path(self.hparams.root)
+            return (root.parent if root.is_file() else root).name
         return Path(next(iter(self.hparams.annotations.values()))).stem
 
     def setup(self, stage: str) -> None:
@@ -351,6 +357,8 @@ class DetectionData(ImageData):
         if (split, names) not in self._sources:
             if scenes:
                 self._sources[split, names] = Scenes(split)
+            elif (split, names) == ("train", None) and not self._divides:
+                self._sources[split, names] = self._training_images
             elif split != "test" and self._divides:
                 self._sources |= self._divided(names)
             else:
@@ -359,7 +367,7 @@ class DetectionData(ImageData):
 
     def _divided(self, names: tuple[str, ...] | None) -> dict[tuple, CocoDataset]:
         """Return the training and validation images, if the latter are held out."""
-        images = self._read("train", names)
+        images = self._training_images if names is None else self._read("train", names)
         if self._held is None:
             paths = [images.name(index) for index in range(len(images))]
             self._held = self.held_out(paths, images.class_counts(), images.groups)

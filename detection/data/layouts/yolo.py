@@ -31,12 +31,14 @@ _LARGEST = 2.0  # normalised coordinates beyond it are pixels, not rounding
 
 
 def find_yolo(root: Path) -> Layout | None:
-    """Recognise a folder in YOLO's layout. Return None if it has another layout.
+    """Recognise a folder in YOLO's layout, or a YAML file of it. Return None if it has another layout.
 
     Raises:
         InputError: a class file cannot be read, or a list of images names files that do not exist.
     """
-    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda path: path.stem != "data"):
+    files = [root] if root.is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    root = root.parent if root.is_file() else root
+    for path in sorted(files, key=lambda path: path.stem != "data"):
         if (content := _read_yaml(path)) and (splits := _splits_of_yaml(content, path, root)):
             return _layout(f"YOLO ({path.name})", root, splits, _names_in_yaml(content, path), _keypoints(content))
     if (darknet := root / "obj.data").is_file():

@@ -61,6 +61,12 @@ def split_folders(root: Path) -> dict[str, Path]:
     return chosen
 
 
+def only_folder(root: Path) -> Path | None:
+    """Return the only subfolder of a folder, hidden ones and macOS's ``__MACOSX`` aside, or None."""
+    folders = [path for path in root.iterdir() if path.is_dir() and path.name[:1] != "." and path.name != "__MACOSX"]
+    return folders[0] if len(folders) == 1 else None
+
+
 def _rank(name: str, split: str) -> int:
     return _NAMES[split].index(name.strip().lower().rstrip("0123456789").rstrip("-_ "))
 

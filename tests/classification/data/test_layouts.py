@@ -84,6 +84,15 @@ def test_one_folder_of_classes_is_divided(folder, tmp_path):
     assert len(other.val_set) == 9
 
 
+def test_the_folder_of_an_unpacked_archive_is_found(folder):
+    assert find_layout(folder.parent).splits.keys() == {"train", "val"}
+    only = (folder / "train" / "red").rename(folder.parent.parent / "red")
+    shutil.rmtree(folder.parent)
+    (folder.parent / "photos").mkdir(parents=True)
+    only.rename(folder.parent / "photos" / "red")
+    assert set(read(folder).values()) == {"red"}
+
+
 def test_classes_with_the_name_of_a_split_are_classes(folder):
     root = (folder / "train").rename(folder.parent / "vehicles")
     (root / "red").rename(root / "train")

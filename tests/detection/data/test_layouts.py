@@ -554,16 +554,28 @@ def test_faulty_shapes_are_named(tmp_path):
 
 def test_an_unknown_layout_is_refused_with_what_was_looked_for_and_what_is_there(tmp_path):
     write_image(tmp_path / "photos" / "a.jpg")
+    (tmp_path / "more").mkdir()
     (tmp_path / "boxes.xlsx").write_text("x")
     with pytest.raises(FileNotFoundError) as error:
         find_layout(tmp_path)
     message = str(error.value)
     for part in ("instances_train.json", "_annotations.coco.json", "data.yaml", "Pascal VOC", "LabelMe", "labels.json",
-                 "boxes.xlsx, photos/ (a.jpg)", "--data.annotations.train"):  # fmt: skip
+                 "boxes.xlsx, more/ (empty), photos/ (a.jpg)", "--data.annotations.train"):  # fmt: skip
         assert part in message
     assert "\n" not in message
     with pytest.raises(FileNotFoundError, match=r"no folder .*gone \(--data\.root\)"):
         find_layout(tmp_path / "gone")
+
+
+def test_the_folder_of_an_unpacked_archive_and_a_yaml_file_are_taken_too(tmp_path):
+    unpack("ultralytics_yolo", tmp_path / "archive" / "cells")
+    (tmp_path / "archive" / "__MACOSX").mkdir()
+    (tmp_path / "archive" / "readme.txt").write_text("mine")
+    for root in (tmp_path / "archive", tmp_path / "archive" / "cells" / "data.yaml"):
+        assert_same(objects(read(root)), TRUTH["train"])
+    data = data_of(tmp_path / "archive" / "cells" / "data.yaml", val_fraction=0.5)
+    data.setup("fit")
+    assert len(data.train_set) + len(data.val_set) == 3
 
 
 def test_files_given_by_option_replace_those_found(tmp_path):
