@@ -29,7 +29,7 @@ LOOKED_FOR = (
 )
 
 _ANNOTATION_FOLDERS = ("Annotations", "annotations", "Annotation", "xmls", "labels")
-_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
+_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "data")
 _ZERO_BASED_TOOL = "label studio"
 
 
@@ -66,9 +66,9 @@ def find_voc(root: Path) -> Layout | None:
 
     @cache
     def origin() -> int:
-        """Return the number of the first pixel. VOC counts from 1; datumaro, CVAT and Label Studio count from 0."""
+        """Return the number of the first pixel: 1 in Pascal VOC, 0 if another convention is recognised."""
         found = [own() for own in parsed.values()]
-        zero = any(own.from_zero for own in found)
+        zero = any(own.from_zero for own in found) or _by_fiftyone(base)
         return int(not (zero or (_by_datumaro(base) and any(own.decimals for own in found))))
 
     def read(split: str) -> tuple[dict, Path]:
@@ -170,6 +170,11 @@ def _by_datumaro(base: Path) -> bool:
     """Return whether datumaro or CVAT wrote the folder. They write corners from 0, with decimals."""
     path = base / "labelmap.txt"
     return path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith("# label:color_rgb")
+
+
+def _by_fiftyone(base: Path) -> bool:
+    """Return whether FiftyOne wrote the folder. It writes corners from 0."""
+    return (base / "labels").is_dir() and _image_folder(base).name == "data"
 
 
 def _parse_xml(path: Path) -> ElementTree.Element:

@@ -441,6 +441,13 @@ def test_a_corner_at_0_shows_that_corners_count_from_0(tmp_path):
     assert "from 0" in find_layout(root).note()
 
 
+def test_corners_of_fiftyone_count_from_0(tmp_path):
+    root = write_voc(tmp_path, corners=(4, 3, 20, 20), sets=False)
+    (root / "JPEGImages").rename(root / "data")
+    (root / "Annotations").rename(root / "labels")
+    assert objects(read(root))["2007_1"] == [("dog", [4, 3, 16, 17])]
+
+
 def test_the_devkit_and_folders_without_sets_are_found(tmp_path):
     write_voc(tmp_path / "VOCdevkit" / "VOC2007")
     assert find_layout(tmp_path).name == find_layout(tmp_path / "VOCdevkit").name == "Pascal VOC"
