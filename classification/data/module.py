@@ -327,7 +327,7 @@ class ClassificationData(ImageData):
             numbers = {name: number for number, name in enumerate(images.classes)}
             counts = np.zeros((len(images.paths), len(numbers)))
             counts[range(len(counts)), [numbers[name] for name in images.names]] = 1
-            held = self.held_out(list(map(str, images.paths)), counts, images.groups)
+            held = self.held_out(list(map(str, images.paths)), counts, images.groups, has_val="val" in splits)
             if held is None:  # other data than that of training
                 self._parts = {"train": images, "val": self._labelled("val") if "val" in splits else images}
             else:

@@ -370,7 +370,8 @@ class DetectionData(ImageData):
         images = self._training_images if names is None else self._read("train", names)
         if self._held is None:
             paths = [images.name(index) for index in range(len(images))]
-            self._held = self.held_out(paths, images.class_counts(), images.groups)
+            has_val = "val" in self.layout.splits
+            self._held = self.held_out(paths, images.class_counts(), images.groups, has_val=has_val)
         if self._held is None:  # other data than that of training
             val = self._read("val", names) if "val" in self.layout.splits else images
             return {("train", names): images, ("val", names): val}

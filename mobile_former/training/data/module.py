@@ -151,7 +151,12 @@ class ImageData(LightningDataModule):
         self._new_split, self._known_split, self._only_known = new, known, only_known
 
     def held_out(
-        self, paths: Sequence[str], counts: np.ndarray, groups: Sequence[Hashable | None] | None = None
+        self,
+        paths: Sequence[str],
+        counts: np.ndarray,
+        groups: Sequence[Hashable | None] | None = None,
+        *,
+        has_val: bool = False,
     ) -> np.ndarray | None:
         """Choose the validation images among the training images. Store the choice in words in ``split_text``.
 
@@ -159,6 +164,7 @@ class ImageData(LightningDataModule):
             paths: path of each image.
             counts: ``(images, classes)``, how often each class occurs in each image.
             groups: group of each image, if the annotations have groups.
+            has_val: whether the data has validation images, which are then not used.
 
         Returns:
             Array ``(images,)`` bool, True for the validation images. None: this is not the data of training, and no
@@ -179,6 +185,8 @@ class ImageData(LightningDataModule):
             text = self.hold_out.text + (f", {len(set(groups))} groups kept together" if groups else "")
             chosen = self.hold_out.choose(counts, groups)
         self.split_text = f"{(~chosen).sum()} training and {chosen.sum()} validation images: {text}"
+        if has_val:
+            self.split_text += "; the validation images of the data are not used"
         rank, _ = rank_and_world_size()
         if self._new_split is not None and rank == 0:
             write_split(self._new_split, text, names, chosen)

@@ -119,6 +119,7 @@ def test_folds_cover_the_training_images(folder):
         data = data_of(folder, folds=3, fold=fold)
         data.setup("fit")
         assert data.val_set.source.labels == [0, 1, 2]
+        assert data.split_text.endswith("; the validation images of the data are not used")
         found += data.val_set.source.paths
     assert len(set(found)) == 9
     with pytest.raises(InputError, match=r"--data\.folds 5"):

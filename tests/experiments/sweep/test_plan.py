@@ -9,7 +9,9 @@ from tests.conftest import ROOT
 from tests.experiments.sweep.conftest import write_config
 
 CONFIGS = [
-    path for path in (ROOT / "experiments" / "configs").glob("*.yaml") if path.stem.startswith(("sweep_", "abl"))
+    path
+    for path in (ROOT / "experiments" / "configs").glob("*.yaml")
+    if path.stem.startswith(("sweep_", "abl", "cross"))
 ]
 
 
@@ -76,6 +78,9 @@ def test_the_repositorys_sweeps_can_be_read(path):
     plan = read_plan(path)
     if path.stem.startswith("sweep_"):
         assert plan.points == [{}] * 20
+    elif path.stem.startswith("cross_validation_"):
+        assert [point["data.fold"] for point in plan.points] == list(range(1, plan.options["data.folds"] + 1))
+        assert plan.repeats == "folds"
     else:
         ablations, seeds = ({point[name] for point in plan.points} for name in ("model.ablation", "seed_everything"))
         assert len(plan.points) == len(ablations) * len(seeds)
