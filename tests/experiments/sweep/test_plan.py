@@ -8,11 +8,8 @@ from mobile_former import InputError
 from tests.conftest import ROOT
 from tests.experiments.sweep.conftest import write_config
 
-CONFIGS = [
-    path
-    for path in (ROOT / "experiments" / "configs").glob("*.yaml")
-    if path.stem.startswith(("sweep_", "abl", "cross"))
-]
+SWEEPS = ("sweep_", "ablation_", "cross_validation_")
+CONFIGS = [path for path in (ROOT / "experiments" / "configs").glob("*.yaml") if path.stem.startswith(SWEEPS)]
 
 
 @pytest.mark.parametrize(
