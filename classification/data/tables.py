@@ -86,6 +86,8 @@ def find_tables(root: Path, columns: Columns) -> dict[str, list[tuple[Table, lis
         named[split] += [read_table(folder / name) for name in METADATA if (folder / name).is_file()]
     unsplit: list[Table] = []
     for path in sorted(path for path in root.iterdir() if path.suffix in TABLE_SUFFIXES and path.name != GROUP_FILE):
+        if "submission" in path.stem.lower():
+            continue  # Kaggle's form for predictions
         table = read_table(path)
         words = [path.stem, *path.stem.lower().replace("-", "_").split("_")]
         split = next((split for word in words if (split := split_of(word))), None)

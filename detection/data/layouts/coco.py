@@ -1,5 +1,6 @@
 """Data folders with COCO files, as COCO, Roboflow, CVAT, Label Studio, datumaro, FiftyOne and others lay them out."""
 
+import itertools
 import json
 import os
 import re
@@ -32,6 +33,7 @@ _KNOWN = {  # single files without a split in their name, and the tools that wri
 }
 _MOST_FILES = 20  # JSON files of other names that are read in a folder, to see whether they are in COCO format
 _SAMPLED = 20  # images that are looked up to find their folder
+_MOST_FOLDERS = 1000  # folders that are searched for images
 
 
 def find_coco(root: Path) -> Layout | None:
@@ -69,8 +71,9 @@ def find_any_coco(root: Path) -> Layout | None:
         if not files and len(single := list(_coco_files(folder))) == 1:
             files["train"] = single[0]
     for split, folder in split_folders(root).items():
-        if split not in files and len(single := list(_coco_files(folder))) == 1:
-            files[split] = single[0]
+        for place in (folder, folder / "annotations"):
+            if split not in files and len(single := list(_coco_files(place))) == 1:
+                files[split] = single[0]
     return _layout(root, files, [])
 
 
@@ -168,10 +171,12 @@ def _read(path: Path, split: str, root: Path, images: Path | None) -> tuple[dict
         return content, images
     folders = _image_folders(path, split, root) if images is None else [images]
     sampled = [name for name in names[:: max(1, len(names) // _SAMPLED)] if isinstance(name, str) and name]
-    for rewritten in (str, _with_slashes, _last_part):
-        for folder in folders:
-            if sampled and all(os.path.isfile(os.path.join(folder, rewritten(name))) for name in sampled):
-                return _renamed(content, rewritten), folder
+    inner = [] if images else (Path(place) for place, _, _ in itertools.islice(os.walk(root), _MOST_FOLDERS))
+    likely = itertools.product((str, _with_slashes, _last_part), folders)
+    unlikely = ((rewritten, folder) for folder in inner for rewritten in (str, _last_part))
+    for rewritten, folder in itertools.chain(likely, unlikely):
+        if sampled and all(os.path.isfile(os.path.join(folder, rewritten(name))) for name in sampled):
+            return _renamed(content, rewritten), folder
     # Some images are missing: the folder with most of them gives the best error message.
     return content, max(folders, key=lambda folder: sum(os.path.isfile(folder / name) for name in sampled))
 

@@ -45,13 +45,13 @@ def find_yolo(root: Path) -> Layout | None:
         options = dict(map(str.strip, line.split("=", 1)) for line in _lines(darknet) if "=" in line)
         splits = {split: _listed(value, root, root) for key, value in options.items() if (split := split_of(key))}
         names = _names_in_text(_existing(options.get("names", "obj.names"), [root]) or root / "obj.names")
-        return _layout("YOLO (Darknet)", root, {split: paths for split, paths in splits.items() if paths}, names)
+        return _layout("YOLO (Darknet)", root, splits, names)
     splits = _standard_splits(root)
     places = [root, *split_folders(root).values(), *(folder.parent for folder in splits.values()), root / "labels"]
     found = next((path for place in places for name in _CLASS_FILES if (path := place / name).is_file()), None)
     if not splits and found:  # text files beside the images
         candidates = split_folders(root) or {"train": root}
-        splits = {split: folder for split, folder in candidates.items() if _has_labels(folder)}
+        splits = {split: folder for split, folder in candidates.items() if _has_labels_beside_images(folder)}
     if not splits:
         return None
     images = {split: find_images(folder).images for split, folder in splits.items()}
@@ -61,18 +61,15 @@ def find_yolo(root: Path) -> Layout | None:
 def _layout(
     name: str, root: Path, splits: dict[str, list[Path]], names: dict[int, str] | None, keypoints: int = 0
 ) -> Layout | None:
+    splits = {split: paths for split, paths in splits.items() if paths}
     if not splits:
         return None
     note = "" if names else "no file has class names, so the names of the classes are their numbers"
-    read = {split: partial(_read, paths, root, names, keypoints, split) for split, paths in splits.items()}
+    read = {split: partial(_read, paths, root, names, keypoints) for split, paths in splits.items()}
     return Layout(name, {split: Annotations(root, own) for split, own in read.items()}, lambda: note)
 
 
-def _read(
-    paths: Sequence[Path], root: Path, names: dict[int, str] | None, keypoints: int, split: str
-) -> tuple[dict, Path]:
-    if not paths:
-        raise InputError(f"{root}: the split {split!r} has no images")
+def _read(paths: Sequence[Path], root: Path, names: dict[int, str] | None, keypoints: int) -> tuple[dict, Path]:
     images = (_read_image(path, names, keypoints) for path in progress(paths, root))
     numbers = {} if names else {str(number): number for number in range(1000)}
     content, folder = to_coco(images, root, [*(names or {}).values()])
@@ -137,6 +134,10 @@ def _standard_splits(root: Path) -> dict[str, Path]:
 
 def _has_labels(folder: Path) -> bool:
     return any(path.name not in _CLASS_FILES for path in folder.rglob("*.txt"))
+
+
+def _has_labels_beside_images(folder: Path) -> bool:
+    return any(path.with_suffix(".txt").is_file() for path in find_images(folder).images)
 
 
 def _splits_of_yaml(content: dict, path: Path, root: Path) -> dict[str, list[Path]]:

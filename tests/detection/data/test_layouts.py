@@ -226,6 +226,24 @@ def test_a_single_coco_file_of_any_name_is_found_by_its_content(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("file", "images"),
+    [
+        ("instances_default.json", "images/default"), ("annotations/instances.json", "images"),
+        ("annotations/instances_default.json", "images/default"), ("annotations.json", "JPEGImages"),
+        ("labels.json", "data"), ("coco.json", "."), ("my train set.json", "deep/er"),
+        ("train/annotations/cells.json", "train/images"), ("train.json", "train"),
+    ],
+)  # fmt: skip
+def test_a_coco_file_and_its_images_may_be_at_many_places(file, images, tmp_path):
+    source, root = coco_folder(tmp_path / "source"), tmp_path / "cells"
+    shutil.copytree(source / "images" / "train", root / images)
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / "annotations" / "instances_train.json", root / file)
+    assert find_layout(root).splits.keys() == {"train"}
+    assert_same(objects(read(root)), TRUTH["train"])
+
+
+@pytest.mark.parametrize(
     "written", ["images\\train\\{}", "https://host/data/{}?x=1", "/data/upload/1/{}", "../images/train/{}"]
 )
 def test_images_are_found_by_their_name_if_the_path_is_that_of_another_machine(written, tmp_path):
