@@ -175,9 +175,9 @@ class ImageData(LightningDataModule):
         """
         root = self.root.parent if self.root.is_file() else self.root
         names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
-        chosen, text = None, self.hold_out.text
-        if self._known_split is not None:
-            chosen, text = read_split(self._known_split, names), f"as in {self._known_split}"
+        chosen = None if self._known_split is None else read_split(self._known_split, names)
+        keeps = chosen is not None and self._known_split == self._new_split  # a resumed run
+        text = f"as in {self._known_split}"
         if chosen is None and self._only_known:
             return None
         if chosen is None:
@@ -188,7 +188,7 @@ class ImageData(LightningDataModule):
         if has_val:
             self.split_text += "; the validation images of the data are not used"
         rank, _ = rank_and_world_size()
-        if self._new_split is not None and rank == 0:
+        if self._new_split is not None and not keeps and rank == 0:
             write_split(self._new_split, text, names, chosen)
         return chosen
 
