@@ -13,7 +13,7 @@ from classification.data.module import ClassificationData
 from classification.data.shards import holds_shards
 from classification.module import ClassificationModule
 from mobile_former.errors import InputError
-from mobile_former.training.cli.evaluation import evaluation_parser, output_folder, score
+from mobile_former.training.cli.evaluation import evaluation_parser, keep_known_split, output_folder, score
 from mobile_former.training.console import console
 from mobile_former.training.run.checkpoint import load_checkpoint
 from mobile_former.training.run.figures import draw_confusion
@@ -38,6 +38,8 @@ def evaluate(stage: str) -> None:
     source = data.test_set.source if stage == "test" else data.val_set.source
     split = "val" if stage == "validate" else data.test_split
     title = f"{module.label} on {split} of {data.dataset_name}: {len(source)} images"
+    if trainer.is_global_zero and data.notes():
+        print("\n".join(data.notes()))
     table = Table(title=escape(title), title_justify="left", show_header=False)
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
@@ -52,7 +54,7 @@ def labelled_data(checkpoint: str, data_options: dict, given: Mapping) -> Classi
     """Build the data module that reads the images and labels for an evaluation.
 
     Args:
-        checkpoint: path of the checkpoint, for error messages.
+        checkpoint: path of the checkpoint. The validation images that were held out in its run are held out again.
         data_options: dictionary with the data module's options, as stored in the checkpoint.
         given: dictionary with options that replace the stored options, such as ``root`` and ``batch_size``. If a value
             is None, the stored value is kept. If ``root`` is given, the data set type is detected: tar shards or an
@@ -71,7 +73,9 @@ def labelled_data(checkpoint: str, data_options: dict, given: Mapping) -> Classi
             f"the data root in {checkpoint} is a command, which is not run: {data_options['root']}. To run it, give it "
             "as --data.root"
         )
-    return ClassificationData(**(data_options | given))
+    data = ClassificationData(**(data_options | given))
+    keep_known_split(data, checkpoint, data_options.get("root"))
+    return data
 
 
 def _write(folder: Path, metrics: dict[str, float], module: ClassificationModule) -> None:

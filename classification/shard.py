@@ -20,9 +20,9 @@ from mobile_former.training.cli.command import exit_if_unreadable, run_command
 from mobile_former.training.cli.parser import Parser
 from mobile_former.training.data.images import ImageError, decode_image, image_format
 from mobile_former.training.data.module import default_workers
+from mobile_former.training.data.splits import SPLITS, split_folders
 from mobile_former.whole_file import write_whole
 
-SPLITS = ("train", "val", "test")
 MEGABYTES = 64  # size of a shard: long reads for disk and network, but little memory per loading process
 
 
@@ -82,7 +82,7 @@ def main() -> None:
             skip_unreadable=options.skip_unreadable,
         )
         for split in SPLITS
-        if split != "test" or (options.folder / split).is_dir()
+        if split != "test" or split in split_folders(options.folder)
     }
     write_shards(options.output, class_names, jobs, workers=options.workers)
 

@@ -11,7 +11,7 @@ from detection.data.module import DetectionData, require_annotations
 from detection.module import DetectionModule
 from mobile_former.errors import InputError
 from mobile_former.training.cli.command import require_writable
-from mobile_former.training.cli.evaluation import evaluation_parser, output_folder, score
+from mobile_former.training.cli.evaluation import evaluation_parser, keep_known_split, output_folder, score
 from mobile_former.training.run.checkpoint import load_checkpoint
 
 
@@ -44,12 +44,14 @@ def evaluate(stage: str) -> None:
         if options.results.suffix != ".json":
             raise InputError(f"--results {options.results}: give a name that ends in .json")
         require_writable(options.results)
-    data = labelled_data(data_options, options.data)
+    data = labelled_data(data_options, options.data, options.ckpt_path)
     data.class_names = module.hparams.class_names
     data.setup(stage)
     split, dataset = (data.test_split, data.test_set) if stage == "test" else (data.val_split, data.val_set)
     if not options.results:
         require_annotations(dataset.source, "scores need it")
+    if trainer.is_global_zero and data.notes():
+        print("\n".join(data.notes()))
     metrics = score(stage, trainer, module, data)
 
     title = f"{module.label} on {split} of {data.dataset_name}: {len(dataset)} images"
@@ -74,14 +76,15 @@ def evaluate(stage: str) -> None:
         print(f"written: {options.results}")
 
 
-def labelled_data(data_options: dict, given: Mapping) -> DetectionData:
+def labelled_data(data_options: dict, given: Mapping, checkpoint: str | None = None) -> DetectionData:
     """Build the data module that reads the images and annotations for an evaluation.
 
     Args:
         data_options: dictionary with the data module's options, as stored in a checkpoint.
         given: dictionary with options that replace the stored options, such as ``root`` and ``batch_size``. If a value
             is None, the stored value is kept. If ``root`` or ``annotations`` is given, all stored paths are ignored,
-            and the data set is read in COCO format.
+            and the layout of the data set is recognised.
+        checkpoint: path of the checkpoint. The validation images that were held out in its run are held out again.
 
     Raises:
         InputError: an option is out of range.
@@ -90,4 +93,7 @@ def labelled_data(data_options: dict, given: Mapping) -> DetectionData:
     if {"root", "annotations"} & set(given):
         # Other data: no path of the training data applies to it.
         given = {"root": None, "annotations": None, "images": None} | given | {"dataset": "coco"}
-    return DetectionData(**(data_options | given))
+    data = DetectionData(**(data_options | given))
+    if checkpoint is not None:
+        keep_known_split(data, checkpoint, data_options.get("root"))
+    return data

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from detection.data.coco_dataset import find_split
+from detection.data.layouts.find import find_layout
 
 SIDE = 320  # pixels of the shorter side
 
@@ -26,10 +26,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=300, help="epochs (default: 300)")
     options = parser.parse_args()
 
-    annotations, images = find_split(options.root, "train")
+    content, images = find_layout(options.root).splits["train"].read()
     with tempfile.TemporaryDirectory() as folder:
         chosen = Path(folder) / "chosen.json"
-        chosen.write_text(json.dumps(first_images(json.loads(annotations.read_text()), options.images)))
+        chosen.write_text(json.dumps(first_images(content, options.images)))
         config = Path(folder) / "plain.yaml"
         config.write_text(PLAIN)
         # Training and validation use the same images.

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGES = ("mobile_former", "classification", "detection", "experiments")
-COMMANDS = ("fit", "validate", "test", "predict", "evaluate", "export", "shard", "publish")
+COMMANDS = ("fit", "validate", "test", "predict", "evaluate", "export", "shard", "publish", "convert")
 LARGEST_FOLDER = 14  # modules
 
 

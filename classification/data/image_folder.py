@@ -1,79 +1,149 @@
-"""Read labelled images from folders in ImageNet's layout: ``train/<class>/*`` and ``val/<class>/*``."""
+"""Read labelled images from folders: ``train/<class>/*`` and ``val/<class>/*``, or ``<class>/*`` without a split."""
 
 from collections import Counter
+from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from mobile_former.errors import InputError
 from mobile_former.training.data.dataset import ListedImages
-from mobile_former.training.data.images import find_images, list_others, warn_of_others
+from mobile_former.training.data.images import find_images, warn_of_others
+from mobile_former.training.data.splits import split_folders
 
-_LAYOUT = "expected DIR/train/<class>/<images> and DIR/val/<class>/<images>"
+LAYOUT = "expected DIR/train/<class>/<images> and DIR/val/<class>/<images>"
 
 
-class ImageFolder(ListedImages):
-    """Labelled images of one split. The images of a class are the files in ``root/split/<class>/``.
+class Labelled(NamedTuple):
+    """Image files of one split with their classes.
+
+    Attributes:
+        place: folder or file that they were read from, for messages.
+        paths: path of each image.
+        names: class name of each image.
+        classes: all class names in the order of the labels, including those without images.
+        groups: group of each image, or None if there are no groups.
+    """
+
+    place: Path
+    paths: list[Path]
+    names: list[str]
+    classes: list[str]
+    groups: list[Hashable | None] | None = None
+
+    def subset(self, indices: Sequence[int]) -> "Labelled":
+        """Return some of the images."""
+        groups = self.groups and [self.groups[index] for index in indices]
+        paths, names = ([own[index] for index in indices] for own in (self.paths, self.names))
+        return self._replace(paths=paths, names=names, groups=groups)
+
+
+class LabelledImages(ListedImages):
+    """Labelled images of one split.
 
     Args:
-        root: folder that contains the splits.
-        split: name of the split's folder, such as ``train`` or ``val``.
+        labelled: the image files with their classes.
         class_names: class names in the order of the labels. The split may lack some of these classes.
 
     Attributes:
         labels: list of the labels, one per image.
 
     Raises:
-        FileNotFoundError: ``root`` or ``root/split`` does not exist.
-        InputError: the split has no class folder, or a class folder is not in ``class_names`` or has no images.
+        InputError: an image has a class that is not in ``class_names``, or there are no images.
+    """
+
+    def __init__(self, labelled: Labelled, class_names: Sequence[str]):
+        label_of = {name: label for label, name in enumerate(class_names)}
+        if unknown := [name for name in dict.fromkeys(labelled.names) if name not in label_of]:
+            raise InputError(
+                f"{labelled.place} has the class{'es' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}, "
+                f"which the model does not have (it has {abridged(class_names)}): rename or remove the folder, "
+                "or train with it"
+            )
+        if not labelled.paths:
+            raise InputError(f"{labelled.place} contains no images: add images")
+        super().__init__(labelled.paths)
+        self.labels = [label_of[name] for name in labelled.names]
+
+
+class ImageFolder(LabelledImages):
+    """Labelled images of one split. The images of a class are the files in ``root/split/<class>/``.
+
+    Args:
+        root: folder that contains the splits.
+        split: ``"train"``, ``"val"`` or ``"test"``. The folder may have another name of the split, such as ``valid``.
+        class_names: class names in the order of the labels. The split may lack some of these classes.
+
+    Attributes:
+        labels: list of the labels, one per image.
+
+    Raises:
+        FileNotFoundError: ``root`` or the folder of the split does not exist.
+        InputError: the split has no class folder, or a class folder is not in ``class_names``.
     """
 
     def __init__(self, root: Path, split: str, class_names: list[str]):
-        self.folder = root / split
-        present = list_classes(root, split)
-        if unknown := sorted(set(present) - set(class_names)):
-            raise InputError(
-                f"{self.folder} has the class{'es' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}, "
-                f"which the model does not have (it has {_abridged(class_names)}): rename or remove the folder, "
-                "or train with it"
-            )
-        paths: list[Path] = []
-        left_out: Counter[str] = Counter()
-        self.labels: list[int] = []
-        for label, name in enumerate(class_names):
-            if name not in present:
-                continue
-            own, others = find_images(self.folder / name)
-            if not own:
-                has = f" (but {list_others(others)})" if others else ""
-                raise InputError(f"{self.folder / name} contains no images{has}: add images, or remove the folder")
-            left_out += others
-            paths += own
-            self.labels += [label] * len(own)
-        warn_of_others(self.folder, len(paths) + left_out.total(), left_out)
-        super().__init__(paths)
+        super().__init__(read_classes(split_folder(root, split)), class_names)
+
+
+def read_classes(folder: Path) -> Labelled:
+    """Find the images in the class folders of ``folder``.
+
+    Raises:
+        InputError: there is no class folder.
+    """
+    paths: list[Path] = []
+    names: list[str] = []
+    left_out: Counter[str] = Counter()
+    classes = class_folders(folder)
+    for name in classes:
+        own, others = find_images(folder / name)
+        left_out += others
+        paths += own
+        names += [name] * len(own)
+    warn_of_others(folder, len(paths) + left_out.total(), left_out)
+    return Labelled(folder, paths, names, classes)
 
 
 def list_classes(root: Path, split: str) -> list[str]:
-    """Return the class names of a split: the sorted names of the folders in ``root/split``.
+    """Return the class names of a split: the sorted names of its class folders.
 
     Raises:
-        FileNotFoundError: ``root`` or ``root/split`` does not exist.
+        FileNotFoundError: ``root`` or the folder of the split does not exist.
         InputError: the split has no class folder.
     """
+    return class_folders(split_folder(root, split))
+
+
+def split_folder(root: Path, split: str) -> Path:
+    """Return the folder of a split, such as ``root/valid`` for ``"val"``.
+
+    Raises:
+        FileNotFoundError: ``root`` or the folder of the split does not exist.
+    """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} does not exist (--data.root): {_LAYOUT}")
-    folder = root / split
-    if not folder.is_dir():
+        raise FileNotFoundError(f"{root} does not exist (--data.root): {LAYOUT}")
+    folder = split_folders(root).get(split)
+    if folder is None:
         found = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise FileNotFoundError(
-            f"{root} has no folder {split!r} (it has {_abridged(found) if found else 'no folders'}): {_LAYOUT}"
+            f"{root} has no folder {split!r} (it has {abridged(found) if found else 'no folders'}): {LAYOUT}"
         )
+    return folder
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Return the sorted names of the subfolders that are not hidden.
+
+    Raises:
+        InputError: there are none.
+    """
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
-        raise InputError(f"{folder} has no class folders: {_LAYOUT}")
+        raise InputError(f"{folder} has no class folders: {LAYOUT}")
     return names
 
 
-def _abridged(names: list[str], most: int = 10) -> str:
+def abridged(names: Sequence[str], most: int = 10) -> str:
     """Return the quoted names as text. If there are more than ``most`` names, "and N more" replaces the last N."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + rest

@@ -7,13 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from albumentations.core.serialization import Serializable
 from torch.utils.data import DataLoader
 
 from classification.data.dataset import Source, collate, make_sample
 from classification.data.digits import Digits
-from classification.data.image_folder import ImageFolder, list_classes
+from classification.data.image_folder import LAYOUT, Labelled, LabelledImages, abridged
+from classification.data.layouts import Layout, find_layout
 from classification.data.shards import (
     BatchDraw,
     ShardBatches,
@@ -24,11 +26,13 @@ from classification.data.shards import (
     holds_shards,
     is_url,
 )
+from classification.data.tables import Columns
 from classification.data.transforms import TransformOptions
 from mobile_former.errors import InputError
 from mobile_former.training.data.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.data.module import ImageData, over_processes
 from mobile_former.training.data.sampler import rank_and_world_size
+from mobile_former.training.data.splits import HoldOut
 from mobile_former.training.run.figures import image_sheet
 from mobile_former.weights.usage import IMAGENET_MEAN, IMAGENET_STD
 
@@ -39,11 +43,22 @@ class ClassificationData(ImageData):
     """Labelled images for training and evaluation.
 
     Args:
-        dataset: "folder" (images in train/<class>/ and val/<class>/ of root), "shards" (tar files that
-            classification.shard has written) or "digits" (scikit-learn's handwritten digits, which need no root).
-        root: folder of the images or shards. For shards, also a URL, or "pipe:" followed by a shell command that prints
-            a file. The name of the file replaces {} in the URL or command. If there is no {}, a slash and the name are
-            appended.
+        dataset: "folder" (images of root), "shards" (tar files that classification.shard has written) or "digits"
+            (scikit-learn's handwritten digits, which need no root).
+        root: folder of the images or shards. The layout of images is recognised: folders of classes with or without a
+            split, or a table of paths and labels, whose path may also be root. For shards, root may be a URL, or
+            "pipe:" followed by a shell command that prints a file. The name of the file replaces {} in the URL or
+            command. If there is no {}, a slash and the name are appended.
+        val_fraction: fraction of the training images that is held out for validation. Default: 0.2 if root has no
+            validation images, otherwise none.
+        folds: number of parts for cross-validation. The part of the number fold is held out for validation.
+        fold: number of the part that is held out, from 1 to folds.
+        split_seed: seed of the choice of images that are held out. Default: the seed of the run.
+        groups: CSV file with the columns image and group, or a column of the table. Images of one group are not
+            separated when images are held out. Default: groups.csv in root, or the column group, if it exists.
+        image_column: column of the paths in a table. Default: a usual name, such as file_name or path.
+        label_column: column of the class names in a table. Default: a usual name, such as label or class.
+        keep_empty_classes: whether classes without any image are classes of the model.
         image_size: side of the square input in pixels.
         batch_size: number of images per batch in each process.
         num_workers: number of processes that load data. Default: number of cores minus one (1 to 16); 0 for digits.
@@ -67,6 +82,14 @@ class ClassificationData(ImageData):
         self,
         dataset: Literal["folder", "shards", "digits"] = "folder",
         root: str | None = None,
+        val_fraction: float | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
+        split_seed: int | None = None,
+        groups: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        keep_empty_classes: bool = False,
         image_size: int = 224,
         batch_size: int = 64,
         num_workers: int | None = None,
@@ -80,14 +103,24 @@ class ClassificationData(ImageData):
         std: tuple[float, float, float] = IMAGENET_STD,
         skip_damaged_shards: bool = False,
     ):
+        split_seed = torch.initial_seed() % 2**32 if split_seed is None else split_seed
+        hold_out = HoldOut(val_fraction, folds, fold, split_seed)
+        column_of_groups = groups is not None and not Path(groups).suffix
         super().__init__(
             root=None if dataset == "digits" or root is None else Path(root),
             batch_size=batch_size,
             num_workers=num_workers,
             std=std,
             collate=collate_shards if dataset == "shards" else collate,
+            hold_out=hold_out,
+            groups=None if column_of_groups else groups,
         )
         _require_matching_source(dataset, root, skip_damaged_shards)
+        if dataset != "folder" and hold_out.is_asked_for:
+            raise InputError(
+                f"--data.val_fraction and --data.folds need images in folders, not --data.dataset {dataset}"
+            )
+        self._columns = Columns(image_column, label_column, groups if column_of_groups else None)
         transforms = TransformOptions(image_size, crop_scale, flip, rand_augment, random_erasing, crop_fraction)
         self.train_transforms = transforms.training(train_transforms)
         self.eval_transforms = transforms.evaluation()
@@ -96,6 +129,14 @@ class ClassificationData(ImageData):
             {
                 "dataset": dataset,
                 "root": root if root is None or is_url(root) else os.path.abspath(root),
+                "val_fraction": val_fraction,
+                "folds": folds,
+                "fold": fold,
+                "split_seed": split_seed,
+                "groups": groups if groups is None or column_of_groups else os.path.abspath(groups),
+                "image_column": image_column,
+                "label_column": label_column,
+                "keep_empty_classes": keep_empty_classes,
                 "image_size": image_size,
                 "batch_size": batch_size,
                 "crop_fraction": crop_fraction,
@@ -105,7 +146,8 @@ class ClassificationData(ImageData):
             logger=False,
         )
         self.skip_damaged_shards = skip_damaged_shards
-        self._folders: dict[tuple, ImageFolder] = {}  # so that files are listed and warnings are logged once
+        self._sources: dict[tuple, LabelledImages] = {}  # so that files are listed and warnings are logged once
+        self._parts: dict[str, Labelled] | None = None  # training images, and validation images that are held out
         self.skipped_shards: set[str] = set()  # messages about damaged shards, which were replaced
         self.lanes: int | None = None  # number of lanes of a resumed run, see ShardBatches
 
@@ -113,9 +155,21 @@ class ClassificationData(ImageData):
         """Return the class names of the training data in the order of their labels."""
         if self.hparams.dataset == "digits":
             return list(Digits.class_names)
-        return (
-            list(self.shard_index.class_names) if self.hparams.dataset == "shards" else list_classes(self.root, "train")
-        )
+        if self.hparams.dataset == "shards":
+            return list(self.shard_index.class_names)
+        labelled = self._labelled("train")
+        empty = self._empty_classes(labelled)
+        return [name for name in labelled.classes if name not in empty]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Layout of the images.
+
+        Raises:
+            FileNotFoundError: no layout is recognised.
+            InputError: a table cannot be used.
+        """
+        return find_layout(self.root, self._columns)
 
     @property
     def image_size(self) -> int:
@@ -130,7 +184,7 @@ class ClassificationData(ImageData):
         if is_url(self.hparams.root):
             # The last word of the URL: the name of a folder or bucket, or else of the host.
             return (re.findall(r"\w[\w.-]*", self.hparams.root.split("{}")[0]) or ["shards"])[-1]
-        return self.root.resolve().name
+        return self.root.resolve().stem if self.root.is_file() else self.root.resolve().name
 
     @cached_property
     def shard_index(self) -> ShardIndex:
@@ -149,6 +203,8 @@ class ClassificationData(ImageData):
             )
         if stage in {"fit", "validate"}:
             self.val_set = EvaluationImages(self._source("val"), self.eval_transforms, make_sample)
+        if stage == "fit" and self.hparams.dataset == "folder":
+            self.warn_of_same_files(*(list(map(str, self._source(each).paths)) for each in ("train", "val")))
         if stage == "test":
             self.test_split = "test" if self._has_test() else "val"
             self.test_set = EvaluationImages(self._source(self.test_split), self.eval_transforms, make_sample)
@@ -160,6 +216,18 @@ class ClassificationData(ImageData):
             f"{self.dataset_name}: {len(self.train_set)} training and {len(self.val_set)} validation images of "
             f"{len(self.class_names)} classes, {size}x{size} pixels, batches of {self.hparams.batch_size}"
         )
+
+    def notes(self) -> list[str]:
+        """Return lines about the data: its layout, classes without images, and how validation images were held out."""
+        if self.hparams.dataset != "folder":
+            return []
+        lines = [f"layout {self.layout.name}"]
+        if "train" in self.layout.splits and (empty := self._empty_classes(self._labelled("train"))):
+            lines.append(
+                f"empty  no image of {abridged(empty)}: left out of the classes (--data.keep_empty_classes true keeps "
+                "such classes)"
+            )
+        return lines + super().notes()
 
     def draw_augmented(self, path: Path) -> None:
         """Draw a grid of up to 24 augmented training images with class names, and save it as the image ``path``."""
@@ -234,7 +302,7 @@ class ClassificationData(ImageData):
     def _has_test(self) -> bool:
         if self.hparams.dataset == "shards":
             return "test" in self.shard_index.splits
-        return self.root is not None and (self.root / "test").is_dir()
+        return self.hparams.dataset == "folder" and "test" in self.layout.splits
 
     def _source(self, split: str) -> Source:
         if self.hparams.dataset == "digits":
@@ -244,15 +312,50 @@ class ClassificationData(ImageData):
             skip = self.skip_damaged_shards and split == "train"
             return ShardSource(self.shard_index, split, self.class_names, skip_damaged=skip)
         key = split, tuple(self.class_names)
-        if key not in self._folders:
-            self._folders[key] = ImageFolder(self.root, split, self.class_names)
-        return self._folders[key]
+        if key not in self._sources:
+            self._sources[key] = LabelledImages(self._part(split), self.class_names)
+        return self._sources[key]
+
+    def _part(self, split: str) -> Labelled:
+        """Return the images of a split. Validation images may be held out of the training images."""
+        splits = self.layout.splits
+        divides = self.hold_out.is_asked_for or ("val" not in splits and "train" in splits)
+        if split == "test" or not divides:
+            return self._labelled(split)
+        if self._parts is None:
+            images = self._labelled("train")
+            numbers = {name: number for number, name in enumerate(images.classes)}
+            counts = np.zeros((len(images.paths), len(numbers)))
+            counts[range(len(counts)), [numbers[name] for name in images.names]] = 1
+            held = self.held_out(list(map(str, images.paths)), counts, images.groups, has_val="val" in splits)
+            if held is None:  # other data than that of training
+                self._parts = {"train": images, "val": self._labelled("val") if "val" in splits else images}
+            else:
+                train, val = (images.subset(np.flatnonzero(chosen).tolist()) for chosen in (~held, held))
+                self._parts = {"train": train, "val": val}
+        return self._parts[split]
+
+    def _labelled(self, split: str) -> Labelled:
+        """Return all images of a split of the layout."""
+        if split not in self.layout.splits:
+            found = ", ".join(map(repr, self.layout.splits))
+            raise FileNotFoundError(f"{self.root} has no {split!r} images (it has {found}): {LAYOUT}")
+        return self.layout.splits[split]()
+
+    def _empty_classes(self, labelled: Labelled) -> list[str]:
+        """Return the classes without training and validation images. If there are no images at all, none is empty."""
+        present = set(labelled.names)
+        empty = [name for name in labelled.classes if name not in present]
+        if empty and "val" in self.layout.splits:
+            present = set(self._labelled("val").names)
+            empty = [name for name in empty if name not in present]
+        return [] if self.hparams.keep_empty_classes or len(empty) == len(labelled.classes) else empty
 
 
 def _require_matching_source(dataset: str, root: str | None, skip_damaged_shards: bool) -> None:
     if dataset == "folder" and root is None:
         raise InputError(
-            "no images: give --data.root DIR, a folder with train/<class>/* and val/<class>/* "
+            "no images: give --data.root DIR, a folder with train/<class>/* and val/<class>/*, or another layout "
             "(classification/configs/finetune.yaml is made for it)"
         )
     if dataset == "shards" and root is None:

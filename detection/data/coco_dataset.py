@@ -1,27 +1,28 @@
 """Data set of images with boxes, read from files in COCO format. It converts category ids to labels and back."""
 
+import copy
 import itertools
-import json
 import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as brief
 
 import numpy as np
 
+from detection.data.layouts.annotations import CROWD, Annotations
+from detection.data.layouts.coco import COCO, load_coco
 from mobile_former.errors import InputError
-from mobile_former.training.data.images import read_image
+from mobile_former.training.data.images import image_size, read_image
 
 _logger = logging.getLogger(__name__)
 
-_LAYOUT = (
-    "expected DIR/annotations/instances_<split>.json and DIR/images/, "
-    "or COCO's DIR/annotations/instances_<split>2017.json and DIR/<split>2017/"
+CROWD_ADVICE = (
+    "datumaro (masks) and supervision (masks in pieces or with holes) mark ordinary objects with iscrowd 1: "
+    "--data.crowd_as_objects true learns and scores them"
 )
-_COCO = 'a COCO annotation file holds {"images": [...], "annotations": [...], "categories": [...]}'
 
 # Boxes that leave their image by less are rounding, not an error in the file.
 _TOLERANCE = 1e-3  # pixels
@@ -31,35 +32,66 @@ class CocoDataset:
     """Images and boxes of one COCO annotation file.
 
     Labels start at 0. They follow the order of ``class_names`` if given, and otherwise the order of the category ids.
-    Every category of the file is a class, even if the file has no box of this category.
+    Every category of the file is a class, even if the file has no box of this category. :meth:`without` leaves classes
+    out.
 
     In training, boxes are clipped to their image. Crowd regions and boxes without area are left out.
-    :meth:`ground_truth` keeps the original boxes and the crowd regions.
+    :meth:`ground_truth` keeps the original boxes and the crowd regions. If an annotation has the id 0, all annotations
+    are numbered from 1, because pycocotools counts a correct detection of annotation 0 as a false positive.
 
     Args:
-        annotations: path of the JSON file.
+        annotations: path of the JSON file. If ``content`` is given, the path is only used in messages.
         images: image folder. The file names in the JSON file are relative to this folder.
-        class_names: class names of a trained model in the order of its labels. The file may have fewer categories.
-            None: the categories of the file.
+        class_names: class names of a trained model in the order of its labels. The file may have fewer categories, and
+            others that have no objects. None: the categories of the file.
+        content: content of the file, a dictionary in COCO format. None: read the file.
+        crowd: what annotations with ``iscrowd`` 1 are, for messages.
+        crowd_as_objects: whether annotations with ``iscrowd`` 1 are objects like the others.
 
     Attributes:
         annotated: whether the file has the list ``annotations``. COCO's files of test images lack it.
         left_out: dictionary from a reason to the number of boxes that it excludes from training.
+        groups: list of the entry ``group`` of each image, or None if no image has it.
 
     Raises:
         FileNotFoundError: the file, the folder or an image is missing.
-        InputError: the file is not in COCO format, contradicts itself, or has a category that is not in
+        InputError: the file is not in COCO format, contradicts itself, or has objects of a category that is not in
             ``class_names``.
     """
 
-    def __init__(self, annotations: Path, images: Path, class_names: Sequence[str] | None = None):
+    def __init__(
+        self,
+        annotations: Path,
+        images: Path,
+        class_names: Sequence[str] | None = None,
+        *,
+        content: dict | None = None,
+        crowd: str = CROWD,
+        crowd_as_objects: bool = False,
+    ):
         self.path, self.folder = Path(annotations), Path(images)
-        content = _load(self.path)
-        self._read_categories(content["categories"], class_names)
-        self._read_images(content["images"])
+        self._crowd, self._crowd_as_objects = crowd, crowd_as_objects
+        content = load_coco(self.path) if content is None else content
         self.annotated = "annotations" in content
+        self._read_categories(content["categories"], class_names, content.get("annotations", []))
+        self._read_images(content["images"])
         self._read_annotations(content.get("annotations", []))
         self._choose_training_boxes()
+
+    @classmethod
+    def open(
+        cls, annotations: Annotations, class_names: Sequence[str] | None = None, *, crowd_as_objects: bool = False
+    ) -> "CocoDataset":
+        """Read the annotations of a split of any layout. See the class for ``class_names`` and exceptions."""
+        content, folder = annotations.read()
+        return cls(
+            annotations.path,
+            folder,
+            class_names,
+            content=content,
+            crowd=annotations.crowd,
+            crowd_as_objects=crowd_as_objects,
+        )
 
     def __len__(self) -> int:
         return len(self._image_ids)
@@ -107,6 +139,43 @@ class CocoDataset:
         """Return the path of an image, for messages."""
         return os.path.join(self.folder, self._file_names[index])
 
+    def class_counts(self) -> np.ndarray:
+        """Return how often each class occurs in each image, crowd regions included: ``(images, classes)`` int64."""
+        counts = np.zeros((len(self), len(self.class_names)), np.int64)
+        np.add.at(counts, (self._annotations["image"], self._annotations["label"]), 1)
+        return counts
+
+    def without(self, class_names: Collection[str]) -> "CocoDataset":
+        """Return the same images without some classes. None of them may have an object."""
+        kept = [label for label, name in enumerate(self.class_names) if name not in class_names]
+        other = copy.copy(self)
+        other.category_ids = [self.category_ids[label] for label in kept]
+        other.class_names = _distinct({self.category_ids[label]: self._raw_names[label] for label in kept})
+        other._raw_names = [self._raw_names[label] for label in kept]
+        labels = np.full(len(self.class_names), -1, np.int64)
+        labels[kept] = np.arange(len(kept))
+        other._annotations = self._annotations | {"label": labels[self._annotations["label"]]}
+        other._labels = labels[self._labels]
+        return other
+
+    def subset(self, indices: Sequence[int]) -> "CocoDataset":
+        """Return some of the images with the same classes, in the order of ``indices``."""
+        other = copy.copy(self)
+        other._image_ids = [self._image_ids[index] for index in indices]
+        other._file_names = [self._file_names[index] for index in indices]
+        other._sizes = [self._sizes[index] for index in indices]
+        other.groups = self.groups and [self.groups[index] for index in indices]
+        place = np.full(len(self), -1, np.int64)
+        place[list(indices)] = np.arange(len(indices))
+        images = place[self._annotations["image"]]
+        other._annotations = {name: column[images >= 0] for name, column in self._annotations.items()}
+        other._annotations["image"] = images[images >= 0]
+        other._boxes = np.concatenate([self.boxes(index) for index in indices])
+        other._labels = np.concatenate([self.labels(index) for index in indices])
+        counts = [len(self.labels(index)) for index in indices]
+        other._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        return other
+
     def ground_truth(self) -> dict[str, list[dict]]:
         """Return the ground truth for scoring, as a dictionary in COCO format.
 
@@ -136,8 +205,8 @@ class CocoDataset:
             ],
         }
 
-    def _read_categories(self, records: list, class_names: Sequence[str] | None) -> None:
-        names = {}
+    def _read_categories(self, records: list, class_names: Sequence[str] | None, annotations: list) -> None:
+        names: dict[int, str] = {}
         for position, record in enumerate(records):
             what = f"{self.path}: category {_id_or_position(record, position)}"
             category_id = _whole(record, "id", what)
@@ -147,53 +216,79 @@ class CocoDataset:
                 raise InputError(_duplicate(self.path, "categories", category_id))
             names[category_id] = record["name"]
         if not names:
-            raise InputError(f"{self.path} lists no categories: {_COCO}")
-        # Some exports give a parent category the name of its only child.
-        counts = Counter(names.values())
-        names = {
-            category_id: name if counts[name] == 1 else f"{name} ({category_id})" for category_id, name in names.items()
-        }
+            raise InputError(f"{self.path} lists no categories: {COCO}")
         if class_names is None:
             self.category_ids = sorted(names)
         else:
-            if unknown := set(names.values()) - set(class_names):
-                raise InputError(
-                    f"{self.path} and the model differ in their categories: the file has {_listed(sorted(unknown))}, "
-                    f"which the model does not have; the model has {_listed(class_names)}. Give data with categories "
-                    "of the model (ids and order may differ, names may not), or train on this file"
-                )
+            names = self._shared(names, class_names, annotations)
             ids = {name: category_id for category_id, name in names.items()}
             # Classes that the file does not list take free ids, so that detections of them can be written.
-            free = itertools.count(max(names) + 1)
+            free = itertools.count(max(names, default=0) + 1)
             self.category_ids = [ids[name] if name in ids else next(free) for name in class_names]
-            names |= dict(zip(self.category_ids, class_names, strict=True))
-        self.class_names = [names[category_id] for category_id in self.category_ids]
+            names = dict(zip(self.category_ids, class_names, strict=True))
+        self._raw_names = [names[category_id] for category_id in self.category_ids]
+        self.class_names = _distinct(dict(zip(self.category_ids, self._raw_names, strict=True)))
+
+    def _shared(self, names: dict[int, str], class_names: Sequence[str], annotations: list) -> dict[int, str]:
+        """Return the categories that a model has. A category without objects may be missing in the model."""
+        distinct = dict(zip(names, _distinct(names), strict=True))
+        if set(distinct.values()) <= set(class_names):
+            return distinct
+        used = {record["category_id"] for record in annotations if _is_number(record.get("category_id"))}
+        with_objects = {category_id: name for category_id, name in names.items() if category_id in used}
+        with_objects = dict(zip(with_objects, _distinct(with_objects), strict=True))
+        unknown = set(with_objects.values()) - set(class_names)
+        if not unknown and not set(distinct.values()) & set(class_names) and not with_objects:
+            unknown = set(distinct.values())  # data of another kind
+        if unknown:
+            raise InputError(
+                f"{self.path} and the model differ in their categories: the file has {_listed(sorted(unknown))}, "
+                f"which the model does not have; the model has {_listed(class_names)}. Give data with categories "
+                "of the model (ids and order may differ, names may not), or train on this file"
+            )
+        taken = set(with_objects.values())
+        known = {category_id: name for category_id, name in distinct.items() if name in class_names}
+        return with_objects | {id_: name for id_, name in known.items() if id_ not in used and name not in taken}
 
     def _read_images(self, records: list) -> None:
         self._image_ids: list[int] = []
         self._file_names: list[str] = []
         self._sizes: list[tuple[int, int]] = []
+        unknown_sizes = []
         for position, record in enumerate(records):
             what = f"{self.path}: image {_id_or_position(record, position)}"
             self._image_ids.append(_whole(record, "id", what))
             if not isinstance(record.get("file_name"), str) or not record["file_name"]:
                 raise InputError(f"{what} has no 'file_name': give the path of its file within {self.folder}")
             self._file_names.append(record["file_name"])
+            if record.get("height") is None or record.get("width") is None:  # Label Studio, if it has no labels
+                unknown_sizes.append(position)
+                self._sizes.append((0, 0))
+                continue
             size = _whole(record, "height", what), _whole(record, "width", what)
             if min(size) < 1:
-                raise InputError(f"{what} is recorded as {size[1]}x{size[0]}: give its width and height in pixels")
+                raise InputError(
+                    f"{what} ({record['file_name']}) is recorded as {size[1]}x{size[0]}: give its width and height in "
+                    "pixels, or null to read them from the file"
+                )
             self._sizes.append(size)
+        groups = [record.get("group") for record in records]
+        self.groups = groups if any(group is not None for group in groups) else None
         if not records:
-            raise InputError(f"{self.path} lists no images: {_COCO}")
+            raise InputError(f"{self.path} lists no images: {COCO}")
         self._index = {image_id: index for index, image_id in enumerate(self._image_ids)}
         if len(self._index) < len(records):
             repeated = next(image_id for image_id, count in Counter(self._image_ids).items() if count > 1)
             raise InputError(_duplicate(self.path, "images", repeated))
         self._find_files()
+        for position in unknown_sizes:
+            self._sizes[position] = image_size(self.name(position))
 
     def _find_files(self) -> None:
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"no folder of images {self.folder} (--data.root): {_LAYOUT}")
+            raise FileNotFoundError(
+                f"no folder of images {self.folder} for {self.path}: give --data.images.<split> DIR"
+            )
         # Listing a folder once is faster than checking each file.
         parents = {os.path.dirname(name) for name in self._file_names}
         folders = {parent: os.path.join(self.folder, parent) for parent in parents}
@@ -208,7 +303,7 @@ class CocoDataset:
             others = f" ({len(missing) - 1} more are missing)" if len(missing) > 1 else ""
             raise FileNotFoundError(
                 f"no file {self.name(missing[0])} for image {self._image_ids[missing[0]]} of {self.path}{others}: put "
-                "it there, remove its record, or name the folder of the images"
+                "it there, remove its record, or name the folder of the images with --data.images.<split> DIR"
             )
 
     def _read_annotations(self, records: list) -> None:
@@ -245,7 +340,7 @@ class CocoDataset:
                     labels[category_id],
                     box,
                     box[2] * box[3] if area is None else area,
-                    int(crowd),
+                    0 if self._crowd_as_objects else int(crowd),
                 )
             )
         names = ("id", "image", "label", "box", "area", "crowd")
@@ -259,11 +354,7 @@ class CocoDataset:
         if (counts > 1).any():
             raise InputError(_duplicate(self.path, "annotations", int(ids[counts > 1][0])))
         if 0 in ids:
-            _logger.warning(
-                "%s: an annotation has the id 0. pycocotools counts a correct detection of it as a false positive: "
-                "number annotations from 1",
-                self.path,
-            )
+            self._annotations["id"] = np.arange(1, len(rows) + 1)
 
     def _choose_training_boxes(self) -> None:
         """Select the boxes for training, clip them to their images, and store them in private attributes.
@@ -286,18 +377,19 @@ class CocoDataset:
         has_area = (annotations["box"][:, 2:] > 0).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
         kept = has_area & ~crowd
         clipped = kept & (np.abs(boxes - corners).max(1, initial=0) > _TOLERANCE)
-        reasons = {"no area in their image": ~has_area & ~crowd, "crowd regions with iscrowd 1": crowd}
+        reasons = {"no area in their image": ~has_area & ~crowd, self._crowd: crowd}
         self.left_out = {reason: int(chosen.sum()) for reason, chosen in reasons.items() if chosen.any()}
         if changed := np.flatnonzero(clipped | ~kept).tolist():
             effects = [f"clipped to their image ({clipped.sum()})"] if clipped.any() else []
             effects += [f"left out of training: {reason} ({count})" for reason, count in self.left_out.items()]
             gone = sorted(set(annotations["label"].tolist()) - set(annotations["label"][kept].tolist()))
             _logger.warning(
-                "%s: boxes are %s (the first: annotation %d of image %d)%s",
+                "%s: boxes are %s (the first: annotation %d of image %d)%s%s",
                 self.path,
                 " and ".join(effects),
                 annotations["id"][changed[0]],
                 self._image_ids[annotations["image"][changed[0]]],
+                f"; {CROWD_ADVICE}" if crowd.any() and self._crowd == CROWD else "",
                 f"; no object is left of {_listed(self.class_names[label] for label in gone)}" if gone else "",
             )
         order = np.flatnonzero(kept)
@@ -308,75 +400,10 @@ class CocoDataset:
         self._first = np.concatenate([[0], np.cumsum(counts)])
 
 
-def find_split(
-    root: Path | None, split: str, annotations: Path | None = None, images: Path | None = None
-) -> tuple[Path, Path]:
-    """Return the paths of the annotation file and the image folder of a split.
-
-    The annotation file of the split ``"test"`` may also be ``image_info_test.json``, ``image_info_test2017.json``,
-    ``image_info_test-dev.json`` or ``image_info_test-dev2017.json``. COCO gives such names to files without
-    annotations.
-
-    Args:
-        root: data folder. It contains ``annotations/instances_<split>.json`` and ``images/``. In COCO's own layout, it
-            contains ``annotations/instances_<split>2017.json`` and ``<split>2017/`` instead. ``root`` may be None if
-            ``annotations`` and ``images`` are given.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        annotations: path of the annotation file. None: search in ``root``.
-        images: path of the image folder. None: search in ``root``.
-
-    Raises:
-        FileNotFoundError: ``root`` or its annotation file does not exist.
-        InputError: ``root`` is None, and ``annotations`` or ``images`` is None too.
-    """
-    if annotations is not None and images is not None:
-        return Path(annotations), Path(images)
-    if root is None:
-        raise InputError(
-            f"no {split} data: give --data.root DIR ({_LAYOUT}), or both --data.annotations.{split} FILE and "
-            f"--data.images.{split} DIR"
-        )
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root} (--data.root): {_LAYOUT}")
-    names = [f"instances_{split}", *(["image_info_test", "image_info_test-dev"] if split == "test" else [])]
-    files = [root / "annotations" / f"{name}{year}.json" for name in names for year in ("", "2017")]
-    folders = [root / "images", root / f"{split}2017"]
-    if annotations is None:
-        annotations = next((file for file in files if file.is_file()), None)
-        if annotations is None:
-            present = sorted(path.name for path in (root / "annotations").glob("*.json"))
-            raise FileNotFoundError(
-                f"no file {files[0]} (there is {_listed(present) if present else 'no annotation file'}): {_LAYOUT}"
-            )
-    if images is None:
-        if Path(annotations).stem.endswith("2017"):
-            folders.reverse()
-        images = next((folder for folder in folders if folder.is_dir()), folders[0])
-    return Path(annotations), Path(images)
-
-
-def _load(path: Path) -> dict[str, list]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no annotation file {path}: {_LAYOUT}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give a COCO annotation file") from error
-    except (ValueError, RecursionError) as error:  # invalid JSON or UTF-8; lists nested too deeply
-        raise InputError(f"{path} is not JSON ({error}): {_COCO}; write or copy it again") from error
-    if not isinstance(content, dict):
-        kind = "a list, as detection results are" if isinstance(content, list) else f"a {type(content).__name__}"
-        raise InputError(f"{path} holds {kind}, not a data set: {_COCO}")
-    for name in ("images", "annotations", "categories"):
-        if name == "annotations" and name not in content:
-            continue
-        if not isinstance(content.get(name), list):
-            raise InputError(f"{path} has no list {name!r} (it has {_listed(content) or 'nothing'}): {_COCO}")
-        for position, record in enumerate(content[name]):
-            if not isinstance(record, dict):
-                raise InputError(f"{path}: number {position} of {name!r} is {brief(record)}, not an object: {_COCO}")
-    return content
+def _distinct(names: Mapping[int, str]) -> list[str]:
+    """Return the names of categories; an id is added to a name that several have, such as a parent and its child."""
+    counts = Counter(names.values())
+    return [name if counts[name] == 1 else f"{name} ({category_id})" for category_id, name in names.items()]
 
 
 def _id_or_position(record: dict, position: int) -> str:

@@ -13,7 +13,10 @@ from albumentations.core.serialization import Serializable
 from torch.utils.data import Sampler
 
 from detection.data.batch import ShapeBatchSampler, Source, collate, make_sample
-from detection.data.coco_dataset import CocoDataset, find_split
+from detection.data.coco_dataset import CROWD_ADVICE, CocoDataset
+from detection.data.layouts.annotations import CROWD, Annotations, Layout
+from detection.data.layouts.coco import coco_files
+from detection.data.layouts.find import find_layout
 from detection.data.scenes import SIDE, Scenes
 from detection.pictures import draw_sheet
 from detection.transforms import LONGEST, SHORT_SIDE, SHORT_SIDES, TransformOptions, resized, scenes_transform
@@ -21,23 +24,32 @@ from mobile_former.errors import InputError
 from mobile_former.training.data.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.data.module import ImageData
 from mobile_former.training.data.sampler import Draw, EpochSampler
+from mobile_former.training.data.splits import SPLITS, HoldOut
 from mobile_former.weights.usage import IMAGENET_MEAN, IMAGENET_STD
 
 _logger = logging.getLogger(__name__)
-
-SPLITS = ("train", "val", "test")
 
 
 class DetectionData(ImageData):
     """Images with boxes for training and evaluation.
 
     Args:
-        dataset: "coco" (a folder in COCO format) or "scenes" (built-in synthetic images: handwritten digits on
+        dataset: "coco" (a folder of images with boxes) or "scenes" (built-in synthetic images: handwritten digits on
             photographs).
-        root: data folder. It contains annotations/instances_{train,val,test}.json and images/. In COCO's own layout,
-            it contains annotations/instances_{train,val,test}2017.json and {train,val,test}2017/ instead.
-        annotations: dictionary from a split ("train", "val" or "test") to its annotation file, if outside root.
-        images: dictionary from a split to its image folder, if outside root.
+        root: data folder. Its layout is recognised: COCO (also of Roboflow, CVAT, Label Studio, datumaro and FiftyOne),
+            YOLO, Pascal VOC or LabelMe.
+        annotations: dictionary from a split ("train", "val" or "test") to its COCO file, if it is not found in root.
+        images: dictionary from a split to the image folder of its COCO file, if it is not found in root.
+        val_fraction: fraction of the training images that is held out for validation. Default: 0.2 if root has no
+            validation images, otherwise none.
+        folds: number of parts for cross-validation. The part of the number fold is held out for validation.
+        fold: number of the part that is held out, from 1 to folds.
+        split_seed: seed of the choice of images that are held out. Default: the seed of the run.
+        groups: CSV file with the columns image and group. Images of one group are not separated when images are held
+            out. Default: groups.csv in root if it exists, or the entry "group" of the images in a COCO file.
+        keep_empty_classes: whether categories without any object are classes of the model.
+        crowd_as_objects: whether annotations with iscrowd 1 (in Pascal VOC: difficult objects) are learned and scored
+            like other objects. Default: they are left out of training, and detections of them are not scored.
         batch_size: number of images per batch in each process.
         num_workers: number of processes that load data. Default: number of cores minus one (1 to 16); 0 for scenes.
         short_sides: lengths in pixels. The shorter side of a training image is resized to one of them, chosen at
@@ -65,6 +77,13 @@ class DetectionData(ImageData):
         root: str | None = None,
         annotations: dict[str, str] | None = None,
         images: dict[str, str] | None = None,
+        val_fraction: float | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
+        split_seed: int | None = None,
+        groups: str | None = None,
+        keep_empty_classes: bool = False,
+        crowd_as_objects: bool = False,
         batch_size: int = 2,
         num_workers: int | None = None,
         short_sides: Sequence[int] = SHORT_SIDES,
@@ -78,12 +97,15 @@ class DetectionData(ImageData):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
     ):
+        split_seed = torch.initial_seed() % 2**32 if split_seed is None else split_seed
         super().__init__(
             root=None if dataset == "scenes" else Path(root or "."),
             batch_size=batch_size,
             num_workers=num_workers,
             std=std,
             collate=collate,
+            hold_out=HoldOut(val_fraction, folds, fold, split_seed),
+            groups=groups,
         )
         if dataset == "scenes":
             short_side = SIDE
@@ -98,6 +120,13 @@ class DetectionData(ImageData):
                 "root": None if root is None else os.path.abspath(root),
                 "annotations": _absolute(annotations),
                 "images": _absolute(images),
+                "val_fraction": val_fraction,
+                "folds": folds,
+                "fold": fold,
+                "split_seed": split_seed,
+                "groups": None if groups is None else os.path.abspath(groups),
+                "keep_empty_classes": keep_empty_classes,
+                "crowd_as_objects": crowd_as_objects,
                 "batch_size": batch_size,
                 "short_sides": list(short_sides),
                 "short_side": short_side,
@@ -114,20 +143,27 @@ class DetectionData(ImageData):
         self.train_transforms = embedded or transforms.training(train_transforms)
         self.eval_transforms = transforms.evaluation()
         self._sources: dict[tuple, Source] = {}  # cached, so that annotations are read and warnings logged once
+        self._held: np.ndarray | None = None  # whether each training image is held out for validation
+        self.empty_classes: list[str] = []  # categories without objects, which are left out
 
     def training_classes(self) -> list[str]:
         """Return the class names of the training data in the order of their labels."""
-        return list(self.train_source.class_names)
+        return list(self._training_images.class_names)
 
     @property
     def category_ids(self) -> list[int]:
         """List of the COCO category ids of the training data, in the order of the labels."""
-        return list(self.train_source.category_ids)
+        return list(self._training_images.category_ids)
 
     @property
     def train_source(self) -> Source:
         """Data set of the training images. Its classes come from the training data, not from a trained model."""
         return self._source("train", None)
+
+    @cached_property
+    def _training_images(self) -> Source:
+        """All training images, including those that are held out for validation."""
+        return Scenes("train") if self.hparams.dataset == "scenes" else self._read("train", None)
 
     @cached_property
     def object_counts(self) -> np.ndarray:
@@ -141,7 +177,8 @@ class DetectionData(ImageData):
         if self.hparams.dataset == "scenes":
             return "scenes"
         if self.hparams.root is not None:
-            return Path(self.hparams.root).name
+            root = Path(self.hparams.root)
+            return (root.parent if root.is_file() else root).name
         return Path(next(iter(self.hparams.annotations.values()))).stem
 
     def setup(self, stage: str) -> None:
@@ -162,6 +199,10 @@ class DetectionData(ImageData):
             source = self.val_set.source
             if stage == "fit":
                 require_annotations(source, "training validates on it")
+                if self.hparams.dataset != "scenes":
+                    self.warn_of_same_files(
+                        *([own.name(index) for index in range(len(own))] for own in (self.train_source, source))
+                    )
             if stage == "fit" and not any(len(source.labels(index)) for index in range(len(source))):
                 _logger.warning(
                     "%s: no validation image has an object, so AP cannot be measured; best.ckpt is then the last epoch",
@@ -192,6 +233,19 @@ class DetectionData(ImageData):
             f"{self.hparams.batch_size}"
         )
 
+    def notes(self) -> list[str]:
+        """Return lines about the data: its layout, classes without objects, and how validation images were held out."""
+        if self.hparams.dataset == "scenes":
+            return []
+        note = self.layout.note()
+        lines = [f"layout {self.layout.name}" + (f": {note}" if note else "")]
+        if self.empty_classes:
+            lines.append(
+                f"empty  no object of {', '.join(map(repr, self.empty_classes))}: left out of the classes "
+                "(--data.keep_empty_classes true keeps such classes)"
+            )
+        return lines + super().notes()
+
     def draw_augmented(self, path: Path) -> None:
         """Draw a grid of up to 12 augmented training images with their boxes, and save it as the image ``path``."""
         samples = self.samples_to_draw(12)
@@ -215,6 +269,7 @@ class DetectionData(ImageData):
             raise InputError(
                 f"{self.dataset_name}: no image of the training data has an object to learn"
                 + (f"; left out are {reasons}" if reasons else "")
+                + (f"; {CROWD_ADVICE}" if CROWD in source.left_out else "")
             )
         if not self._resizes:
             return
@@ -250,16 +305,46 @@ class DetectionData(ImageData):
             remedy,
         )
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Layout of the data folder. The files of the options ``annotations`` and ``images`` replace those found.
+
+        Raises:
+            FileNotFoundError: no layout is recognised.
+            InputError: the files that describe the layout cannot be used.
+        """
+        given = [(own or {}).items() for own in (self.hparams.annotations, self.hparams.images)]
+        files, images = ({split: Path(path) for split, path in own} for own in given)
+        if self.hparams.root is None:
+            if missing := files.keys() - images.keys():
+                split = min(missing)
+                raise InputError(
+                    f"no images for --data.annotations.{split}: give --data.images.{split} DIR, or --data.root DIR"
+                )
+            return Layout("COCO", coco_files(None, files, images))
+        root = Path(self.hparams.root)
+        try:
+            found = find_layout(root)
+        except FileNotFoundError:
+            if not files or not root.is_dir():
+                raise
+            found = Layout("COCO", {})
+        own = {split: known.path for split, known in found.splits.items() if known.path.is_file() and split in images}
+        return found._replace(splits=found.splits | coco_files(root, own | files, images))
+
+    @property
+    def _divides(self) -> bool:
+        """Whether validation images are held out of the training images."""
+        return self.hold_out.is_asked_for or ("val" not in self.layout.splits and "train" in self.layout.splits)
+
     def _has_test(self) -> bool:
         if self.hparams.dataset == "scenes":
             return False
-        if "test" in (self.hparams.annotations or {}):
-            return True
-        try:
-            annotations, _ = find_split(*self._paths("test"))
-        except (FileNotFoundError, InputError):
-            return False
-        return not annotations.name.startswith("image_info")  # which cannot be scored, so --data.split must ask for it
+        known = self.layout.splits.get("test")
+        # A file without annotations cannot be scored, so --data.split must ask for it.
+        return known is not None and (
+            "test" in (self.hparams.annotations or {}) or not known.path.name.startswith("image_info")
+        )
 
     def _evaluation_set(self, split: str) -> EvaluationImages:
         return EvaluationImages(self._source(split, self.class_names), self.eval_transforms, make_sample)
@@ -268,16 +353,59 @@ class DetectionData(ImageData):
         scenes = self.hparams.dataset == "scenes"
         if scenes and split == "test":
             raise InputError("scenes have no 'test' split: give --data.split train or val")
-        key = split, None if class_names is None else tuple(class_names)
-        if key not in self._sources:
-            self._sources[key] = Scenes(split) if scenes else CocoDataset(*find_split(*self._paths(split)), class_names)
-        return self._sources[key]
+        names = None if class_names is None else tuple(class_names)
+        if (split, names) not in self._sources:
+            if scenes:
+                self._sources[split, names] = Scenes(split)
+            elif (split, names) == ("train", None) and not self._divides:
+                self._sources[split, names] = self._training_images
+            elif split != "test" and self._divides:
+                self._sources |= self._divided(names)
+            else:
+                self._sources[split, names] = self._read(split, names)
+        return self._sources[split, names]
 
-    def _paths(self, split: str) -> tuple[Path | None, str, Path | None, Path | None]:
-        """Return the four arguments of :func:`find_split`: root, split, annotation file and image folder."""
-        given = [(paths or {}).get(split) for paths in (self.hparams.annotations, self.hparams.images)]
-        root = self.hparams.root
-        return None if root is None else Path(root), split, *(None if path is None else Path(path) for path in given)
+    def _divided(self, names: tuple[str, ...] | None) -> dict[tuple, CocoDataset]:
+        """Return the training and validation images, if the latter are held out."""
+        images = self._training_images if names is None else self._read("train", names)
+        if self._held is None:
+            paths = [images.name(index) for index in range(len(images))]
+            has_val = "val" in self.layout.splits
+            self._held = self.held_out(paths, images.class_counts(), images.groups, has_val=has_val)
+        if self._held is None:  # other data than that of training
+            val = self._read("val", names) if "val" in self.layout.splits else images
+            return {("train", names): images, ("val", names): val}
+        parts = {"train": images.subset(np.flatnonzero(~self._held)), "val": images.subset(np.flatnonzero(self._held))}
+        return {(split, names): part for split, part in parts.items()}
+
+    def _read(self, split: str, names: Sequence[str] | None) -> CocoDataset:
+        """Read all images of a split. Without ``names``, classes without objects are left out."""
+        data = CocoDataset.open(self._annotations(split), names, crowd_as_objects=self.hparams.crowd_as_objects)
+        if names is not None or not data.annotated or self.hparams.keep_empty_classes:
+            return data
+        empty = _without_objects(data)
+        if not empty or len(empty) == len(data.class_names):
+            return data
+        if split == "train" and "val" in self.layout.splits and not self.hold_out.is_asked_for:
+            other = CocoDataset.open(self._annotations("val"))
+            empty = [name for name in empty if name not in other.class_names or name in _without_objects(other)]
+        self.empty_classes = empty
+        return data.without(empty) if empty else data
+
+    def _annotations(self, split: str) -> Annotations:
+        splits = self.layout.splits
+        if split in splits:
+            return splits[split]
+        place = "no --data.root is given" if self.hparams.root is None else f"{self.hparams.root} ({self.layout.name})"
+        raise FileNotFoundError(
+            f"no {split!r} data: {place} has {', '.join(map(repr, splits)) or 'none'}; give "
+            f"--data.annotations.{split} FILE and --data.images.{split} DIR for other COCO files"
+        )
+
+
+def _without_objects(data: CocoDataset) -> list[str]:
+    counts = data.class_counts().sum(0)
+    return [name for name, count in zip(data.class_names, counts, strict=True) if not count]
 
 
 def require_annotations(source: Source, reason: str) -> None:
@@ -310,6 +438,6 @@ def _require_place(
         )
     if dataset == "coco" and root is None and not annotations:
         raise InputError(
-            "no data: give --data.root DIR, a folder with annotations/instances_train.json, "
-            "annotations/instances_val.json and images/ (detection/configs/finetune.yaml is made for it)"
+            "no data: give --data.root DIR, a folder in a layout of COCO, YOLO, Pascal VOC or LabelMe "
+            "(detection/configs/finetune.yaml is made for it)"
         )

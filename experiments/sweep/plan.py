@@ -16,7 +16,8 @@ from mobile_former.errors import InputError, first_line, nearest
 
 CHOICES = {"direction": ("maximize", "minimize"), "score": ("best", "last"), "sampler": ("tpe", "random", "grid")}
 PRUNER = {"startup_trials": 5, "warmup_epochs": 1}  # defaults
-REPEATS = ("seed_everything",)  # options that repeat a setting: reports have the mean over their values
+# Options that repeat a setting, and the name of their values: reports have the mean over the values.
+REPEATS = {"seed_everything": "seeds", "data.fold": "folds"}
 ANY_SEED = IntDistribution(0, 2**32 - 1)
 
 
@@ -54,6 +55,11 @@ class Plan:
     pruner: dict | None = None
     seed: int = 0
     runs: str | None = None
+
+    @property
+    def repeats(self) -> str:
+        """What a setting is repeated over: "seeds", "folds" or both."""
+        return ", ".join(word for name, word in REPEATS.items() if name in self.space)
 
     @property
     def score_label(self) -> str:
@@ -150,9 +156,9 @@ def _plan(content: dict, trials: int | None) -> Plan:
     if budget is not None:
         raise InputError("trials is given, but a grid has one trial for each of its points: remove it")
     values = {name: _grid_values(name, domain) for name, domain in space.items()}
-    for name in set(REPEATS) & space.keys():
+    for name in REPEATS.keys() & space.keys():
         if all(type(value) is int for value in values[name]):
-            space[name] = ANY_SEED  # so that a later call may add seeds
+            space[name] = ANY_SEED  # so that a later call may add seeds and folds
     return Plan(**content, points=_grid_points(values)[:trials])
 
 

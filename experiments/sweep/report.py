@@ -38,7 +38,7 @@ def report(sweep: Sweep) -> None:
         write_whole(sweep.output / name, text.encode())
     figures = draw(trials, plan)
     if settings and plan.sampler == "grid":
-        scores = {", ".join(shown(each.params).values()): list(each.values.values()) for each in settings}
+        scores = {", ".join(shown(each.params).values()) or "all": list(each.values.values()) for each in settings}
         figures["ablation.png"] = draw_scores(scores, ", ".join(shown(settings[0].params)), plan.score_label)
     for name, figure in figures.items():
         figure.savefig(sweep.output / name, dpi=110, bbox_inches="tight")
@@ -46,11 +46,12 @@ def report(sweep: Sweep) -> None:
 
 
 def _settings_table(plan: Plan, settings: list[Setting]) -> str:
-    against = f"against {', '.join(shown(baseline(plan)).values())}, seed by seed"
-    note, rows = "Mean ± standard deviation over the seeds.", []
+    pairs = "fold by fold" if plan.repeats == "folds" else "seed by seed"
+    against = f"against {', '.join(shown(baseline(plan)).values())}, {pairs}"
+    note, rows = f"Mean ± standard deviation over the {plan.repeats.replace(', ', ' and ')}.", []
     for setting in settings:
         row = shown(setting.params) | {plan.score_label: mean_and_spread(list(setting.values.values()))}
-        row |= {"n": str(len(setting.trials)), "seeds": ", ".join(setting.trials)}
+        row |= {"n": str(len(setting.trials)), plan.repeats: ", ".join(setting.trials)}
         if setting.cost:
             row |= {"parameters": f"{setting.cost[0] / 1e6:.2f} M", "multiply-adds": in_units(setting.cost[1])}
         if found := setting.difference:
@@ -60,7 +61,7 @@ def _settings_table(plan: Plan, settings: list[Setting]) -> str:
                 row[against] = f"{signed(found['mean'])} (95 %: {interval}); {row[against]}"
         rows.append(row)
     if any(setting.difference for setting in settings):
-        note += " Seed by seed: the mean difference, its 95 % interval by Student's t, and each difference."
+        note += f" {pairs.capitalize()}: the mean difference, its 95 % interval by Student's t, and each difference."
     return f"{as_table(rows)}\n{note}\n"
 
 

@@ -316,18 +316,19 @@ def test_an_unknown_model_is_reported_with_the_nearest_one(failing):
     assert "mobile_former_26m" in failing("classification.fit", "--model.name", "mobile_former_25m")
 
 
-def test_a_folder_without_a_config_names_finetune(failing, image_folder):
-    for argument in (("--data.root", image_folder), (f"--data.root={image_folder}",)):
-        assert "finetune.yaml" in failing("classification.fit", *argument)
+def test_a_folder_without_a_config_is_trained_on_with_the_config_for_fine_tuning(image_folder, tmp_path):
+    for argument in (("--data.root", str(image_folder)), (f"--data.root={image_folder}",)):
+        result = run_module("classification.fit", *argument, "--print_config", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert yaml.safe_load(result.stdout)["data"]["dataset"] == "folder"
 
 
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
         (lambda root: shutil.rmtree(root), "does not exist"),
-        (lambda root: shutil.rmtree(root / "val"), "'val'"),
         (lambda root: [shutil.rmtree(p) for p in (root / "train").iterdir()], "no class folders"),
-        (lambda root: [p.unlink() for p in (root / "train" / "a").iterdir()], "contains no images"),
+        (lambda root: [p.unlink() for p in (root / "train").rglob("*.jpg")], "contains no images"),
         (lambda root: shutil.copytree(root / "val" / "a", root / "val" / "zebra"), "zebra"),
     ],
 )
@@ -449,3 +450,29 @@ def test_an_infinite_loss_stops_the_run_and_keeps_the_previous_checkpoint(image_
     content = torch.load(kept, weights_only=True)
     assert content["epoch"] == 0
     assert all(tensor.isfinite().all() for tensor in content["state_dict"].values())
+
+
+@pytest.mark.slow
+def test_held_out_images_stay_the_same_when_a_run_is_resumed_and_scored(image_folder, tmp_path):
+    root = shutil.copytree(image_folder / "train", tmp_path / "classes")
+    options = ("--data.root", str(root), *SMALL, "--name", "one")
+    first = run_module("classification.fit", *options, "--trainer.max_epochs", "1", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "layout one folder of classes\nsplit  " in first.stdout
+    folder = tmp_path / "runs" / "classification" / "one"
+    split = json.loads((folder / "split.json").read_text())
+    assert len(split["train"]) + len(split["val"]) == 24
+    more = ("--trainer.max_epochs", "2", "--ckpt_path", "last", "--seed_everything", "7")
+    resumed = run_module("classification.fit", *options, *more, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"{len(split['val'])} validation images: as in runs/" in resumed.stdout
+    assert json.loads((folder / "split.json").read_text()) == split
+    moved = shutil.copytree(root, tmp_path / "elsewhere" / "classes")
+    other = shutil.copytree(image_folder / "val", tmp_path / "other")
+    checkpoint = ("--ckpt_path", str(folder / "checkpoints" / "best.ckpt"))
+    for arguments, count in (
+        ((), len(split["val"])), (("--data.root", str(moved)), len(split["val"])), (("--data.root", str(other)), 12)
+    ):  # fmt: skip
+        result = run_module("classification.validate", *checkpoint, *arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert f": {count} images" in result.stdout

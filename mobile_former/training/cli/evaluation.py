@@ -8,6 +8,7 @@ from pytorch_lightning import LightningModule, Trainer
 from mobile_former.training.cli.command import require_writable
 from mobile_former.training.cli.parser import Parser
 from mobile_former.training.data.module import ImageData
+from mobile_former.training.data.splits import SPLIT_FILE
 from mobile_former.training.run.shared_cores import SharedCores
 
 
@@ -61,6 +62,20 @@ def folder_of(checkpoint: str | Path) -> Path:
     """
     folder = Path(checkpoint).parent
     return folder.parent if folder.name == "checkpoints" else folder
+
+
+def keep_known_split(data: ImageData, checkpoint: str | Path, root: str | None) -> None:
+    """Let a data module hold out the same validation images as the training run.
+
+    If the data folder is another one that has no validation split, all of its images are scored.
+
+    Args:
+        data: data module of the evaluation.
+        checkpoint: path of the checkpoint.
+        root: data folder of the training run.
+    """
+    other = data.hparams.root != root
+    data.keep_split(None, folder_of(checkpoint) / SPLIT_FILE, only_known=other)
 
 
 def score(stage: str, trainer: Trainer, module: LightningModule, data: ImageData) -> dict[str, float]:

@@ -20,7 +20,9 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from mobile_former.errors import InputError, first_line, nearest
 from mobile_former.training.cli.config_check import require_finite, require_transforms
+from mobile_former.training.cli.evaluation import folder_of
 from mobile_former.training.cli.parser import LONGEST_MESSAGE, Parser
+from mobile_former.training.data.splits import SPLIT_FILE
 from mobile_former.training.processors import limit_threads
 from mobile_former.training.run.checkpoint_io import WholeCheckpointIO
 from mobile_former.training.run.folder import ContinuedCSVLogger, RunCheckpoint, array_task
@@ -35,6 +37,7 @@ from mobile_former.training.run.step_seed import StepSeed
 # Raised by Lightning and torch for options that they find unusable only when training begins.
 _OPTION_ERRORS = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)
 _CONFIG_OPTIONS = ("--config", "-c")
+_DATA_OPTIONS = ("--data.root", "--data.annotations", "--data.images")
 
 
 class FitCLI(LightningCLI):
@@ -48,8 +51,9 @@ class FitCLI(LightningCLI):
         data_class: LightningDataModule class of the task. The class has ``class_names`` and the members that
             :class:`RunReport` uses, such as ``dataset_name``.
         configs: folder with the YAML configs of the task.
-        embedded: file name of the config in ``configs`` that is used if the user gives no config. It trains on images
-            made from scikit-learn's digits, which need no files.
+        embedded: file name of the config in ``configs`` that is used if the user gives neither a config nor data. It
+            trains on images made from scikit-learn's digits, which need no files.
+        fine_tuning: file name of the config in ``configs`` that is used if the user gives data, but no config.
         learned_from_data: names of attributes of the data module. The value of each attribute is passed to the argument
             of ``model_class`` with the same name.
     """
@@ -62,11 +66,13 @@ class FitCLI(LightningCLI):
         *,
         configs: Path,
         embedded: str,
+        fine_tuning: str = "finetune.yaml",
         learned_from_data: Sequence[str] = ("class_names",),
     ):
         self.task = task
         self.configs = configs
         self.embedded = embedded
+        self.fine_tuning = fine_tuning
         self.learned_from_data = learned_from_data
         super().__init__(
             model_class,
@@ -201,12 +207,11 @@ class FitCLI(LightningCLI):
     def _with_config_paths(self, arguments: Sequence[str]) -> list[str]:
         """Return the command-line arguments with each config name replaced by the path of the config file.
 
-        If no config is given, the task's default config is added. It trains on embedded data (made from scikit-learn's
-        digits).
+        If no config is given, a config of the task is added: the one for fine-tuning if the options name data, and
+        otherwise the one that trains on embedded data (made from scikit-learn's digits).
 
         Raises:
-            InputError: ``--data.root`` is given without a config, or a config has too many values after its YAML
-                aliases are expanded.
+            InputError: a config has too many values after its YAML aliases are expanded.
             FileNotFoundError: a config does not exist.
         """
         found: list[str] = []
@@ -214,12 +219,8 @@ class FitCLI(LightningCLI):
             option, equals, value = argument.partition("=")
             found += [option, value] if equals and option in _CONFIG_OPTIONS else [argument]
         if not any(argument in _CONFIG_OPTIONS for argument in found):
-            if any(argument.split("=")[0] == "--data.root" for argument in found):
-                raise InputError(
-                    f"--data.root needs a config: add --config {self.task}/configs/finetune.yaml "
-                    "(without --config, training uses the embedded data)"
-                )
-            found = ["--config", str(self.configs / self.embedded), *found]
+            own_data = any(argument.split("=")[0].startswith(_DATA_OPTIONS) for argument in found)
+            found = ["--config", str(self.configs / (self.fine_tuning if own_data else self.embedded)), *found]
         for position, argument in enumerate(found[:-1]):
             if argument in _CONFIG_OPTIONS:
                 found[position + 1] = self._config_path(found[position + 1])
@@ -321,6 +322,8 @@ class FitCLI(LightningCLI):
         )
         if self.checkpoint:
             self._set_in_config({name: {**self.model.hparams, **self.datamodule.hparams}[name] for name in found})
+        earlier = self.checkpoint and folder_of(self.checkpoint) / SPLIT_FILE
+        self.datamodule.keep_split(self.folder.path / SPLIT_FILE, earlier)
         if rank_zero_only.rank == 0:
             self.folder.write_config(self.parser.dump(self.config), resumed=step is not None)
         return step

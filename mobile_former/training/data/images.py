@@ -105,6 +105,33 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     return _decode_with_pillow(data, name) if image is None else image
 
 
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Return the height and width of an image in pixels, after its EXIF rotation. The pixels are not decoded.
+
+    Raises:
+        ImageError: the file cannot be opened or is not an image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_FORMATS) as image:
+                width, height = image.size
+                turned = _may_be_turned(image, path) and _orientation(image) in {5, 6, 7, 8}
+    except OSError as error:  # a missing file, too
+        raise ImageError(f"{os.fspath(path)}: its size cannot be read ({error}); restore or remove it") from error
+    except Exception as error:  # as in _decode_with_pillow
+        raise ImageError(f"{os.fspath(path)}: damaged ({error}); copy or download it again, or remove it") from error
+    return (width, height) if turned else (height, width)
+
+
+def _may_be_turned(image: Image.Image, path: str | os.PathLike) -> bool:
+    """Return whether a PNG file may have an orientation. Pillow would decode the whole image to find it."""
+    if image.format != "PNG":
+        return True
+    data = Path(path).read_bytes()
+    return any(mark in data for mark in (b"eXIf", b"Raw profile type", b"xmpmeta"))
+
+
 class FoundFiles(NamedTuple):
     """Files that :func:`find_images` has found.
 

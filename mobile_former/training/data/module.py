@@ -8,11 +8,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from multiprocessing.queues import Queue
 from pathlib import Path
 
 import cv2
+import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader, Sampler
@@ -27,6 +28,7 @@ from mobile_former.training.data.sampler import (
     ResumedBatchSampler,
     rank_and_world_size,
 )
+from mobile_former.training.data.splits import HoldOut, groups_of, read_split, same_files, write_split
 from mobile_former.training.data.timed_loader import TimedLoader
 from mobile_former.training.processors import available_cores
 
@@ -52,6 +54,10 @@ class ImageData(LightningDataModule):
             processes.
         std: standard deviation of each channel, in 0..1. The constructor only checks that it is above 0.
         collate: function that builds a batch from samples.
+        hold_out: how validation images are held out of the training images, if the data has no validation split or an
+            option asks for it.
+        groups: path of a CSV file with the group of each image. Images of a group are not separated. None: groups.csv
+            in ``root`` if it exists.
 
     Raises:
         InputError: a value is out of range.
@@ -69,6 +75,8 @@ class ImageData(LightningDataModule):
         num_workers: int | None,
         std: tuple[float, float, float],
         collate: Callable[[list[dict]], dict],
+        hold_out: HoldOut,
+        groups: str | None,
     ):
         super().__init__()
         if batch_size < 1:
@@ -80,10 +88,16 @@ class ImageData(LightningDataModule):
         self.root = root
         self.num_workers = num_workers if num_workers is not None else 0 if root is None else default_workers()
         self.collate = collate
+        self.hold_out = hold_out
+        self.groups = groups
+        self._known_split: Path | None = None  # the split of an earlier run, which is used again
+        self._new_split: Path | None = None  # where this run writes its split
+        self._only_known = False
         self._class_names: list[str] | None = None
         self.skipped: set[str] = set()  # messages of training images that could not be read
         self.first_epoch = 0  # first epoch of the next fit; above 0 in a resumed run
         self.first_batch = 0  # first batch of that epoch
+        self.split_text = ""  # how validation images were held out; empty if the data has validation images
 
     @property
     def class_names(self) -> list[str]:
@@ -122,6 +136,80 @@ class ImageData(LightningDataModule):
         The number counts the images that were skipped in any process. All processes must call this method.
         """
         return {"skipped_images": len(over_processes(self.skipped))}
+
+    def notes(self) -> list[str]:
+        """Return lines about the data: its layout, if it was recognised, and how validation images were held out."""
+        return [f"split  {self.split_text}"] if self.split_text else []
+
+    def keep_split(self, new: Path | None, known: Path | None, *, only_known: bool = False) -> None:
+        """Set the files with the names of the training and validation images. Call it before :meth:`setup`.
+
+        Args:
+            new: file to write, if validation images are held out; None: write no file.
+            known: file of an earlier run. Its validation images are held out again. None, or a file of other data:
+                choose them.
+            only_known: whether the data may be other than that of training. Then no images are held out unless the
+                file ``known`` lists them.
+        """
+        self._new_split, self._known_split, self._only_known = new, known, only_known
+
+    def held_out(
+        self,
+        paths: Sequence[str],
+        counts: np.ndarray,
+        groups: Sequence[Hashable | None] | None = None,
+        *,
+        has_val: bool = False,
+    ) -> np.ndarray | None:
+        """Choose the validation images among the training images. Store the choice in words in ``split_text``.
+
+        Args:
+            paths: path of each image.
+            counts: ``(images, classes)``, how often each class occurs in each image.
+            groups: group of each image, if the annotations have groups.
+            has_val: whether the data has validation images, which are then not used.
+
+        Returns:
+            Array ``(images,)`` bool, True for the validation images. None: this is not the data of training, and no
+            image is held out.
+
+        Raises:
+            InputError: see :meth:`HoldOut.choose` and :func:`groups_of`.
+        """
+        root = self.root.parent if self.root.is_file() else self.root
+        names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+        chosen = None if self._known_split is None else read_split(self._known_split, names)
+        keeps = chosen is not None and self._known_split == self._new_split  # a resumed run
+        text = f"as in {self._known_split}"
+        if chosen is None and self._only_known:
+            return None
+        if chosen is None:
+            groups = groups_of(names, root, self.groups) or groups
+            text = self.hold_out.text + (f", {len(set(groups))} groups kept together" if groups else "")
+            chosen = self.hold_out.choose(counts, groups)
+        self.split_text = f"{(~chosen).sum()} training and {chosen.sum()} validation images: {text}"
+        if has_val:
+            self.split_text += "; the validation images of the data are not used"
+        rank, _ = rank_and_world_size()
+        if self._new_split is not None and not keeps and rank == 0:
+            write_split(self._new_split, text, names, chosen)
+        return chosen
+
+    def warn_of_same_files(self, train: Sequence[str], val: Sequence[str]) -> None:
+        """Log a warning if training and validation images are the same files by content.
+
+        Args:
+            train: paths of the training images.
+            val: paths of the validation images.
+        """
+        if rank_and_world_size()[0] == 0 and (pairs := same_files(train, val)):
+            _logger.warning(
+                "%d of %d validation images are also training images (same content; the first: %s and %s), so the "
+                "scores are too good: remove them from one of the splits",
+                len(pairs),
+                len(val),
+                *pairs[0][::-1],
+            )
 
     def train_sampler(self) -> EpochSampler:
         """Build the sampler of training images.

@@ -79,7 +79,7 @@ class RunReport(Callback):
         if not trainer.is_global_zero:
             return
         print(f"model  {pl_module.describe()}")
-        print(f"data   {trainer.datamodule.describe()}")
+        print("\n".join([f"data   {trainer.datamodule.describe()}", *trainer.datamodule.notes()]))
         print(f"batch  {describe_batch(trainer)}")
         augmented = self.folder.path / "augmented.png"
         trainer.datamodule.draw_augmented(augmented)

@@ -60,22 +60,9 @@ def remove_root(folder):
     shutil.rmtree(folder)
 
 
-def rename_train(folder):
-    (folder / "train").rename(folder / "training")
-
-
 def remove_classes(folder):
     shutil.rmtree(folder / "train")
     (folder / "train").mkdir()
-
-
-def empty_class(folder):
-    shutil.rmtree(folder / "train" / "green")
-    (folder / "train" / "green").mkdir()
-
-
-def remove_val(folder):
-    shutil.rmtree(folder / "val")
 
 
 def rename_class(folder):
@@ -86,10 +73,7 @@ def rename_class(folder):
     ("damage", "kind", "message"),
     [
         (remove_root, FileNotFoundError, r"photos does not exist \(--data\.root\): expected DIR/train/<class>"),
-        (rename_train, FileNotFoundError, r"photos has no folder 'train' \(it has 'training', 'val'\): expected DIR"),
         (remove_classes, InputError, r"photos/train has no class folders: expected DIR"),
-        (empty_class, InputError, r"photos/train/green contains no images"),
-        (remove_val, FileNotFoundError, r"photos has no folder 'val' \(it has 'train'\)"),
         (rename_class, InputError, r"photos/val has the class 'teal'.*it has 'blue', 'green', 'red'"),
     ],
 )

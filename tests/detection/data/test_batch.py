@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 
 from detection.boxes.geometry import cxcywh_to_xyxy
 from detection.data.batch import ShapeBatchSampler, collate, make_sample, pad
-from detection.data.coco_dataset import CocoDataset, find_split
+from detection.data.coco_dataset import CocoDataset
+from detection.data.layouts.find import find_layout
 from detection.data.scenes import Scenes, write_coco
 from detection.transforms import custom_transform, eval_transform, train_transform
 from mobile_former.errors import InputError
@@ -238,7 +239,7 @@ def test_lightning_tells_the_batches_their_epoch():
 
 def test_an_image_on_disk_becomes_a_batch(tmp_path):
     write_coco(tmp_path, "val", 3)
-    source = CocoDataset(*find_split(tmp_path, "val"))
+    source = CocoDataset.open(find_layout(tmp_path).splits["val"])
     batch = collate([EvaluationImages(source, UNCHANGED, make_sample)[index] for index in range(3)])
     assert batch["image"].shape == (3, 3, 128, 128)
     assert batch["padding_mask"] is None

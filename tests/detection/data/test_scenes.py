@@ -8,7 +8,8 @@ from sklearn.datasets import load_sample_images
 
 from classification.data.digits import Digits
 from detection import scenes as module
-from detection.data.coco_dataset import CocoDataset, find_split
+from detection.data.coco_dataset import CocoDataset
+from detection.data.layouts.find import find_layout
 from detection.data.scenes import Scenes, write_coco
 
 
@@ -130,7 +131,7 @@ def test_a_scene_is_made_in_a_millisecond_or_so(scenes):
 def test_scenes_written_as_coco_are_read_back_as_they_were(tmp_path):
     for split in ("train", "val"):
         write_coco(tmp_path, split, 12)
-        scenes, data = Scenes(split, 12), CocoDataset(*find_split(tmp_path, split))
+        scenes, data = Scenes(split, 12), CocoDataset.open(find_layout(tmp_path).splits[split])
         assert len(data) == len(scenes) == 12
         assert data.class_names == list(scenes.class_names)
         assert data.category_ids == list(scenes.category_ids)

@@ -8,9 +8,8 @@ from mobile_former import InputError
 from tests.conftest import ROOT
 from tests.experiments.sweep.conftest import write_config
 
-CONFIGS = [
-    path for path in (ROOT / "experiments" / "configs").glob("*.yaml") if path.stem.startswith(("sweep_", "abl"))
-]
+SWEEPS = ("sweep_", "ablation_", "cross_validation_")
+CONFIGS = [path for path in (ROOT / "experiments" / "configs").glob("*.yaml") if path.stem.startswith(SWEEPS)]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +75,9 @@ def test_the_repositorys_sweeps_can_be_read(path):
     plan = read_plan(path)
     if path.stem.startswith("sweep_"):
         assert plan.points == [{}] * 20
+    elif path.stem.startswith("cross_validation_"):
+        assert [point["data.fold"] for point in plan.points] == list(range(1, plan.options["data.folds"] + 1))
+        assert plan.repeats == "folds"
     else:
         ablations, seeds = ({point[name] for point in plan.points} for name in ("model.ablation", "seed_everything"))
         assert len(plan.points) == len(ablations) * len(seeds)

@@ -129,6 +129,18 @@ def test_a_list_of_repeats_alone_is_one_setting(sweeping, tmp_path):
     assert cv2.imread(str(tmp_path / "runs/sweep/seeds/ablation.png")).std() > 5
 
 
+def test_the_folds_of_a_cross_validation_are_one_setting(sweeping, tmp_path):
+    options = {"model.learning_rate": 1e-3, "data.folds": 3}
+    space, path = {"data.fold": [1, 2, 3]}, tmp_path / "folds.yaml"
+    config = write_config(path, space=space, options=options, sampler="grid", trials="absent", score="last")
+    status, out, _ = sweeping("--config", str(config))
+    assert status == 0
+    assert "| val/top1, last epoch | n | folds |" in out
+    assert " | 3 | 1, 2, 3 |" in out
+    assert "Mean ± standard deviation over the folds." in out
+    assert [line for line in listed(tmp_path) if "finished" in line] == [f"trial-{n} finished" for n in range(3)]
+
+
 def test_sweeps_that_share_a_folder_of_runs_train_a_run_once(sweeping, tmp_path):
     for name, rates in (("one", [1e-3, 1e-2]), ("two", [1e-3, 1e-4])):
         config = write_config(

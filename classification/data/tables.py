@@ -1,0 +1,225 @@
+"""Read labelled images from tables: CSV files of paths and labels, and the metadata files of Hugging Face."""
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from classification.data.image_folder import Labelled, abridged
+from mobile_former.errors import InputError
+from mobile_former.training.data.images import IMAGE_SUFFIXES, find_images
+from mobile_former.training.data.splits import GROUP_COLUMNS, GROUP_FILE, split_folders, split_of
+
+METADATA = ("metadata.csv", "metadata.jsonl")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
+
+_IMAGE_COLUMNS = (
+    "file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "img_path", "image", "img",
+    "image_name", "image_id", "img_id", "id", "name",
+)  # fmt: skip
+_LABEL_COLUMNS = (
+    "label", "labels", "class", "class_name", "class_label", "category", "target", "y", "species", "breed", "diagnosis",
+)  # fmt: skip
+_SPLIT_COLUMNS = ("split", "set", "subset", "partition", "dataset")
+
+
+class Columns(NamedTuple):
+    """Names of columns that the user gives. None: the usual names are looked for."""
+
+    image: str | None = None
+    label: str | None = None
+    group: str | None = None
+
+
+class Table(NamedTuple):
+    """Rows of a table: dictionaries from column name to text, in the order of the file."""
+
+    path: Path
+    columns: list[str]
+    rows: list[dict[str, str]]
+
+
+def read_table(path: Path) -> Table:
+    """Read a CSV file, a TSV file or a file of JSON lines.
+
+    The delimiter of a CSV file is a comma, a semicolon or a tab. If the first row names an image, the file has no
+    header, and the columns are called 1, 2 and so on.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".jsonl":
+            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [{key: str(value) for key, value in record.items() if value is not None} for record in records]
+            return Table(path, list(dict.fromkeys(key for row in rows for key in row)), rows)
+    except (UnicodeDecodeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read as a table ({error}): write it again") from error
+    lines = text.splitlines()
+    delimiter = max(",;\t", key=(lines[0] if lines else "").count)
+    cells = [row for row in csv.reader(lines, delimiter=delimiter) if any(cell.strip() for cell in row)]
+    if not cells:
+        return Table(path, [], [])
+    columns = [cell.strip() for cell in cells[0]]
+    if any(Path(cell).suffix.lower() in IMAGE_SUFFIXES for cell in columns):
+        columns = [str(number) for number in range(1, len(columns) + 1)]
+    else:
+        cells = cells[1:]
+    return Table(path, columns, [dict(zip(columns, map(str.strip, row), strict=False)) for row in cells])
+
+
+def find_tables(root: Path, columns: Columns) -> dict[str, list[tuple[Table, list[int]]]]:
+    """Find the tables of labelled images in a folder, or in its folders of splits.
+
+    Returns:
+        A dictionary from a split to the tables with images of the split, and the numbers of the rows of these images.
+        The dictionary is empty if there is no table with labels.
+
+    Raises:
+        InputError: several tables might be meant, or one of them cannot be read.
+    """
+    named: dict[str, list[Table]] = defaultdict(list)
+    for split, folder in split_folders(root).items():
+        named[split] += [read_table(folder / name) for name in METADATA if (folder / name).is_file()]
+    unsplit: list[Table] = []
+    for path in sorted(path for path in root.iterdir() if path.suffix in TABLE_SUFFIXES and path.name != GROUP_FILE):
+        if "submission" in path.stem.lower():
+            continue  # Kaggle's form for predictions
+        table = read_table(path)
+        words = [path.stem, *path.stem.lower().replace("-", "_").split("_")]
+        split = next((split for word in words if (split := split_of(word))), None)
+        (named[split] if split else unsplit).append(table)
+    found = {split: own for split, tables in named.items() if (own := [t for t in tables if has_labels(t, columns)])}
+    if not found:
+        unsplit = [table for table in unsplit if has_labels(table, columns)]
+        if len(unsplit) > 1:
+            names = abridged([table.path.name for table in unsplit])
+            raise InputError(f"{root} has the tables {names}: give one of them as --data.root")
+        return divided(unsplit[0]) if unsplit else {}
+    for split, tables in found.items():
+        if len(tables) > 1:
+            names = abridged([table.path.name for table in tables])
+            raise InputError(f"{root} has the tables {names} of {split!r}: give one of them as --data.root")
+    return {split: [(tables[0], list(range(len(tables[0].rows))))] for split, tables in found.items()}
+
+
+def divided(table: Table) -> dict[str, list[tuple[Table, list[int]]]]:
+    """Divide the rows of a table by its column of splits. Without such a column, all rows are training images."""
+    column = _column(table, _SPLIT_COLUMNS)
+    splits = [split_of(row.get(column, "")) if column else "train" for row in table.rows]
+    if column and None in splits:
+        splits = ["train"] * len(splits)
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for number, split in enumerate(splits):
+        numbers[split].append(number)
+    return {split: [(table, own)] for split, own in numbers.items()}
+
+
+def has_labels(table: Table, columns: Columns) -> bool:
+    """Return whether a table has a column of images and a column of labels, or one column for each class."""
+    image = _image_column(table, columns)
+    return bool(table.rows) and image is not None and _labels(table, image, columns) is not None
+
+
+def read_labelled(table: Table, numbers: Sequence[int], split: str, columns: Columns) -> Labelled:
+    """Return the images of some rows of a table. Rows without a label are left out.
+
+    Raises:
+        FileNotFoundError: an image does not exist.
+        InputError: the table has no column of images or labels, or a name fits several files.
+    """
+    image = _image_column(table, columns)
+    names = _labels(table, image, columns) if image else None
+    if names is None:
+        raise InputError(
+            f"{table.path} has the columns {abridged(table.columns)}: name those of images and labels with "
+            "--data.image_column and --data.label_column"
+        )
+    numbers = [number for number in numbers if names[number]]
+    paths = _find_all([table.rows[number].get(image, "") for number in numbers], table.path, split)
+    known = {name for name in names if name}
+    classes = sorted(known, key=int) if all(name.isdecimal() for name in known) else sorted(known)
+    group = _column(table, [columns.group] if columns.group else GROUP_COLUMNS)
+    if columns.group and not group:
+        raise InputError(f"{table.path} has no column {columns.group!r} (it has {abridged(table.columns)})")
+    groups: list[Hashable | None] | None = [table.rows[n].get(group) or None for n in numbers] if group else None
+    return Labelled(table.path, paths, [names[number] for number in numbers], classes, groups)
+
+
+def _column(table: Table, names: Sequence[str]) -> str | None:
+    known = {column.lower(): column for column in reversed(table.columns)}
+    return next((known[name.lower()] for name in names if name.lower() in known), None)
+
+
+def _image_column(table: Table, columns: Columns) -> str | None:
+    if columns.image is not None:
+        return _column(table, [columns.image])
+    first = table.rows[0] if table.rows else {}
+    with_suffix = [name for name in table.columns if Path(first.get(name, "")).suffix.lower() in IMAGE_SUFFIXES]
+    return _column(
+        table, [name for name in _IMAGE_COLUMNS if not with_suffix or name in map(str.lower, with_suffix)]
+    ) or (with_suffix[0] if with_suffix else None)
+
+
+def _labels(table: Table, image: str, columns: Columns) -> list[str] | None:
+    """Return the class name of each row, or None if the table has no labels."""
+    label = _column(table, [columns.label] if columns.label else _LABEL_COLUMNS)
+    others = [name for name in table.columns if name != image]
+    if label is None and columns.label is None and len(others) == 1:
+        label = others[0]
+    if label is not None and label != image:
+        return [_plain(row.get(label, "")) for row in table.rows]
+    if columns.label is not None or len(others) < 2:
+        return None
+    # One column for each class, with 1 in the column of the image's class.
+    marks = {"1": True, "1.0": True, "0": False, "0.0": False}
+    names = []
+    for row in table.rows:
+        chosen = [name for name in others if marks.get(row.get(name, ""), False)]
+        if len(chosen) != 1 or any(row.get(name, "") not in marks for name in others):
+            return None
+        names.append(chosen[0])
+    return names
+
+
+def _plain(label: str) -> str:
+    """Return a label without the decimals that pandas writes for whole numbers."""
+    return label.removesuffix(".0") if label.removesuffix(".0").isdecimal() else label
+
+
+def _find_all(written: Sequence[str], table: Path, split: str) -> list[Path]:
+    """Return the files that a table names by path, by name, or by name without a suffix."""
+    folder = table.parent
+    paths: list[Path | None] = [_existing(folder, name) for name in written]
+    if None not in paths:
+        return paths
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for path in find_images(folder).images:
+        by_name[path.name].append(path)
+        by_name[path.stem].append(path)
+    own = split_folders(folder).get(split)
+    for number, path in enumerate(paths):
+        if path is not None:
+            continue
+        name = written[number].replace("\\", "/")
+        found = by_name.get(name.rpartition("/")[2], [])
+        if len(found) > 1:
+            found = [path for path in found if path.as_posix().endswith(f"/{name}")] or found
+        if len(found) > 1 and own is not None:
+            found = [path for path in found if path.is_relative_to(own)] or found
+        if not found:
+            raise FileNotFoundError(f"{table} names the image {written[number]!r}, which is not in {folder}")
+        if len(found) > 1:
+            raise InputError(
+                f"{table} names the image {written[number]!r}, but {found[0]} and {found[1]} have this name"
+            )
+        paths[number] = found[0]
+    return paths
+
+
+def _existing(folder: Path, name: str) -> Path | None:
+    path = folder / name.replace("\\", "/")
+    return path if name and path.is_file() else None

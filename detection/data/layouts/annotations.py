@@ -1,0 +1,134 @@
+"""Annotations of one split, read from files of any layout into a dictionary in COCO format."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import track
+
+from mobile_former.training.data.images import image_size
+
+CROWD = "crowd regions with iscrowd 1"
+
+
+class Annotations(NamedTuple):
+    """Annotations of one split.
+
+    Attributes:
+        path: file or folder of the annotations, for messages.
+        read: function that reads the annotations. It returns a tuple of the dictionary in COCO format and the folder
+            that its file names are relative to.
+        crowd: what an annotation with ``iscrowd`` 1 is in this layout, for messages.
+    """
+
+    path: Path
+    read: Callable[[], tuple[dict, Path]]
+    crowd: str = CROWD
+
+
+class Layout(NamedTuple):
+    """A recognised data folder.
+
+    Attributes:
+        name: name of the layout, such as "YOLO".
+        splits: dictionary from a split ("train", "val" or "test") to its annotations. Images without a split are in
+            "train".
+        note: function that returns what a user should know about how the files are read, or an empty text. It may
+            read all annotations.
+    """
+
+    name: str
+    splits: dict[str, Annotations]
+    note: Callable[[], str] = str
+
+
+class LabelledObject(NamedTuple):
+    """One object: class name, corners (left, top, right, bottom) in pixels, and whether scores ignore it."""
+
+    name: str
+    corners: tuple[float, float, float, float]
+    ignored: bool = False
+
+
+class LabelledImage(NamedTuple):
+    """One image: its path, its size (height, width) after EXIF rotation, and its objects."""
+
+    path: Path
+    size: tuple[int, int]
+    objects: list[LabelledObject]
+
+
+def to_coco(images: Iterable[LabelledImage], folder: Path, class_names: Sequence[str] = ()) -> tuple[dict, Path]:
+    """Return images as a dictionary in COCO format, and the folder that its file names are relative to.
+
+    Args:
+        images: images with their objects.
+        folder: data folder. The path of an image outside this folder stays absolute.
+        class_names: names of the classes, in the order of the category ids, which start at 1. Names that only occur in
+            ``images`` follow in alphabetical order.
+    """
+    images = list(images)
+    found = {known.name for image in images for known in image.objects}
+    names = [*dict.fromkeys(class_names), *sorted(found - set(class_names))]
+    ids = {name: number for number, name in enumerate(names, 1)}
+    records, annotations = [], []
+    for image_id, image in enumerate(images, 1):
+        inside = image.path.is_relative_to(folder)
+        name = (image.path.relative_to(folder) if inside else image.path.absolute()).as_posix()
+        height, width = image.size
+        records.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        for known in image.objects:
+            left, top, right, bottom = known.corners
+            box = [left, top, right - left, bottom - top]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": ids[known.name],
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(known.ignored),
+                }
+            )
+    categories = [{"id": number, "name": name} for name, number in ids.items()]
+    return {"images": records, "annotations": annotations, "categories": categories}, folder
+
+
+def class_names(images: Mapping[str, Callable[[], Iterable[LabelledImage]]], split: str) -> list[str]:
+    """Return the sorted class names of a split, and of the training and validation images.
+
+    For layouts without a list of classes: a class that only validation images have is a class, too.
+
+    Args:
+        images: dictionary from a split to the function that reads its images.
+        split: name of the split.
+    """
+    splits = [each for each in dict.fromkeys(("train", "val", split)) if each in images]
+    return sorted({known.name for each in splits for image in images[each]() for known in image.objects})
+
+
+def size_of(image: Path, width: object, height: object) -> tuple[int, int]:
+    """Return the height and width of an image: those given, if they are positive numbers, else those of the file.
+
+    Raises:
+        ImageError: the file is needed and cannot be read.
+    """
+    try:
+        size = int(float(height)), int(float(width))
+    except (TypeError, ValueError, OverflowError):
+        return image_size(image)
+    return size if min(size) > 0 else image_size(image)
+
+
+def progress(paths: Sequence[Path], folder: Path) -> Iterable[Path]:
+    """Iterate over paths, with a progress bar if the output is a terminal."""
+    console = Console(stderr=True)
+    return track(paths, f"reading {folder.name}", console=console, transient=True, disable=not sys.stderr.isatty())
+
+
+def enclosing(points: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
+    """Return the corners of the smallest box that contains all points ``(x, y)``."""
+    columns = list(zip(*points, strict=True))
+    return min(columns[0]), min(columns[1]), max(columns[0]), max(columns[1])
