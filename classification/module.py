@@ -167,7 +167,7 @@ class ClassificationModule(LightningModule):
             if self._has_other_loss:
                 self._log_mean("train/cross_entropy", F.cross_entropy(logits.detach(), labels), labels)
         self.log("loss", loss, prog_bar=True, batch_size=len(images))
-        self.log("lr", self.lr_schedulers().get_last_lr()[0], batch_size=len(images))
+        self.log_dict(self.optimisation.rates(self.trainer), batch_size=len(images))
         return loss
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:

@@ -188,7 +188,7 @@ class DetectionModule(LightningModule):
             if name != "total" and not name[-1].isdigit():  # not those of auxiliary outputs, which are many
                 self.log(f"train/{name}", value, on_epoch=True, on_step=False, sync_dist=True, batch_size=count)
                 self.log(name.removeprefix("loss_"), value, prog_bar=True, logger=False, batch_size=count)
-        self.log("lr", self.lr_schedulers().get_last_lr()[0], batch_size=count)
+        self.log_dict(self.optimisation.rates(self.trainer), batch_size=count)
         return losses["total"]
 
     def on_fit_start(self) -> None:
