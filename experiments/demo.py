@@ -50,23 +50,22 @@ def best(folder: Path) -> Path:
 
 
 def run(module: str, *arguments: object) -> None:
-    """Print and run ``python -m module arguments``. If the command fails or is stopped, exit with its status."""
+    """Print and run ``python -m module arguments``. If the command fails, exit with its status."""
     words = [module, *map(str, arguments)]
     print(f"\n$ python -m {' '.join(words)}", flush=True)
-    process = subprocess.Popen([sys.executable, "-m", *words])
-    stopped = False
-    while True:
+    with subprocess.Popen([sys.executable, "-m", *words]) as process:
         try:
             status = process.wait()
-            break
-        except KeyboardInterrupt:  # Ctrl-C goes to the command too, which writes a checkpoint before it ends
-            stopped = True
-    if stopped:
-        print("the demo was stopped; make demo continues it", file=sys.stderr)
-        sys.exit(130)
+        except KeyboardInterrupt:
+            process.wait()  # Ctrl-C stops the command too, which first writes a checkpoint
+            raise
     if status:
         sys.exit(status)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("the demo was stopped; make demo continues it", file=sys.stderr)
+        sys.exit(130)
