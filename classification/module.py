@@ -227,7 +227,7 @@ class ClassificationModule(LightningModule):
             "label smoothing": options.label_smoothing,
             "class weights": options.class_weights,
         }
-        used = " and ".join(name for name, value in changes.items() if value)
+        used = " + ".join(name for name, value in changes.items() if value)
         if not used:
             return {"loss": ("train/loss", "val/loss"), "accuracy": ("train/top1", "val/top1", "val/top5")}
         compared = ("val/loss",) if self._mixes else ("train/cross_entropy", "val/loss")
@@ -281,13 +281,15 @@ class ClassificationModule(LightningModule):
         prefix = metrics.prefix
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No (positive|negative) samples")  # left out below
-            values = {name.removeprefix(prefix): value.cpu() for name, value in metrics.compute().items()}
-        self.confusion = values.pop("confusion").numpy()
+            values = {name.removeprefix(prefix): value for name, value in metrics.compute().items()}
+        self.confusion = values.pop("confusion").cpu().numpy()
         images = self.confusion.sum(1)
         # An area under the curve needs images of the class and of others. Other scores need images of the class.
         defined = {name: (images > 0) & (images < images.sum() if name == "roc_auc" else True) for name in _PER_CLASS}
         self.per_class = {
-            name: np.where(defined[name], values.pop(name).numpy(), np.nan) for name in _PER_CLASS if name in values
+            name: np.where(defined[name], values.pop(name).cpu().numpy(), np.nan)
+            for name in _PER_CLASS
+            if name in values
         }
         # The metrics are already reduced over processes; sync_dist only avoids a warning of Lightning.
         self.log(f"{prefix}loss", mean_loss.compute(), sync_dist=True)

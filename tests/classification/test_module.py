@@ -132,7 +132,7 @@ def test_curves_compare_only_losses_that_can_be_compared():
     assert module_of().curves["loss"] == ("train/loss", "val/loss")
     weighted = module_of(class_weights="balanced", label_smoothing=0.1).curves
     assert weighted["cross-entropy"] == ("train/cross_entropy", "val/loss")
-    assert weighted["loss with label smoothing and class weights"] == ("train/loss",)
+    assert weighted["loss with label smoothing + class weights"] == ("train/loss",)
     mixed = module_of(cutmix_alpha=1.0).curves
     assert mixed["cross-entropy"] == ("val/loss",)
     assert mixed["loss with CutMix"] == ("train/loss",)
