@@ -112,8 +112,7 @@ class Recorder(LightningModule):
 
 
 @pytest.mark.parametrize(
-    ("backbone_rate", "expected"),
-    [(None, {"lr": 0.5}), (0.5, {"lr": 0.5}), (0.125, {"lr": 0.5, "lr_backbone": 0.125})],
+    ("backbone_rate", "expected"), [(None, {"lr": 0.5}), (0.5, {"lr": 0.5}), (0.125, {"lr": 0.5, "lr_backbone": 0.125})]
 )
 def test_the_rate_of_the_backbone_is_logged_if_it_differs(backbone_rate, expected, tmp_path):
     class Parts(nn.Sequential):
