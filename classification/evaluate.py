@@ -2,15 +2,18 @@
 
 import csv
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from pytorch_lightning import Trainer
 from rich.markup import escape
 from rich.table import Table
 
 from classification.data.module import ClassificationData
 from classification.data.shards import holds_shards
+from classification.mistakes import Mistakes
 from classification.module import ClassificationModule
 from mobile_former.errors import InputError
 from mobile_former.training.cli.evaluation import evaluation_parser, keep_known_split, output_folder, score
@@ -23,8 +26,8 @@ def evaluate(stage: str) -> None:
     """Parse the command line, evaluate a checkpoint on labelled images, and print the loss and accuracy.
 
     Args:
-        stage: ``"validate"`` or ``"test"``. ``"test"`` also prints the accuracy of each class, and writes a folder with
-            the scores and the confusion matrix.
+        stage: ``"validate"`` or ``"test"``. ``"test"`` also prints the scores of each class, and writes a folder with
+            the scores, the confusion matrix and the mistakes.
     """
     parser = evaluation_parser("classification", stage)
     options = parser.parse_args()
@@ -33,7 +36,12 @@ def evaluate(stage: str) -> None:
     if stage == "test":
         folder = output_folder(options)
     data = labelled_data(options.ckpt_path, data_options, options.data)
+    mistakes = Mistakes()
+    if stage == "test":
+        trainer.callbacks.append(mistakes)
     metrics = score(stage, trainer, module, data)
+    if not trainer.is_global_zero:
+        return
 
     source = data.test_set.source if stage == "test" else data.val_set.source
     split = "val" if stage == "validate" else data.test_split
@@ -46,8 +54,9 @@ def evaluate(stage: str) -> None:
     console().print(table)
     if stage == "test":
         _write(folder, metrics, module)
+        drawn = mistakes.write(folder, module.hparams.class_names)
         console().print(_class_table(module))
-        print(f"written: {folder}/: metrics.json, per_class.csv, confusion_matrix.png")
+        print(f"written: {folder}/: metrics.json, per_class.csv, confusion_matrix.png, {', '.join(drawn)}")
 
 
 def labelled_data(checkpoint: str, data_options: dict, given: Mapping) -> ClassificationData:
@@ -82,32 +91,33 @@ def _write(folder: Path, metrics: dict[str, float], module: ClassificationModule
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     with (folder / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["class", "images", "accuracy"])
+        writer.writerow(["class", "images", *module.per_class])
         writer.writerows(_per_class(module))
     draw_confusion(module.confusion, module.hparams.class_names, folder / "confusion_matrix.png")
 
 
-def _per_class(module: ClassificationModule) -> list[tuple[str, int, float | None]]:
-    """Return a list with a tuple (name, number of images, accuracy) for each class.
+def _per_class(module: ClassificationModule) -> list[tuple]:
+    """Return a list with a tuple for each class: name, number of images, and the scores in ``module.per_class``.
 
-    The accuracy is None if the class has no images.
+    A score is None if it is undefined, because the class has no images or, for ROC-AUC, all images.
     """
     counts = module.confusion.sum(1).astype(int).tolist()
-    accuracies = module.per_class.tolist()
+    scores = np.stack(list(module.per_class.values()), 1).astype(float).round(6).tolist()
     return [
-        (name, count, round(accuracy, 6) if count else None)
-        for name, count, accuracy in zip(module.hparams.class_names, counts, accuracies, strict=True)
+        (name, count, *(None if math.isnan(value) else value for value in row))
+        for name, count, row in zip(module.hparams.class_names, counts, scores, strict=True)
     ]
 
 
 def _class_table(module: ClassificationModule, most: int = 30) -> Table:
-    """Build a :class:`rich.table.Table` of the classes with the lowest accuracy, sorted by ascending accuracy.
+    """Build a :class:`rich.table.Table` of the classes with the lowest F1 score, sorted by ascending F1 score.
 
     The table has at most ``most`` rows. Classes without images are left out.
     """
-    rows = sorted((row for row in _per_class(module) if row[1]), key=lambda row: row[2])
-    title = "accuracy by class" + (f" (the lowest {most} of {len(rows)})" if len(rows) > most else "")
-    table = Table("class", "images", "accuracy", title=title, title_justify="left")
-    for name, count, accuracy in rows[:most]:
-        table.add_row(escape(name), str(count), f"{accuracy:.4f}")
+    f1 = 2 + list(module.per_class).index("f1")
+    rows = sorted((row for row in _per_class(module) if row[1]), key=lambda row: row[f1])
+    title = "scores by class" + (f" (the lowest {most} of {len(rows)})" if len(rows) > most else "")
+    table = Table("class", "images", *module.per_class, title=title, title_justify="left")
+    for name, count, *scores in rows[:most]:
+        table.add_row(escape(name), str(count), *("" if value is None else f"{value:.4f}" for value in scores))
     return table

@@ -1,14 +1,16 @@
 """Shared code of the commands ``validate`` and ``test``, which evaluate a detection checkpoint on annotated images."""
 
+import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pytorch_lightning import Trainer
 
 from detection.data.module import DetectionData, require_annotations
-from detection.module import DetectionModule
+from detection.mistakes import class_scores, write_mistakes
+from detection.module import SHEET_THRESHOLD, DetectionModule
 from mobile_former.errors import InputError
 from mobile_former.training.cli.command import require_writable
 from mobile_former.training.cli.evaluation import evaluation_parser, keep_known_split, output_folder, score
@@ -19,7 +21,8 @@ def evaluate(stage: str) -> None:
     """Parse the command line, and evaluate a detection checkpoint on annotated images.
 
     Args:
-        stage: ``"validate"`` prints the COCO scores. ``"test"`` prints them too, and writes them to a folder.
+        stage: ``"validate"`` prints the COCO scores. ``"test"`` prints them too, and writes them to a folder, together
+            with the mistakes and the precision, recall and F1 score of each class.
     """
     parser = evaluation_parser("detection", stage)
     parser.add_argument(
@@ -61,19 +64,33 @@ def evaluate(stage: str) -> None:
         module.print_classes()
     elif trainer.is_global_zero:
         print(f"{title}; no scores, because {dataset.source.path} has no list 'annotations'")
-    if options.results:
-        results = module.average_precision.results()  # gathers from all processes, so all must call it
+    # These gather from all processes, so all must call them.
+    results = module.average_precision.results() if options.results else []
+    matches = module.average_precision.match(SHEET_THRESHOLD) if stage == "test" and scored else []
     if not trainer.is_global_zero:
         return
     if stage == "test":
         about = {"data": data.dataset_name, "split": split, "images": len(dataset), "checkpoint": options.ckpt_path}
         (folder / "metrics.json").write_text(json.dumps(about | metrics, indent=2) + "\n")
+        written = ["metrics.json"]
         if scored:
             module.write_scores(folder / "ap.json")
-        print(f"written: {folder}/: metrics.json{', ap.json' * scored}")
+            _write_classes(module, class_scores(matches, dataset.source.category_ids), folder / "per_class.csv")
+            written += ["ap.json", "per_class.csv", *write_mistakes(matches, dataset.source, folder)]
+        print(f"written: {folder}/: {', '.join(written)}")
     if options.results:
         options.results.write_text(json.dumps(results) + "\n")
         print(f"written: {options.results}")
+
+
+def _write_classes(module: DetectionModule, rows: Sequence[dict], path: Path) -> None:
+    """Write the number of objects, the AP and the scores in ``rows`` of each class to a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "AP", *rows[0]])
+        for name, row in zip(module.hparams.class_names, rows, strict=True):
+            value = module.per_class[name]
+            writer.writerow([name, None if value < 0 else round(value, 6), *row.values()])
 
 
 def labelled_data(data_options: dict, given: Mapping, checkpoint: str | None = None) -> DetectionData:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,8 +33,16 @@ NUMBERS = (
     "AR_large",
 )
 
-
 SCORED_DETECTIONS = 100  # of each class in an image, that COCO's scores count
+
+
+class ImageMatch(NamedTuple):
+    """Detections and objects of an image, as dictionaries of the COCO format, see :meth:`CocoAP.match`."""
+
+    image_id: int
+    right: list[dict]  # detections of an object
+    false: list[dict]  # detections without an object
+    missed: list[dict]  # objects without a detection
 
 
 class CocoAP(Metric):
@@ -113,6 +122,38 @@ class CocoAP(Metric):
         """
         with self.sync_context():
             return self._gathered()[1]
+
+    def match(self, threshold: float) -> list[ImageMatch]:
+        """Match detections with objects of the same class, image by image, at an IoU of at least 0.5.
+
+        pycocotools matches them: the detection with the highest score chooses first. Detections of ignored objects,
+        such as crowds, are left out. Every process must call this method.
+
+        Args:
+            threshold: minimum score of a detection.
+
+        Returns:
+            One entry for each evaluated image, sorted by image id.
+        """
+        with self.sync_context():
+            image_ids, rows = self._gathered()
+        found = _detections([row for row in rows if row["score"] >= threshold], self.ground_truth)
+        evaluation = COCOeval(self.ground_truth, found, "bbox")
+        parameters = evaluation.params
+        parameters.iouThrs, parameters.areaRng, parameters.areaRngLbl = np.array([0.5]), [[0, 1e10]], ["all"]
+        parameters.imgIds, parameters.maxDets = image_ids, [self.max_detections]
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.evaluate()
+        matches = {image_id: ImageMatch(image_id, [], [], []) for image_id in image_ids}
+        for part in filter(None, evaluation.evalImgs):  # of one class in one image
+            match = matches[part["image_id"]]
+            for number, other, ignored in zip(part["dtIds"], part["dtMatches"][0], part["dtIgnore"][0], strict=True):
+                if not ignored:
+                    (match.right if other else match.false).append(found.anns[number])
+            for number, other, ignored in zip(part["gtIds"], part["gtMatches"][0], part["gtIgnore"], strict=True):
+                if not (ignored or other):
+                    match.missed.append(self.ground_truth.anns[number])
+        return list(matches.values())
 
     def sync(self, *args, **kwargs) -> None:
         """Gather the detections from all processes. A process that evaluated no images contributes empty tensors."""

@@ -88,11 +88,6 @@ class DetectionModule(LightningModule):
     architecture = (
         "name", "backbone", "ablation", "focal", "refine_boxes", "dense_head", "choose_queries", "num_queries",
     )  # fmt: skip
-    curves = {  # noqa: RUF012
-        "loss": ("train/loss", "val/loss"),
-        "terms of the loss": ("train/loss_ce", "train/loss_bbox", "train/loss_giou"),
-        "average precision": ("val/AP", "val/AP50", "val/AP75"),
-    }
 
     def __init__(
         self,
@@ -193,7 +188,7 @@ class DetectionModule(LightningModule):
             if name != "total" and not name[-1].isdigit():  # not those of auxiliary outputs, which are many
                 self.log(f"train/{name}", value, on_epoch=True, on_step=False, sync_dist=True, batch_size=count)
                 self.log(name.removeprefix("loss_"), value, prog_bar=True, logger=False, batch_size=count)
-        self.log("lr", self.lr_schedulers().get_last_lr()[0], batch_size=count)
+        self.log_dict(self.optimisation.rates(self.trainer), batch_size=count)
         return losses["total"]
 
     def on_fit_start(self) -> None:
@@ -275,6 +270,21 @@ class DetectionModule(LightningModule):
         on.
         """
         return list(self.hparams.category_ids or range(1, len(self.hparams.class_names) + 1))
+
+    @property
+    def curves(self) -> dict[str, tuple[str, ...]]:
+        """Names of the metrics in each subplot of ``curves.png``.
+
+        The training loss of E2E-MF with a dense head has terms that the validation loss lacks. The two losses are then
+        not comparable and have their own subplots.
+        """
+        losses = {"loss": ("train/loss", "val/loss")}
+        if self.hparams.dense_head and self.hparams.name in E2E_VARIANTS:
+            losses = {"training loss, with the dense head": ("train/loss",), "validation loss": ("val/loss",)}
+        return losses | {
+            "terms of the training loss": ("train/loss_ce", "train/loss_bbox", "train/loss_giou"),
+            "average precision": ("val/AP", "val/AP50", "val/AP75"),
+        }
 
     def describe(self) -> str:
         """Return one line with the short name of the model and its number of parameters in millions."""

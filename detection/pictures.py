@@ -1,8 +1,12 @@
-"""Drawing of images with boxes and captions."""
+"""Drawing of images with boxes and captions.
 
-from collections.abc import Sequence
+Captions shrink if they would overlap or hide objects. If they still do, a legend of the colours replaces them.
+"""
+
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -18,14 +22,23 @@ from mobile_former.training.run.figures import COLOURS
 _LEAST_SIDE = 640  # pixels; smaller images are enlarged, so that captions do not cover them
 _CELL = 300  # pixels, square for one image of a sheet
 _GAP = 8  # pixels between images of a sheet
-_LETTERS = 14  # pixels, minimum font size of a picture
+_LETTERS = 14  # pixels, minimum font size of a picture, unless captions shrink
+_SHRINKING = (1.0, 0.85, 0.7)  # font sizes of captions that are tried, as fractions of the usual one
+_LEAST_LETTERS = 9  # pixels
+_TOLERATED = 0.1  # fraction of the captions that may be illegible, and of the boxes that may be hidden
+_COVERED = 0.125  # fraction of the picture that more than five captions may cover
 _SHEET_LETTERS = 11  # pixels, font size of captions on a sheet
 _TITLE_LETTERS = 16  # pixels, font size of the title of a sheet
 _FONT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 
 
 def draw_detections(
-    image: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int], captions: Sequence[str], path: Path
+    image: np.ndarray,
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    captions: Sequence[str],
+    class_names: Mapping[int, str],
+    path: Path,
 ) -> None:
     """Draw boxes with captions on an image, and save the result as an image file.
 
@@ -34,30 +47,38 @@ def draw_detections(
         boxes: list of boxes, each xyxy in pixels.
         labels: class label of each box. The label determines the colour.
         captions: text of each box.
+        class_names: dictionary from label to class name, for the legend.
         path: path of the image file to write. The suffix determines the format.
     """
     # JPEG: without colour subsampling, which blurs thin lines and letters
-    with_detections(image, boxes, labels, captions).save(path, quality=92, subsampling=0)
+    with_detections(image, boxes, labels, captions, class_names).save(path, quality=92, subsampling=0)
 
 
 def with_detections(
-    image: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int], captions: Sequence[str]
+    image: np.ndarray,
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    captions: Sequence[str],
+    class_names: Mapping[int, str],
 ) -> Image.Image:
     """Draw boxes and captions on a copy of an image, and return the copy as a Pillow image.
 
-    A small image is enlarged, so that the captions are legible.
+    A small image is enlarged, so that the captions are legible. If there is no room for the captions, a legend below
+    the image replaces them.
 
     Args:
         image: image ``(H, W, 3)``, uint8 RGB.
         boxes: list of boxes, each xyxy in pixels. Earlier boxes are drawn over later ones.
         labels: class label of each box. The label determines the colour.
         captions: text of each box.
+        class_names: dictionary from label to class name, for the legend.
     """
     height, width = image.shape[:2]
     scale = max(1.0, _LEAST_SIDE / max(height, width))
     # Large images are viewed scaled down, so letters grow with them.
     letters = max(_LETTERS, min(scale * max(height, width) / 60, scale * min(height, width) / 8))
-    return _draw(image, boxes, labels, captions, scale, round(letters))
+    picture, captioned = _draw(image, boxes, labels, captions, scale, round(letters))
+    return picture if captioned else _with_legend(picture, labels, class_names, round(letters))
 
 
 def draw_sheet(
@@ -80,8 +101,8 @@ def draw_sheet(
         title: title above the grid.
         columns: maximum number of images in a row.
     """
-    cells = [_draw_objects(image, target, class_names) for image, target in zip(images, targets, strict=True)]
-    _arrange(cells, max(1, min(columns, len(images))), title).save(path)
+    cells = [_true_cell(image, target, class_names) for image, target in zip(images, targets, strict=True)]
+    draw_cells(cells, dict(enumerate(class_names)), path, title=title, columns=columns)
 
 
 def draw_comparison(
@@ -112,10 +133,10 @@ def draw_comparison(
         labels = found["labels"][shown].tolist()
         scores = found["scores"][shown].tolist()
         captions = [caption(class_names[label], score) for label, score in zip(labels, scores, strict=True)]
-        cells.append(_draw_objects(image, target, class_names))
-        cells.append(_draw_cell(image, found["boxes"][shown].tolist(), labels, captions))
+        cells.append(_true_cell(image, target, class_names))
+        cells.append(Cell(image, found["boxes"][shown].tolist(), labels, captions))
     title = f"validation images: objects on the left, detections with scores from {threshold:g} on the right"
-    _arrange(cells, 4, title).save(path)
+    draw_cells(cells, dict(enumerate(class_names)), path, title=title)
 
 
 def caption(class_name: str, score: float) -> str:
@@ -123,7 +144,48 @@ def caption(class_name: str, score: float) -> str:
     return f"{class_name}: {score:.0%}"
 
 
-def _arrange(cells: Sequence[Image.Image], columns: int, title: str) -> Image.Image:
+class Cell(NamedTuple):
+    """An image of a sheet with its boxes, see :func:`with_detections`."""
+
+    image: np.ndarray
+    boxes: Sequence[Sequence[float]]
+    labels: Sequence[int]
+    captions: Sequence[str]
+
+
+def draw_cells(
+    cells: Sequence[Cell],
+    class_names: Mapping[int, str],
+    path: Path,
+    *,
+    title: str,
+    columns: int = 4,
+    legend: bool = False,
+) -> None:
+    """Draw images with boxes in a grid, and save the grid as an image file.
+
+    Args:
+        cells: images and their boxes.
+        class_names: dictionary from label to class name, for the legend.
+        path: path of the image file to write.
+        title: title above the grid.
+        columns: maximum number of images in a row.
+        legend: whether to draw the legend always. Otherwise it is drawn if an image has no room for captions.
+    """
+    drawn = [_draw(*cell, _CELL / max(cell.image.shape[:2]), _SHEET_LETTERS) for cell in cells]
+    sheet = _grid([picture for picture, _ in drawn], max(1, min(columns, len(cells))), title)
+    explained = [
+        label
+        for cell, (_, captioned) in zip(cells, drawn, strict=True)
+        if legend or not captioned
+        for label in cell.labels
+    ]
+    if explained:
+        sheet = _with_legend(sheet, explained, class_names, _SHEET_LETTERS + 2)
+    sheet.save(path)
+
+
+def _grid(cells: Sequence[Image.Image], columns: int, title: str) -> Image.Image:
     font = ImageFont.truetype(_FONT, _TITLE_LETTERS)
     top = 2 * _TITLE_LETTERS
     width = max(columns * (_CELL + _GAP), round(font.getlength(title))) + _GAP
@@ -140,17 +202,36 @@ def _arrange(cells: Sequence[Image.Image], columns: int, title: str) -> Image.Im
     return sheet
 
 
-def _draw_objects(image: np.ndarray, target: dict[str, Tensor], class_names: Sequence[str]) -> Image.Image:
+def _with_legend(
+    picture: Image.Image, labels: Sequence[int], class_names: Mapping[int, str], letters: int
+) -> Image.Image:
+    """Return a copy of a picture with a legend below: the colours of the given labels and the names of the classes."""
+    names: dict[str, list[str]] = {}
+    for label in sorted(set(labels)):  # some of many classes have the same colour
+        names.setdefault(COLOURS[label % len(COLOURS)], []).append(class_names[label])
+    places, left, top, row = [], letters, letters // 2, round(1.6 * letters)
+    for colour, shared in names.items():
+        text, font = _legible(", ".join(shared), letters, picture.width - 4 * letters)
+        width = round(font.getlength(text)) + 3 * letters
+        if left + width > picture.width and left > letters:
+            left, top = letters, top + row
+        places.append((left, top, colour, text, font))
+        left += width
+    result = Image.new("RGB", (picture.width, picture.height + top + row), "white")
+    result.paste(picture)
+    pen = ImageDraw.Draw(result)
+    for left, top, colour, text, font in places:
+        top += picture.height
+        pen.rectangle((left, top, left + letters, top + letters), fill=colour, outline="black")
+        pen.text((left + round(1.5 * letters), top + letters / 2), text, "black", font, anchor="lm")
+    return result
+
+
+def _true_cell(image: np.ndarray, target: dict[str, Tensor], class_names: Sequence[str]) -> Cell:
     height, width = image.shape[:2]
     boxes = cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
     labels = target["labels"].tolist()
-    return _draw_cell(image, boxes.tolist(), labels, [class_names[label] for label in labels])
-
-
-def _draw_cell(
-    image: np.ndarray, boxes: Sequence[Sequence[float]], labels: Sequence[int], captions: Sequence[str]
-) -> Image.Image:
-    return _draw(image, boxes, labels, captions, _CELL / max(image.shape[:2]), _SHEET_LETTERS)
+    return Cell(image, boxes.tolist(), labels, [class_names[label] for label in labels])
 
 
 def _draw(
@@ -160,11 +241,21 @@ def _draw(
     captions: Sequence[str],
     scale: float,
     letters: int,
-) -> Image.Image:
+) -> tuple[Image.Image, bool]:
     """Resize a copy of an image by the factor ``scale``, and draw boxes and captions on it.
 
-    The copy is returned as a Pillow image. The font size is ``letters`` pixels. Pillow is used, because matplotlib
-    does not return pixel positions and text sizes before it draws.
+    Pillow is used, because matplotlib does not return pixel positions and text sizes before it draws.
+
+    Args:
+        image: image ``(H, W, 3)``, uint8 RGB.
+        boxes: list of boxes, each xyxy in pixels of ``image``.
+        labels: class label of each box.
+        captions: text of each box.
+        scale: factor of the size.
+        letters: font size in pixels. It is reduced if the captions need more room.
+
+    Returns:
+        A tuple (picture, whether it has captions). There are none if even small captions would overlap or hide objects.
     """
     picture = Image.fromarray(image)
     if scale != 1:
@@ -180,21 +271,64 @@ def _draw(
         pen.rectangle((left - edge, top - edge, right + edge, bottom + edge), outline=contrast, width=line + 2 * edge)
         pen.rectangle(frame, outline=colour, width=line)
 
-    tags: list[tuple[int, int, int, int]] = []
-    texts = []
+    sizes = sorted({max(min(letters, _LEAST_LETTERS), round(factor * letters)) for factor in _SHRINKING}, reverse=True)
+    for size in sizes:
+        tags = _tags(frames, captions, picture.size, size, edge)
+        if _are_legible([tag.place for tag in tags], frames, picture.size):
+            break
+    else:
+        return picture, False
+    for tag, label in reversed(list(zip(tags, labels, strict=True))):
+        colour, contrast = _colours(label)
+        left, top, right, bottom = tag.place
+        pen.rectangle((left, top, right - 1, bottom - 1), fill=colour, outline=contrast, width=edge)
+        pen.text((left + edge + size // 4, top + edge), tag.text, contrast, tag.font)
+    return picture, True
+
+
+class Tag(NamedTuple):
+    """Caption of a box: its rectangle in the picture (xyxy, in pixels), text and font."""
+
+    place: tuple[int, int, int, int]
+    text: str
+    font: ImageFont.FreeTypeFont
+
+
+def _tags(
+    frames: Sequence[tuple[int, int, int, int]],
+    captions: Sequence[str],
+    picture: tuple[int, int],
+    letters: int,
+    edge: int,
+) -> list[Tag]:
+    """Place the captions of all boxes in a picture of a width and height. ``edge`` is the width of their outlines."""
+    tags: list[Tag] = []
     for frame, text in zip(frames, captions, strict=True):
         # At most half of the width of the picture, or about twelve letters
-        room = min(picture.width - letters, max(picture.width // 2, 8 * letters))
+        room = min(picture[0] - letters, max(picture[0] // 2, 8 * letters))
         text, font = _legible(text, letters, room)
         size = round(font.getlength(text)) + letters // 2 + 2 * edge, sum(font.getmetrics()) + 2 * edge
-        tags.append(_free_place(frame, size, picture.size, tags))
-        texts.append((text, font))
-    for tag, (text, font), label in reversed(list(zip(tags, texts, labels, strict=True))):
-        colour, contrast = _colours(label)
-        left, top, right, bottom = tag
-        pen.rectangle((left, top, right - 1, bottom - 1), fill=colour, outline=contrast, width=edge)
-        pen.text((left + edge + letters // 4, top + edge), text, contrast, font)
-    return picture
+        tags.append(Tag(_free_place(frame, size, picture, [tag.place for tag in tags], frames), text, font))
+    return tags
+
+
+def _are_legible(
+    places: Sequence[tuple[int, int, int, int]], frames: Sequence[tuple[int, int, int, int]], picture: tuple[int, int]
+) -> bool:
+    """Return whether the captions at some places are legible, and the picture behind them can be seen.
+
+    A caption is illegible if better detections' captions cover more than a twentieth of it. A box is hidden if captions
+    cover more than half of it. A tenth of the captions may be illegible, and a tenth of the boxes hidden. More than
+    five captions may cover an eighth of the picture.
+    """
+
+    def area(rectangle: tuple[int, int, int, int]) -> int:
+        return (rectangle[2] - rectangle[0]) * (rectangle[3] - rectangle[1])
+
+    illegible = sum(_overlap(place, places[:number]) > area(place) / 20 for number, place in enumerate(places))
+    hidden = sum(_overlap(frame, places) > area(frame) / 2 for frame in frames)
+    few = len(places) <= 5 or sum(map(area, places)) <= _COVERED * picture[0] * picture[1]
+    return few and max(illegible, hidden) <= _TOLERATED * len(places)
 
 
 def _frame(box: Sequence[float], scale: float, margin: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -215,18 +349,20 @@ def _free_place(
     size: tuple[int, int],
     picture: tuple[int, int],
     taken: Sequence[tuple[int, int, int, int]],
+    frames: Sequence[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int]:
     """Choose the position of a caption near its bounding box. Return the rectangle of the caption, xyxy in pixels.
 
     The candidates are above, below and inside the bounding box. All candidates are inside the picture. The candidate
     that overlaps other captions by the fewest pixels is chosen. If several candidates have the same overlap, a
-    candidate that covers at most a quarter of the bounding box is preferred.
+    candidate that covers at most a quarter of the bounding box is preferred, then one that covers little of all boxes.
 
     Args:
         frame: bounding box, xyxy in pixels.
         size: width and height of the caption.
         picture: width and height of the picture.
         taken: rectangles of the captions that are already placed, xyxy.
+        frames: bounding boxes of all objects, xyxy in pixels.
     """
     left, top, right, bottom = frame
     width, height = size
@@ -239,15 +375,15 @@ def _free_place(
             places.append((x, y, x + width, y + height))
     much = (right + 1 - left) * (bottom + 1 - top) / 4
     return min(
-        places, key=lambda place: (sum(_overlap(place, other) for other in taken), _overlap(place, frame) > much)
+        places, key=lambda place: (_overlap(place, taken), _overlap(place, [frame]) > much, _overlap(place, frames))
     )
 
 
-def _overlap(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> int:
-    """Return the number of pixels in the intersection of two xyxy rectangles."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    return max(0, width) * max(0, height)
+def _overlap(place: tuple[int, int, int, int], others: Sequence[tuple[int, int, int, int]]) -> int:
+    """Return the sum of the areas in pixels of the intersections of a rectangle with others, all xyxy."""
+    others = np.array(others).reshape(-1, 4)
+    sides = np.minimum(place[2:], others[:, 2:]) - np.maximum(place[:2], others[:, :2])
+    return int(sides.clip(0).prod(1).sum())
 
 
 def _colours(label: int) -> tuple[str, str]:

@@ -226,6 +226,7 @@ def _draw(prediction: dict, path: Path) -> None:
         [detection["box"] for detection in detections],
         [detection["label"] for detection in detections],
         [caption(detection["class"], detection["score"]) for detection in detections],
+        {detection["label"]: detection["class"] for detection in detections},
         path,
     )
 

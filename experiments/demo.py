@@ -1,8 +1,10 @@
 """``make demo``: train, validate and use a classifier and a detector on built-in data, without downloads.
 
 The demo predicts images of the validation split. At the end, it lists the checkpoints and pictures that it has written.
+A demo that was stopped continues when it is started again.
 """
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +15,16 @@ IMAGES = 12  # validation images to predict
 
 def main() -> None:
     """Run the commands of the demo in order, and print each command."""
-    classifier, detector = new_run("classification"), new_run("detection")
+    name = run_name()
+    classifier, detector = (Path("runs") / task / name for task in ("classification", "detection"))
     digits, scenes = FOLDER / "digits", FOLDER / "scenes"
-    run("classification.fit", "--name", classifier.name)
+    run("classification.fit", "--name", name, "--ckpt_path", "auto")
     run("classification.validate", "--ckpt_path", best(classifier))
     run("classification.digits", digits, "--limit", IMAGES)
     run(
         "classification.predict", digits / "val", "--ckpt_path", best(classifier), "--sheet", classifier / "sheet.png"
     )  # fmt: skip
-    run("detection.fit", "--name", detector.name)
+    run("detection.fit", "--name", name, "--ckpt_path", "auto")
     run("detection.validate", "--ckpt_path", best(detector))
     run("detection.scenes", scenes, "--limit", IMAGES)
     run(
@@ -34,12 +37,11 @@ def main() -> None:
     print(f"            {detector / 'drawings'}/: {IMAGES} scenes with their detections")
 
 
-def new_run(task: str) -> Path:
-    """Return the folder of a new run: the first of ``demo``, ``demo-2``, … that does not exist."""
-    number = 1
-    while (folder := Path("runs") / task / ("demo" if number == 1 else f"demo-{number}")).exists():
-        number += 1
-    return folder
+def run_name() -> str:
+    """Return the first of the names ``demo``, ``demo-2``, … whose detector has not drawn all images."""
+    names = itertools.chain(["demo"], (f"demo-{number}" for number in itertools.count(2)))
+    runs = Path("runs") / "detection"
+    return next(name for name in names if len(list((runs / name / "drawings").glob("*"))) < IMAGES)
 
 
 def best(folder: Path) -> Path:
@@ -48,11 +50,22 @@ def best(folder: Path) -> Path:
 
 
 def run(module: str, *arguments: object) -> None:
-    """Print and run ``python -m module arguments``. Raise CalledProcessError if the command fails."""
+    """Print and run ``python -m module arguments``. If the command fails, exit with its status."""
     words = [module, *map(str, arguments)]
     print(f"\n$ python -m {' '.join(words)}", flush=True)
-    subprocess.run([sys.executable, "-m", *words], check=True)
+    with subprocess.Popen([sys.executable, "-m", *words]) as process:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # Ctrl-C stops the command too, which first writes a checkpoint
+            raise
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("the demo was stopped; make demo continues it", file=sys.stderr)
+        sys.exit(130)

@@ -22,7 +22,9 @@ class Source(ImageSource, Protocol):
 
 
 def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Compose) -> dict:
-    """Transform an image and return a sample: a dictionary with ``image`` ``(3, H, W)`` uint8 and integer ``label``.
+    """Transform an image and return a sample.
+
+    The sample is a dictionary with ``image`` ``(3, H, W)`` uint8, the integer ``label`` and the ``name`` of the image.
 
     Args:
         source: data set of the image.
@@ -30,16 +32,17 @@ def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Com
         image: original image ``(H, W, 3)``, uint8 RGB.
         transforms: albumentations transforms of the image.
     """
-    return {"image": to_planes(transforms(image=image)["image"]), "label": source.labels[index]}
+    planes = to_planes(transforms(image=image)["image"])
+    return {"image": planes, "label": source.labels[index], "name": source.name(index)}
 
 
 def collate(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
-    """Build a batch: a dictionary with ``image`` ``(B, 3, H, W)`` uint8 and ``label`` ``(B,)``.
+    """Build a batch: a dictionary with ``image`` ``(B, 3, H, W)`` uint8, ``label`` ``(B,)`` and a list of B ``name``.
 
     Unreadable images are left out. Two more entries are lists of error messages: ``failures`` (unreadable images) and
     ``errors`` (faults that must stop the run), see :func:`split_messages`. If no image is readable, the dictionary has
     only these two entries.
     """
     readable, messages = split_messages(samples)
-    columns = [{name: sample[name] for name in ("image", "label")} for sample in readable]
+    columns = [{name: sample[name] for name in ("image", "label", "name")} for sample in readable]
     return (default_collate(columns) if columns else {}) | messages

@@ -31,7 +31,7 @@ from classification.data.transforms import TransformOptions
 from mobile_former.errors import InputError
 from mobile_former.training.data.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.data.module import ImageData, over_processes
-from mobile_former.training.data.sampler import rank_and_world_size
+from mobile_former.training.data.sampler import EpochSampler, WeightedEpochSampler, rank_and_world_size
 from mobile_former.training.data.splits import HoldOut
 from mobile_former.training.run.figures import image_sheet
 from mobile_former.weights.usage import IMAGENET_MEAN, IMAGENET_STD
@@ -66,6 +66,9 @@ class ClassificationData(ImageData):
         flip: probability of a horizontal flip.
         rand_augment: whether to apply RandAugment (2 operations, magnitude 9, standard deviation 0.5).
         random_erasing: probability that noise replaces a rectangle of the image.
+        class_balance: how far an epoch evens out the frequencies of the classes. 0: an epoch has every image once.
+            Above 0, images are drawn at random, some repeatedly, so that a class with n images has a frequency
+            proportional to n to the power of 1 - class_balance. 1: all classes are equally frequent. Not for shards.
         train_transforms: albumentations transforms that replace crop, flip, RandAugment and erasing. Afterwards, the
             image is resized to image_size if it has another size. Default: crop, flip, RandAugment and erasing.
         crop_fraction: fraction of the shorter side that the centre crop of evaluation covers.
@@ -97,6 +100,7 @@ class ClassificationData(ImageData):
         flip: float = 0.5,
         rand_augment: bool = False,
         random_erasing: float = 0.0,
+        class_balance: float = 0.0,
         train_transforms: list[Serializable] | None = None,
         crop_fraction: float = 0.875,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
@@ -121,6 +125,10 @@ class ClassificationData(ImageData):
                 f"--data.val_fraction and --data.folds need images in folders, not --data.dataset {dataset}"
             )
         self._columns = Columns(image_column, label_column, groups if column_of_groups else None)
+        if not 0 <= class_balance <= 1:
+            raise InputError(f"--data.class_balance is {class_balance}: give a number from 0 to 1")
+        if class_balance and dataset == "shards":
+            raise InputError("--data.class_balance does not apply to shards, which are read in sequence: leave it out")
         transforms = TransformOptions(image_size, crop_scale, flip, rand_augment, random_erasing, crop_fraction)
         self.train_transforms = transforms.training(train_transforms)
         self.eval_transforms = transforms.evaluation()
@@ -145,6 +153,7 @@ class ClassificationData(ImageData):
             },
             logger=False,
         )
+        self.class_balance = class_balance
         self.skip_damaged_shards = skip_damaged_shards
         self._sources: dict[tuple, LabelledImages] = {}  # so that files are listed and warnings are logged once
         self._parts: dict[str, Labelled] | None = None  # training images, and validation images that are held out
@@ -249,6 +258,31 @@ class ClassificationData(ImageData):
         if self.hparams.dataset == "shards":
             counts["skipped_shards"] = len(over_processes(self.skipped_shards))
         return counts
+
+    def class_counts(self) -> np.ndarray:
+        """Return the number of training images of each class, ``(K,)``.
+
+        Raises:
+            InputError: the data set consists of shards, whose labels are not known before they are read.
+        """
+        if self.hparams.dataset == "shards":
+            raise InputError("the images of each class cannot be counted in shards: give --model.class_weights a list")
+        return np.bincount(self.train_set.source.labels, minlength=len(self.class_names))
+
+    def train_sampler(self) -> EpochSampler:
+        """Build the sampler of training images.
+
+        Above 0, ``class_balance`` changes the frequencies of the classes. With ``q = 1 - class_balance``, a class with
+        ``n`` images has a frequency proportional to ``n**q`` (Kang et al., Decoupling Representation and Classifier for
+        Long-Tailed Recognition, arXiv 1910.09217).
+        """
+        if not self.class_balance:
+            return super().train_sampler()
+        # The weight of an image is the frequency of its class divided by the number of images in the class.
+        weights = self.class_counts().astype(float)[self.train_set.source.labels] ** -self.class_balance
+        sampler = WeightedEpochSampler(weights, self.train_set.seed)
+        sampler.set_epoch(self.first_epoch)
+        return sampler
 
     def train_dataloader(self) -> DataLoader:
         """Build the loader of augmented training batches. Shards are loaded by :class:`ShardBatches`."""

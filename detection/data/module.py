@@ -23,7 +23,7 @@ from detection.transforms import LONGEST, SHORT_SIDE, SHORT_SIDES, TransformOpti
 from mobile_former.errors import InputError
 from mobile_former.training.data.dataset import EvaluationImages, TrainingImages
 from mobile_former.training.data.module import ImageData
-from mobile_former.training.data.sampler import Draw, EpochSampler
+from mobile_former.training.data.sampler import Draw, EpochSampler, WeightedEpochSampler
 from mobile_former.training.data.splits import SPLITS, HoldOut
 from mobile_former.weights.usage import IMAGENET_MEAN, IMAGENET_STD
 
@@ -61,6 +61,9 @@ class DetectionData(ImageData):
         crop: probability of a random crop.
         train_transforms: albumentations transforms of image and boxes that replace flip, crop and resizing. Default:
             flip, crop and resizing.
+        repeat_threshold: fraction t of the images. An image with a class that occurs in a smaller fraction f of the
+            images is drawn more often, in proportion to the square root of t/f of its rarest class. 0: an epoch has
+            every image once. LVIS uses 0.001; a data set of few classes needs more, such as 0.3.
         group_shapes: whether to build batches of images with similar aspect ratios. Such batches need less padding.
         split: split to score: "val", "test" or "train". Default: ``validate`` scores "val", and ``test`` scores "test"
             or, without a test split, "val".
@@ -92,6 +95,7 @@ class DetectionData(ImageData):
         flip: float = 0.5,
         crop: float = 0.5,
         train_transforms: list[Serializable] | None = None,
+        repeat_threshold: float = 0.0,
         group_shapes: bool = False,
         split: Literal["val", "test", "train"] | None = None,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
@@ -113,6 +117,8 @@ class DetectionData(ImageData):
             short_sides = (short_side,)  # unused then, so any value of the user is accepted
         transforms = TransformOptions(tuple(short_sides), short_side, longest, flip, crop)
         _require_place(dataset, root, annotations, images)
+        if not 0 <= repeat_threshold <= 1:
+            raise InputError(f"--data.repeat_threshold is {repeat_threshold}: give a fraction from 0 to 1")
         # Saved in the checkpoint, as plain types: what evaluation needs. short_sides must fit short_side and longest.
         self.save_hyperparameters(
             {
@@ -136,6 +142,7 @@ class DetectionData(ImageData):
             },
             logger=False,
         )
+        self.repeat_threshold = repeat_threshold
         self.group_shapes = group_shapes
         self.split = split
         self._resizes = dataset == "coco" and train_transforms is None
@@ -159,6 +166,23 @@ class DetectionData(ImageData):
     def train_source(self) -> Source:
         """Data set of the training images. Its classes come from the training data, not from a trained model."""
         return self._source("train", None)
+
+    def train_sampler(self) -> EpochSampler:
+        """Build the sampler of training images.
+
+        With ``repeat_threshold``, the weights of the images are the repeat factors of Gupta et al., LVIS: A Dataset for
+        Large Vocabulary Instance Segmentation (arXiv 1908.03195, appendix B).
+        """
+        if not self.repeat_threshold:
+            return super().train_sampler()
+        source = self.train_set.source
+        classes = [np.unique(source.labels(index)) for index in range(len(source))]
+        counts = np.bincount(np.concatenate(classes), minlength=len(source.class_names))
+        factors = np.sqrt(np.maximum(1, self.repeat_threshold * len(source) / np.maximum(1, counts)))
+        weights = [factors[present].max(initial=1) for present in classes]
+        sampler = WeightedEpochSampler(weights, self.train_set.seed)
+        sampler.set_epoch(self.first_epoch)
+        return sampler
 
     @cached_property
     def _training_images(self) -> Source:

@@ -44,6 +44,7 @@ class Answer:
             [[scale * value for value in each["box"]] for each in found],
             [each["label"] for each in found],
             [caption(each["class"], each["score"]) for each in found],
+            {each["label"]: each["class"] for each in found},
         )
 
     def rows(self, score_threshold: float = 0.3) -> list[list]:

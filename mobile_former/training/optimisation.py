@@ -86,7 +86,19 @@ class Optimisation:
             learning_rates=None if backbone is None else {backbone: backbone_rate * scale},
         )
         scheduler = ProgressSchedule(optimizer, lambda: self.factor(progress_of(trainer)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        # Lightning's LearningRateMonitor logs lr/NAME for each group of parameters.
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    def rates(self, trainer: Trainer) -> dict[str, float]:
+        """Return the current learning rates by the names under which they are logged.
+
+        These are ``lr`` and, if the backbone has another rate, ``lr_backbone``.
+        """
+        (config,) = trainer.lr_scheduler_configs
+        groups = config.scheduler.optimizer.param_groups
+        rates = {group["name"]: rate for group, rate in zip(groups, config.scheduler.get_last_lr(), strict=True)}
+        differs = self.backbone_learning_rate not in (None, self.learning_rate)
+        return {"lr": rates["model"]} | ({"lr_backbone": rates["backbone"]} if differs else {})
 
     def factor(self, progress: "Progress") -> float:
         """Return the factor by which the peak learning rates are multiplied in the next optimiser step.
@@ -327,10 +339,13 @@ def parameter_groups(
             default.
 
     Returns:
-        A list of parameter groups for a PyTorch optimiser.
+        A list of parameter groups for a PyTorch optimiser. Their names are that of the submodule or ``"model"``. Groups
+        without weight decay have names that end in ``_no_decay``.
     """
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
     rates = {part: rate for module, rate in (learning_rates or {}).items() for part in module.modules()}
+    names = {part: name for name, part in model.named_modules()}
+    parts = {rate: names[module] for module, rate in (learning_rates or {}).items()} | {None: "model"}
     groups: dict[tuple, list] = {(None, True): [], (None, False): []}
     seen = set()
     for module in model.modules():
@@ -340,7 +355,12 @@ def parameter_groups(
                 kept = name == "bias" or isinstance(module, norms) or name in getattr(module, "no_weight_decay", ())
                 groups.setdefault((rates.get(module), not kept), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": weight_decay if decays else 0.0} | ({} if rate is None else {"lr": rate})
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if decays else 0.0,
+            "name": parts[rate] + ("" if decays else "_no_decay"),
+        }
+        | ({} if rate is None else {"lr": rate})
         for (rate, decays), parameters in groups.items()
     ]
 

@@ -169,6 +169,38 @@ def test_resuming_with_another_model_is_refused(run, image_folder, failing):
     assert "mobile_former_52m" in message
 
 
+# Callbacks of Lightning
+
+
+def test_early_stopping_profiler_summary_and_rates_are_reported(image_folder, tmp_path):
+    result = finetune(
+        image_folder, "--name", "x", "--trainer.max_epochs", "5", "--trainer.log_every_n_steps", "1",
+        "--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val/top1", "--trainer.callbacks.mode",
+        "max", "--trainer.callbacks.min_delta", "2", "--trainer.callbacks.patience", "1",
+        "--trainer.callbacks+", "LearningRateMonitor", "--trainer.profiler", "simple",
+        "--trainer.enable_model_summary", "true", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "epoch 2/5" in result.stdout
+    assert "epoch 3/5" not in result.stdout
+    ended = "ended  EarlyStopping: Monitored metric val/top1 did not improve in the last 1 records. Best score: "
+    assert result.stdout.count(ended) == 1
+    assert "Signaling" not in result.stdout
+    assert result.stderr.count("Profiler Report") == 1  # of the training, not of the final scores
+    assert "optimizer_step" in result.stderr
+    assert "Total params" in result.stdout
+    with (tmp_path / "runs" / "classification" / "x" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["lr/model"]]
+    assert len(rows) == 6
+    assert all(row["lr/model"] == row["lr/model_no_decay"] for row in rows)
+
+
+def test_a_time_limit_is_named_as_the_reason(image_folder, tmp_path):
+    result = finetune(image_folder, "--trainer.max_epochs", "500", "--trainer.max_time", "00:00:00:02", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "ended  --trainer.max_time: the time is over" in result.stdout
+
+
 # Scoring
 
 
@@ -187,9 +219,7 @@ def test_validate_and_test_need_only_the_checkpoint_and_repeat_its_score(run):
     with (folder / "test" / "per_class.csv").open() as file:
         rows = {row["class"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["blue", "green", "red"]
-    assert sum(float(row["accuracy"]) * int(row["images"]) for row in rows.values()) / 12 == pytest.approx(
-        top1, abs=1e-6
-    )
+    assert sum(float(row["recall"]) * int(row["images"]) for row in rows.values()) / 12 == pytest.approx(top1, abs=1e-6)
 
 
 # Options
@@ -198,7 +228,7 @@ def test_validate_and_test_need_only_the_checkpoint_and_repeat_its_score(run):
 def test_help_and_print_config_work_from_anywhere(tmp_path):
     result = fit("--help", cwd=tmp_path)
     assert result.returncode == 0
-    for option in ("--model.learning_rate", "--data.root", "--trainer.max_epochs", "--name"):
+    for option in ("--model.learning_rate", "--data.root", "--name", "--help.trainer"):
         assert option in result.stdout
     result = fit("--config", "finetune.yaml", "--print_config", "--data.root", "x", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from classification.mixup import mixup
+from classification.mixup import cutmix, mixup
 
 
 def batch(count, classes, seed=0):
@@ -39,11 +39,12 @@ def test_images_and_labels_are_blended_with_those_of_the_reversed_batch(weights)
     assert torch.equal(images, before), "the given images should not change"
 
 
+@pytest.mark.parametrize("method", [mixup, cutmix])
 @pytest.mark.parametrize("count", [1, 2, 7, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_targets_are_distributions_with_the_dtype_of_the_images(count, dtype):
+def test_targets_are_distributions_with_the_dtype_of_the_images(count, dtype, method):
     images, labels = batch(count, 10)
-    mixed, targets = mixup(images.to(dtype), labels, 10, 0.2, np.random.default_rng(0))
+    mixed, targets = method(images.to(dtype), labels, 10, 0.2, np.random.default_rng(0))
     assert mixed.shape == images.shape
     assert targets.shape == (count, 10)
     assert mixed.dtype == targets.dtype == dtype
@@ -65,7 +66,8 @@ def test_the_weights_have_the_mean_and_variance_of_the_beta_distribution(alpha):
     assert weights.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
 
 
-def test_the_weights_depend_only_on_the_generator():
+@pytest.mark.parametrize("mixup", [mixup, cutmix])
+def test_the_weights_depend_only_on_the_generator(mixup):
     images, labels = batch(8, 3)
     torch.manual_seed(0), np.random.seed(0)
     first = mixup(images, labels, 3, 0.2, np.random.default_rng([5, 1]))
@@ -75,3 +77,48 @@ def test_the_weights_depend_only_on_the_generator():
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
+
+
+class Rectangle:
+    """A generator that returns one weight and one centre."""
+
+    def __init__(self, weight, centre):
+        self.weight, self.centre = weight, centre
+
+    def beta(self, a, b, size):
+        return np.full(size, self.weight)
+
+    def integers(self, low, high, size):
+        return np.tile(self.centre, (size[0], 1))
+
+
+@pytest.mark.parametrize(
+    ("weight", "centre", "rows", "columns"),
+    [
+        (0.75, (10, 15), (5, 15), (8, 22)),  # √(1-¾) = ½ of 20×30 pixels: 10×15, of which half is 5 and 7
+        (0.75, (0, 29), (0, 5), (22, 30)),  # clipped at the corner
+        (0.0, (10, 15), (0, 20), (0, 30)),
+        (1.0, (3, 3), (3, 3), (3, 3)),  # empty
+    ],
+)
+def test_cutmix_replaces_a_rectangle_and_weights_the_labels_by_its_area(weight, centre, rows, columns):
+    images, labels = torch.randn(3, 3, 20, 30), torch.tensor([0, 1, 2])
+    mixed, targets = cutmix(images, labels, 4, 1.0, Rectangle(weight, centre))
+    expected = images.clone()
+    expected[:, :, slice(*rows), slice(*columns)] = images.flip(0)[:, :, slice(*rows), slice(*columns)]
+    assert torch.equal(mixed, expected)
+    share = (rows[1] - rows[0]) * (columns[1] - columns[0]) / 600
+    middle = [0.0, 1.0, 0.0, 0.0]  # the middle image is its own partner
+    torch.testing.assert_close(targets, torch.tensor([[1 - share, 0, share, 0], middle, [share, 0, 1 - share, 0]]))
+
+
+def test_each_image_of_a_batch_has_its_own_rectangle_anywhere_in_the_image():
+    count = 4000
+    images = torch.zeros(count, 1, 9, 12)
+    images[count // 2 :] = 1
+    mixed, targets = cutmix(images, torch.arange(count) // (count // 2), 2, 1.0, np.random.default_rng(0))
+    torch.testing.assert_close(mixed[: count // 2].mean((1, 2, 3)), targets[: count // 2, 1])
+    assert len(mixed[: count // 2].unique(dim=0)) > 200
+    frequency = mixed[: count // 2, 0].mean(0)
+    assert frequency.min() > 0.05  # the rectangles reach the corners
+    assert frequency.argmax() not in (0, 11, 96, 107)  # and cover the middle more often

@@ -1,13 +1,21 @@
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningDataModule
 from pytorch_lightning.callbacks import ModelCheckpoint
-from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
+from sklearn.utils.class_weight import compute_class_weight
 from torch.utils.data import DataLoader
 
 import mobile_former
@@ -72,6 +80,63 @@ def test_the_loss_is_the_mean_cross_entropy_with_smoothed_labels(smoothing):
                 target = smoothing / 3 + (1 - smoothing) * (number == label)
                 expected += target * (log_sum - value) / len(logits)
         assert loss == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_class_weights_multiply_the_terms_of_the_loss(smoothing):
+    """The loss is divided by the number of images, so that it is the same however images are divided into batches."""
+    weights = [0.5, 4.0, 1.5]
+    module = module_of(class_weights=weights, label_smoothing=smoothing)
+    watched, data = Losses(module), batches(size=5)
+    trainer = fit(module, watched, train=data, max_epochs=1)
+    plain = []
+    for batch, logits, loss in zip(data, watched.logits, watched.losses, strict=True):
+        targets = (1 - smoothing) * F.one_hot(batch["label"], 3) + smoothing / 3
+        terms = -targets * torch.tensor(weights, dtype=torch.double) * logits.log_softmax(1)
+        assert loss == pytest.approx(terms.sum().item() / 5, rel=1e-4)
+        plain.append(F.cross_entropy(logits, batch["label"]).item())
+    assert trainer.callback_metrics["train/cross_entropy"].item() == pytest.approx(np.mean(plain), rel=1e-4)
+
+
+def test_balanced_class_weights_are_those_of_scikit_learn():
+    class Counted(LightningDataModule):
+        def class_counts(self):
+            return np.array([12, 3, 5])
+
+        def train_dataloader(self):
+            return loader(batches(count=1))
+
+    module = module_of(class_weights="balanced")
+    trainer_with(max_epochs=1).fit(module, datamodule=Counted())
+    labels = np.repeat([0, 1, 2], [12, 3, 5])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    np.testing.assert_allclose(module.class_weight.numpy(), expected, rtol=1e-6)
+    assert "class_weight" not in module.state_dict()
+
+
+def test_a_batch_is_mixed_by_mixup_or_by_cutmix():
+    module = module_of(mixup_alpha=0.4, cutmix_alpha=1.0)
+    inputs = []
+    module.model.register_forward_pre_hook(lambda _, args: inputs.append(args[0].clone()))
+    data = batches(count=12)
+    trainer = fit(module, train=data, max_epochs=1)
+    cut = []
+    for batch, images in zip(data, inputs, strict=True):
+        original, other = batch["image"], batch["image"].flip(0)
+        cut.append(bool(((images == original) | (images == other)).all()))
+    assert 0 < sum(cut) < 12
+    assert "train/top1" not in trainer.callback_metrics  # mixed images have no true class
+
+
+def test_curves_compare_only_losses_that_can_be_compared():
+    assert module_of().curves["loss"] == ("train/loss", "val/loss")
+    weighted = module_of(class_weights="balanced", label_smoothing=0.1).curves
+    assert weighted["cross-entropy"] == ("train/cross_entropy", "val/loss")
+    assert weighted["loss with label smoothing + class weights"] == ("train/loss",)
+    mixed = module_of(cutmix_alpha=1.0).curves
+    assert mixed["cross-entropy"] == ("val/loss",)
+    assert mixed["loss with CutMix"] == ("train/loss",)
+    assert not [name for names in mixed.values() for name in names if name == "train/top1"]
 
 
 def test_mixup_blends_images_and_loss_with_the_same_weights():
@@ -173,6 +238,7 @@ def test_the_warm_up_lasts_its_epochs_if_the_run_is_limited_by_epochs_or_steps(o
 # Scores
 
 
+@pytest.mark.filterwarnings("ignore:Only one class is present")
 @pytest.mark.parametrize("count", [2, 3, 5, 12])
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_scores_agree_with_scikit_learn(count, stage, monkeypatch):
@@ -190,16 +256,33 @@ def test_scores_agree_with_scikit_learn(count, stage, monkeypatch):
     ]
     (metrics,) = getattr(trainer_with(), stage)(module, loader(data), verbose=False)
     prefix = "val" if stage == "validate" else "test"
-    assert set(metrics) == {f"{prefix}/loss", f"{prefix}/top1", f"{prefix}/top5"}
+    means = {"balanced_accuracy"} | ({"precision", "recall", "f1", "roc_auc"} if stage == "test" else set())
+    scores = {"loss", "top1", *(["top5"] if count > 5 else []), *means}
+    if count == 2:  # all images are of one class
+        scores, means = scores - {"roc_auc"}, means - {"roc_auc"}
+    assert set(metrics) == {f"{prefix}/{name}" for name in scores}
     assert metrics[f"{prefix}/top1"] == pytest.approx((logits.argmax(1) == labels).mean())
-    known = logits[:, 1] if count == 2 else logits
-    top5 = 1.0 if count <= 5 else top_k_accuracy_score(labels, known, k=5, labels=range(count))
-    assert metrics[f"{prefix}/top5"] == pytest.approx(top5)
+    if count > 5:
+        top5 = top_k_accuracy_score(labels, logits, k=5, labels=range(count))
+        assert metrics[f"{prefix}/top5"] == pytest.approx(top5)
     expected = confusion_matrix(labels, logits.argmax(1), labels=range(count))
     np.testing.assert_array_equal(module.confusion, expected)
     sizes = expected.sum(1)
     present = sizes > 0
-    np.testing.assert_allclose(module.per_class[present], expected.diagonal()[present] / sizes[present], rtol=1e-6)
+    predicted, kept = logits.argmax(1), np.flatnonzero(present)
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=range(count), zero_division=0)
+    probabilities = torch.from_numpy(logits).softmax(1).numpy()
+    areas = [roc_auc_score(labels == label, probabilities[:, label]) for label in kept if sizes[label] < 53]
+    reference = {"precision": precision[kept], "recall": recall[kept], "f1": f1[kept], "roc_auc": areas}
+    for name in means & {*reference}:
+        found = module.per_class[name]
+        defined = present & (sizes < 53) if name == "roc_auc" else present
+        np.testing.assert_allclose(found[defined], reference[name], rtol=1e-5)
+        assert np.isnan(found[~defined]).all()
+        assert metrics[f"{prefix}/{name}"] == pytest.approx(np.mean(reference[name]), rel=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns of the class without images
+        assert metrics[f"{prefix}/balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
 
 
 def test_every_evaluation_starts_with_empty_metrics():

@@ -289,6 +289,17 @@ def test_test_scores_the_test_images_and_writes_what_it_found(run, best, shapes,
     metrics = json.loads((written / "metrics.json").read_text())
     assert metrics == pytest.approx({f"test/{name}": value for name, value in ap.items()} | metrics, abs=1e-6)
     assert metrics["test/loss"] > 0
+    rows = list(csv.DictReader((written / "per_class.csv").open()))
+    per_class = json.loads((written / "ap.json").read_text())["per_class"]
+    assert {row["class"]: float(row["AP"]) for row in rows} == pytest.approx(per_class, abs=1e-6)
+    truth = json.loads((shapes / "annotations" / "instances_test.json").read_text())["annotations"]
+    assert sum(int(row["objects"]) for row in rows) == len(truth)
+    mistakes = list(csv.DictReader((written / "mistakes.csv").open()))
+    missed = sum(row["mistake"] == "missed" for row in mistakes)
+    found = sum(int(row["objects"]) * float(row["recall"] or 0) for row in rows)
+    assert missed == len(truth) - round(found, 3)
+    if mistakes:
+        assert cv2.imread(str(written / "mistakes.png")).std() > 5
     assert by_pycocotools(shapes / "annotations" / "instances_test.json", tmp_path / "results.json") == pytest.approx(
         ap, abs=1e-6
     )
@@ -302,7 +313,7 @@ def test_a_split_by_option_is_the_one_that_is_scored(best, working, tmp_path):
     output = ("--output", tmp_path / "out")
     result = working("detection.test", "--ckpt_path", best, "--data.split", "val", *output)
     assert "on val of shapes: 3" in result.out
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ap.json", "metrics.json"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.json")) == ["ap.json", "metrics.json"]
 
 
 def test_a_checkpoint_is_scored_on_another_folder_by_the_names_of_its_classes(run, best, working, tmp_path):

@@ -10,6 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection.evaluation import NUMBERS, CocoAP
+from detection.mistakes import class_scores
 
 CATEGORY_IDS = [70, 3, 25, 90]  # of labels 0 to 3, in an order of their own
 NAMES = {70: "cat", 3: "dog", 25: "cow", 90: "unicorn"}
@@ -290,3 +291,31 @@ def test_processes_gather_what_each_of_them_saw_even_where_one_saw_nothing(tmp_p
     alone, part = evaluated(ground_truth, detections), evaluated(ground_truth, detections[:3])
     expected = [alone.compute(), alone.results(), part.compute(), part.results()]
     assert outcomes == [expected, expected]
+
+
+def test_matches_are_right_false_and_missed_detections_by_hand():
+    box, other, crowd, small = (10, 10, 50, 50), (100, 100, 50, 50), (300, 300, 80, 80), (0, 0, 5, 5)
+    ground_truth = truth([(0, 70, box, 0), (0, 3, other, 0), (0, 70, crowd, 1), (2, 25, small, 0)])
+    detections = [
+        found(
+            (0, 0.9, (10, 10, 60, 60)),
+            (0, 0.8, (12, 12, 60, 60)),  # the object is taken
+            (0, 0.7, (100, 100, 150, 150)),  # another class is there
+            (0, 0.6, (300, 300, 340, 340)),  # in a crowd: neither right nor wrong
+            (1, 0.2, (100, 100, 150, 150)),  # below the threshold
+        ),
+        found(),
+        found((2, 0.5, (0, 0, 3, 3))),  # its IoU is 0.36
+    ]
+    first, second, third = evaluated(ground_truth, detections).match(0.3)
+    assert [match.image_id for match in (first, second, third)] == [5, 16, 27]
+    assert [row["score"] for row in first.right] == pytest.approx([0.9])
+    assert [row["score"] for row in first.false] == pytest.approx([0.8, 0.7])
+    assert [row["id"] for row in first.missed] == [2]
+    assert second == (16, [], [], [])
+    assert len(third.false) == len(third.missed) == 1
+    cat, dog, cow, unicorn = class_scores([first, second, third], CATEGORY_IDS)
+    assert cat == {"objects": 1, "precision": pytest.approx(1 / 3, abs=1e-6), "recall": 1.0, "f1": 0.5}
+    assert dog == {"objects": 1, "precision": None, "recall": 0.0, "f1": 0.0}
+    assert cow == {"objects": 1, "precision": 0.0, "recall": 0.0, "f1": 0.0}
+    assert unicorn == {"objects": 0, "precision": None, "recall": None, "f1": None}

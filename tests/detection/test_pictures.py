@@ -18,7 +18,8 @@ def plain(height, width, value=GREY):
 
 
 def drawn(path, image, boxes, captions, labels=None):
-    draw_detections(image, boxes, range(len(boxes)) if labels is None else labels, captions, path)
+    labels = list(range(len(boxes)) if labels is None else labels)
+    draw_detections(image, boxes, labels, captions, {label: f"class {label}" for label in labels}, path)
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
@@ -94,7 +95,57 @@ def test_captions_find_places_beside_each_other(tmp_path, monkeypatch):
     boxes = [(200 + shift, 200 + shift, 400 + shift, 350 + shift) for shift in range(6)]
     drawn(tmp_path / "x.png", plain(480, 640), boxes, [f"thing {number}" for number in range(6)])
     for number, first in enumerate(places):
-        assert not any(pictures._overlap(first, second) for second in places[:number])
+        assert not pictures._overlap(first, places[:number])
+
+
+def grid(count, side):
+    """Boxes in rows and columns, with gaps of a fifth of their side."""
+    return [(1.2 * side * column, 1.2 * side * row, 1.2 * side * column + side, 1.2 * side * row + side)
+            for row in range(count) for column in range(count)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "size"), [(3, 14), (6, 12)])
+def test_captions_shrink_before_they_hide_much_of_the_picture(count, size, tmp_path, monkeypatch):
+    sizes = []
+    write = pictures.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        pictures.ImageDraw.ImageDraw, "text", lambda *given: sizes.append(given[4].size) or write(*given)
+    )
+    picture = drawn(tmp_path / "x.png", plain(640, 640), grid(count, 530 / count), ["thing: 57%"] * count**2)
+    assert sizes == [size] * count**2
+    assert picture.shape == (640, 640, 3)  # no legend
+
+
+def test_a_legend_of_the_colours_replaces_captions_without_room(tmp_path):
+    boxes = grid(12, 40)
+    labels = [number % 3 for number in range(len(boxes))]
+    picture = drawn(tmp_path / "x.png", plain(640, 640), boxes, ["thing: 57%"] * len(boxes), labels)
+    assert picture.shape[0] > 640
+    legend = picture[640:]
+    for label in range(3):
+        colour = pictures.ImageColor.getrgb(pictures.COLOURS[label])
+        assert (legend == colour).all(2).sum() > 100  # a swatch
+        left, top, right, bottom = map(round, boxes[label])
+        assert (picture[top + 5 : bottom - 5, right + 1] == colour).all()  # the lines of the box
+        assert (picture[top + 5 : bottom - 5, left + 5 : right - 5] == GREY).all()  # nothing hides the objects
+    few = drawn(tmp_path / "few.png", plain(640, 640), boxes[:1], ["thing: 57%"], [0])
+    assert few.shape[0] == 640
+
+
+def test_a_legend_names_all_classes_that_share_a_colour_and_breaks_lines(tmp_path, monkeypatch):
+    texts = []
+    write = pictures.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        pictures.ImageDraw.ImageDraw,
+        "text",
+        lambda *given, **options: texts.append(given[2]) or write(*given, **options),
+    )
+    boxes = grid(12, 40)
+    picture = drawn(tmp_path / "x.png", plain(640, 640), boxes, ["x: 57%"] * len(boxes), [n % 22 for n in range(144)])
+    assert sorted(text for text in texts if text != "x: 57%") == sorted(
+        ", ".join(f"class {label}" for label in range(colour, 22, 10)) for colour in range(10)
+    )
+    assert picture.shape[0] > 640 + 3 * 14
 
 
 def test_a_long_caption_is_cut_in_its_middle_so_that_the_score_stays():
@@ -147,7 +198,7 @@ def test_captions_tell_class_and_score():
 
 
 def test_sheets_show_images_of_any_shape_and_detections_from_the_threshold_on(tmp_path):
-    images = [plain(50, 50), plain(900, 300), plain(30, 400)]
+    images = [plain(50, 50), plain(900, 300), plain(60, 400)]
     targets = [{"labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]])}] * 2
     targets.append({"labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)})
     draw_sheet(images, targets, ["$x$ 猫"], tmp_path / "sheet.png", title="title", columns=2)

@@ -95,6 +95,9 @@ def quieten(stream: TextIO | None = None) -> None:
     # Lightning logs unused devices and advertisements.
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # What a user has asked for: the table of a profiler or of the layers, and the messages of verbose early stopping.
+    for name in ("profilers", "callbacks.model_summary", "callbacks.early_stopping"):
+        logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.INFO)
     for message in (
         ".*does not have many workers.*",  # the default number of workers is chosen for the machine
         ".*number of training batches.*smaller than the logging interval.*",  # a small data set is not a mistake

@@ -174,6 +174,7 @@ class FitCLI(LightningCLI):
             default=None,
             help="number of optimiser steps after which last.ckpt is written, in addition to the end of each epoch",
         )
+        parser.set_help("--seed_everything", "seed of all random numbers, or true for a random one")
         for name in self.learned_from_data:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
 
@@ -268,7 +269,7 @@ class FitCLI(LightningCLI):
         callbacks: list[Callback] = [StepSeed(), StopOnNonFiniteLoss(), Throughput(), GradientNorm(), SharedCores()]
         if options.get("enable_progress_bar") is not False:
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
-            callbacks.append(TrainingBar() if sys.stdout.isatty() else EpochLines())
+            callbacks += [TrainingBar(), EpochLines()] if sys.stdout.isatty() else [EpochLines()]
         given = given_callbacks(options.get("callbacks"))
         if options.get("fast_dev_run"):
             self.folder = self.report = self.checkpoint = None

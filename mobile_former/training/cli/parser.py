@@ -3,12 +3,16 @@
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from jsonargparse import Namespace
+from jsonargparse._common import parser_context
 from pytorch_lightning.cli import LightningArgumentParser
 
 from mobile_former.errors import InputError, nearest
+from mobile_former.training.cli.help import HelpFormatter, introduction, list_classes, topics
 
 LONGEST_MESSAGE = 2_000  # characters; jsonargparse quotes values in full
 
@@ -20,7 +24,63 @@ class Parser(LightningArgumentParser):
     """
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(*args, allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+
+    def set_help(self, option: str, text: str) -> None:
+        """Replace the help text of an option that another library has added."""
+        self._options[option].help = text
+
+    def parse_args(self, args: Sequence[str] | None = None, **kwargs) -> Namespace:
+        """Parse the command line. ``--help.TOPIC [NAME]`` prints the help on a topic and exits, see :mod:`.help`."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        for position, argument in enumerate(arguments):
+            if argument.startswith("--help."):
+                topic, _, name = argument.removeprefix("--help.").partition("=")
+                self._print_topic(topic, [name] if name else arguments[position + 1 : position + 2])
+                self.exit()
+        return super().parse_args(args, **kwargs)
+
+    def format_help(self, *args) -> str:
+        """Return the help: the options of this project, and how to print the help on other topics."""
+        groups, description = self._action_groups, self.description
+        others = (self.groups or {}).get("trainer")
+        self._action_groups = [group for group in groups if group not in (others, self._links)]
+        if lines := introduction(self._topics):
+            self.description = f"{description}\n\n{lines}\n"
+        try:
+            return super().format_help(*args)
+        finally:
+            self._action_groups, self.description = groups, description
+
+    @property
+    def _links(self) -> object:
+        """Group of the values that are passed from one class to another, which are not options. None: no group."""
+        return next((group for group in self._action_groups if group.title == "Linked arguments"), None)
+
+    @property
+    def _options(self) -> dict[str, argparse.Action]:
+        return {option: action for action in self._actions for option in action.option_strings if option[:2] == "--"}
+
+    @property
+    def _topics(self) -> list[str]:
+        return topics(self.groups or {}, self._options)
+
+    def _print_topic(self, topic: str, name: Sequence[str]) -> None:
+        if topic not in self._topics:
+            self.error(f"no help on {topic}: {nearest(topic, self._topics)}")
+        option = self._options.get(f"--{topic}")
+        classes = f"--{topic}.help" in self._options
+        if classes and name and not name[0].startswith("-"):
+            super().parse_args([f"--{topic}.help", name[0]])  # prints and exits
+        with parser_context(parent_parser=self):
+            formatter = self._get_formatter()
+            actions = [option] if classes else self.groups[topic]._group_actions
+            formatter.start_section(f"options of --{topic}")
+            formatter.add_arguments(actions)
+            formatter.end_section()
+            print(formatter.format_help())
+            if classes:
+                print(f"classes; the options of one: --help.{topic} NAME\n{list_classes(formatter, option)}")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print an error message and a suggestion, and exit with status 2.
@@ -43,7 +103,7 @@ class Parser(LightningArgumentParser):
         name = _unknown_option(message)
         if name is None:
             return ""
-        options = [option for action in self._actions for option in action.option_strings if option[:2] == "--"]
+        options = list(self._options)
         group, _, leaf = name.removeprefix("--").rpartition(".")
         # The option may lack its group or have a wrong one: --max_epochs is --trainer.max_epochs.
         same_leaf = [option for option in options if option.rpartition(".")[2].removeprefix("--") == leaf]

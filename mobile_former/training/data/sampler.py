@@ -5,7 +5,8 @@ depends on its index.
 """
 
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -15,14 +16,15 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """Tuple of the index of a training sample and the current epoch.
+    """Tuple of the index of a training sample, the current epoch and the number of earlier draws of the sample in it.
 
-    The augmentation of the sample is seeded with the index, the epoch and the seed of the run. It therefore does not
-    depend on the number of loading processes or on other samples.
+    The augmentation of the sample is seeded with these numbers and the seed of the run. It therefore does not depend on
+    the number of loading processes or on other samples.
     """
 
     index: int
     epoch: int
+    repeat: int = 0
 
 
 class EpochSampler(Sampler[Draw]):
@@ -49,12 +51,42 @@ class EpochSampler(Sampler[Draw]):
 
     def __iter__(self) -> Iterator[Draw]:
         generator = torch.Generator().manual_seed(mix_seeds(self.seed, self.epoch))
-        order = torch.randperm(self.size, generator=generator).tolist()
+        draws = self._draws(generator)
         for position in range(self.rank, len(self) * self.world_size, self.world_size):
-            yield Draw(order[position % self.size], self.epoch)
+            yield draws[position % self.size]
 
     def __len__(self) -> int:
         return -(-self.size // self.world_size)
+
+    def _draws(self, generator: torch.Generator) -> list[Draw]:
+        """Return the draws of an epoch, in order, for all processes together."""
+        return [Draw(index, self.epoch) for index in torch.randperm(self.size, generator=generator).tolist()]
+
+
+class WeightedEpochSampler(EpochSampler):
+    """:class:`EpochSampler` that draws the samples of an epoch with replacement.
+
+    An epoch has as many draws as there are samples. A sample that is drawn several times in an epoch is augmented
+    differently each time.
+
+    Args:
+        weights: weight of each sample, at least 0. The probability that a draw yields the sample is its weight divided
+            by the sum of all weights.
+        seed: seed of the run.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int):
+        super().__init__(len(weights), seed)
+        self.weights = torch.as_tensor(weights, dtype=torch.double)
+
+    def _draws(self, generator: torch.Generator) -> list[Draw]:
+        drawn = torch.multinomial(self.weights, self.size, replacement=True, generator=generator).tolist()
+        repeats: Counter[int] = Counter()
+        draws = []
+        for index in drawn:
+            draws.append(Draw(index, self.epoch, repeats[index]))
+            repeats[index] += 1
+        return draws
 
 
 class ResumedBatchSampler(Sampler[list[Draw]]):
@@ -115,9 +147,9 @@ def seed_transforms(transforms, seed: int, draw: Draw) -> None:
     Args:
         transforms: an ``albumentations.Compose``.
         seed: seed of the run.
-        draw: index of the sample, and epoch.
+        draw: index of the sample, epoch, and number of earlier draws of the sample in the epoch.
     """
-    seed = mix_seeds(seed, draw.epoch, draw.index)
+    seed = mix_seeds(seed, draw.epoch, draw.index, *([draw.repeat] if draw.repeat else []))
     transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 

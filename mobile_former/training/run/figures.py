@@ -53,8 +53,8 @@ def draw_curves(rows: Sequence[dict[str, float]], panels: dict[str, Sequence[str
     Args:
         rows: list of dictionaries from metric name to value. Rows that lack ``epoch`` or ``step`` are
             ignored. :meth:`mobile_former.training.run.folder.RunFolder.history` returns such a list.
-        panels: dictionary with one entry for each subplot. The key is the label of the vertical axis, and the value
-            is the list of metric names.
+        panels: dictionary with one entry for each subplot. The key is the title of the subplot, and the value is
+            the list of metric names.
         path: path of the image file.
     """
     rows = [row for row in rows if "step" in row and "epoch" in row]
@@ -69,7 +69,7 @@ def draw_curves(rows: Sequence[dict[str, float]], panels: dict[str, Sequence[str
                 axis.plot(*zip(*points, strict=True), color=colour, label=name, marker="." if len(points) < 60 else "")
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set_ylabel(label)
+        axis.set_title(label, fontsize=10)
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend()

@@ -1,12 +1,16 @@
 """Lightning callbacks that show the progress of training, and stop training if the loss is NaN or infinite."""
 
 import logging
+import math
+import shutil
 import time
 from collections import deque
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from mobile_former.errors import InputError
 
@@ -126,22 +130,45 @@ class StopOnNonFiniteLoss(Callback):
 
 
 class TrainingBar(RichProgressBar):
-    """Lightning's RichProgressBar without the version number ``v_num``.
+    """Lightning's RichProgressBar that fits into 80 columns.
 
-    Runs of this project have names instead of version numbers.
+    It shows the epoch from 1, the progress within the epoch, the loss and the score that the best checkpoint is chosen
+    by. The score is that of the last validation. All other metrics are in the lines of :class:`EpochLines`.
     """
 
+    def __init__(self):
+        super().__init__(refresh_rate=5, theme=RichProgressBarTheme(metrics_text_delimiter="  ", metrics=""))
+
+    def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
+        """Return the columns: epoch, bar, number of batches, remaining time of the epoch."""
+        return [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+        ]
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict:
-        """Return a dictionary of the metrics shown next to the progress bar, without Lightning's version number."""
+        """Return a dictionary of the metrics shown next to the bar. It is empty before training."""
+        if trainer.sanity_checking:  # the scores of a few images
+            return {}
         metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+        return {name: metrics[name] for name in ("loss", pl_module.monitor) if name in metrics}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return _epoch(self.trainer, current_epoch)
+
+
+def _epoch(trainer: Trainer, epoch: int) -> str:
+    """Return the number of an epoch, counted from 1, and the number of epochs, if there is a limit."""
+    limited = trainer.max_epochs not in (None, -1)
+    return f"epoch {epoch + 1}" + (f"/{trainer.max_epochs}" if limited else "")
 
 
 class EpochLines(Callback):
     """Callback that prints one line of metrics after each epoch.
 
-    It is used instead of a progress bar if the output is a log file or a pipe.
+    In a terminal, the lines are above the progress bar. Metrics are left out if the terminal is too narrow for them.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,12 +207,13 @@ class EpochLines(Callback):
         terms = {name.removeprefix("train/"): metrics[name] for name in shown if name.startswith("train/loss_")}
         scores = {name: metrics[name] for name in shown if name.startswith("val/") and self._validated}
         figures |= {name: float(value) for name, value in (terms | scores).items()}
-        speed = metrics.get("images/s", 0.0)
-        print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-            *(f"{name} {value:.4f}" for name, value in figures.items()),
-            f"{speed:.0f} images/s",
-            f"{time.perf_counter() - self._start:.1f} s",
-            sep="  ",
-            flush=True,  # a pipe is buffered otherwise
-        )
+        ends = [f"{metrics.get('images/s', 0.0):.0f} images/s", f"{time.perf_counter() - self._start:.1f} s"]
+        width = shutil.get_terminal_size().columns if trainer.progress_bar_callback else math.inf
+        while True:
+            numbers = [f"{name} {value:.4f}" for name, value in figures.items()]
+            line = "  ".join([_epoch(trainer, trainer.current_epoch), *numbers, *ends])
+            less = [name for name in figures if name not in ("loss", pl_module.monitor)]
+            if len(line) <= width or not less:
+                break
+            figures.pop(less[-1])
+        print(line, flush=True)  # a pipe is buffered otherwise

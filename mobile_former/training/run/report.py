@@ -4,6 +4,8 @@ import time
 
 import torch
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.profilers import PassThroughProfiler
 from rich.markup import escape
 from rich.table import Table
 
@@ -34,6 +36,17 @@ def describe_batch(trainer: Trainer) -> str:
     }
     terms = [f"{count} {name}" for name, count in factors.items() if count > 1]
     return f"{total_batch(trainer)} images a step" + (f": {' x '.join(terms)}" if len(terms) > 1 else "")
+
+
+def _end_reasons(trainer: Trainer) -> list[str]:
+    """Return a line for each callback that has ended the training early."""
+    reasons = [
+        f"EarlyStopping: {callback.stopping_reason_message.removesuffix(' Signaling Trainer to stop.')}"
+        for callback in trainer.early_stopping_callbacks
+        if callback.stopping_reason_message
+    ]
+    timers = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]
+    return reasons + ["--trainer.max_time: the time is over" for left in timers if left is not None and left <= 0]
 
 
 class RunReport(Callback):
@@ -90,8 +103,11 @@ class RunReport(Callback):
         self._start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the timer that measures the training time."""
+        """Stop the timer that measures the training time, and print why a callback has ended the training."""
         self._seconds, self._start = self._elapsed(), None
+        if trainer.should_stop and trainer.is_global_zero:
+            for reason in _end_reasons(trainer):
+                print(f"ended  {reason}", flush=True)
 
     def state_dict(self) -> dict:
         """Return a dictionary with the training time so far, in seconds.
@@ -127,6 +143,7 @@ class RunReport(Callback):
             raise InputError("nothing was trained: give --trainer.max_epochs (or max_steps) of 1 or more")
         if validated:
             trainer.loggers = []  # these scores are not part of the curves
+            trainer.profiler = PassThroughProfiler()  # the table of a profiler has been printed
             figures = trainer.validate(module, datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True)[0]
             metrics |= {name: round(value, 6) for name, value in figures.items()}
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)

@@ -11,7 +11,7 @@ from classification.data.image_folder import ImageFolder
 from classification.data.module import ClassificationData
 from mobile_former.errors import InputError
 from tests.classification.data.conftest import CLASSES, Watcher, data_of, fit
-from tests.conftest import trainer_with
+from tests.conftest import trainer_with, write_image_folder
 
 
 @pytest.mark.parametrize(
@@ -22,11 +22,29 @@ from tests.conftest import trainer_with
         ({"crop_fraction": 0.0}, "crop_fraction is 0"),
         ({"crop_fraction": 1.1}, "crop_fraction is 1.1"),
         ({"root": None}, "--data.root"),
+        ({"class_balance": 1.5}, "class_balance is 1.5"),
+        ({"class_balance": 0.5, "dataset": "shards"}, "class_balance does not apply to shards"),
     ],
 )
 def test_options_out_of_range_are_named(options, message):
     with pytest.raises(InputError, match=message):
         ClassificationData(**({"root": "photos"} | options))
+
+
+@pytest.mark.parametrize(("balance", "exponent"), [(1.0, 0.0), (0.5, 0.5)])
+def test_class_balance_evens_out_the_frequencies_of_the_classes(tmp_path, balance, exponent):
+    root = write_image_folder(tmp_path / "some", ("few", "many"), train=32, val=1, side=32)
+    for path in sorted((root / "train" / "few").iterdir())[2:]:
+        path.unlink()
+    data = data_of(root, class_balance=balance)
+    data.setup("fit")
+    sampler, counts = data.train_sampler(), np.zeros(2)
+    for epoch in range(100):
+        sampler.set_epoch(epoch)
+        counts += np.bincount([data.train_set.source.labels[draw.index] for draw in sampler], minlength=2)
+    shares = np.array([2.0, 32.0]) ** exponent
+    assert counts.sum() == 3400
+    np.testing.assert_allclose(counts / 3400, shares / shares.sum(), atol=0.05)  # 5 standard deviations are 0.043
 
 
 def test_the_class_names_are_those_of_the_training_images_or_of_a_model(folder):
@@ -77,7 +95,7 @@ def test_batches_are_normalised_only_on_the_device(image_folder):
         reference = A.Compose([A.Normalize(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))])
         expected = [reference(image=image.permute(1, 2, 0).numpy())["image"] for image in batch["image"]]
         torch.testing.assert_close(normalised["image"].permute(0, 2, 3, 1), torch.from_numpy(np.stack(expected)))
-        assert set(normalised) == {"image", "label"}
+        assert set(normalised) == {"image", "label", "name"}
 
 
 def test_the_model_gets_images_normalised_with_the_statistics_of_imagenet(image_folder):

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import albumentations as A
@@ -80,6 +81,27 @@ def test_the_same_seed_gives_the_same_batches_with_and_without_loading_processes
     other = fit(data_of(shapes, **options), seed=1)
     assert not same(runs[0].trained[:3], other.trained)
     assert not same(runs[0].trained[:3], runs[0].trained[3:]), "the second epoch should draw anew"
+
+
+@pytest.mark.parametrize("group_shapes", [False, True])
+def test_images_with_rare_classes_are_drawn_more_often(tmp_path, group_shapes):
+    root = write_shapes(tmp_path, train=10, val=1)
+    path = root / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    first, second = (category["id"] for category in content["categories"])
+    for row in content["annotations"]:  # the second class is in one of ten images
+        row["category_id"] = second if row["image_id"] == content["images"][3]["id"] else first
+    path.write_text(json.dumps(content))
+    data = data_of(root, repeat_threshold=0.9, group_shapes=group_shapes)
+    data.setup("fit")
+    loader, counts = data.train_dataloader(), np.zeros(10)
+    for epoch in range(300):
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        counts += np.bincount([draw.index for batch in loader.batch_sampler for draw in batch], minlength=10)
+    assert counts.sum() == 3000
+    # √(0.9 / 0.1) = 3 times as often as the others, whose class is in nine of ten images
+    expected = np.where(np.arange(10) == 3, 3 / 12, 1 / 12) * 3000
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(3000 * 0.25 * 0.75)
 
 
 def test_training_sees_every_image_an_epoch_and_evaluation_each_in_order(shapes):
@@ -296,6 +318,7 @@ def test_what_a_checkpoint_keeps_builds_the_same_evaluation(shapes, monkeypatch,
         ({"longest": 79}, "longest is 79"),
         ({"flip": -0.1}, "flip is -0.1"),
         ({"crop": 1.1}, "crop is 1.1"),
+        ({"repeat_threshold": 1.5}, "repeat_threshold is 1.5"),
         ({"annotations": {"testing": "x"}}, "testing"),
         ({"images": {"vla": "x"}}, "vla"),
     ],

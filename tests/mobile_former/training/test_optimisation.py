@@ -111,6 +111,31 @@ class Recorder(LightningModule):
         self.rates.append([group["lr"] for group in optimizer.param_groups])
 
 
+@pytest.mark.parametrize(
+    ("backbone_rate", "expected"), [(None, {"lr": 0.5}), (0.5, {"lr": 0.5}), (0.125, {"lr": 0.5, "lr_backbone": 0.125})]
+)
+def test_the_rate_of_the_backbone_is_logged_if_it_differs(backbone_rate, expected, tmp_path):
+    class Parts(nn.Sequential):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.head = nn.Linear(2, 2), nn.Linear(2, 1)
+
+    class Logged(Recorder):
+        def configure_optimizers(self):
+            self.layer = Parts()
+            return self.optimisation.configure(self.layer, self.trainer, self.layer.backbone)
+
+        def training_step(self, batch, batch_idx):
+            self.logged = self.optimisation.rates(self.trainer)
+            return super().training_step(batch, batch_idx)
+
+    module = Logged(0, backbone_learning_rate=backbone_rate)
+    trainer = fit(module, tmp_path, batch_size=12, max_epochs=1)
+    assert module.logged == pytest.approx(expected)
+    names = [group["name"] for group in trainer.optimizers[0].param_groups]
+    assert names == ["model", "model_no_decay", "backbone", "backbone_no_decay"]
+
+
 def fit(module, folder, *, batch_size=2, images=12, ckpt_path=None, **options):
     """Train ``module`` on 12 images and return the trainer, whose last checkpoint is ``folder/last.ckpt``."""
     trainer = Trainer(

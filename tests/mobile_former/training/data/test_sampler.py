@@ -1,3 +1,4 @@
+import copy
 import random
 
 import albumentations as A
@@ -11,6 +12,7 @@ from mobile_former.training.data.sampler import (
     EpochSampler,
     EvaluationSampler,
     ResumedBatchSampler,
+    WeightedEpochSampler,
     seed_transforms,
 )
 
@@ -52,6 +54,37 @@ def test_every_sample_is_equally_frequent_at_every_position():
         counts[range(5), order] += 1
     # Each count is binomial, (2000, 1/5): standard deviation 18.
     assert np.abs(counts - 400).max() < 5 * 18
+
+
+def test_weights_are_the_relative_frequencies_of_the_samples():
+    weights = [0, 1, 2, 5]
+    sampler = WeightedEpochSampler(weights, seed=0)
+    counts = np.zeros(4)
+    for epoch in range(2000):
+        sampler.set_epoch(epoch)
+        draws = list(sampler)
+        assert len(draws) == 4
+        counts += np.bincount([draw.index for draw in draws], minlength=4)
+    expected = 8000 * np.array(weights) / 8
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(8000 / 4)
+    assert counts[0] == 0
+
+
+def test_repeated_draws_of_a_sample_are_numbered_and_augmented_differently():
+    sampler = WeightedEpochSampler([1, 0, 0, 0, 0, 0], seed=0)
+    assert list(sampler) == [Draw(0, 0, repeat) for repeat in range(6)]
+    pictures = Pictures(0)
+    assert len({pictures[draw].tobytes() for draw in sampler}) == 6
+
+
+def test_processes_share_the_weighted_draws_of_an_epoch(monkeypatch):
+    weights = np.linspace(1, 9, 12)
+    alone = list(WeightedEpochSampler(weights, seed=4))
+    shares = []
+    for rank in range(3):
+        as_one_of_several(monkeypatch, rank, 3)
+        shares.append(list(WeightedEpochSampler(weights, seed=4)))
+    assert [draw for together in zip(*shares, strict=True) for draw in together] == alone
 
 
 def as_one_of_several(monkeypatch, rank, world_size):
@@ -151,8 +184,9 @@ def test_two_flips_of_a_pipeline_are_independent():
     assert np.abs(counts - 500).max() < 4 * 19
 
 
+@pytest.mark.parametrize("sampler", [EpochSampler(13, seed=5), WeightedEpochSampler(range(1, 14), seed=5)])
 @pytest.mark.parametrize("skipped", [0, 1, 3])
-def test_a_resumed_run_gets_the_remaining_batches_and_then_whole_epochs(skipped):
+def test_a_resumed_run_gets_the_remaining_batches_and_then_whole_epochs(skipped, sampler):
     def epochs(batches):
         found = []
         for epoch in (2, 3):
@@ -161,7 +195,7 @@ def test_a_resumed_run_gets_the_remaining_batches_and_then_whole_epochs(skipped)
         return found
 
     def batches_of():
-        return BatchSampler(EpochSampler(13, seed=5), 4, drop_last=True)
+        return BatchSampler(copy.copy(sampler), 4, drop_last=True)
 
     undisturbed = epochs(batches_of())
     resumed = ResumedBatchSampler(batches_of(), epoch=2, skipped=skipped)

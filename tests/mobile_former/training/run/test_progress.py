@@ -1,4 +1,13 @@
+import contextlib
+import fcntl
 import math
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
 import time
 
 import pytest
@@ -9,8 +18,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from mobile_former.errors import InputError
+from mobile_former.training.cli.command import quieten
 from mobile_former.training.data.timed_loader import TimedLoader
-from mobile_former.training.run.progress import EpochLines, GradientNorm, StopOnNonFiniteLoss, Throughput
+from mobile_former.training.run.progress import EpochLines, GradientNorm, StopOnNonFiniteLoss, Throughput, TrainingBar
+from tests.conftest import ROOT
 
 
 class Images(Dataset):
@@ -231,7 +242,7 @@ def test_the_norm_of_all_gradients_is_logged_before_clipping(tmp_path):
 
 def test_the_line_of_an_epoch_has_mean_training_loss_validation_loss_and_speed(tmp_path, capsys):
     class Known(Tiny):
-        curves = {"loss": ("train/loss", "val/loss")}  # noqa: RUF012
+        monitor, curves = "val/loss", {"loss": ("train/loss", "val/loss")}
 
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) * 0 + batch_idx
@@ -250,7 +261,7 @@ def test_the_line_of_an_epoch_has_mean_training_loss_validation_loss_and_speed(t
 
 def test_the_line_of_an_epoch_has_no_scores_of_an_earlier_one(tmp_path, capsys):
     class Scored(Tiny):
-        curves = {"loss": ("val/loss",)}  # noqa: RUF012
+        monitor, curves = "val/loss", {"loss": ("val/loss",)}
 
         def validation_step(self, batch, batch_idx):
             self.log("val/loss", torch.tensor(0.5))
@@ -259,3 +270,63 @@ def test_the_line_of_an_epoch_has_no_scores_of_an_earlier_one(tmp_path, capsys):
     first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert "val/loss" in first
     assert "val/loss" not in second
+
+
+class Shown(Tiny):
+    """A module with as many figures as a detector."""
+
+    monitor = "val/AP"
+    curves = {  # noqa: RUF012
+        "loss": ("train/loss", "val/loss"),
+        "terms": ("train/loss_ce", "train/loss_bbox", "train/loss_giou"),
+        "scores": ("val/AP", "val/AP50", "val/AP75"),
+    }
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss, prog_bar=True)
+        self.log_dict(dict.fromkeys(self.curves["terms"], loss), prog_bar=True, on_step=False, on_epoch=True)
+        time.sleep(0.05)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log_dict({"val/loss": 0.5, **dict.fromkeys(self.curves["scores"], 0.25)}, prog_bar=True)
+
+
+def show(folder):
+    """Train two epochs of four steps with the callbacks of a terminal."""
+    quieten()
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_model_summary=False,
+        callbacks=[Throughput(), TrainingBar(), EpochLines()], default_root_dir=folder,
+    )  # fmt: skip
+    data = DataLoader(Images(), batch_size=2)
+    print("header")
+    trainer.fit(Shown(), data, data)
+
+
+def test_a_terminal_keeps_a_line_for_each_epoch_above_a_bar_of_80_columns(tmp_path):
+    code = f"from tests.mobile_former.training.run.test_progress import show; show({str(tmp_path)!r})"
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "PYTHONWARNINGS": "ignore"}
+    environment.pop("COLUMNS", None)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    output = b""
+    with contextlib.suppress(OSError):  # the end of the output
+        while part := os.read(controller, 65536):
+            output += part
+    os.close(controller)
+    assert process.wait() == 0, output.decode()
+    printed = output.decode().split("header")[1]
+    lines = [line.strip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed))]
+    assert not [line for line in lines if len(line) > 80]
+    kept = [line for line in lines if "images/s" in line]
+    assert [line.split("  ")[0] for line in kept] == ["epoch 1/2", "epoch 2/2"]
+    assert all("val/AP 0.2500" in line for line in kept)
+    bars = [line for line in lines if line.startswith("epoch") and line not in kept]
+    assert any("4/4" in bar and "val/AP: 0.250" in bar for bar in bars)
+    first = [bar for bar in bars if bar.startswith("epoch 1/2") and " 1/4 " in bar]
+    assert first
+    assert not [bar for bar in first if "val/AP" in bar], "there is no score before the first validation"
