@@ -7,18 +7,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import Callback, LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-import mobile_former
-from classification.baselines import create_baseline
+from classification.classifier import create_classifier
 from classification.data.module import ClassificationData
 from classification.mixup import mixup
 from classification.pictures import draw_predictions
-from mobile_former.ablation import ablate, ablation_names
+from mobile_former.ablation import model_label
 from mobile_former.errors import InputError
-from mobile_former.training.baselines import is_baseline
 from mobile_former.training.optimisation import Optimisation
 from mobile_former.training.run.figures import draw_confusion
 
@@ -94,8 +92,10 @@ class ClassificationModule(LightningModule):
         class_names = list(class_names)  # checkpoints hold plain types
         self.save_hyperparameters(ignore=["pretrained"], logger=False)
         count = len(class_names)
-        options = {"num_classes": count, "dropout": dropout, "drop_path": drop_path}
-        model = _create_model(name, ablation, pretrained, checkpoint_gradients, image_size, **options)
+        options = {"dropout": dropout, "drop_path": drop_path, "checkpoint_gradients": checkpoint_gradients}
+        model = create_classifier(
+            name, count, ablation=ablation, pretrained=pretrained, image_size=image_size, **options
+        )
         self.model = model.to(memory_format=torch.channels_last)
         if freeze_backbone:
             if not hasattr(model, "backbone"):
@@ -169,7 +169,7 @@ class ClassificationModule(LightningModule):
     @property
     def label(self) -> str:
         """Short name for tables and folders: the names of the model and of its ablations, joined by hyphens."""
-        return "-".join(filter(None, (self.hparams.name, *ablation_names(self.hparams.ablation or ""))))
+        return model_label(self.hparams)
 
     def describe(self) -> str:
         """Return one line with the short name of the model and its number of trainable parameters in millions."""
@@ -209,29 +209,6 @@ def _require_valid_targets(class_names: Sequence[str], label_smoothing: float, m
         raise InputError(f"--model.mixup_alpha is {mixup_alpha}: give 0 (no mixup) or more")
     if not 0 <= label_smoothing < 1:
         raise InputError(f"--model.label_smoothing is {label_smoothing}: give a fraction from 0 to below 1")
-
-
-def _create_model(
-    name: str,
-    ablation: str | None,
-    pretrained: str | None,
-    checkpoint_gradients: bool,
-    image_size: int | None,
-    **options,
-) -> nn.Module:
-    if is_baseline(name):
-        for option, given in (("ablation", ablation is not None), ("checkpoint_gradients", checkpoint_gradients)):
-            if given:
-                raise InputError(f"--model.{option} applies only to Mobile-Former, not to {name}: leave it out")
-        return create_baseline(name, pretrained=pretrained, image_size=image_size, **options)
-    model = mobile_former.create_model(name, **options)
-    if ablation is not None:
-        ablate(model, ablation)
-    if pretrained is not None:
-        mobile_former.load_weights(model, pretrained)
-    if checkpoint_gradients:
-        mobile_former.checkpoint_gradients(model)
-    return model
 
 
 def _metrics(num_classes: int, *, prefix: str) -> MetricCollection:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageFont
 
 from detection import pictures
-from detection.pictures import caption, draw_comparison, draw_detections, draw_sheet
+from detection.pictures import caption, draw_comparison, draw_sheet, with_detections
 
 DARK, GREY, LIGHT = 0, 128, 255
 
@@ -18,7 +18,7 @@ def plain(height, width, value=GREY):
 
 
 def drawn(path, image, boxes, captions, labels=None):
-    draw_detections(image, boxes, range(len(boxes)) if labels is None else labels, captions, path)
+    with_detections(image, boxes, range(len(boxes)) if labels is None else labels, captions).save(path)
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 

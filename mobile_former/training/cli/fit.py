@@ -13,7 +13,7 @@ import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.cli import LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -34,6 +34,10 @@ from mobile_former.training.run.step_seed import StepSeed
 # Raised by Lightning and torch for options that they find unusable only when training begins.
 _OPTION_ERRORS = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)
 _CONFIG_OPTIONS = ("--config", "-c")
+
+
+class FitParser(Parser, LightningArgumentParser):
+    """Parser of the ``fit`` command, with the methods that Lightning's command line needs."""
 
 
 class FitCLI(LightningCLI):
@@ -72,7 +76,7 @@ class FitCLI(LightningCLI):
             data_class,
             save_config_callback=None,  # the config is saved in the run folder
             seed_everything_default=0,
-            parser_class=Parser,
+            parser_class=FitParser,
             parser_kwargs={"prog": f"python -m {task}.fit", "description": f"Train a model for {task}."},
             trainer_defaults={
                 "log_every_n_steps": 10,

@@ -6,17 +6,18 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from pytorch_lightning.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser
 
 from mobile_former.errors import InputError, nearest
 
 LONGEST_MESSAGE = 2_000  # characters; jsonargparse quotes values in full
 
 
-class Parser(LightningArgumentParser):
-    """Lightning's argument parser with short error messages that suggest the nearest option.
+class Parser(ArgumentParser):
+    """jsonargparse's parser with short error messages that suggest the nearest option.
 
-    Abbreviated options are not accepted.
+    Abbreviated options are not accepted. Neither this module nor jsonargparse imports PyTorch, so that commands print
+    their help at once.
     """
 
     def __init__(self, *args, **kwargs):

@@ -25,7 +25,7 @@ from mobile_former.training.data.sampler import (
     rank_and_world_size,
 )
 from mobile_former.training.data.timed_loader import TimedLoader
-from mobile_former.training.processors import available_cores
+from mobile_former.training.processors import default_workers
 
 _logger = logging.getLogger(__name__)
 
@@ -258,11 +258,6 @@ def over_processes(messages: set[str]) -> set[str]:
     gathered: list[set[str]] = [set() for _ in range(world_size)]
     torch.distributed.all_gather_object(gathered, messages)
     return set().union(*gathered)
-
-
-def default_workers() -> int:
-    """Return the default number of loading processes: number of cores minus one, but at least 1 and at most 16."""
-    return min(16, max(1, available_cores() - 1))
 
 
 def _start_worker(number: int) -> None:
