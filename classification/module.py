@@ -29,7 +29,8 @@ class ClassificationModule(LightningModule):
         name: name of a published Mobile-Former. With the pip extra "baselines", also a model of another library:
             timm/NAME, transformers/resnetN with N = 18, 34, 50 or 101, or transformers/mobilenet_v2_M with the width
             multiplier M, such as 1.0.
-        pretrained: path of a weights file to start from. For Mobile-Former, it is a checkpoint of the paper's authors,
+        pretrained: weights file to start from: a path, hf://owner/name, or an https:// URL that ends in #sha256=… (the
+            SHA-256 of the file). For Mobile-Former, it is a checkpoint of the paper's authors,
             a checkpoint of this project or a safetensors file. For a model of timm or transformers, the tensors in the
             file have the library's own names. Default: random weights.
         ablation: names of ablations, separated by commas, see :func:`mobile_former.ablation.ablate`. Each ablation

@@ -41,7 +41,8 @@ class DetectionModule(LightningModule):
         backbone: name of a backbone that replaces the detector's own: another Mobile-Former, timm/NAME, or
             transformers/resnetN with N = 18, 34, 50 or 101. The libraries timm and transformers need the pip extra
             "baselines". Default: the detector's own backbone.
-        pretrained: path of a file with initial weights. If these are the weights of a classifier (by the paper's
+        pretrained: file with initial weights: a path, hf://owner/name, or an https:// URL that ends in #sha256=… (the
+            SHA-256 of the file). If these are the weights of a classifier (by the paper's
             authors or this project), only the backbone is loaded. If they are the weights of the same detector, the
             classes may differ from class_names. Default: random weights.
         ablation: names of ablations, separated by commas, see :func:`detection.models.ablation.ablate`. Each ablation

@@ -15,8 +15,9 @@ from mobile_former.errors import InputError, first_line
 from mobile_former.layers.checkpointing import checkpoint_gradients
 from mobile_former.model import Backbone, MobileFormer
 from mobile_former.variants import VARIANTS
-from mobile_former.weights.hub import CONFIG, WEIGHTS, fetch, read_config
+from mobile_former.weights.hub import read_config
 from mobile_former.weights.loading import load_weights
+from mobile_former.weights.sources import CONFIG, WEIGHTS, fetch
 from mobile_former.weights.usage import IMAGENET_MEAN, IMAGENET_STD
 
 try:

@@ -1,37 +1,11 @@
 """Inputs of a prediction: files, URLs, videos and cameras."""
 
-import http.server
-import threading
-
 import cv2
 import numpy as np
 import pytest
 
 from mobile_former.training.data.images import ImageError
 from mobile_former.training.prediction.inputs import as_input, find_inputs
-
-
-@pytest.fixture
-def server():
-    """A web server on this machine. ``answers`` maps a path to (status, headers, body)."""
-    answers = {}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            status, headers, body = answers[self.path]
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}", answers
-        running.shutdown()
 
 
 @pytest.mark.parametrize(
