@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -23,13 +23,14 @@ from mobile_former.training.cli.config_check import require_finite, require_tran
 from mobile_former.training.cli.parser import LONGEST_MESSAGE, Parser
 from mobile_former.training.processors import limit_threads
 from mobile_former.training.run.checkpoint_io import WholeCheckpointIO
-from mobile_former.training.run.folder import ContinuedCSVLogger, RunCheckpoint
+from mobile_former.training.run.folder import RunCheckpoint
 from mobile_former.training.run.last_checkpoint import LastCheckpoint
 from mobile_former.training.run.progress import EpochLines, GradientNorm, StopOnNonFiniteLoss, Throughput, TrainingBar
 from mobile_former.training.run.report import RunReport
 from mobile_former.training.run.shared_cores import SharedCores
 from mobile_former.training.run.start import start_run
 from mobile_former.training.run.step_seed import StepSeed
+from mobile_former.training.run.trackers import build_loggers
 
 # Raised by Lightning and torch for options that they find unusable only when training begins.
 _OPTION_ERRORS = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)
@@ -245,6 +246,9 @@ class FitCLI(LightningCLI):
         Raises:
             InputError: a constructor raised a ValueError.
         """
+        logger = self.config["trainer"]["logger"]
+        self.config["trainer"]["logger"] = None  # built later, because a tracker takes the name of the run's folder
+        self._logger = logger
         try:
             super().instantiate_classes()
         except (InputError, FileNotFoundError):
@@ -255,6 +259,7 @@ class FitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         """Build the trainer with the run folder, the loggers and the callbacks."""
+        self.config["trainer"]["logger"] = self._logger
         options = self.config_init["trainer"]
         if options.get("sync_batchnorm") and (options.get("accelerator") == "cpu" or not torch.cuda.is_available()):
             raise InputError("--trainer.sync_batchnorm: PyTorch's SyncBatchNorm needs a GPU; leave it out here")
@@ -267,11 +272,7 @@ class FitCLI(LightningCLI):
         else:
             step = self._start_run()
             kwargs["default_root_dir"] = str(self.folder.path)
-            if options.get("logger") in (None, True):
-                kwargs["logger"] = [
-                    ContinuedCSVLogger(self.folder, step),
-                    TensorBoardLogger(str(self.folder.path), name="", version="tensorboard"),
-                ]
+            kwargs["logger"] = self._build_loggers(step)
             self.report = RunReport(self.folder)
             callbacks += [self.report, *self._checkpoint_callbacks(validates=options.get("limit_val_batches") != 0)]
         kwargs["callbacks"] = [*(options.get("callbacks") or []), *callbacks]
@@ -282,6 +283,13 @@ class FitCLI(LightningCLI):
             limit_threads(trainer.num_devices)
             return trainer
         except Exception:
+            self._remove_new_folder()
+            raise
+
+    def _build_loggers(self, step: int | None) -> list[Logger] | bool:
+        try:
+            return build_loggers(self._logger, self.folder, step)
+        except InputError:
             self._remove_new_folder()
             raise
 
