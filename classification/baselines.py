@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mobile_former.errors import InputError
 from mobile_former.layers.linear import linear
 from mobile_former.training.baselines import import_library, load_transformers_weights, resnet_config, timm_model
+from mobile_former.weights.sources import local_file
 
 _logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def create_baseline(
         FileNotFoundError: the weights file does not exist.
     """
     library, _, model = name.partition("/")
-    weights = None if pretrained is None else Path(pretrained)
+    weights = None if pretrained is None else local_file(pretrained)
     if library == "timm":
         options = {"drop_rate": dropout or None, "drop_path_rate": drop_path or None}
         return timm_model(model, weights, image_size, num_classes=num_classes, **options)

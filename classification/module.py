@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import Callback, LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -21,14 +21,12 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-import mobile_former
-from classification.baselines import create_baseline
+from classification.classifier import create_classifier
 from classification.data.module import ClassificationData
 from classification.mixup import cutmix, mixup
 from classification.pictures import draw_predictions
-from mobile_former.ablation import ablate, ablation_names
+from mobile_former.ablation import model_label
 from mobile_former.errors import InputError
-from mobile_former.training.baselines import is_baseline
 from mobile_former.training.optimisation import Optimisation
 from mobile_former.training.run.figures import draw_confusion
 
@@ -44,7 +42,8 @@ class ClassificationModule(LightningModule):
         name: name of a published Mobile-Former. With the pip extra "baselines", also a model of another library:
             timm/NAME, transformers/resnetN with N = 18, 34, 50 or 101, or transformers/mobilenet_v2_M with the width
             multiplier M, such as 1.0.
-        pretrained: path of a weights file to start from. For Mobile-Former, it is a checkpoint of the paper's authors,
+        pretrained: weights file to start from: a path, hf://owner/name, or an https:// URL that ends in #sha256=… (the
+            SHA-256 of the file). For Mobile-Former, it is a checkpoint of the paper's authors,
             a checkpoint of this project or a safetensors file. For a model of timm or transformers, the tensors in the
             file have the library's own names. Default: random weights.
         ablation: names of ablations, separated by commas, see :func:`mobile_former.ablation.ablate`. Each ablation
@@ -114,8 +113,10 @@ class ClassificationModule(LightningModule):
         class_names = list(class_names)  # checkpoints hold plain types
         self.save_hyperparameters(ignore=["pretrained"], logger=False)
         count = len(class_names)
-        options = {"num_classes": count, "dropout": dropout, "drop_path": drop_path}
-        model = _create_model(name, ablation, pretrained, checkpoint_gradients, image_size, **options)
+        options = {"dropout": dropout, "drop_path": drop_path, "checkpoint_gradients": checkpoint_gradients}
+        model = create_classifier(
+            name, count, ablation=ablation, pretrained=pretrained, image_size=image_size, **options
+        )
         self.model = model.to(memory_format=torch.channels_last)
         if freeze_backbone:
             if not hasattr(model, "backbone"):
@@ -210,7 +211,7 @@ class ClassificationModule(LightningModule):
     @property
     def label(self) -> str:
         """Short name for tables and folders: the names of the model and of its ablations, joined by hyphens."""
-        return "-".join(filter(None, (self.hparams.name, *ablation_names(self.hparams.ablation or ""))))
+        return model_label(self.hparams)
 
     @property
     def curves(self) -> dict[str, tuple[str, ...]]:
@@ -326,29 +327,6 @@ def _require_valid_targets(
         raise InputError(f"--model.class_weights is {class_weights}: give finite weights of 0 or more, not all 0")
     if not 0 <= label_smoothing < 1:
         raise InputError(f"--model.label_smoothing is {label_smoothing}: give a fraction from 0 to below 1")
-
-
-def _create_model(
-    name: str,
-    ablation: str | None,
-    pretrained: str | None,
-    checkpoint_gradients: bool,
-    image_size: int | None,
-    **options,
-) -> nn.Module:
-    if is_baseline(name):
-        for option, given in (("ablation", ablation is not None), ("checkpoint_gradients", checkpoint_gradients)):
-            if given:
-                raise InputError(f"--model.{option} applies only to Mobile-Former, not to {name}: leave it out")
-        return create_baseline(name, pretrained=pretrained, image_size=image_size, **options)
-    model = mobile_former.create_model(name, **options)
-    if ablation is not None:
-        ablate(model, ablation)
-    if pretrained is not None:
-        mobile_former.load_weights(model, pretrained)
-    if checkpoint_gradients:
-        mobile_former.checkpoint_gradients(model)
-    return model
 
 
 def _metrics(num_classes: int) -> dict[str, Metric]:

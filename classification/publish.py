@@ -5,13 +5,10 @@ The model is written to a folder or pushed to the Hub.
 
 from pathlib import Path
 
-from classification.module import ClassificationModule
 from mobile_former.errors import InputError
-from mobile_former.model import MobileFormer
 from mobile_former.training.cli.command import run_command
 from mobile_former.training.cli.parser import Parser
-from mobile_former.training.run.checkpoint import load_checkpoint
-from mobile_former.weights.usage import Usage
+from mobile_former.training.processors import limit_threads
 
 
 def main() -> None:
@@ -31,12 +28,20 @@ def main() -> None:
     options = parser.parse_args()
     if (options.folder is None) == (options.repository is None):
         raise InputError("give either --folder, to write the model there, or --repository owner/name, to push it")
-    module, data_options = load_checkpoint(options.ckpt_path, ClassificationModule, "classification")
-    model = module.model
+    # Imported here, because these modules import PyTorch, which --help need not wait for.
+    from classification.predict.classifier import read_classifier
+    from mobile_former.ablation import model_label
+    from mobile_former.model import MobileFormer
+    from mobile_former.weights.usage import Usage
+
+    limit_threads()
+    model, hyper_parameters, data_options = read_classifier(options.ckpt_path)
     if not isinstance(model, MobileFormer):
-        raise InputError(f"{options.ckpt_path} holds {module.label}: publish it with the library of that model")
+        raise InputError(
+            f"{options.ckpt_path} holds {model_label(hyper_parameters)}: publish it with the library of that model"
+        )
     usage = Usage(
-        class_names=tuple(module.hparams.class_names),
+        class_names=tuple(hyper_parameters["class_names"]),
         **{name: data_options[name] for name in ("image_size", "crop_fraction", "mean", "std")},
     )
     if options.folder:

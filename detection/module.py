@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from pytorch_lightning import Callback, LightningModule
 from rich.markup import escape
 from rich.table import Table
@@ -14,21 +13,17 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 import mobile_former
-from detection.data.batch import Source, pad
+from detection.data.batch import Source
 from detection.data.module import DetectionData
 from detection.evaluation import NUMBERS, SCORED_DETECTIONS, CocoAP
-from detection.models.ablation import ablate
-from detection.models.factory import create_detector
+from detection.inference import category_ids, configured_detector, detect
 from detection.models.retinanet import RetinaNet
 from detection.models.variants import E2E_VARIANTS
 from detection.models.weights import load_detector_weights
 from detection.pictures import draw_comparison
-from mobile_former.ablation import ablation_names
-from mobile_former.errors import InputError
-from mobile_former.training.baselines import is_baseline
+from mobile_former.ablation import model_label
 from mobile_former.training.console import console
 from mobile_former.training.data.dataset import indices_to_look_at
-from mobile_former.training.data.images import normalise
 from mobile_former.training.optimisation import Optimisation
 from mobile_former.training.run.report import figure
 
@@ -47,7 +42,8 @@ class DetectionModule(LightningModule):
         backbone: name of a backbone that replaces the detector's own: another Mobile-Former, timm/NAME, or
             transformers/resnetN with N = 18, 34, 50 or 101. The libraries timm and transformers need the pip extra
             "baselines". Default: the detector's own backbone.
-        pretrained: path of a file with initial weights. If these are the weights of a classifier (by the paper's
+        pretrained: file with initial weights: a path, hf://owner/name, or an https:// URL that ends in #sha256=… (the
+            SHA-256 of the file). If these are the weights of a classifier (by the paper's
             authors or this project), only the backbone is loaded. If they are the weights of the same detector, the
             classes may differ from class_names. Default: random weights.
         ablation: names of ablations, separated by commas, see :func:`detection.models.ablation.ablate`. Each ablation
@@ -135,24 +131,7 @@ class DetectionModule(LightningModule):
 
     def _build_model(self, pretrained: str | None) -> nn.Module:
         options = self.hparams
-        # Other detectors ignore the options of E2E-MF, so that one config serves all.
-        parts = ("focal", "refine_boxes", "dense_head", "choose_queries") if options.name in E2E_VARIANTS else ()
-        model = create_detector(
-            options.name,
-            num_classes=len(options.class_names),
-            backbone=options.backbone,
-            num_queries=options.num_queries,
-            max_detections=options.max_detections,
-            **{name: options[name] for name in parts},
-        )
-        if is_baseline(model.backbone_name):
-            for name in ("ablation", "checkpoint_gradients"):
-                if options[name]:
-                    raise InputError(
-                        f"--model.{name} is for Mobile-Former, not for {model.backbone_name}: leave it out"
-                    )
-        if options.ablation is not None:
-            ablate(model, options.ablation)
+        model = configured_detector(**options)
         if pretrained is not None:
             load_detector_weights(model, pretrained)
         if options.freeze_batch_norm:
@@ -259,8 +238,7 @@ class DetectionModule(LightningModule):
     @property
     def label(self) -> str:
         """Short name for tables and folders: the names of detector, backbone and ablations, joined by hyphens."""
-        ablations = ablation_names(self.hparams.ablation or "")
-        return "-".join(filter(None, (self.hparams.name, self.hparams.backbone, *ablations)))
+        return model_label(self.hparams)
 
     @property
     def category_ids(self) -> list[int]:
@@ -269,7 +247,7 @@ class DetectionModule(LightningModule):
         Detection results in COCO format contain these ids. Without the option ``category_ids``, they are 1, 2, 3 and so
         on.
         """
-        return list(self.hparams.category_ids or range(1, len(self.hparams.class_names) + 1))
+        return category_ids(self.hparams)
 
     @property
     def curves(self) -> dict[str, tuple[str, ...]]:
@@ -312,7 +290,6 @@ class DetectionModule(LightningModule):
             threshold=SHEET_THRESHOLD,
         )
 
-    @torch.inference_mode()
     def detect(
         self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], mean: Sequence[float], std: Sequence[float]
     ) -> list[dict[str, Tensor]]:
@@ -331,13 +308,9 @@ class DetectionModule(LightningModule):
         """
         was_training = self.training
         self.eval()
-        batch, padding_mask = pad(list(images))
-        batch = normalise(batch.to(self.device), mean, std, self.dtype)
-        outputs = self(batch, None if padding_mask is None else padding_mask.to(self.device))
+        detections = detect(self.model, images, sizes, mean, std)
         self.train(was_training)
-        return [
-            {name: values.cpu() for name, values in found.items()} for found in self.model.postprocess(outputs, sizes)
-        ]
+        return detections
 
     def write_scores(self, path: Path) -> None:
         """Write the scores of the last evaluation to a JSON file: the COCO scores and the AP of each class."""

@@ -32,28 +32,6 @@ _TITLE_LETTERS = 16  # pixels, font size of the title of a sheet
 _FONT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 
 
-def draw_detections(
-    image: np.ndarray,
-    boxes: Sequence[Sequence[float]],
-    labels: Sequence[int],
-    captions: Sequence[str],
-    class_names: Mapping[int, str],
-    path: Path,
-) -> None:
-    """Draw boxes with captions on an image, and save the result as an image file.
-
-    Args:
-        image: image ``(H, W, 3)``, uint8 RGB.
-        boxes: list of boxes, each xyxy in pixels.
-        labels: class label of each box. The label determines the colour.
-        captions: text of each box.
-        class_names: dictionary from label to class name, for the legend.
-        path: path of the image file to write. The suffix determines the format.
-    """
-    # JPEG: without colour subsampling, which blurs thin lines and letters
-    with_detections(image, boxes, labels, captions, class_names).save(path, quality=92, subsampling=0)
-
-
 def with_detections(
     image: np.ndarray,
     boxes: Sequence[Sequence[float]],

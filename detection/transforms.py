@@ -11,13 +11,12 @@ import cv2
 import numpy as np
 from albumentations.core.serialization import Serializable
 
+from detection.resizing import LONGEST, SHORT_SIDE, resized
 from mobile_former.errors import InputError
-from mobile_former.model import MIN_SIZE
 from mobile_former.training.data.images import resize
+from mobile_former.variants import MIN_SIZE
 
 SHORT_SIDES = tuple(range(480, 801, 32))
-SHORT_SIDE = 800  # pixels, in evaluation
-LONGEST = 1333  # pixels
 
 _CROP_SHORT_SIDES = (400, 500, 600)
 _CROP_SIDES = (384, 600)
@@ -212,34 +211,6 @@ class RandomSizeCrop(A.DualTransform):
         bboxes[:, [0, 2]] = (bboxes[:, [0, 2]] * width - left) / (right - left)
         bboxes[:, [1, 3]] = (bboxes[:, [1, 3]] * height - top) / (bottom - top)
         return bboxes
-
-
-def resized(
-    height: int, width: int, short_side: int, longest: int | None, frame: tuple[int, int] | None = None
-) -> tuple[int, int]:
-    """Return the height and width of an image after it is resized with its aspect ratio kept. All sizes are in pixels.
-
-    Args:
-        height: height of the image.
-        width: width of the image.
-        short_side: length of the shorter side of the result.
-        longest: maximum length of the longer side of the result. It takes precedence over ``short_side``. None: no
-            limit.
-        frame: maximum height and width of the result. None: no limit.
-    """
-    shorter, longer = min(height, width), max(height, width)
-    if longest is not None and longer * short_side > longest * shorter:
-        short_side = max(1, round(longest * shorter / longer))
-    # rounded down, as in DETR
-    other = short_side * longer // shorter
-    if longest is not None:
-        other = min(other, longest)  # a shorter side that was rounded up may give a pixel too much
-    height, width = (short_side, other) if height <= width else (other, short_side)
-    if frame is None or (height <= frame[0] and width <= frame[1]):
-        return height, width
-    if height * frame[1] > width * frame[0]:
-        return frame[0], max(1, width * frame[0] // height)
-    return max(1, height * frame[1] // width), frame[1]
 
 
 def _compose(transforms: Sequence, min_visibility: float = 0.0) -> A.Compose:

@@ -6,6 +6,7 @@ the small modules in this file.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +85,16 @@ def apply_ablations(model: nn.Module, names: str, known: Mapping[str, Ablation])
 def ablation_names(names: str) -> list[str]:
     """Split a comma-separated string into a list of names, and remove the spaces around each name."""
     return [name.strip() for name in names.split(",")]
+
+
+def model_label(options: Mapping[str, Any]) -> str:
+    """Return a short name for tables and folders: model, backbone and ablations of a run, joined by hyphens.
+
+    Args:
+        options: hyperparameters of the run, with ``name`` and optionally ``backbone`` and ``ablation``.
+    """
+    ablations = ablation_names(options.get("ablation") or "")
+    return "-".join(filter(None, (options["name"], options.get("backbone"), *ablations)))
 
 
 def is_ablated(model: nn.Module) -> bool:

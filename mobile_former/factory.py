@@ -6,6 +6,7 @@ from mobile_former.errors import InputError
 from mobile_former.model import MobileFormer
 from mobile_former.variants import VARIANTS
 from mobile_former.weights.loading import load_weights
+from mobile_former.weights.sources import local_file
 
 
 def list_models() -> list[str]:
@@ -21,6 +22,7 @@ def create_model(
     drop_path: float = 0.0,
     spatial_dynamic_relu: bool = False,
     pretrained: str | Path | None = None,
+    sha256: str | None = None,
 ) -> MobileFormer:
     """Build a published Mobile-Former classifier.
 
@@ -32,7 +34,9 @@ def create_model(
         drop_path: stochastic depth rate of the last block, in ``[0, 1)``. The rate increases linearly with depth.
         spatial_dynamic_relu: True for the spatially aware dynamic ReLU of the detectors' backbone, whose slopes differ
             between positions; False for the same slopes at all positions.
-        pretrained: path of a weights file for :func:`mobile_former.load_weights`; None for random weights.
+        pretrained: path of a weights file for :func:`mobile_former.load_weights`, ``hf://owner/name`` for a repository
+            of the Hugging Face Hub, or an ``https://`` URL; None for random weights.
+        sha256: SHA-256 of the file at a URL, see :func:`mobile_former.weights.sources.local_file`.
 
     Raises:
         InputError: the name is unknown, a number is out of range, or the weights do not fit.
@@ -48,8 +52,11 @@ def create_model(
     )
     if pretrained is not None:
         if isinstance(pretrained, bool):
-            raise InputError(f"pretrained is {pretrained}: nothing is downloaded; give a weights file or None")
-        load_weights(model, pretrained)
+            raise InputError(
+                f"pretrained is {pretrained}: there are no default weights; give a weights file, hf://owner/name, an "
+                "https:// URL, or None"
+            )
+        load_weights(model, local_file(pretrained, sha256))
     return model
 
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,8 @@ from mobile_former.layers.eager import channels_last_on_cpu
 from mobile_former.layers.linear import linear
 from mobile_former.layers.padding import mean_pool, padding_pyramid, zero_padding
 from mobile_former.mobile import Lite
-from mobile_former.variants import VARIANTS, Variant
+from mobile_former.variants import MIN_SIZE, VARIANTS, Variant
 from mobile_former.weights.hub import HubModel
-
-MIN_SIZE = 32  # pixels: the stride of the last map
 
 
 class MobileFormer(HubModel, nn.Module):
@@ -88,6 +87,32 @@ class MobileFormer(HubModel, nn.Module):
     def forward_features(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], Tensor]:
         """Return the feature maps and tokens of the backbone. See :meth:`Backbone.forward`."""
         return self.backbone(images, padding_mask)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last linear layer. Without classes, it is an ``nn.Identity``."""
+        return self.classifier.logits
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the last linear layer by a new one with random weights, as timm's models do.
+
+        The class names in :attr:`usage` are removed.
+
+        Args:
+            num_classes: number of classes. With 0, the last linear layer is removed, and the model returns its input,
+                ``(B, features)``.
+
+        Raises:
+            InputError: the number is negative.
+        """
+        if num_classes < 0:
+            raise InputError(f"num_classes is {num_classes}: give 0 (no last layer) or more")
+        weight = self.classifier.features.weight
+        self.num_classes = num_classes
+        self.classifier.logits = (
+            linear(len(weight), num_classes).to(weight.device, weight.dtype) if num_classes else nn.Identity()
+        )
+        if self.usage is not None:
+            self.usage = replace(self.usage, class_names=None)
 
 
 class Backbone(nn.Module):

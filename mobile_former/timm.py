@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from mobile_former.errors import InputError, first_line
 from mobile_former.layers.checkpointing import checkpoint_gradients
-from mobile_former.layers.linear import linear
 from mobile_former.model import Backbone, MobileFormer
 from mobile_former.variants import VARIANTS
-from mobile_former.weights.hub import CONFIG, WEIGHTS, fetch, read_config
+from mobile_former.weights.hub import read_config
 from mobile_former.weights.loading import load_weights
+from mobile_former.weights.sources import CONFIG, WEIGHTS, fetch
 from mobile_former.weights.usage import IMAGENET_MEAN, IMAGENET_STD
 
 try:
@@ -110,10 +110,6 @@ class TimmMobileFormer(MobileFormer):
             return self.classifier(*features)
         return self.classifier.hidden(*features)
 
-    def get_classifier(self) -> nn.Module:
-        """Return the last linear layer. With ``num_classes=0``, it is an ``nn.Identity``."""
-        return self.classifier.logits
-
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the last linear layer by a new one.
 
@@ -125,11 +121,7 @@ class TimmMobileFormer(MobileFormer):
             InputError: another pooling is requested.
         """
         _require_average_pooling(global_pool)
-        weight = self.classifier.features.weight
-        self.num_classes = num_classes
-        self.classifier.logits = (
-            linear(len(weight), num_classes).to(weight.device, weight.dtype) if num_classes else nn.Identity()
-        )
+        super().reset_classifier(num_classes)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Enable or disable gradient checkpointing, see :func:`mobile_former.checkpoint_gradients`."""

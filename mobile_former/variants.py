@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+MIN_SIZE = 32  # pixels, smallest side of an image: the stride of the last map
+
 
 @dataclass(frozen=True)
 class BlockSpec:

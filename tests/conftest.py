@@ -1,11 +1,13 @@
 """Fixtures for all tests."""
 
 import copy
+import http.server
 import importlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -173,3 +175,26 @@ def image_folder(tmp_path_factory) -> Path:
 def two_colours(tmp_path_factory) -> Path:
     """An image folder of the classes ``blue`` and ``red``: 22 training images, five batches of four plus two images."""
     return write_image_folder(tmp_path_factory.mktemp("data") / "colours", ("blue", "red"), train=11, val=4)
+
+
+@pytest.fixture
+def server():
+    """A web server on this machine. ``answers`` maps a path to (status, headers, body)."""
+    answers = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, headers, body = answers[self.path]
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}", answers
+        running.shutdown()

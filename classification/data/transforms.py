@@ -9,15 +9,14 @@ import cv2
 import numpy as np
 from albumentations.core.serialization import Serializable
 
+from classification.data.resizing import centre_crop, resize_shorter_side, shorter_side
 from mobile_former.errors import InputError
-from mobile_former.model import MIN_SIZE
 from mobile_former.training.data.images import resize
+from mobile_former.variants import MIN_SIZE
 from mobile_former.weights.usage import IMAGENET_MEAN
 
 # ImageNet's mean colour fills the area beyond the border of rotated, sheared and shifted images.
 _FILL = tuple(round(255 * value) for value in IMAGENET_MEAN)
-
-_STRIP = 32  # an image is a strip if its longer side is more than 32 times the shorter
 
 
 @dataclass(frozen=True)
@@ -128,11 +127,6 @@ def eval_transform(image_size: int, crop_fraction: float = 0.875) -> A.Compose:
     return A.Compose([ResizeShorterSide(shorter_side(image_size, crop_fraction)), CentreCrop(image_size)])
 
 
-def shorter_side(image_size: int, crop_fraction: float) -> int:
-    """Return ``image_size / crop_fraction``, rounded down: the shorter side in pixels to which evaluation resizes."""
-    return math.floor(image_size / crop_fraction)
-
-
 class RandomResizedCrop(A.RandomResizedCrop):
     """albumentations' RandomResizedCrop with antialiasing.
 
@@ -151,15 +145,10 @@ class RandomResizedCrop(A.RandomResizedCrop):
 
 
 class ResizeShorterSide(A.ImageOnlyTransform):
-    """Resize an image so that its shorter side has ``size`` pixels.
-
-    The interpolation is Pillow's antialiased bilinear interpolation, which was also used to measure the published
-    accuracies. If the longer side is more than 32 times the shorter, only the middle of the image is kept and resized.
-    The rest is not needed, because a centre crop follows. Resizing the whole image could fill the memory: the
-    result for an image of 1×60 000 pixels would take 12 GB.
+    """Resize an image so that its shorter side has ``size`` pixels, see :func:`resize_shorter_side`.
 
     Args:
-        size: length of the shorter side in pixels. The length of the longer side is rounded down, as in torchvision.
+        size: length of the shorter side in pixels.
     """
 
     def __init__(self, size: int, p: float = 1.0):
@@ -168,27 +157,11 @@ class ResizeShorterSide(A.ImageOnlyTransform):
 
     def apply(self, img: np.ndarray, **params) -> np.ndarray:
         """Resize an image ``(H, W, 3)`` uint8 so that its shorter side has ``size`` pixels."""
-        img = middle(img)
-        height, width = img.shape[:2]
-        shorter = min(height, width)
-        return resize(img, height * self.size // shorter, width * self.size // shorter)
-
-
-def middle(image: np.ndarray) -> np.ndarray:
-    """Crop an image ``(H, W, 3)`` to its middle if one side is more than 32 times the other.
-
-    The longer side of the crop is 32 times the shorter. Any other image is returned unchanged.
-    """
-    height, width = image.shape[:2]
-    top, left = (max(0, (side - _STRIP * min(height, width)) // 2) for side in (height, width))
-    return image[top : height - top, left : width - left]
+        return resize_shorter_side(img, self.size)
 
 
 class CentreCrop(A.ImageOnlyTransform):
-    """Crop the central square of an image.
-
-    If the margins are not whole pixels, the coordinates of the top left corner are rounded half to even, as in
-    torchvision.
+    """Crop the central square of an image, see :func:`centre_crop`.
 
     Args:
         size: side of the square in pixels. The image must have at least this height and width.
@@ -200,8 +173,7 @@ class CentreCrop(A.ImageOnlyTransform):
 
     def apply(self, img: np.ndarray, **params) -> np.ndarray:
         """Return the central square of an image ``(H, W, 3)``."""
-        top, left = (round((side - self.size) / 2) for side in img.shape[:2])
-        return img[top : top + self.size, left : left + self.size]
+        return centre_crop(img, self.size)
 
 
 def rand_augment_ops(num_ops: int, magnitude: float, magnitude_std: float) -> A.RandomOrder:

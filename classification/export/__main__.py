@@ -4,15 +4,12 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from classification.export.writing import ClassifierExporter
-from classification.module import ClassificationModule
 from mobile_former.errors import InputError
-from mobile_former.model import MIN_SIZE
 from mobile_former.training.cli.command import run_command
 from mobile_former.training.cli.parser import Parser
-from mobile_former.training.export.command import export
-from mobile_former.training.export.options import add_export_options, check_export_options, output_path
-from mobile_former.training.run.checkpoint import load_checkpoint
+from mobile_former.training.export.arguments import add_export_options, check_export_options, output_path
+from mobile_former.training.processors import limit_threads
+from mobile_former.variants import MIN_SIZE
 
 
 def main() -> None:
@@ -20,6 +17,13 @@ def main() -> None:
     options = _parse()
     output = output_path(options)
     _require_writable_kind(output, options)
+    # Imported here, because these modules import PyTorch and Lightning, which --help need not wait for.
+    from classification.export.writing import ClassifierExporter
+    from classification.module import ClassificationModule
+    from mobile_former.training.export.command import export
+    from mobile_former.training.run.checkpoint import load_checkpoint
+
+    limit_threads()
     module, data_options = load_checkpoint(options.ckpt_path, ClassificationModule, "classification")
     if options.image_size is not None:
         data_options["image_size"] = options.image_size

@@ -1,6 +1,7 @@
 """The PyTorch module that ``python -m classification.export`` exports, and a class that runs the exported file."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from classification.data.transforms import eval_transform, middle, shorter_side
+from classification.data.resizing import middle, resize_and_crop, shorter_side
 from mobile_former.errors import InputError
 from mobile_former.training.data.images import normalise
 from mobile_former.training.export.executorch_file import ExecutorchModel
@@ -50,14 +51,14 @@ class ClassifierGraph(nn.Module):
             return self.model(images)
         images = images.permute(0, 3, 1, 2)
         if self.preprocessing == "resize_and_normalise":
-            images = resize_and_crop(images, self.options["image_size"], self.options["crop_fraction"])
+            images = resized_and_cropped(images, self.options["image_size"], self.options["crop_fraction"])
         return self.model(normalise(images, self.options["mean"], self.options["std"]))
 
 
-def resize_and_crop(images: Tensor, image_size: int, crop_fraction: float) -> Tensor:
+def resized_and_cropped(images: Tensor, image_size: int, crop_fraction: float) -> Tensor:
     """Resize images and crop the centre with operations that ONNX supports.
 
-    In PyTorch, the results are identical to those of :func:`classification.data.transforms.eval_transform`. In ONNX,
+    In PyTorch, the results are identical to those of :func:`classification.data.resizing.resize_and_crop`. In ONNX,
     one value in a thousand differs by 1, on the scale from 0 to 255.
 
     Args:
@@ -89,7 +90,7 @@ class ExportedClassifier:
         class_names: names of the classes in the order of the logits.
         preprocessing: ``"none"``, ``"normalise"`` or ``"resize_and_normalise"``: the preprocessing that the file
             contains.
-        transform: transform that prepares an image ``(H, W, 3)`` uint8 for :meth:`logits`.
+        transform: function that prepares an image ``(H, W, 3)`` uint8 for :meth:`logits`.
 
     Raises:
         InputError: the file is damaged.
@@ -104,14 +105,17 @@ class ExportedClassifier:
             self.preprocessing: Preprocessing = metadata["preprocessing"]
             if self.preprocessing not in get_args(Preprocessing):
                 raise ValueError(f"preprocessing is {self.preprocessing!r}")
-            self.transform: Callable[..., dict] = eval_transform(metadata["image_size"], metadata["crop_fraction"])
+            size, fraction = metadata["image_size"], metadata["crop_fraction"]
+            self.transform: Callable[[np.ndarray], np.ndarray] = partial(
+                resize_and_crop, image_size=size, crop_fraction=fraction
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{model.path} is damaged: export does not write this metadata ({type(error).__name__}: {error}); "
                 "export it again"
             ) from error
         if self.preprocessing == "resize_and_normalise":
-            self.transform = _cut_strip
+            self.transform = middle
 
     def logits(self, images: Sequence[Tensor]) -> Tensor:
         """Return the logits ``(B, K)`` of images as a CPU tensor.
@@ -146,11 +150,3 @@ class ExportedClassifier:
             yield torch.stack(list(images)).permute(0, 2, 3, 1).numpy()
         else:  # each image has its own size
             yield from (image.permute(1, 2, 0)[None].numpy() for image in images)
-
-
-def _cut_strip(image: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the image, or only the middle of a very long, narrow image, as ``{"image": image}``. See :func:`middle`.
-
-    This function is used as the image transform if the exported model itself resizes, crops and normalises images.
-    """
-    return {"image": middle(image)}

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from rich.table import Table
 import mobile_former
 from classification.data.digits import Digits
 from classification.data.module import ClassificationData
-from classification.data.transforms import ResizeShorterSide, eval_transform, shorter_side
+from classification.data.resizing import resize_and_crop, resize_shorter_side, shorter_side
 from classification.evaluate import labelled_data
 from classification.export.exported_classifier import ClassifierGraph, ExportedClassifier, Preprocessing
 from classification.module import ClassificationModule
@@ -186,7 +187,9 @@ class ClassifierExporter(Exporter):
         if self.options.dynamic_size and file.preprocessing == "none":
             other = self.data_options | {"image_size": self.data_options["image_size"] + 45}  # odd, other remainders
             resized = copy.copy(file)
-            resized.transform = eval_transform(other["image_size"], other["crop_fraction"])
+            resized.transform = partial(
+                resize_and_crop, image_size=other["image_size"], crop_fraction=other["crop_fraction"]
+            )
             expected, (found,) = _logits(self.module, other, [resized], source, indices)
             difference = max(difference, relative_difference(found, expected))
         if not difference <= TOLERANCE:  # NaN too
@@ -224,7 +227,7 @@ class ClassifierExporter(Exporter):
             labels = np.array([images.source.labels[index] for index in indices])
             table.add_row("top1", *(f"{_share(logits, labels):.4f}" for logits in (expected, *found)))
         image = images.source.read(indices[0])
-        planes = to_planes(eval_transform(options["image_size"], options["crop_fraction"])(image=image)["image"])
+        planes = to_planes(resize_and_crop(image, options["image_size"], options["crop_fraction"]))
         with torch.inference_mode():
             normalised = normalise(planes[None], options["mean"], options["std"])
             times = [milliseconds(lambda: module(normalised))]
@@ -247,14 +250,14 @@ class ResizedImages:
 
     def __init__(self, source: ImageSource, data_options: dict):
         self.source = source
-        self.resize = ResizeShorterSide(shorter_side(data_options["image_size"], data_options["crop_fraction"]))
+        self.size = shorter_side(data_options["image_size"], data_options["crop_fraction"])
 
     def __len__(self) -> int:
         return len(self.source)
 
     def read(self, index: int) -> np.ndarray:
         """Return an image ``(H, W, 3)`` uint8 RGB, resized as in evaluation but not cropped."""
-        return self.resize(image=self.source.read(index))["image"]
+        return resize_shorter_side(self.source.read(index), self.size)
 
     def name(self, index: int) -> str:
         """Return the name of an image, for messages."""
@@ -283,13 +286,13 @@ def _logits(
         A tuple of the logits ``(N, K)`` of the PyTorch model, and a list with the logits ``(N, K)`` of each exported
         model.
     """
-    transform = eval_transform(data_options["image_size"], data_options["crop_fraction"])
+    size, fraction = data_options["image_size"], data_options["crop_fraction"]
     expected, found = [], [[] for _ in classifiers]
     start, size = 0, 1
     while start < len(indices):  # batches of 1, 2, 4, … images, because a dynamic batch must accept any size
         images = [source.read(index) for index in indices[start : start + size]]
         start, size = start + size, min(2 * size, BATCH)
-        planes = torch.stack([to_planes(transform(image=image)["image"]) for image in images])
+        planes = torch.stack([to_planes(resize_and_crop(image, size, fraction)) for image in images])
         with torch.inference_mode():
             expected.append(module(normalise(planes, data_options["mean"], data_options["std"])).numpy())
         for classifier, logits in zip(classifiers, found, strict=True):
@@ -298,7 +301,7 @@ def _logits(
 
 
 def _planes(classifier: ExportedClassifier, image: np.ndarray) -> torch.Tensor:
-    return to_planes(classifier.transform(image=image)["image"])
+    return to_planes(classifier.transform(image))
 
 
 def _share(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -1,9 +1,8 @@
 """Build samples of images with boxes, and padded batches of these samples."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import albumentations as A
 import numpy as np
 import torch
 from torch.utils.data import Sampler
@@ -12,8 +11,12 @@ from detection.boxes.geometry import xyxy_to_cxcywh
 from mobile_former.training.data.dataset import ImageSource, split_messages
 from mobile_former.training.data.images import to_planes
 from mobile_former.training.data.sampler import Draw, EpochSampler
+from mobile_former.variants import MIN_SIZE
 
-MULTIPLE = 32  # pixels; batch sides are multiples of the coarsest stride
+if TYPE_CHECKING:  # prediction pads batches without albumentations
+    import albumentations as A
+
+MULTIPLE = MIN_SIZE  # pixels; batch sides are multiples of the coarsest stride
 
 _WINDOW = 50  # batches that are grouped by shape together
 
@@ -42,7 +45,7 @@ class Source(ImageSource, Protocol):
         """Return the ground truth for scoring, as a dictionary in COCO format."""
 
 
-def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Compose) -> dict:
+def make_sample(source: Source, index: int, image: np.ndarray, transforms: "A.Compose") -> dict:
     """Transform an image and its boxes into a sample for :func:`collate`.
 
     Args:

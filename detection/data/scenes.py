@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 
 import cv2
 import numpy as np
+import pytorch_lightning  # noqa: F401  # before scikit-learn, see mobile_former.training.data.digits
 from sklearn.datasets import load_sample_images
 
 from mobile_former.training.data.digits import digits_of

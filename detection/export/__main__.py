@@ -2,15 +2,12 @@
 
 from jsonargparse import Namespace
 
-from detection.data.batch import MULTIPLE
-from detection.export.writing import DetectorExporter
-from detection.module import DetectionModule
 from mobile_former.errors import InputError
 from mobile_former.training.cli.command import run_command
 from mobile_former.training.cli.parser import Parser
-from mobile_former.training.export.command import export
-from mobile_former.training.export.options import add_export_options, check_export_options, output_path
-from mobile_former.training.run.checkpoint import load_checkpoint
+from mobile_former.training.export.arguments import add_export_options, check_export_options, output_path
+from mobile_former.training.processors import limit_threads
+from mobile_former.variants import MIN_SIZE as MULTIPLE  # see detection.data.batch
 
 
 def main() -> None:
@@ -19,6 +16,13 @@ def main() -> None:
     output = output_path(options)
     if output.suffix != ".onnx":
         raise InputError(f"--output {output}: give a name that ends in .onnx")
+    # Imported here, because these modules import PyTorch and Lightning, which --help need not wait for.
+    from detection.export.writing import DetectorExporter
+    from detection.module import DetectionModule
+    from mobile_former.training.export.command import export
+    from mobile_former.training.run.checkpoint import load_checkpoint
+
+    limit_threads()
     module, data_options = load_checkpoint(options.ckpt_path, DetectionModule, "detection")
     export(DetectorExporter(module, data_options, options), options, output)
 

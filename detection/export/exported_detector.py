@@ -1,7 +1,7 @@
 """Detect objects with an ONNX file that ``python -m detection.export`` has written."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from detection.boxes.geometry import cxcywh_to_xyxy
 from detection.boxes.postprocess import best_classes, to_pixels
 from detection.data.batch import MULTIPLE, pad
 from detection.models.retinanet import DETECTIONS, STRIDES, best_candidates, suppress_candidates
-from detection.transforms import eval_transform, resized
+from detection.resizing import resize_to_fit, resized
 from mobile_former.errors import InputError
 from mobile_former.training.data.images import normalise
 from mobile_former.training.export.onnx_file import OnnxModel
@@ -29,7 +29,7 @@ class ExportedDetector:
         class_names: class names in the order of the labels.
         category_ids: COCO category ids in the order of the labels.
         max_detections: maximum number of detections in an image.
-        transform: transform that prepares an original image ``(H, W, 3)`` uint8 for :meth:`detect`.
+        transform: function that prepares an original image ``(H, W, 3)`` uint8 for :meth:`detect`.
 
     Raises:
         InputError: the metadata of the file is damaged.
@@ -51,13 +51,15 @@ class ExportedDetector:
                 raise ValueError(f"a frame of {self.frame}")
             if len(self.category_ids) != len(self.class_names):
                 raise ValueError(f"{len(self.category_ids)} ids of {len(self.class_names)} classes")
-            transform = eval_transform(metadata["short_side"], metadata["longest"], self.frame)
+            sizes = {name: metadata[name] for name in ("short_side", "longest")}
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{model.path} is damaged: its metadata is not what export writes ({type(error).__name__}: {error}); "
                 "export it again"
             ) from error
-        self.transform: Callable[..., dict] = _as_it_is if self.preprocessing else transform
+        self.transform: Callable[[np.ndarray], np.ndarray] = (
+            _as_it_is if self.preprocessing else partial(resize_to_fit, **sizes, frame=self.frame)
+        )
 
     def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Detect objects in one or more images.
@@ -145,9 +147,9 @@ def _corners(sizes: Sequence[tuple[int, int]]) -> Tensor:
     return torch.tensor([[width, height, width, height] for height, width in sizes], dtype=torch.float32)[:, None]
 
 
-def _as_it_is(**data: Any) -> dict[str, Any]:
-    """Return the keyword arguments as a dictionary, unchanged.
+def _as_it_is(image: np.ndarray) -> np.ndarray:
+    """Return the image unchanged.
 
     This function is used as the image transform if the ONNX graph contains the preprocessing.
     """
-    return data
+    return image

@@ -21,7 +21,6 @@ from detection.export.onnx_graph import DECODED_OUTPUTS, RAW_OUTPUTS, DetectionG
 from detection.models.retinanet import LEAST_SCORE, RetinaNet
 from detection.module import DetectionModule
 from detection.predict import CheckpointDetector, Detector
-from detection.transforms import eval_transform
 from mobile_former.errors import InputError
 from mobile_former.training.data.dataset import ImageSource, indices_to_look_at
 from mobile_former.training.data.images import to_planes
@@ -148,9 +147,12 @@ class DetectorExporter(Exporter):
 
     def __init__(self, module: DetectionModule, data_options: dict, options: Namespace):
         super().__init__(module, data_options, options)
-        self.checkpoint = CheckpointDetector(module, data_options, "cpu")  # onnxruntime's device and precision
-        self.checkpoint.transform = eval_transform(
-            data_options["short_side"], data_options["longest"], options.image_size
+        self.checkpoint = CheckpointDetector(
+            module.model,
+            module.hparams,
+            data_options,
+            frame=options.image_size,
+            device="cpu",  # onnxruntime's device
         )
 
     def data(self) -> DetectionData:
@@ -220,7 +222,7 @@ class DetectorExporter(Exporter):
         indices = indices_to_look_at(source, FEW)
         # A graph that resizes gets images of their final size: ONNX's Resize rounds some pixels to another level.
         read = [source.read(index) for index in indices]
-        images = [self.checkpoint.transform(image=image, bboxes=np.zeros((0, 4)), labels=[])["image"] for image in read]
+        images = [self.checkpoint.transform(image) for image in read]
         sizes = [image.shape[:2] for image in read]
         # RetinaNet's detections and E2E-MF's chosen queries are the best of many, so the last ones may differ.
         start = getattr(self.module.model, "start", None)
@@ -292,7 +294,7 @@ class DetectorExporter(Exporter):
 
 
 def _planes(detector: Detector, image: np.ndarray) -> torch.Tensor:
-    return to_planes(detector.transform(image=image, bboxes=np.zeros((0, 4)), labels=[])["image"])
+    return to_planes(detector.transform(image))
 
 
 def differences(

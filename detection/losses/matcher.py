@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -69,6 +68,8 @@ class HungarianMatcher:
         Returns:
             List with the result of :meth:`__call__` for each layer.
         """
+        from scipy.optimize import linear_sum_assignment  # here, because prediction needs no matching
+
         device = layers[0]["logits"].device
         with without_autocast(device):
             logits = torch.stack([layer["logits"] for layer in layers])

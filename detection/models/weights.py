@@ -8,6 +8,7 @@ from torch import nn
 from detection.models.backbone import load_pretrained_backbone
 from mobile_former.errors import InputError
 from mobile_former.weights.files import read_weights
+from mobile_former.weights.sources import local_file
 
 _logger = logging.getLogger(__name__)
 
@@ -24,13 +25,14 @@ def load_detector_weights(detector: nn.Module, path: str | Path) -> None:
 
     Args:
         detector: a detector built by :func:`detection.create_detector`.
-        path: weights file: ``.pth``, ``.pth.tar``, ``.ckpt`` or ``.safetensors``.
+        path: weights file (``.pth``, ``.pth.tar``, ``.ckpt`` or ``.safetensors``), or a source of one as in
+            :func:`mobile_former.load_weights`.
 
     Raises:
         FileNotFoundError: the file does not exist.
         InputError: the file is not a weights file, or belongs to another model.
     """
-    path = Path(path)
+    path = local_file(path)
     state, _ = read_weights(path)
     expected = detector.state_dict()
     # A detector's file has entries that are neither `backbone.…` nor `classifier.…`.

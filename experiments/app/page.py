@@ -16,6 +16,7 @@ from detection.predict import CheckpointDetector
 from experiments.app.answer import BOXES, Answer, answer
 from experiments.attention.look import Predictor, look
 from experiments.attention.recording import block_names
+from mobile_former.ablation import model_label
 from mobile_former.errors import InputError
 from mobile_former.training.extras import import_extra
 
@@ -47,7 +48,7 @@ def build_page(predictor: Predictor) -> "gradio.Blocks":
     """
     gradio = _import_gradio()
     detects = isinstance(predictor, CheckpointDetector)
-    blocks = block_names(predictor.module.model)
+    blocks = block_names(predictor.model)
     # Warm up: the first image is slower, since it loads fonts, allocates buffers and selects kernels.
     blank = np.zeros((480, 640, 3), np.uint8)
     first = Answer(image=blank, size=(640, 480), prediction=look(predictor, blank))
@@ -80,7 +81,7 @@ def build_page(predictor: Predictor) -> "gradio.Blocks":
         return given.picture(threshold), result, given.attention(block, threshold)
 
     nothing = (None, None, None)
-    title = f"Mobile-Former: {predictor.module.label}, {len(predictor.class_names)} classes"
+    title = f"Mobile-Former: {model_label(predictor.options)}, {len(predictor.class_names)} classes"
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as page:
         gradio.HTML(f"<h1>{html.escape(title)}</h1>")
         with gradio.Row():

@@ -7,16 +7,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from classification.module import ClassificationModule
-from classification.predict import CheckpointClassifier
+from classification.predict import CheckpointClassifier, load_classifier
 from detection.models.e2e_mf import E2EMobileFormer
-from detection.module import DetectionModule
 from detection.pictures import caption
-from detection.predict import CheckpointDetector, listed
+from detection.predict import CheckpointDetector, listed, load_detector
 from experiments.attention.figures import best_queries
 from experiments.attention.recording import BlockAttention, block_names, box_steps, recording
 from mobile_former.training.data.images import to_planes
-from mobile_former.training.run.checkpoint import load_checkpoint
 from mobile_former.weights.files import read_file
 
 Predictor = CheckpointClassifier | CheckpointDetector
@@ -40,10 +37,10 @@ def load_predictor(path: str | Path) -> Predictor:
     content = read_file(Path(path))
     options = content.get("hyper_parameters") if isinstance(content, dict) else None
     if isinstance(options, dict) and "category_ids" in options:
-        predictor = CheckpointDetector(*load_checkpoint(path, DetectionModule, "detection"))
+        predictor = load_detector(path, inference_form=False)
     else:
-        predictor = CheckpointClassifier(*load_checkpoint(path, ClassificationModule, "classification"))
-    block_names(predictor.module.model)  # raises for a model without a bridge, before any image is read
+        predictor = load_classifier(path, inference_form=False)
+    block_names(predictor.model)  # raises for a model without a bridge, before any image is read
     return predictor
 
 
@@ -102,10 +99,9 @@ def look(predictor: Predictor, image: np.ndarray, *, top_k: int = 5) -> Look:
         image: original image, ``(H, W, 3)`` uint8 RGB.
         top_k: maximum number of classes to return for a classifier.
     """
-    model, names = predictor.module.model, predictor.class_names
+    model, names = predictor.model, predictor.class_names
     detects = isinstance(predictor, CheckpointDetector)
-    targets = {"bboxes": np.zeros((0, 4)), "labels": []} if detects else {}
-    prepared = predictor.transform(image=image, **targets)["image"]
+    prepared = predictor.transform(image)
     planes = to_planes(prepared)
     with recording(model) as record:
         start = time.perf_counter()

@@ -25,16 +25,15 @@ import detection.fit
 import detection.predict
 import detection.transforms
 import mobile_former
-from classification.module import ClassificationModule
+from classification.data.resizing import resize_and_crop
 from detection.data.module import DetectionData
 from detection.evaluation import CocoAP
 from detection.models.weights import load_detector_weights
-from detection.module import DetectionModule
+from detection.resizing import resize_to_fit
 from experiments.fuzz import damage
 from mobile_former.training.cli.fit import FitCLI
-from mobile_former.training.data.images import ImageFiles, read_image
+from mobile_former.training.data.images import ImageError, read_image
 from mobile_former.training.data.sampler import Draw
-from mobile_former.training.run.checkpoint import load_checkpoint
 
 # Reads a file and returns its error message; None on success.
 Reader = Callable[[Path], str | None]
@@ -55,25 +54,27 @@ class Kind(NamedTuple):
 def read_for_classification(path: Path) -> str | None:
     """Read and transform an image as ``classification.predict`` and ``classification.fit`` do."""
     train = classification.data.transforms.train_transform(224, rand_augment=True)
-    return _read_image(path, classification.data.transforms.eval_transform(224), train)
+    return _read_image(path, lambda image: resize_and_crop(image, 224), train)
 
 
 def read_for_detection(path: Path) -> str | None:
     """Read and transform an image as ``detection.predict`` and ``detection.fit`` do."""
     train, boxes = detection.transforms.train_transform(), {"bboxes": np.zeros((0, 4)), "labels": []}
-    return _read_image(path, detection.transforms.eval_transform(), train, **boxes)
+    return _read_image(path, resize_to_fit, train, **boxes)
 
 
 def _read_image(path: Path, evaluate: Callable, train: Callable, **boxes) -> str | None:
-    """Read an image twice: with the transforms of evaluation, then with the transforms of training.
+    """Read an image, and prepare it as in evaluation, then with the transforms of training.
 
     Returns:
         The error message if the image cannot be read, otherwise None.
     """
-    sample = ImageFiles([path], evaluate, **boxes)[0]
-    if isinstance(sample, str):
-        return sample
-    train(image=read_image(path), **boxes)
+    try:
+        image = read_image(path)
+    except ImageError as error:
+        return str(error)
+    evaluate(image)
+    train(image=image, **boxes)
     return None
 
 
@@ -156,15 +157,13 @@ def _models() -> dict[str, torch.nn.Module]:
 
 def predict_classes(path: Path) -> None:
     """Load a checkpoint as ``classification.predict`` does, and classify a valid image."""
-    module, options = load_checkpoint(path, ClassificationModule, "classification")
-    classifier = classification.predict.CheckpointClassifier(module, options)
+    classifier = classification.predict.load_classifier(path)
     classification.predict.predict(classifier, [path.parents[1] / "images" / "1.png"])
 
 
 def predict_boxes(path: Path) -> None:
     """Load a checkpoint as ``detection.predict`` does, and detect the objects in a valid image."""
-    module, options = load_checkpoint(path, DetectionModule, "detection")
-    detector = detection.predict.CheckpointDetector(module, options)
+    detector = detection.predict.load_detector(path)
     list(detection.predict.predict(detector, [path.parents[1] / "images" / "1.png"]))
 
 

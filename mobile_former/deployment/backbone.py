@@ -392,7 +392,8 @@ class DeployedClassifier(InferenceModule):
         self.expand = Pointwise(classifier.expand, in_shuffle=classifier.shuffle, relu6=True)
         features = fold_features_norm(classifier.features, classifier.norm)
         self.features = RowLinear(features.weight, features.bias)
-        self.logits = RowLinear(classifier.logits.weight, classifier.logits.bias)
+        last = classifier.logits  # an nn.Identity after reset_classifier(0)
+        self.logits = RowLinear(last.weight, last.bias) if isinstance(last, nn.Linear) else nn.Identity()
 
     def forward(self, x: Tensor, tokens: Tensor, query: Tensor, gate: Tensor) -> Tensor:
         """Compute the logits.

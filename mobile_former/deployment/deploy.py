@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import sys
 from reprlib import repr as brief
 
 import torch
@@ -56,7 +57,9 @@ def inference_form(module: nn.Module) -> nn.Module:
     is replaced. Any other module is kept, and this function is applied to its children. Subclasses and ablated
     modules are kept because the inference form would compute other outputs than they do.
     """
-    if isinstance(module, torch._dynamo.OptimizedModule):
+    # A compiled module exists only if torch._dynamo is loaded. Loading it takes as long as loading the rest of torch.
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and isinstance(module, dynamo.OptimizedModule):
         return inference_form(module._orig_mod)
     if type(module) in _FORMS and not is_ablated(module):
         return _FORMS[type(module)](module)

@@ -21,8 +21,3 @@ if _missing := [name for name in REQUIRED if importlib.util.find_spec(name) is N
 
 # albumentations asks a server for its newest version at every import, unless this is set.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-# Lightning must be imported before scikit-learn. typing caches Optional[Union[float, int]] with the order of the
-# union that it sees first; with the order of scikit-learn, jsonargparse reads `--trainer.limit_train_batches 1` as 1.0,
-# which means all batches. tests/mobile_former/training/test_requirements.py checks it.
-import pytorch_lightning  # noqa: E402, F401

@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import torch
-
 
 def available_cores() -> int:
     """Return the number of cores that this process may use.
@@ -16,6 +14,11 @@ def available_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def default_workers() -> int:
+    """Return the default number of loading processes: number of cores minus one, but at least 1 and at most 16."""
+    return min(16, max(1, available_cores() - 1))
 
 
 def cpu_quota(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
@@ -69,6 +72,8 @@ def limit_threads(processes: int = 1) -> None:
             are several processes, this function also sets ``OMP_NUM_THREADS``, so that the processes that Lightning
             starts use the same limit.
     """
+    import torch  # here, because parsers of command lines must not import it
+
     if "OMP_NUM_THREADS" in os.environ:
         return
     threads = max(1, available_cores() // processes)

@@ -7,6 +7,7 @@ from mobile_former.errors import InputError
 from mobile_former.model import Backbone, MobileFormer
 from mobile_former.weights.files import read_weights
 from mobile_former.weights.loading import layout, require_channels, require_variant
+from mobile_former.weights.sources import local_file
 
 _logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def load_backbone_weights(backbone: Backbone, variant: str, path: str | Path) ->
         FileNotFoundError: the file does not exist.
         InputError: the file cannot be read or does not fit, see :func:`mobile_former.load_weights`.
     """
-    path = Path(path)
+    path = local_file(path)
     state, _ = read_weights(path)
     require_variant(path, state, MobileFormer.published(variant))
     require_channels(path, state, backbone.in_chans)

@@ -4,23 +4,21 @@ A model folder can be local or a repository on the Hugging Face Hub. Only downlo
 ``huggingface_hub``.
 """
 
-import importlib
 import json
 import re
 import tempfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Self
 
-from mobile_former.errors import InputError, first_line
+from mobile_former.errors import InputError
 from mobile_former.multiply_adds import cost
 from mobile_former.weights.loading import load_weights, save_weights
+from mobile_former.weights.sources import CONFIG, WEIGHTS, fetch, huggingface_hub, reason
 from mobile_former.weights.usage import Usage
 from mobile_former.whole_file import write_whole
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CARD = "README.md"
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _USAGE = ("class_names", "image_size", "crop_fraction", "mean", "std")
 
 
@@ -144,7 +142,7 @@ class HubModel:
             InputError: huggingface_hub is not installed, the Hub cannot be reached or refuses the upload, or
                 :meth:`save_pretrained` refuses the model.
         """
-        hub = _huggingface_hub(f"push to {repository}")
+        hub = huggingface_hub(f"push to {repository}")
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, usage, license=license, name=repository)
             try:
@@ -155,62 +153,10 @@ class HubModel:
                 api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Upload {self.variant}")
             except Exception as error:  # huggingface_hub and its HTTP client raise exceptions of many types
                 raise InputError(
-                    f"cannot push to {repository} ({_reason(error)}): log in by `hf auth login` with a token that has "
+                    f"cannot push to {repository} ({reason(error)}): log in by `hf auth login` with a token that has "
                     "write permission, and check that the Hub can be reached"
                 ) from error
         return str(address)
-
-
-def fetch(
-    repository: str,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-) -> Path:
-    """Download the configuration and weights of a model from the Hugging Face Hub.
-
-    Files that are already in the cache are not downloaded again.
-
-    Args:
-        repository: name of the repository, ``"owner/name"``.
-        revision: branch, tag or commit of the repository; default: the main branch.
-        token: access token for private repositories; default: the token of ``hf auth login``.
-        cache_dir: folder in which downloads are cached; default: the cache folder of huggingface_hub.
-
-    Returns:
-        The path of the local folder that contains the files.
-
-    Raises:
-        InputError: the name is invalid, the repository cannot be downloaded, or huggingface_hub is not installed.
-    """
-    if not _REPOSITORY.fullmatch(repository):
-        raise InputError(f"there is no folder {repository}, and repositories on the Hub have names like owner/name")
-    hub = _huggingface_hub(f"fetch {repository} from the Hub (there is no such folder)")
-    try:
-        folder = hub.snapshot_download(
-            repository, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=[CONFIG, WEIGHTS]
-        )
-    except Exception as error:  # huggingface_hub and its HTTP client raise exceptions of many types
-        raise InputError(
-            f"there is no folder {repository}, and it cannot be fetched from the Hub ({_reason(error)}): check the "
-            "name and the network; for a private repository, log in by `hf auth login`"
-        ) from error
-    return Path(folder)
-
-
-def _huggingface_hub(purpose: str) -> ModuleType:
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise InputError(
-            f"cannot {purpose}: huggingface_hub is missing ({first_line(error)}): pip install -c constraints.txt -e "
-            "'.[hub]' in this repository, pip install huggingface_hub elsewhere"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -232,7 +178,7 @@ def read_config(path: Path) -> dict[str, Any]:
         return known | {name: config[name] for name in _USAGE}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is damaged or belongs to another kind of model ({_reason(error)}): fetch or save it again"
+            f"{path} is damaged or belongs to another kind of model ({reason(error)}): fetch or save it again"
         ) from error
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mobile_former.errors import InputError
 from mobile_former.variants import VARIANTS
 from mobile_former.weights.files import read_weights
+from mobile_former.weights.sources import local_file
 from mobile_former.whole_file import write_whole
 
 _logger = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> Loade
 
     Args:
         model: a :class:`mobile_former.MobileFormer`.
-        path: path of the file.
+        path: path of the file, ``hf://owner/name``, or an ``https://`` URL with the SHA-256 of the file, see
+            :func:`mobile_former.weights.sources.local_file`.
         ema: True to load the averaged weights, which the authors' training program saves as ``state_dict_ema``; False
             to load the plain ones.
 
@@ -68,7 +70,7 @@ def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> Loade
     """
     if not hasattr(model, "published"):
         raise InputError(f"{type(model).__name__} cannot load weights: load them into a MobileFormer, then deploy it")
-    path = Path(path)
+    path = local_file(path)
     state, entry = read_weights(path, ema)
     require_variant(path, state, model)
     require_channels(path, state, model.in_chans)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import cv2
@@ -11,6 +12,9 @@ import torch
 from PIL import Image
 
 import mobile_former
+from classification.predict import load_classifier, predict
+from tests.mobile_former.training.prediction.test_video import read_frames, write_video
+from tests.test_start import TRAINING, run
 
 
 def test_predict_writes_table_csv_json_and_sheet_for_images_folders_and_globs(
@@ -88,3 +92,57 @@ def test_predict_takes_either_a_checkpoint_or_an_onnx_file(failing, checkpoint, 
         (tmp_path / "x.onnx").write_bytes(content)
         message = failing("classification.predict", image_folder, "--onnx", "x.onnx")
         assert "x.onnx is damaged or not an ONNX file" in message
+
+
+def test_predict_loads_no_library_of_training(checkpoint, image_folder, tmp_path):
+    image = image_folder / "val" / "red" / "0.jpg"
+    status, loaded, output = run("classification.predict", image, "--ckpt_path", checkpoint, cwd=tmp_path)
+    assert status == 0, output
+    assert "torch" in loaded
+    assert not loaded & (TRAINING | {"torch._dynamo"})
+
+
+def test_the_inference_form_has_the_probabilities_of_the_model(checkpoint, image_folder):
+    paths = sorted((image_folder / "val").rglob("*.jpg"))
+    plain, fast = (predict(load_classifier(checkpoint, inference_form=form), paths, top_k=3) for form in (False, True))
+    for expected, found in zip(plain, fast, strict=True):
+        assert found["class"] == expected["class"]
+        values = [{top["class"]: top["probability"] for top in each["top_k"]} for each in (found, expected)]
+        assert values[0] == pytest.approx(values[1], abs=1e-5)
+
+
+def test_more_than_twenty_images_give_a_summary_unless_rows_are_wanted(checkpoint, command, image_folder, tmp_path):
+    for number in range(21):
+        shutil.copy(image_folder / "val" / "red" / "0.jpg", tmp_path / f"{number}.jpg")
+    common = ("classification.predict", "*.jpg", "--ckpt_path", checkpoint)
+    _, output, _ = command(*common)
+    assert "20.jpg" not in output
+    assert re.search(r"(red|blue|green)\W+21\W", output)
+    assert "21 images in" in output
+    assert "images a second" in output
+    _, output, _ = command(*common, "--verbose")
+    assert "20.jpg" in output
+    status, output, errors = command(*common, "--quiet", "--output", "x.json")
+    assert (status, output, errors) == (0, "", "")
+    assert len(json.loads((tmp_path / "x.json").read_text())) == 21
+
+
+def test_the_frames_of_a_video_are_classified_and_drawn(checkpoint, command, image_folder, tmp_path):
+    write_video(tmp_path / "clip.mp4", [cv2.imread(str(image_folder / "val" / "red" / "0.jpg"))] * 7, rate=10)
+    status, output, errors = command(
+        "classification.predict", "clip.mp4", "--ckpt_path", checkpoint, "--output", "x.json", "--drawings", "drawn",
+        "--batch_size", "3",
+    )  # fmt: skip
+    assert status == 0, errors
+    predictions = json.loads((tmp_path / "x.json").read_text())
+    assert [each["frame"] for each in predictions] == list(range(7))
+    assert [each["seconds"] for each in predictions] == pytest.approx([0.1 * number for number in range(7)])
+    assert {each["path"] for each in predictions} == {"clip.mp4"}
+    frames = read_frames(tmp_path / "drawn" / "clip.mp4")
+    assert len(frames) == 7
+    assert frames[0].shape[0] > 64  # the classes are below the image
+    assert "1 drawings in drawn/" in output
+    status, _, errors = command("classification.predict", "clip.mp4", "--ckpt_path", checkpoint, "--output", "x.csv")
+    assert status == 0, errors
+    with (tmp_path / "x.csv").open() as file:
+        assert [row["frame"] for row in csv.DictReader(file)] == list(map(str, range(7)))

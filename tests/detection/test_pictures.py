@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageFont
 
 from detection import pictures
-from detection.pictures import caption, draw_comparison, draw_detections, draw_sheet
+from detection.pictures import caption, draw_comparison, draw_sheet, with_detections
 
 DARK, GREY, LIGHT = 0, 128, 255
 
@@ -19,7 +19,8 @@ def plain(height, width, value=GREY):
 
 def drawn(path, image, boxes, captions, labels=None):
     labels = list(range(len(boxes)) if labels is None else labels)
-    draw_detections(image, boxes, labels, captions, {label: f"class {label}" for label in labels}, path)
+    names = {label: f"class {label}" for label in labels}
+    with_detections(image, boxes, labels, captions, names).save(path)
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 

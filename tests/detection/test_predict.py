@@ -16,8 +16,13 @@ from pycocotools.coco import COCO
 
 from detection import create_detector
 from detection.data.module import DetectionData
+from detection.models.e2e_mf import E2EMobileFormer
 from detection.module import DetectionModule
+from detection.predict import load_detector
+from detection.predict import predict as predict_files
 from tests.conftest import run_module
+from tests.mobile_former.training.prediction.test_video import read_frames, write_video
+from tests.test_start import TRAINING, run
 
 NAMES = ["red $5 & $x^2$", "[green], 猫", "blue"]
 # Height and width of an image, its rectangle's colour, and its box, xyxy in pixels
@@ -89,7 +94,7 @@ def find_rectangle(module, images, padding_mask=None):
 @pytest.fixture
 def predict(monkeypatch, capfd, tmp_path, checkpoint):
     """Run the command in this process, in a folder of its own, with a model that finds rectangles."""
-    monkeypatch.setattr(DetectionModule, "forward", find_rectangle)
+    monkeypatch.setattr(E2EMobileFormer, "forward", find_rectangle)
 
     def run(*arguments):
         monkeypatch.chdir(tmp_path)
@@ -327,3 +332,43 @@ def test_results_use_the_category_ids_of_the_data_and_load_as_a_coco_data_set(pr
     found = {row["category_id"] for row in coco.loadAnns(coco.getAnnIds())}
     assert found == {[7, 3, 90][colour] for _, colour, _ in RECTANGLES}
     assert len(coco.loadRes(coco.dataset["annotations"]).getAnnIds()) == len(coco.getAnnIds())
+
+
+def test_predict_loads_no_library_of_training(checkpoint, folder, tmp_path):
+    status, loaded, output = run("detection.predict", folder / "a.png", "--ckpt_path", checkpoint, cwd=tmp_path)
+    assert status == 0, output
+    assert "torch" in loaded
+    assert not loaded & (TRAINING | {"torch._dynamo"})
+
+
+def test_the_inference_form_has_the_boxes_of_the_model(checkpoint, folder):
+    paths = sorted(folder.rglob("*.png"))
+    plain, fast = (
+        predict_files(load_detector(checkpoint, inference_form=form), paths, score_threshold=0)
+        for form in (False, True)
+    )
+    for expected, found in zip(plain, fast, strict=True):
+        boxes, others = (np.array([each["box"] for each in one["detections"]]) for one in (expected, found))
+        scores, other_scores = (np.array([each["score"] for each in one["detections"]]) for one in (expected, found))
+        assert np.abs(boxes[:, None] - others).max(-1).min(1).max() < 0.05  # equal scores come in any order
+        np.testing.assert_allclose(other_scores, scores, atol=1e-4)
+
+
+def test_the_objects_in_the_frames_of_a_video_are_found_and_drawn(predict, folder, tmp_path):
+    frames = [np.asarray(Image.open(folder / "b.png"))[..., ::-1]] * 5
+    write_video(tmp_path / "clip.mp4", frames, rate=25)
+    result = predict("clip.mp4", folder / "b.png", "--output", "out.json", "--drawings", "drawn", "--batch_size", "2")
+    assert (result.status, result.err) == (0, "")
+    assert "6 frames in" in result.out
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert [image.get("frame") for image in content["images"]] == [0, 1, 2, 3, 4, None]
+    assert [image.get("seconds") for image in content["images"][:3]] == pytest.approx([0, 0.04, 0.08])
+    strong = [row for row in content["annotations"] if row["score"] > 0.9]
+    for row in strong:  # the frames have the box of the image, up to the losses of the video
+        assert row["bbox"] == pytest.approx([0, 100, 75, 200], abs=12)
+    assert len(strong) == 6
+    drawn = read_frames(tmp_path / "drawn" / "clip.mp4")
+    assert len(drawn) == 5
+    assert drawn[0].shape == (640, 320, 3)
+    assert predict("clip.mp4", "--max_frames", "2", "--output", "out.csv").status == 0
+    assert {row["frame"] for row in read_csv("out.csv")} == {"0", "1"}

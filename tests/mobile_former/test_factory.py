@@ -39,5 +39,7 @@ def test_bad_arguments_are_named(call, message):
 
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_a_bool_instead_of_a_weights_file_is_an_error(pretrained):
-    with pytest.raises(InputError, match=rf"pretrained is {pretrained}: nothing is downloaded; give a weights file"):
+    with pytest.raises(
+        InputError, match=rf"pretrained is {pretrained}: there are no default weights; give a weights file"
+    ):
         mobile_former.mobile_former_26m(pretrained=pretrained)

@@ -206,3 +206,31 @@ def test_maps_are_channels_last_on_a_cpu_unless_convolutions_are_grouped(variant
     maps, _ = mobile_former.create_model(variant).backbone(torch.randn(1, 3, 64, 96))
     for x in maps.values():
         assert x.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+def test_reset_classifier_gives_a_new_last_layer_that_deploy_cost_and_export_take():
+    model = mobile_former.mobile_former_26m(num_classes=5).eval()
+    before = mobile_former.cost(model, (64, 64))
+    features = model.get_classifier().in_features
+    model.reset_classifier(9)
+    assert model.num_classes == model.get_classifier().out_features == 9
+    after = mobile_former.cost(model, (64, 64))
+    assert after.params - before.params == 4 * (features + 1)
+    assert after.madds - before.madds == 4 * features
+    x = images(2, 3, 64, 64)
+    for classes, shape in ((9, (2, 9)), (0, (2, features))):
+        model.reset_classifier(classes)
+        expected = model(x)
+        assert expected.shape == shape
+        torch.testing.assert_close(mobile_former.deploy(model)(x), expected, atol=1e-4, rtol=1e-4)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(mobile_former.InputError, match="num_classes is -1"):
+        model.reset_classifier(-1)
+
+
+def test_reset_classifier_forgets_the_names_of_the_classes():
+    model = mobile_former.mobile_former_26m(num_classes=2)
+    model.usage = mobile_former.Usage(class_names=("cat", "dog"), image_size=96)
+    model.reset_classifier(2)
+    assert model.usage == mobile_former.Usage(image_size=96)

@@ -9,9 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
 from mobile_former.errors import InputError
 from mobile_former.training.processors import limit_threads
 
@@ -23,9 +20,13 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 
     An error in the user's input is printed in one line, and the exit status is 1. Ctrl-C exits with status 130. If the
     command fails, the empty folders that :func:`require_writable` created are removed.
+
+    PyTorch's threads are limited if PyTorch has been imported. A command that imports it later, so that its help is
+    printed at once, calls :func:`limit_threads` itself.
     """
     quieten()
-    limit_threads()
+    if "torch" in sys.modules:
+        limit_threads()
     _created_folders.clear()
     try:
         try:
@@ -35,19 +36,28 @@ def run_command(main: Callable[[], None]) -> NoReturn:
                 with contextlib.suppress(OSError):  # not empty
                     folder.rmdir()
             raise
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch = sys.modules.get("torch")
+        if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()  # otherwise its threads can abort the process at its end
     except BrokenPipeError:
         # The reader of the output has closed it. Without this, Python reports an error when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (InputError, OSError, MisconfigurationException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if not isinstance(error, (InputError, OSError, *_lightning_errors())):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     sys.exit(0)
+
+
+def _lightning_errors() -> list[type[Exception]]:
+    """Return the error that Lightning raises for invalid options, in a list. It is empty if Lightning is not loaded."""
+    module = sys.modules.get("pytorch_lightning.utilities.exceptions")
+    return [module.MisconfigurationException] if module else []
 
 
 def require_writable(path: Path) -> None:
@@ -66,6 +76,16 @@ def require_writable(path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror} at {error.filename}") from error
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; give a file name")
+
+
+def folder_of(checkpoint: str | Path) -> Path:
+    """Return the run folder of a checkpoint file.
+
+    The checkpoints of a run are in the subfolder ``checkpoints`` of its run folder. If the file is in a folder of
+    another name, that folder is returned.
+    """
+    folder = Path(checkpoint).parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def exit_if_unreadable(errors: Sequence[str], total: int) -> None:

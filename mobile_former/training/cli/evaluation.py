@@ -5,7 +5,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
 
-from mobile_former.training.cli.command import require_writable
+from mobile_former.training.cli.command import folder_of, require_writable
 from mobile_former.training.cli.parser import Parser
 from mobile_former.training.data.module import ImageData
 from mobile_former.training.data.splits import SPLIT_FILE
@@ -52,16 +52,6 @@ def output_folder(options: Namespace) -> Path:
     folder = options.output or folder_of(options.ckpt_path) / "test"
     require_writable(folder / "metrics.json")
     return folder
-
-
-def folder_of(checkpoint: str | Path) -> Path:
-    """Return the run folder of a checkpoint file.
-
-    The checkpoints of a run are in the subfolder ``checkpoints`` of its run folder. If the file is in a folder of
-    another name, that folder is returned.
-    """
-    folder = Path(checkpoint).parent
-    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def keep_known_split(data: ImageData, checkpoint: str | Path, root: str | None) -> None:

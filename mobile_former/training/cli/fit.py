@@ -13,19 +13,19 @@ import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.cli import LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from mobile_former.errors import InputError, first_line, nearest
+from mobile_former.training.cli.command import folder_of
 from mobile_former.training.cli.config_check import require_finite, require_transforms
-from mobile_former.training.cli.evaluation import folder_of
 from mobile_former.training.cli.parser import LONGEST_MESSAGE, Parser
 from mobile_former.training.data.splits import SPLIT_FILE
 from mobile_former.training.processors import limit_threads
 from mobile_former.training.run.checkpoint_io import WholeCheckpointIO
-from mobile_former.training.run.folder import ContinuedCSVLogger, RunCheckpoint, array_task
+from mobile_former.training.run.folder import RunCheckpoint, array_task
 from mobile_former.training.run.given_callbacks import FoundOptions, found_options, given_callbacks, without_finders
 from mobile_former.training.run.last_checkpoint import LastCheckpoint
 from mobile_former.training.run.progress import EpochLines, GradientNorm, StopOnNonFiniteLoss, Throughput, TrainingBar
@@ -33,11 +33,16 @@ from mobile_former.training.run.report import RunReport
 from mobile_former.training.run.shared_cores import SharedCores
 from mobile_former.training.run.start import start_run
 from mobile_former.training.run.step_seed import StepSeed
+from mobile_former.training.run.trackers import build_loggers
 
 # Raised by Lightning and torch for options that they find unusable only when training begins.
 _OPTION_ERRORS = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)
 _CONFIG_OPTIONS = ("--config", "-c")
 _DATA_OPTIONS = ("--data.root", "--data.annotations", "--data.images")
+
+
+class FitParser(Parser, LightningArgumentParser):
+    """Parser of the ``fit`` command, with the methods that Lightning's command line needs."""
 
 
 class FitCLI(LightningCLI):
@@ -79,7 +84,7 @@ class FitCLI(LightningCLI):
             data_class,
             save_config_callback=None,  # the config is saved in the run folder
             seed_everything_default=0,
-            parser_class=Parser,
+            parser_class=FitParser,
             parser_kwargs={"prog": f"python -m {task}.fit", "description": f"Train a model for {task}."},
             trainer_defaults={
                 "log_every_n_steps": 10,
@@ -253,6 +258,9 @@ class FitCLI(LightningCLI):
         Raises:
             InputError: a constructor raised a ValueError.
         """
+        logger = self.config["trainer"]["logger"]
+        self.config["trainer"]["logger"] = None  # built later, because a tracker takes the name of the run's folder
+        self._logger = logger
         try:
             super().instantiate_classes()
         except (InputError, FileNotFoundError):
@@ -263,6 +271,7 @@ class FitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs) -> Trainer:
         """Build the trainer with the run folder, the loggers and the callbacks."""
+        self.config["trainer"]["logger"] = self._logger
         options = self.config_init["trainer"]
         if options.get("sync_batchnorm") and (options.get("accelerator") == "cpu" or not torch.cuda.is_available()):
             raise InputError("--trainer.sync_batchnorm: PyTorch's SyncBatchNorm needs a GPU; leave it out here")
@@ -285,11 +294,7 @@ class FitCLI(LightningCLI):
                 }
                 given = [*given, FoundOptions(used, self._record)]
             kwargs["default_root_dir"] = str(self.folder.path)
-            if options.get("logger") in (None, True):
-                kwargs["logger"] = [
-                    ContinuedCSVLogger(self.folder, step),
-                    TensorBoardLogger(str(self.folder.path), name="", version="tensorboard"),
-                ]
+            kwargs["logger"] = self._build_loggers(step)
             self.report = RunReport(self.folder)
             callbacks += [self.report, *self._checkpoint_callbacks(validates=options.get("limit_val_batches") != 0)]
         kwargs["callbacks"] = [*given, *callbacks]
@@ -305,6 +310,14 @@ class FitCLI(LightningCLI):
                 self.folder.release()
             if isinstance(error, RuntimeError):  # such as SLURM's options, which Lightning reads from the environment
                 raise InputError(f"cannot train: {textwrap.shorten(str(error), LONGEST_MESSAGE)}") from error
+            raise
+
+    def _build_loggers(self, step: int | None) -> list[Logger] | bool:
+        try:
+            return build_loggers(self._logger, self.folder, step)
+        except InputError:
+            self._remove_new_folder()
+            self.folder.release()
             raise
 
     def _start_run(self, found: Sequence[str]) -> int | None:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._common import parser_context
-from pytorch_lightning.cli import LightningArgumentParser
 
 from mobile_former.errors import InputError, nearest
 from mobile_former.training.cli.help import HelpFormatter, introduction, list_classes, topics
@@ -17,10 +16,11 @@ from mobile_former.training.cli.help import HelpFormatter, introduction, list_cl
 LONGEST_MESSAGE = 2_000  # characters; jsonargparse quotes values in full
 
 
-class Parser(LightningArgumentParser):
-    """Lightning's argument parser with short error messages that suggest the nearest option.
+class Parser(ArgumentParser):
+    """jsonargparse's parser with short error messages that suggest the nearest option.
 
-    Abbreviated options are not accepted.
+    Abbreviated options are not accepted. Neither this module nor jsonargparse imports PyTorch, so that commands print
+    their help at once.
     """
 
     def __init__(self, *args, **kwargs):

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import albumentations as A
 import numpy as np
 from torch.utils.data import Dataset
 
 from mobile_former.errors import InputError
 from mobile_former.training.data.images import ImageError, read_image
 from mobile_former.training.data.sampler import Draw, seed_transforms
+
+if TYPE_CHECKING:  # prediction reads and resizes images without albumentations
+    import albumentations as A
 
 
 class ImageSource(Protocol):
@@ -75,7 +77,7 @@ def indices_to_look_at(source: ImageSource, most: int) -> list[int]:
 
 
 # Takes source, index, image and transforms; returns a sample with ``"image"`` ``(3, H, W)`` uint8.
-MakeSample = Callable[[ImageSource, int, np.ndarray, A.Compose], dict]
+MakeSample = Callable[[ImageSource, int, np.ndarray, "A.Compose"], dict]
 
 
 class TrainingImages(Dataset):
@@ -94,7 +96,7 @@ class TrainingImages(Dataset):
         seed: seed of the run. The augmentation of an image depends only on this seed, the index and the epoch.
     """
 
-    def __init__(self, source: ImageSource, transforms: A.Compose, make_sample: MakeSample, seed: int):
+    def __init__(self, source: ImageSource, transforms: "A.Compose", make_sample: MakeSample, seed: int):
         self.source = source
         self.transforms = transforms
         self.make_sample = make_sample
@@ -148,7 +150,7 @@ class EvaluationImages(Dataset):
             ``"image"`` ``(3, H, W)`` uint8 and the labels.
     """
 
-    def __init__(self, source: ImageSource, transforms: A.Compose, make_sample: MakeSample):
+    def __init__(self, source: ImageSource, transforms: "A.Compose", make_sample: MakeSample):
         self.source = source
         self.transforms = transforms
         self.make_sample = make_sample

@@ -7,7 +7,7 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,6 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError, features
-from torch.utils.data import Dataset
 
 from mobile_former.errors import InputError
 
@@ -232,34 +231,6 @@ def expand(patterns: Sequence[str]) -> list[Path]:
             warn_of_others(match, len(images) + others.total(), others)
             found |= dict.fromkeys(images)
     return list(found)
-
-
-class ImageFiles(Dataset):
-    """Data set that reads image files and applies transforms to the images.
-
-    An item is a tuple of the transformed image ``(3, H, W)`` uint8 and the size ``(height, width)`` of the original
-    image. If a file cannot be read, the item is the error message, a string.
-
-    Args:
-        paths: paths of the files.
-        transforms: albumentations pipeline that is applied to each image.
-        targets: further keyword arguments for each call of ``transforms``.
-    """
-
-    def __init__(self, paths: Sequence[Path], transforms: Callable[..., dict], **targets):
-        self.paths = paths
-        self.transforms = transforms
-        self.targets = targets
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, tuple[int, int]] | str:
-        try:
-            image = read_image(self.paths[index])
-        except (ImageError, FileNotFoundError) as error:  # FileNotFoundError: a broken link
-            return str(error)
-        return to_planes(self.transforms(image=image, **self.targets)["image"]), image.shape[:2]
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

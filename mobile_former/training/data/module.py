@@ -30,7 +30,7 @@ from mobile_former.training.data.sampler import (
 )
 from mobile_former.training.data.splits import HoldOut, groups_of, read_split, same_files, write_split
 from mobile_former.training.data.timed_loader import TimedLoader
-from mobile_former.training.processors import available_cores
+from mobile_former.training.processors import default_workers
 
 _logger = logging.getLogger(__name__)
 
@@ -349,11 +349,6 @@ def over_processes(messages: set[str]) -> set[str]:
     gathered: list[set[str]] = [set() for _ in range(world_size)]
     torch.distributed.all_gather_object(gathered, messages)
     return set().union(*gathered)
-
-
-def default_workers() -> int:
-    """Return the default number of loading processes: number of cores minus one, but at least 1 and at most 16."""
-    return min(16, max(1, available_cores() - 1))
 
 
 def _start_worker(number: int) -> None:

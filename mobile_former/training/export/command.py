@@ -53,7 +53,7 @@ def export(exporter: Exporter, options: Namespace, output: Path) -> None:
 
     Args:
         exporter: object with the steps that are specific to classification or detection.
-        options: parsed options, see :func:`mobile_former.training.export.options.add_export_options`.
+        options: parsed options, see :func:`mobile_former.training.export.arguments.add_export_options`.
         output: final path of the file.
 
     Raises:

@@ -1,20 +1,24 @@
 """Loading a trained model from a checkpoint, together with the options of its data module."""
 
+import contextlib
 import inspect
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from reprlib import repr as brief
-from typing import TypeVar
-
-from pytorch_lightning import LightningModule
+from typing import TYPE_CHECKING, TypeVar
 
 from mobile_former.errors import InputError
-from mobile_former.model import MIN_SIZE
+from mobile_former.variants import MIN_SIZE
 from mobile_former.weights.files import read_file
 
-_MOST_PIXELS = 16_384  # most pixels along a side of the model's input image; larger images would exhaust the memory
+if TYPE_CHECKING:  # commands for inference do not import Lightning
+    from pytorch_lightning import LightningModule
 
-Module = TypeVar("Module", bound=LightningModule)
+_MOST_PIXELS = 16_384  # most pixels along a side of the model's input image; larger images would exhaust the memory
+_DATA_OPTIONS = {"classification": "crop_fraction", "detection": "short_side"}  # data options that only one task has
+
+Module = TypeVar("Module", bound="LightningModule")
 
 
 def load_checkpoint(path: str | Path, module_class: type[Module], task: str) -> tuple[Module, dict]:
@@ -33,6 +37,32 @@ def load_checkpoint(path: str | Path, module_class: type[Module], task: str) -> 
         FileNotFoundError: the file does not exist.
         InputError: the file is damaged or not a checkpoint of the task.
     """
+    content = read_checkpoint(path, task)
+    with naming_damage(path):
+        options = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
+        if set(options) - set(inspect.signature(module_class).parameters):
+            raise InputError(f"{path} is a checkpoint of another task, not of {task}.fit")
+        module = module_class(**options)
+        module.load_state_dict(content["state_dict"])
+        require_data_options(content["datamodule_hyper_parameters"])
+    return module.eval(), content["datamodule_hyper_parameters"]
+
+
+def read_checkpoint(path: str | Path, task: str) -> dict:
+    """Read a checkpoint that the ``fit`` command of a task has written.
+
+    Args:
+        path: path of the ``.ckpt`` file.
+        task: ``"classification"`` or ``"detection"``.
+
+    Returns:
+        The content of the file: a dictionary with ``state_dict``, ``hyper_parameters`` and
+        ``datamodule_hyper_parameters``, among others.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        InputError: the file is damaged or not a checkpoint of the task.
+    """
     if not Path(path).exists():
         raise FileNotFoundError(f"no checkpoint {path}: give checkpoints/best.ckpt of a run")
     content = read_file(Path(path))
@@ -42,13 +72,22 @@ def load_checkpoint(path: str | Path, module_class: type[Module], task: str) -> 
             f"{path} is not a checkpoint of {task}.fit: a weights file has neither class names nor image size. Give "
             "checkpoints/best.ckpt of a run"
         )
-    try:
-        options = {name: value for name, value in content["hyper_parameters"].items() if not name.startswith("_")}
-        if set(options) - set(inspect.signature(module_class).parameters):
+    with naming_damage(path):
+        found = {name for name, option in _DATA_OPTIONS.items() if option in content["datamodule_hyper_parameters"]}
+        if found and task not in found:
             raise InputError(f"{path} is a checkpoint of another task, not of {task}.fit")
-        module = module_class(**options)
-        module.load_state_dict(content["state_dict"])
-        require_data_options(content["datamodule_hyper_parameters"])
+    return content
+
+
+@contextlib.contextmanager
+def naming_damage(path: str | Path) -> Iterator[None]:
+    """Context manager that raises an error with the path of a checkpoint if the content of the file is unusable.
+
+    Raises:
+        InputError: any exception was raised inside. An InputError is raised unchanged.
+    """
+    try:
+        yield
     except InputError:
         raise
     except Exception as error:  # the options and weights in a file can be anything
@@ -56,7 +95,6 @@ def load_checkpoint(path: str | Path, module_class: type[Module], task: str) -> 
         raise InputError(
             f"{path} is damaged or of another version ({type(error).__name__}: {reason}): give another checkpoint"
         ) from error
-    return module.eval(), content["datamodule_hyper_parameters"]
 
 
 def require_data_options(options: dict) -> None:

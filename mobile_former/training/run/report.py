@@ -14,6 +14,16 @@ from mobile_former.training.console import console
 from mobile_former.training.optimisation import total_batch
 from mobile_former.training.run.figures import draw_curves
 from mobile_former.training.run.folder import RunFolder
+from mobile_former.training.run.trackers import log_options, send_results
+
+_TRAINER_OPTIONS = (
+    "max_epochs",
+    "max_steps",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "precision",
+    "world_size",
+)
 
 
 def figure(value: float) -> str:
@@ -94,6 +104,19 @@ class RunReport(Callback):
         print(f"model  {pl_module.describe()}")
         print("\n".join([f"data   {trainer.datamodule.describe()}", *trainer.datamodule.notes()]))
         print(f"batch  {describe_batch(trainer)}")
+        log_options(
+            trainer,
+            {
+                "run": {
+                    "name": self.folder.path.name,
+                    "seed": torch.initial_seed(),
+                    "total_batch": total_batch(trainer),
+                },
+                "trainer": {name: getattr(trainer, name) for name in _TRAINER_OPTIONS},
+                "model": pl_module.hparams,
+                "data": trainer.datamodule.hparams,
+            },
+        )
         augmented = self.folder.path / "augmented.png"
         trainer.datamodule.draw_augmented(augmented)
         print(f"run    {self.folder.path}/ (training images: {augmented.name})", flush=True)
@@ -141,6 +164,7 @@ class RunReport(Callback):
         checkpoint = self.folder.best if self.folder.best.is_file() else self.folder.last
         if not checkpoint.is_file():
             raise InputError("nothing was trained: give --trainer.max_epochs (or max_steps) of 1 or more")
+        loggers = trainer.loggers
         if validated:
             trainer.loggers = []  # these scores are not part of the curves
             trainer.profiler = PassThroughProfiler()  # the table of a profiler has been printed
@@ -164,6 +188,7 @@ class RunReport(Callback):
             draw_curves(self.folder.history(), module.curves, self.folder.path / "curves.png")
             self.folder.write_metrics(metrics)
             self._print(metrics)
+            send_results(loggers, self.folder, checkpoint)
 
     def _elapsed(self) -> float:
         return self._seconds + (0.0 if self._start is None else time.perf_counter() - self._start)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from classification.data.transforms import eval_transform
-from classification.export.exported_classifier import resize_and_crop
+from classification.export.exported_classifier import resized_and_cropped
 from classification.module import ClassificationModule
 from mobile_former.training.export.onnx_file import OnnxModel
 from tests.classification.conftest import NAMES
@@ -19,7 +19,7 @@ def test_the_preprocessing_of_the_graph_equals_that_of_evaluation(photographs):
     sides = np.random.default_rng(0).integers(33, 200, (20, 2)).tolist()
     for height, width in [(64, 64), (73, 73), (73, 300), *sides]:
         image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        found = resize_and_crop(torch.from_numpy(image).permute(2, 0, 1)[None], 64, 0.875)
+        found = resized_and_cropped(torch.from_numpy(image).permute(2, 0, 1)[None], 64, 0.875)
         assert np.array_equal(found[0].permute(1, 2, 0).numpy(), transform(image=image)["image"]), (height, width)
 
 

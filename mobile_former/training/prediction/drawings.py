@@ -1,0 +1,87 @@
+"""Output files of drawings: a picture for each image, a video for each video."""
+
+import itertools
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mobile_former.errors import InputError
+from mobile_former.training.prediction.inputs import Input
+from mobile_former.training.prediction.loading import Loaded
+from mobile_former.training.prediction.video import VideoWriter
+
+_PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # images whose drawings keep their file names
+
+
+def drawing_paths(inputs: Sequence[Input], folder: Path) -> dict[Input, Path]:
+    """Return the output path in ``folder`` for the drawing of each input.
+
+    The drawing of an image has the file name of its image. ``.png`` is appended unless the image is JPEG or PNG. The
+    drawing of a video is an MP4 file. If another drawing already has this name, the names of parent folders are put in
+    front.
+
+    Raises:
+        InputError: a drawing would replace one of the inputs.
+    """
+    files = {Path(each.name).resolve() for each in inputs}
+    taken: set[str] = set()
+    drawings = {}
+    for each in inputs:
+        path = Path(each.file_name)
+        if each.moves:
+            name = f"{path.stem}.mp4"
+        else:
+            name = path.name if path.suffix.lower() in _PICTURE_SUFFIXES else f"{path.name}.png"
+        folders = Path(each.name).absolute().parts[1:-1] if each.kind in {"file", "video"} else ()
+        candidates = itertools.chain(
+            ("-".join((*folders[len(folders) - depth :], name)) for depth in range(len(folders) + 1)),
+            (f"{number}-{name}" for number in itertools.count(2)),
+        )
+        # Some file systems do not distinguish A.jpg from a.jpg.
+        chosen = next(candidate for candidate in candidates if candidate.casefold() not in taken)
+        taken.add(chosen.casefold())
+        drawing = folder / chosen
+        if drawing.resolve() in files:
+            raise InputError(f"--drawings {folder} would replace the image {drawing}: give another folder")
+        drawings[each] = drawing
+    return drawings
+
+
+class Drawings:
+    """Writes the drawings of a prediction. It is used as a context manager, which finishes the videos.
+
+    Args:
+        paths: output path of each input, see :func:`drawing_paths`.
+    """
+
+    def __init__(self, paths: dict[Input, Path]):
+        self.paths = paths
+        self.written: dict[Path, None] = {}
+        self._video: tuple[Input, VideoWriter] | None = None
+        self._open = ExitStack()
+
+    def add(self, loaded: Loaded, picture: Image.Image) -> None:
+        """Save the picture of an image, or append it to the video of its input.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        path = self.paths[loaded.source]
+        self.written[path] = None
+        if loaded.frame is None:
+            # JPEG: without colour subsampling, which blurs thin lines and letters
+            picture.save(path, quality=92, subsampling=0)
+            return
+        if self._video is None or self._video[0] != loaded.source:
+            self._open.close()  # frames of different videos do not alternate
+            self._video = loaded.source, self._open.enter_context(VideoWriter(path, loaded.frame.rate))
+        self._video[1].write(np.asarray(picture))
+
+    def __enter__(self) -> "Drawings":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._open.close()

@@ -1,0 +1,145 @@
+"""Loading images for prediction in background threads."""
+
+import itertools
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mobile_former.training.data.images import ImageError, to_planes
+from mobile_former.training.prediction.inputs import Input
+from mobile_former.training.prediction.video import VideoFrame, read_video
+from mobile_former.training.processors import available_cores
+
+_READY = 2  # batches that wait for the model at most
+_MOST_THREADS = 16
+
+
+class Loaded(NamedTuple):
+    """An image, or a frame of a video, that is ready for the model. Or the reason why there is none.
+
+    Attributes:
+        source: input of the image.
+        planes: prepared image ``(3, H, W)`` uint8. None: it cannot be read.
+        size: height and width of the original image in pixels.
+        error: message if the image cannot be read.
+        original: original image ``(H, W, 3)`` uint8 RGB, if it was to be kept.
+        frame: frame of a video without its image. None: the input is an image.
+    """
+
+    source: Input
+    planes: Tensor | None = None
+    size: tuple[int, int] = (0, 0)
+    error: str | None = None
+    original: np.ndarray | None = None
+    frame: VideoFrame | None = None
+
+    def place(self) -> dict:
+        """Return the first entries of a prediction: path, and for a video the number and time of the frame."""
+        place = {"path": self.source.name}
+        if self.frame is not None:
+            place |= {"frame": self.frame.number, "seconds": round(self.frame.seconds, 3)}
+        return place
+
+
+def load_batches(
+    inputs: Sequence[Input],
+    transform: Callable[[np.ndarray], np.ndarray],
+    batch_size: int,
+    *,
+    keep_originals: bool = False,
+    max_frames: int | None = None,
+) -> Iterator[list[Loaded]]:
+    """Load images in background threads, and yield them in batches, in the order of ``inputs``.
+
+    While the model computes a batch, the next ones are read, decoded and resized. Decoding and resizing release
+    Python's global lock. The threads end when the iterator is closed.
+
+    Args:
+        inputs: images, videos and cameras.
+        transform: function that prepares an image ``(H, W, 3)`` uint8.
+        batch_size: number of images in a batch. The last batch may be smaller.
+        keep_originals: whether to keep the original images, for drawings.
+        max_frames: number of frames to read of each video at most.
+    """
+    batches: queue.Queue = queue.Queue(_READY)
+    stop = threading.Event()
+
+    def put(item: object) -> None:
+        while not stop.is_set():
+            try:
+                return batches.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            with closing(_load(inputs, transform, keep_originals, max_frames, 2 * batch_size)) as loaded:
+                while not stop.is_set() and (batch := list(itertools.islice(loaded, batch_size))):
+                    put(batch)
+            put(None)
+        except BaseException as error:  # raised again in the main thread
+            put(error)
+
+    threads = torch.get_num_threads()  # also fixes the number of the main thread, before the loading threads set theirs
+    producer = threading.Thread(target=produce, name="loading", daemon=True)
+    producer.start()
+    try:
+        while (batch := batches.get()) is not None:
+            if isinstance(batch, BaseException):
+                raise batch
+            yield batch
+    finally:
+        stop.set()
+        producer.join()
+        torch.set_num_threads(threads)
+
+
+def _load(
+    inputs: Iterable[Input],
+    transform: Callable[[np.ndarray], np.ndarray],
+    keep_originals: bool,
+    max_frames: int | None,
+    ahead: int,
+) -> Iterator[Loaded]:
+    """Load images with a pool of threads, and yield them in order. At most ``ahead`` images are in memory."""
+
+    def prepare(source: Input, image: np.ndarray, frame: VideoFrame | None = None) -> Loaded:
+        original = image if keep_originals else None
+        return Loaded(source, to_planes(transform(image)), image.shape[:2], None, original, frame)
+
+    def load(source: Input) -> Loaded:
+        try:
+            image = source.read()
+        except (ImageError, FileNotFoundError) as error:  # FileNotFoundError: a broken link
+            return Loaded(source, error=str(error))
+        return prepare(source, image)
+
+    def jobs(pool: ThreadPoolExecutor) -> Iterator["Future[Loaded]"]:
+        for source in inputs:
+            if not source.moves:
+                yield pool.submit(load, source)
+                continue
+            try:
+                for frame in read_video(source, max_frames):
+                    yield pool.submit(prepare, source, frame.image, frame._replace(image=None))
+            except ImageError as error:
+                yield pool.submit(Loaded, source, error=str(error))
+
+    workers = min(_MOST_THREADS, max(1, available_cores() - 1))
+    # One thread for each operation: the images are spread over threads already.
+    with ThreadPoolExecutor(workers, "loading", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        pending: deque[Future[Loaded]] = deque()
+        for job in jobs(pool):
+            pending.append(job)
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
