@@ -22,8 +22,8 @@ from torchmetrics.classification import (
 )
 
 from classification.classifier import create_classifier
+from classification.data.mixup import cutmix, mixup
 from classification.data.module import ClassificationData
-from classification.mixup import cutmix, mixup
 from classification.pictures import draw_predictions
 from mobile_former.ablation import model_label
 from mobile_former.errors import InputError

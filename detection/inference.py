@@ -59,7 +59,7 @@ def detect(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> list[dict[str, Tensor]]:
-    """Detect objects in images that were resized by :func:`detection.resizing.resize_to_fit`.
+    """Detect objects in images that were resized by :func:`detection.data.resizing.resize_to_fit`.
 
     Args:
         model: detector in evaluation mode, or its inference form.

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from albumentations.core.serialization import Serializable
 
-from detection.resizing import LONGEST, SHORT_SIDE, resized
+from detection.data.resizing import LONGEST, SHORT_SIDE, resized
 from mobile_former.errors import InputError
 from mobile_former.training.data.images import resize
 from mobile_former.variants import MIN_SIZE

@@ -11,8 +11,8 @@ from detection.boxes.anchors import PER_POSITION
 from detection.boxes.geometry import cxcywh_to_xyxy
 from detection.boxes.postprocess import best_classes, to_pixels
 from detection.data.batch import MULTIPLE, pad
+from detection.data.resizing import resize_to_fit, resized
 from detection.models.retinanet import DETECTIONS, STRIDES, best_candidates, suppress_candidates
-from detection.resizing import resize_to_fit, resized
 from mobile_former.errors import InputError
 from mobile_former.training.data.images import normalise
 from mobile_former.training.export.onnx_file import OnnxModel

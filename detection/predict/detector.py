@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import mobile_former
+from detection.data.resizing import resize_to_fit
 from detection.inference import category_ids, configured_detector, detect
-from detection.resizing import resize_to_fit
 from mobile_former.training.prediction.inputs import Input, as_input
 from mobile_former.training.prediction.loading import Loaded, load_batches
 from mobile_former.training.run.checkpoint import naming_damage, read_checkpoint, require_data_options

@@ -27,9 +27,9 @@ import detection.transforms
 import mobile_former
 from classification.data.resizing import resize_and_crop
 from detection.data.module import DetectionData
+from detection.data.resizing import resize_to_fit
 from detection.evaluation import CocoAP
 from detection.models.weights import load_detector_weights
-from detection.resizing import resize_to_fit
 from experiments.fuzz import damage
 from mobile_former.training.cli.fit import FitCLI
 from mobile_former.training.data.images import ImageError, read_image

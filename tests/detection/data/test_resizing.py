@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detection.resizing import resize_to_fit
+from detection.data.resizing import resize_to_fit
 from detection.transforms import eval_transform
 
 

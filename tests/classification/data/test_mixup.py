@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from classification.mixup import cutmix, mixup
+from classification.data.mixup import cutmix, mixup
 
 
 def batch(count, classes, seed=0):
