@@ -143,15 +143,29 @@ def test_the_code_of_a_page_runs(page, reader, modules, monkeypatch, request):
         assert (reader / "mobile_former_294m.safetensors").is_file()
 
 
-def test_the_yaml_is_a_config(reader):
-    (config,) = [block for text in TEXTS.values() for block in blocks(text, "yaml")]
-    (reader / "augment.yaml").write_text(config)
-    arguments = ("--config", "finetune.yaml", "--config", "augment.yaml", "--data.root", "path/to/images")
-    result = run_module("classification.fit", *arguments, "--print_config", cwd=reader)
+@pytest.mark.parametrize(
+    ("page", "group", "option"),
+    [("training/options.md", "data", "train_transforms"), ("training/callbacks.md", "trainer", "callbacks")],
+)
+def test_the_yaml_of_a_page_is_a_config(page, group, option, tmp_path):
+    (config,) = blocks(TEXTS[page], "yaml")
+    (tmp_path / "mine.yaml").write_text(config)
+    arguments = ("--config", "finetune.yaml", "--config", "mine.yaml", "--data.root", "path/to/images")
+    result = run_module("classification.fit", *arguments, "--print_config", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    steps = yaml.safe_load(result.stdout)["data"]["train_transforms"]
-    assert [step["class_path"].rsplit(".", 1)[1] for step in steps] == ["RandomResizedCrop", "ColorJitter"]
+    given, read = (
+        [part["class_path"].rpartition(".")[2] for part in yaml.safe_load(text)[group][option]]
+        for text in (config, result.stdout)
+    )
+    assert read == given
+    assert len(given) == 2
+
+
+def test_every_yaml_of_the_pages_is_tested():
+    assert [page for page, text in TEXTS.items() if "```yaml" in text] == [
+        "training/options.md", "training/callbacks.md"
+    ]  # fmt: skip
 
 
 def test_the_table_of_models_is_true():
