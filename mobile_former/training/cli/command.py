@@ -125,6 +125,7 @@ def quieten(stream: TextIO | None = None) -> None:
         ".*dataloader is not resumable.*",  # the data module resumes within an epoch, see ImageData
         ".*in eval mode at the start of training.*",  # a frozen backbone
         ".*loading a checkpoint outside the 'fit' stage.*",  # the scored checkpoint already holds averaged weights
+        "(?s).*Unable to serialize instance.*",  # an argument of a callback that is an object, such as a torch.device
         "(?s).*does not round-trip.*",  # a tuple comes back as a list, which is accepted
         ".*isinstance.treespec, LeafSpec.*",  # a deprecation inside of torch
     ):
