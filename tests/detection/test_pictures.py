@@ -9,6 +9,7 @@ from PIL import Image, ImageFont
 
 from detection import pictures
 from detection.pictures import caption, draw_comparison, draw_sheet, with_detections
+from mobile_former.training.prediction.drawings import save_picture
 
 DARK, GREY, LIGHT = 0, 128, 255
 
@@ -18,7 +19,7 @@ def plain(height, width, value=GREY):
 
 
 def drawn(path, image, boxes, captions, labels=None):
-    with_detections(image, boxes, range(len(boxes)) if labels is None else labels, captions).save(path)
+    save_picture(with_detections(image, boxes, range(len(boxes)) if labels is None else labels, captions), path)
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
