@@ -286,13 +286,15 @@ def _logits(
         A tuple of the logits ``(N, K)`` of the PyTorch model, and a list with the logits ``(N, K)`` of each exported
         model.
     """
-    size, fraction = data_options["image_size"], data_options["crop_fraction"]
+    transform = partial(
+        resize_and_crop, image_size=data_options["image_size"], crop_fraction=data_options["crop_fraction"]
+    )
     expected, found = [], [[] for _ in classifiers]
     start, size = 0, 1
     while start < len(indices):  # batches of 1, 2, 4, … images, because a dynamic batch must accept any size
         images = [source.read(index) for index in indices[start : start + size]]
         start, size = start + size, min(2 * size, BATCH)
-        planes = torch.stack([to_planes(resize_and_crop(image, size, fraction)) for image in images])
+        planes = torch.stack([to_planes(transform(image)) for image in images])
         with torch.inference_mode():
             expected.append(module(normalise(planes, data_options["mean"], data_options["std"])).numpy())
         for classifier, logits in zip(classifiers, found, strict=True):

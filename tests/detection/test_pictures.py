@@ -9,6 +9,7 @@ from PIL import Image, ImageFont
 
 from detection import pictures
 from detection.pictures import caption, draw_comparison, draw_sheet, with_detections
+from mobile_former.training.prediction.drawings import save_picture
 
 DARK, GREY, LIGHT = 0, 128, 255
 
@@ -20,7 +21,7 @@ def plain(height, width, value=GREY):
 def drawn(path, image, boxes, captions, labels=None):
     labels = list(range(len(boxes)) if labels is None else labels)
     names = {label: f"class {label}" for label in labels}
-    with_detections(image, boxes, labels, captions, names).save(path)
+    save_picture(with_detections(image, boxes, labels, captions, names), path)
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 

@@ -72,8 +72,7 @@ class Drawings:
         path = self.paths[loaded.source]
         self.written[path] = None
         if loaded.frame is None:
-            # JPEG: without colour subsampling, which blurs thin lines and letters
-            picture.save(path, quality=92, subsampling=0)
+            save_picture(picture, path)
             return
         if self._video is None or self._video[0] != loaded.source:
             self._open.close()  # frames of different videos do not alternate
@@ -85,3 +84,9 @@ class Drawings:
 
     def __exit__(self, *_) -> None:
         self._open.close()
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Save a drawing. The suffix of ``path`` determines the format."""
+    # JPEG: without colour subsampling, which blurs thin lines and letters
+    picture.save(path, quality=92, subsampling=0)

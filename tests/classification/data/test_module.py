@@ -54,7 +54,12 @@ def test_the_class_names_are_those_of_the_training_images_or_of_a_model(folder):
     data.class_names = ("red", "green", "blue", "purple")
     assert data.class_names == ["red", "green", "blue", "purple"]
     data.setup("validate")
-    assert data.val_set.source.labels == [0, 0, 1, 1, 2, 2]
+    source = data.val_set.source
+    assert {(path.parent.name, label) for path, label in zip(source.paths, source.labels, strict=True)} == {
+        ("red", 0),
+        ("green", 1),
+        ("blue", 2),
+    }
 
 
 def test_validation_with_the_class_names_of_a_model_needs_no_training_images(folder):
