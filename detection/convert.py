@@ -38,8 +38,13 @@ def main() -> None:
     for split, images in data.items():
         content = images.ground_truth()
         _copy(images, content["images"], output / "images", split)
-        write_whole(output / "annotations" / f"instances_{split}.json", json.dumps(content).encode())
-        print(f"{split}: {len(images)} images with {len(content['annotations'])} objects")
+        objects = f" with {len(content['annotations'])} objects"
+        name = f"instances_{split}.json"
+        if not images.annotated:  # COCO's name for such files
+            del content["annotations"]
+            name, objects = f"image_info_{split}.json", ", without annotations"
+        write_whole(output / "annotations" / name, json.dumps(content).encode())
+        print(f"{split}: {len(images)} images{objects}")
     print(f"written: {output}/: annotations/, images/")
 
 

@@ -38,7 +38,7 @@ class Labelled(NamedTuple):
 
 
 class LabelledImages(ListedImages):
-    """Labelled images of one split.
+    """Labelled images of one split, in the order of their labels.
 
     Args:
         labelled: the image files with their classes.
@@ -61,8 +61,10 @@ class LabelledImages(ListedImages):
             )
         if not labelled.paths:
             raise InputError(f"{labelled.place} contains no images: add images")
-        super().__init__(labelled.paths)
-        self.labels = [label_of[name] for name in labelled.names]
+        labels = [label_of[name] for name in labelled.names]
+        order = sorted(range(len(labels)), key=labels.__getitem__)
+        super().__init__([labelled.paths[index] for index in order])
+        self.labels = [labels[index] for index in order]
 
 
 class ImageFolder(LabelledImages):

@@ -397,7 +397,7 @@ def test_a_detectors_checkpoint_starts_a_run_on_other_classes_and_says_so(best, 
         change(folder, split, lambda content: content["categories"].append({"id": 99, "name": "star"}))
     result = working(
         "detection.fit", *finetune(folder, "--model.pretrained", best), "--trainer.max_epochs", "1",
-        "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1",
+        "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1", "--data.keep_empty_classes", "true",
     )  # fmt: skip
     assert f"{best} has another number of classes" in result.err
     assert "of 3 classes" in result.out
@@ -519,15 +519,11 @@ def missing_folder(folder):
 
 
 def missing_file(folder):
-    (folder / "annotations" / "instances_train.json").rename(folder / "annotations" / "training.json")
-
-
-def missing_validation(folder):
-    (folder / "annotations" / "instances_val.json").unlink()
+    (folder / "annotations" / "instances_train.json").rename(folder / "annotations" / "boxes.json")
 
 
 def missing_images(folder):
-    (folder / "images").rename(folder / "pictures")
+    shutil.rmtree(folder / "images")
 
 
 def missing_image(folder):
@@ -626,9 +622,8 @@ def no_image_is_whole(folder):
     ("damage", "where", "told"),
     [
         (missing_folder, "mine", "no folder"),
-        (missing_file, "instances_train.json", "there is 'instances_test.json', 'instances_val.json', 'training.json'"),
-        (missing_validation, "instances_val.json", "annotations/instances_<split>.json"),
-        (missing_images, "mine/images", "no folder of images"),
+        (missing_file, "mine", "no 'train' data"),
+        (missing_images, "instances_train.json", "name the folder of the images with --data.images.<split>"),
         (missing_image, "train_2.png", "put it there"),
         (no_json, "instances_train.json", "not JSON"),
         (a_list, "instances_train.json", "a COCO annotation file holds"),
@@ -703,10 +698,14 @@ def test_boxes_without_area_or_out_of_their_image_are_told_once_with_their_numbe
     assert "with 10 objects" in result.out
 
 
-def test_categories_decide_the_classes_even_those_without_boxes(folder, working):
+def test_categories_without_boxes_are_classes_if_asked_for(folder, working):
     for split in ("train", "val"):
         change(folder, split, lambda content: content["categories"].append({"id": 2, "name": "no box"}))
-    result = working("detection.fit", *finetune(folder, "--trainer.max_epochs", "1"))
+    few = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1")
+    result = working("detection.fit", *finetune(folder, *few))
+    assert "of 2 classes" in result.out
+    assert "empty  no object of 'no box': left out of the classes" in result.out
+    result = working("detection.fit", *finetune(folder, *few, "--data.keep_empty_classes", "true"))
     assert "of 3 classes" in result.out
     (line,) = (line for line in result.out.splitlines() if "no box" in line)
     assert "none to find" in line

@@ -49,6 +49,18 @@ def test_annotations_are_numbered_from_1(convert, tmp_path):
     assert [row["id"] for row in content["annotations"]] == [1, 2, 3]
 
 
+def test_a_file_without_annotations_stays_one(convert, tmp_path):
+    root = unpack("datumaro_coco", tmp_path / "source")
+    content = json.loads((root / "annotations" / "instances_val.json").read_text())
+    del content["annotations"]
+    (root / "annotations" / "instances_val.json").unlink()
+    (root / "annotations" / "image_info_test-dev.json").write_text(json.dumps(content))
+    (root / "images" / "val").rename(root / "images" / "test-dev")
+    _, out, _ = convert(root, tmp_path / "coco")
+    assert "test: 1 images, without annotations" in out
+    assert not read(tmp_path / "coco", "test").annotated
+
+
 def test_an_existing_folder_and_one_inside_the_data_are_refused(convert, tmp_path):
     root = write_roboflow(tmp_path / "roboflow")
     (tmp_path / "taken").mkdir()
