@@ -1,7 +1,7 @@
 """Experiment trackers: Lightning's loggers by name, and the options and results that they get.
 
-jsonargparse finds a class by its name. The classes ``mlflow``, ``wandb``, ``comet``, ``tensorboard`` and ``csv`` therefore
-make short names possible: ``--trainer.logger mlflow``.
+jsonargparse finds a class by its name. The classes ``mlflow``, ``wandb``, ``comet``, ``tensorboard`` and ``csv`` make
+short names possible: ``--trainer.logger mlflow``.
 """
 
 import importlib
