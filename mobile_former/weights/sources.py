@@ -103,7 +103,7 @@ def _download(url: str, path: Path, expected: str) -> None:
 
 
 def _receive(url: str, file) -> tuple[str, int, int | None, str]:
-    """Write what a URL sends to an open file. Return SHA-256, received bytes, promised bytes and content type."""
+    """Write the content of a URL to an open file. Return SHA-256, received bytes, promised bytes and content type."""
     digest, received, shown = hashlib.sha256(), 0, -1
     try:
         with urlopen(Request(url, headers={"User-Agent": "mobile-former"}), timeout=_TIMEOUT) as answer:
@@ -164,7 +164,7 @@ def huggingface_hub(purpose: str) -> ModuleType:
     """Import and return huggingface_hub.
 
     Args:
-        purpose: what it is needed for, for the error message.
+        purpose: purpose of the import, for the error message.
 
     Raises:
         InputError: it is not installed.

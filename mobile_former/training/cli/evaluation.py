@@ -6,20 +6,20 @@ from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
 
 from mobile_former.training.cli.command import folder_of, require_writable
-from mobile_former.training.cli.parser import Parser
+from mobile_former.training.cli.lightning_parser import LightningParser
 from mobile_former.training.data.module import ImageData
 from mobile_former.training.data.splits import SPLIT_FILE
 from mobile_former.training.run.shared_cores import SharedCores
 
 
-def evaluation_parser(task: str, stage: str) -> Parser:
+def evaluation_parser(task: str, stage: str) -> LightningParser:
     """Build the argument parser of a command that scores a checkpoint.
 
     Args:
         task: ``"classification"`` or ``"detection"``.
         stage: name of the command, ``"validate"`` or ``"test"``. Only ``test`` has the option ``--output``.
     """
-    parser = Parser(prog=f"python -m {task}.{stage}", description="Score a checkpoint on labelled images.")
+    parser = LightningParser(prog=f"python -m {task}.{stage}", description="Score a checkpoint on labelled images.")
     parser.add_argument("--ckpt_path", required=True, help="checkpoint, such as checkpoints/best.ckpt of a run")
     parser.add_argument(
         "--data.root", type=str | None, default=None, help="folder of the images; default: the one of training"

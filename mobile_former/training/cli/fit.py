@@ -13,7 +13,7 @@ import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from mobile_former.errors import InputError, first_line, nearest
 from mobile_former.training.cli.command import folder_of
 from mobile_former.training.cli.config_check import require_finite, require_transforms
+from mobile_former.training.cli.lightning_parser import LightningParser
 from mobile_former.training.cli.parser import LONGEST_MESSAGE, Parser
 from mobile_former.training.data.splits import SPLIT_FILE
 from mobile_former.training.processors import limit_threads
@@ -39,10 +40,6 @@ from mobile_former.training.run.trackers import build_loggers
 _OPTION_ERRORS = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)
 _CONFIG_OPTIONS = ("--config", "-c")
 _DATA_OPTIONS = ("--data.root", "--data.annotations", "--data.images")
-
-
-class FitParser(Parser, LightningArgumentParser):
-    """Parser of the ``fit`` command, with the methods that Lightning's command line needs."""
 
 
 class FitCLI(LightningCLI):
@@ -84,7 +81,7 @@ class FitCLI(LightningCLI):
             data_class,
             save_config_callback=None,  # the config is saved in the run folder
             seed_everything_default=0,
-            parser_class=FitParser,
+            parser_class=LightningParser,
             parser_kwargs={"prog": f"python -m {task}.fit", "description": f"Train a model for {task}."},
             trainer_defaults={
                 "log_every_n_steps": 10,

@@ -1,7 +1,7 @@
-"""Experiment trackers: Lightning's loggers by name, and what of a run reaches them.
+"""Experiment trackers: Lightning's loggers by name, and the options and results that they get.
 
-The classes ``mlflow``, ``wandb``, ``comet``, ``tensorboard`` and ``csv`` exist for their names, by which jsonargparse
-finds them: ``--trainer.logger mlflow``.
+jsonargparse finds a class by its name. The classes ``mlflow``, ``wandb``, ``comet``, ``tensorboard`` and ``csv`` make
+short names possible: ``--trainer.logger mlflow``.
 """
 
 import importlib
@@ -68,7 +68,7 @@ def build_loggers(given: object, folder: RunFolder, resumed_step: int | None) ->
     trackers = [_build(each, folder) for each in chosen]
     return [
         ContinuedCSVLogger(folder, resumed_step),
-        TensorBoardLogger(str(folder.path), name="", version="tensorboard"),
+        TensorBoardLogger(str(folder.path), name="", version="tensorboard", default_hp_metric=False),
         *(tracker for tracker in trackers if not isinstance(tracker, (tensorboard, csv))),
     ]
 

@@ -1,7 +1,7 @@
 import pytest
 from pytorch_lightning import LightningModule, Trainer
 
-from mobile_former.training.cli.fit import FitParser
+from mobile_former.training.cli.lightning_parser import LightningParser
 from mobile_former.training.cli.help import without_markup
 
 
@@ -21,7 +21,7 @@ class Model(LightningModule):
 def helped(capsys, monkeypatch):
     """Return what a parser prints for some arguments, and its exit status."""
     monkeypatch.setenv("COLUMNS", "60")
-    parser = FitParser(prog="python -m task.fit", description="Train.")
+    parser = LightningParser(prog="python -m task.fit", description="Train.")
     parser.add_argument("--runs", type=str, default="runs", help="folder of the runs")
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(Model, "model")

@@ -2,7 +2,7 @@ import pytest
 from jsonargparse import ActionConfigFile
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
-from mobile_former.training.cli.fit import FitParser
+from mobile_former.training.cli.lightning_parser import LightningParser
 
 
 class Model(LightningModule):
@@ -32,7 +32,7 @@ class Data(LightningDataModule):
 
 @pytest.fixture
 def parser():
-    parser = FitParser(prog="python -m task.fit")
+    parser = LightningParser(prog="python -m task.fit")
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_argument("--name", type=str | None, default=None)
     parser.add_argument("--ckpt_path", type=str | None, default=None)
@@ -126,6 +126,6 @@ def test_a_long_value_is_cut_in_the_error(parser, capsys):
 
 
 def test_the_error_for_a_missing_required_option_names_it(capsys):
-    parser = FitParser(prog="python -m task.fit")
+    parser = LightningParser(prog="python -m task.fit")
     parser.add_argument("--ckpt_path", required=True)
     assert "ckpt_path" in error_of(parser, capsys)
