@@ -1,8 +1,8 @@
 import pytest
 from pytorch_lightning import LightningModule, Trainer
 
-from mobile_former.training.cli.lightning_parser import LightningParser
 from mobile_former.training.cli.help import without_markup
+from mobile_former.training.cli.lightning_parser import LightningParser
 
 
 class Model(LightningModule):
