@@ -623,7 +623,7 @@ def no_image_is_whole(folder):
     [
         (missing_folder, "mine", "no folder"),
         (missing_file, "mine", "no 'train' data"),
-        (missing_images, "instances_train.json", "name the folder of the images with --data.images.<split>"),
+        (missing_images, "mine/images", "no folder of images"),
         (missing_image, "train_2.png", "put it there"),
         (no_json, "instances_train.json", "not JSON"),
         (a_list, "instances_train.json", "a COCO annotation file holds"),

@@ -178,7 +178,9 @@ def _read(path: Path, split: str, root: Path, images: Path | None) -> tuple[dict
         if sampled and all(os.path.isfile(os.path.join(folder, rewritten(name))) for name in sampled):
             return _renamed(content, rewritten), folder
     # Some images are missing: the folder with most of them gives the best error message.
-    return content, max(folders, key=lambda folder: sum(os.path.isfile(folder / name) for name in sampled))
+    hits = {folder: sum(os.path.isfile(folder / name) for name in sampled) for folder in folders}
+    best = max(folders, key=hits.__getitem__)
+    return content, best if hits[best] or images else root / "images"
 
 
 def _image_folders(path: Path, split: str, root: Path) -> list[Path]:
