@@ -492,7 +492,7 @@ def test_a_resumed_run_continues_at_its_batch_in_the_same_order(written):
 
 
 def test_collated_batches_report_damage_once():
-    sample = {"image": torch.zeros(3, 1, 1), "label": 0, "failures": []}
+    sample = {"image": torch.zeros(3, 1, 1), "label": 0, "name": "a", "failures": []}
     batch = collate_shards([sample | {"damage": "x"}, sample | {"damage": "x"}, sample | {"damage": None}])
     assert batch["damages"] == ["x"]
     assert collate_shards([{"failures": [], "error": "e"}])["errors"] == ["e"]
