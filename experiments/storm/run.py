@@ -193,7 +193,15 @@ class Run:
         client.load_connection_file()
         client.start_channels()
         try:
-            client.wait_for_ready(timeout=PATIENCE)
+            end = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    client.wait_for_ready(timeout=PATIENCE)
+                    break
+                except RuntimeError as error:  # the client takes a kernel that starts slowly for a dead one
+                    if process.poll() is not None or time.monotonic() > end:
+                        raise TimeoutError(f"the kernel does not start: {error}") from error
+                    time.sleep(0.5)
             code = f"import sys; sys.argv = {['fit', *self.arguments()]!r}\nfrom {self.task}.fit import main; main()"
             client.execute(code)
             time.sleep(1)  # until the message is sent
