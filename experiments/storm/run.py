@@ -112,7 +112,7 @@ class Run:
             port = _free_port()
             self.members = [self._process(command, _job(rank, self.processes, port)) for rank in range(self.processes)]
         elif kind == "kernel":
-            self.members = [self._kernel()]
+            self._start_kernel()
         else:
             self.members = [self._process(command, {})]
 
@@ -183,12 +183,13 @@ class Run:
         self._readers.append(reader)
         return process
 
-    def _kernel(self) -> subprocess.Popen:
+    def _start_kernel(self) -> None:
         jupyter = import_extra("jupyter_client", "dev", "an event of the storm is a notebook")
         path = self.output / "kernel.json"
         path.unlink(missing_ok=True)
         jupyter.connect.write_connection_file(str(path))
         process = self._process([sys.executable, "-m", "ipykernel_launcher", "-f", str(path)], {})
+        self.members = [process]
         client = jupyter.BlockingKernelClient(connection_file=str(path))
         client.load_connection_file()
         client.start_channels()
@@ -207,7 +208,6 @@ class Run:
             time.sleep(1)  # until the message is sent
         finally:
             client.stop_channels()
-        return process
 
 
 def _job(rank: int, processes: int, port: int) -> dict[str, str]:
