@@ -42,6 +42,7 @@ def fit(task, data, folder, *more):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", OPTIONS)
 @pytest.mark.parametrize(
     ("callback", "expected"),

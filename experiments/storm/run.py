@@ -112,7 +112,7 @@ class Run:
             port = _free_port()
             self.members = [self._process(command, _job(rank, self.processes, port)) for rank in range(self.processes)]
         elif kind == "kernel":
-            self.members = [self._kernel()]
+            self._start_kernel()
         else:
             self.members = [self._process(command, {})]
 
@@ -183,23 +183,31 @@ class Run:
         self._readers.append(reader)
         return process
 
-    def _kernel(self) -> subprocess.Popen:
+    def _start_kernel(self) -> None:
         jupyter = import_extra("jupyter_client", "dev", "an event of the storm is a notebook")
         path = self.output / "kernel.json"
         path.unlink(missing_ok=True)
         jupyter.connect.write_connection_file(str(path))
         process = self._process([sys.executable, "-m", "ipykernel_launcher", "-f", str(path)], {})
+        self.members = [process]
         client = jupyter.BlockingKernelClient(connection_file=str(path))
         client.load_connection_file()
         client.start_channels()
         try:
-            client.wait_for_ready(timeout=PATIENCE)
+            end = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    client.wait_for_ready(timeout=PATIENCE)
+                    break
+                except RuntimeError as error:  # the client takes a kernel that starts slowly for a dead one
+                    if process.poll() is not None or time.monotonic() > end:
+                        raise TimeoutError(f"the kernel does not start: {error}") from error
+                    time.sleep(0.5)
             code = f"import sys; sys.argv = {['fit', *self.arguments()]!r}\nfrom {self.task}.fit import main; main()"
             client.execute(code)
             time.sleep(1)  # until the message is sent
         finally:
             client.stop_channels()
-        return process
 
 
 def _job(rank: int, processes: int, port: int) -> dict[str, str]:

@@ -137,6 +137,7 @@ def test_a_job_requeues_itself_and_resumes(slurm, two_colours, tmp_path):
     assert weights(tmp_path)  # of all 40 steps
 
 
+@pytest.mark.slow
 def test_slurm_options_that_lightning_refuses_are_one_line(slurm, tmp_path):
     environment = slurm | {"SLURM_NTASKS": "2", "SLURM_NODELIST": "localhost"}
     del environment["SLURM_NTASKS_PER_NODE"]
