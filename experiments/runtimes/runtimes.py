@@ -106,14 +106,16 @@ def _ncnn(path: Path) -> Run:
     network = ncnn.Net()
     network.opt.num_threads = 1
     # Half precision is the default, also on a PC, and changes the logits by about 1e-3 of their scale.
-    network.opt.use_fp16_packed = network.opt.use_fp16_storage = network.opt.use_fp16_arithmetic = False
+    for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+        setattr(network.opt, option, False)
     with without_stderr():
         network.load_param(str(path))
         network.load_model(str(path.with_suffix(".bin")))
 
     def run(images: np.ndarray) -> np.ndarray:
         extractor = network.create_extractor()
-        extractor.input("in0", ncnn.Mat(np.ascontiguousarray(images[0])))
+        planes = np.ascontiguousarray(images[0])  # ncnn.Mat does not keep the array alive
+        extractor.input("in0", ncnn.Mat(planes))
         return np.array(extractor.extract("out0")[1])[None]
 
     return run

@@ -84,7 +84,8 @@ def test_ncnn_gives_the_outputs_of_the_model(runtimes, tmp_path, monkeypatch, na
     images = torch.randn(1, 3, 64, 96)
     pnnx.export(mobile_former.deploy(model).float(), "model.pt", images, check_trace=False, fp16=False)
     network = ncnn.Net()
-    network.opt.use_fp16_packed = network.opt.use_fp16_storage = network.opt.use_fp16_arithmetic = False
+    for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+        setattr(network.opt, option, False)
     network.load_param("model.ncnn.param")
     network.load_model("model.ncnn.bin")
     extractor = network.create_extractor()
