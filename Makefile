@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint docs baselines venv
+.PHONY: demo test test-slow lint docs baselines runtimes venv
 
 # Train on embedded data, validate, predict held-out images, and list the files written.
 demo: venv
@@ -32,6 +32,14 @@ baselines: $(VENV)/timm/installed
 $(VENV)/timm/installed: $(VENV)/installed
 	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/timm timm==1.0.31 \
 	    $$($(BIN)/python -c 'import torchvision' 2>/dev/null || echo torchvision==0.28.0)
+	touch $@
+
+# Install runtimes for the tests of exported files, without their dependencies. tests/conftest.py adds the folder.
+runtimes: $(VENV)/runtimes/installed
+
+$(VENV)/runtimes/installed: $(VENV)/installed
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps --upgrade --target $(VENV)/runtimes \
+	    openvino ncnn pnnx coremltools cattrs pyaml
 	touch $@
 
 venv: $(VENV)/installed

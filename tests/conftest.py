@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = Path(__file__).parent / "reference"
 # `make baselines` installs timm into a folder, so that only the tests that need torchvision see it.
 TIMM_PATHS = (ROOT / "tests" / "torchvision_operators", ROOT / ".venv" / "timm")
+RUNTIMES = ROOT / ".venv" / "runtimes"  # `make runtimes` installs OpenVINO, ncnn, pnnx and coremltools into it
 LONGEST = ("test_readme.py", "test_interruption.py")  # started last, they would keep one process busy at the end
 
 
@@ -152,6 +153,12 @@ def run_module(
     return subprocess.run(
         [sys.executable, "-m", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
     )
+
+
+@pytest.fixture(scope="session")
+def runtimes() -> None:
+    """Let tests import the runtimes that `make runtimes` installs."""
+    sys.path.append(str(RUNTIMES))
 
 
 @pytest.fixture(scope="session")

@@ -108,6 +108,8 @@ def modules(reader):
             words += ["--trials", "1", "--trainer.max_epochs", "1", *COMPARED]
         if words[2] == "experiments.benchmark":
             words += TIMED
+        if words[2] == "experiments.runtimes":
+            words += ["--runtimes", "OpenCV", "--images", "2", "--rounds", "1"]
         if words[2] == "experiments.app":
             visit(words[2:], cwd=reader)
         else:

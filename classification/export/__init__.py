@@ -1,4 +1,4 @@
-"""``python -m classification.export``: export a classifier to an ONNX file or ExecuTorch program."""
+"""``python -m classification.export``: export a classifier to a file for inference."""
 
 from typing import TYPE_CHECKING
 

@@ -1,13 +1,17 @@
 """``python -m classification.export``: export a checkpoint, and compare the exported model with the PyTorch model."""
 
-from pathlib import Path
-
 from jsonargparse import Namespace
 
 from mobile_former.errors import InputError
 from mobile_former.training.cli.command import run_command
 from mobile_former.training.cli.parser import Parser
-from mobile_former.training.export.arguments import add_export_options, check_export_options, output_path
+from mobile_former.training.export.arguments import (
+    FORMATS,
+    add_export_options,
+    check_export_options,
+    output_path,
+    require_format,
+)
 from mobile_former.training.processors import limit_threads
 from mobile_former.variants import MIN_SIZE
 
@@ -16,7 +20,7 @@ def main() -> None:
     """Parse the command line, export the checkpoint, and compare the exported model with the PyTorch model."""
     options = _parse()
     output = output_path(options)
-    _require_writable_kind(output, options)
+    require_format(output, options, ("dynamic_batch", "dynamic_size", "int8"))
     # Imported here, because these modules import PyTorch and Lightning, which --help need not wait for.
     from classification.export.writing import ClassifierExporter
     from classification.module import ClassificationModule
@@ -30,21 +34,9 @@ def main() -> None:
     export(ClassifierExporter(module, data_options, options), options, output)
 
 
-def _require_writable_kind(output: Path, options: Namespace) -> None:
-    if output.suffix not in {".onnx", ".pte"}:
-        raise InputError(f"--output {output}: give a name that ends in .onnx or .pte")
-    for name in ("dynamic_batch", "dynamic_size", "int8"):
-        if output.suffix == ".pte" and options[name]:
-            raise InputError(f"--{name} is only for ONNX files, but {output} is an ExecuTorch program: leave it out")
-
-
 def _parse() -> Namespace:
-    parser = Parser(
-        prog="python -m classification.export", description="Write a checkpoint as an ONNX file or ExecuTorch program."
-    )
-    add_export_options(
-        parser, output="file to write: .onnx, or .pte for ExecuTorch", data="labelled images", check_images=256
-    )
+    parser = Parser(prog="python -m classification.export", description="Write a checkpoint as a file for inference.")
+    add_export_options(parser, output=f"file to write: {', '.join(FORMATS)}", data="labelled images", check_images=256)
     parser.add_argument(
         "--image_size", type=int | None, default=None, help="side of the square input; default: as in training"
     )

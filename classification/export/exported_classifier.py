@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from classification.data.resizing import middle, resize_and_crop, shorter_side
 from mobile_former.errors import InputError
 from mobile_former.training.data.images import normalise
-from mobile_former.training.export.executorch_file import ExecutorchModel
+from mobile_former.training.export.fixed_model import FixedModel
 from mobile_former.training.export.onnx_file import OnnxModel
 from mobile_former.training.run.checkpoint import require_data_options
 
@@ -84,7 +84,7 @@ class ExportedClassifier:
     """Classifier that runs a file written by ``python -m classification.export``.
 
     Args:
-        model: opened ONNX file or ExecuTorch program.
+        model: opened file.
 
     Attributes:
         class_names: names of the classes in the order of the logits.
@@ -96,7 +96,7 @@ class ExportedClassifier:
         InputError: the file is damaged.
     """
 
-    def __init__(self, model: OnnxModel | ExecutorchModel):
+    def __init__(self, model: OnnxModel | FixedModel):
         self.model = model
         metadata = self.model.metadata
         try:

@@ -1,4 +1,4 @@
-"""Export a classifier to an ONNX file or ExecuTorch program, and compare its logits with those of PyTorch."""
+"""Export a classifier to a file for inference, and compare its logits with those of PyTorch."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -22,9 +22,9 @@ from mobile_former.errors import InputError
 from mobile_former.training.data.dataset import ImageSource, indices_to_look_at
 from mobile_former.training.data.images import normalise, to_planes
 from mobile_former.training.export.command import Exporter
-from mobile_former.training.export.executorch_file import ExecutorchModel, write_executorch
+from mobile_former.training.export.formats import IMPLEMENTATIONS
 from mobile_former.training.export.latency import milliseconds
-from mobile_former.training.export.onnx_file import OnnxModel, relative_difference, write_onnx
+from mobile_former.training.export.onnx_file import relative_difference
 from mobile_former.training.export.options import CheckImages, add_size_rows, add_time_row
 
 TOLERANCE = 1e-4  # largest difference of the logits, relative to their largest magnitude
@@ -41,14 +41,14 @@ def write_classifier(
     batch_size: int | None = 1,
     dynamic_size: bool = False,
 ) -> None:
-    """Export a classifier to an ONNX file or ExecuTorch program.
+    """Export a classifier to a file for inference.
 
     Before the export, :func:`mobile_former.deploy` converts the classifier to an equivalent, faster model.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
         data_options: options of the data module, from the checkpoint of ``module``.
-        path: path of the file, with the suffix ``.onnx`` or ``.pte``.
+        path: path of the file, with a suffix of :data:`mobile_former.training.export.arguments.FORMATS`.
         preprocessing: ``"none"``, ``"normalise"`` or ``"resize_and_normalise"``: the preprocessing to include in the
             file.
         batch_size: number of images per batch. None: any number.
@@ -68,16 +68,13 @@ def write_classifier(
         images = torch.zeros(batch, 3, height, width)
     else:
         images = torch.zeros(batch, height, width, 3, dtype=torch.uint8)
-    write, dynamic = (
-        (write_executorch, {}) if path.suffix == ".pte" else (write_onnx, {"dynamic_axes": [axes] if axes else None})
-    )
-    write(
+    IMPLEMENTATIONS[path.suffix].write(
         ClassifierGraph(mobile_former.deploy(module.model), preprocessing, data_options).eval().cpu(),
         [images],
         path,
         input_names=["images"],
         output_names=["logits"],
-        **dynamic,
+        **({"dynamic_axes": [axes]} if axes else {}),
         metadata={
             "task": "classification",
             "model": module.hparams.name,
@@ -137,7 +134,7 @@ class ClassifierExporter(Exporter):
         return Digits("val")
 
     def write(self, path: Path) -> None:
-        """Export the classifier to an ONNX file or ExecuTorch program with float32 weights."""
+        """Export the classifier to a file with float32 weights."""
         write_classifier(
             self.module,
             self.data_options,
@@ -148,8 +145,8 @@ class ClassifierExporter(Exporter):
         )
 
     def read(self, path: Path) -> ExportedClassifier:
-        """Load an ONNX file or ExecuTorch program written by :meth:`write`. Return a classifier that runs the file."""
-        return ExportedClassifier((ExecutorchModel if path.suffix == ".pte" else OnnxModel)(path, "classification"))
+        """Load a file written by :meth:`write`. Return a classifier that runs the file."""
+        return ExportedClassifier(IMPLEMENTATIONS[path.suffix].read(path, "classification"))
 
     def inputs(self, file: ExportedClassifier, image: np.ndarray) -> Iterable[list[np.ndarray]]:
         """Preprocess an image for the exported model. Return an iterator over lists of input arrays.

@@ -51,8 +51,11 @@ def cell_centres(size: tuple[int, int], stride: int, device: torch.device) -> Te
     Returns:
         Centres ``(H·W, 2)``, x and y, row by row.
     """
-    ys, xs = torch.meshgrid(*(torch.arange(length, device=device) for length in size), indexing="ij")
-    return (torch.stack([xs, ys], dim=-1).reshape(-1, 2) + 0.5) * stride
+    height, width = size
+    # Without a reshape of a map, because torch.export would restrict dynamic sizes to maps wider than one position.
+    positions = torch.arange(height * width, device=device)
+    ys = positions // width
+    return (torch.stack([positions - width * ys, ys], dim=-1) + 0.5) * stride
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:

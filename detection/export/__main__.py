@@ -1,21 +1,33 @@
-"""``python -m detection.export``: export a checkpoint to ONNX, and compare the ONNX model with the PyTorch model."""
+"""``python -m detection.export``: export a checkpoint, and compare the exported model with the PyTorch model."""
 
 from jsonargparse import Namespace
 
 from mobile_former.errors import InputError
 from mobile_former.training.cli.command import run_command
 from mobile_former.training.cli.parser import Parser
-from mobile_former.training.export.arguments import add_export_options, check_export_options, output_path
+from mobile_former.training.export.arguments import (
+    FORMATS,
+    add_export_options,
+    check_export_options,
+    output_path,
+    require_format,
+)
 from mobile_former.training.processors import limit_threads
 from mobile_former.variants import MIN_SIZE as MULTIPLE  # see detection.data.batch
 
 
 def main() -> None:
-    """Parse the command line, export the checkpoint, and compare the ONNX model with the PyTorch model."""
+    """Parse the command line, export the checkpoint, and compare the exported model with the PyTorch model."""
     options = _parse()
     output = output_path(options)
-    if output.suffix != ".onnx":
-        raise InputError(f"--output {output}: give a name that ends in .onnx")
+    require_format(output, options, ("dynamic_batch", "int8", "preprocessing"))
+    if output.suffix == ".mlpackage":
+        raise InputError(f"{output}: Core ML Tools do not convert detectors; give another ending")
+    if output.suffix != ".onnx" and (options.decode or options.image_size is None):
+        raise InputError(
+            f"{output} has fixed sizes and no non-maximum suppression: add --decode false and, for example, "
+            "--image_size '[320, 320]'"
+        )
     # Imported here, because these modules import PyTorch and Lightning, which --help need not wait for.
     from detection.export.writing import DetectorExporter
     from detection.module import DetectionModule
@@ -28,8 +40,8 @@ def main() -> None:
 
 
 def _parse() -> Namespace:
-    parser = Parser(prog="python -m detection.export", description="Write a checkpoint as an ONNX file.")
-    add_export_options(parser, output="the .onnx file to write", data="a COCO folder", check_images=64)
+    parser = Parser(prog="python -m detection.export", description="Write a checkpoint as a file for inference.")
+    add_export_options(parser, output=f"the file to write: {', '.join(FORMATS)}", data="a COCO folder", check_images=64)
     parser.add_argument(
         "--image_size",
         type=tuple[int, int] | None,

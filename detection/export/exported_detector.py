@@ -1,4 +1,4 @@
-"""Detect objects with an ONNX file that ``python -m detection.export`` has written."""
+"""Detect objects with a file that ``python -m detection.export`` has written."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,15 +15,16 @@ from detection.data.resizing import resize_to_fit, resized
 from detection.models.retinanet import DETECTIONS, STRIDES, best_candidates, suppress_candidates
 from mobile_former.errors import InputError
 from mobile_former.training.data.images import normalise
+from mobile_former.training.export.fixed_model import FixedModel
 from mobile_former.training.export.onnx_file import OnnxModel
 from mobile_former.training.run.checkpoint import require_data_options
 
 
 class ExportedDetector:
-    """Detector that runs an ONNX file. It has the interface of :class:`detection.predict.Detector`.
+    """Detector that runs an exported file. It has the interface of :class:`detection.predict.Detector`.
 
     Args:
-        model: opened ONNX file.
+        model: opened file.
 
     Attributes:
         class_names: class names in the order of the labels.
@@ -35,7 +36,7 @@ class ExportedDetector:
         InputError: the metadata of the file is damaged.
     """
 
-    def __init__(self, model: OnnxModel):
+    def __init__(self, model: OnnxModel | FixedModel):
         self.model = model
         metadata = model.metadata
         try:

@@ -59,7 +59,7 @@ class DetectionGraph(nn.Module):
         height, width = images.shape[2:]
         rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
         below, beside = rows >= sizes[:, :1], columns >= sizes[:, 1:]
-        outputs = self.model(images, below[:, :, None] | beside[:, None])
+        outputs = self.model(images, torch.logical_or(below[:, :, None], beside[:, None]))
         frames = sizes if frames is None else frames
         corners = frames.flip(1).repeat(1, 2)[:, None].float()  # (B, 1, 4): width, height, width, height
         if isinstance(self.model, RetinaNet):

@@ -1,4 +1,4 @@
-"""Export a detector to an ONNX file, and compare its detections with those of PyTorch."""
+"""Export a detector to a file for inference, and compare its detections with those of PyTorch."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -25,8 +25,8 @@ from mobile_former.errors import InputError
 from mobile_former.training.data.dataset import ImageSource, indices_to_look_at
 from mobile_former.training.data.images import to_planes
 from mobile_former.training.export.command import Exporter
+from mobile_former.training.export.formats import IMPLEMENTATIONS
 from mobile_former.training.export.latency import milliseconds
-from mobile_former.training.export.onnx_file import OnnxModel, write_onnx
 from mobile_former.training.export.options import CheckImages, add_size_rows, add_time_row
 from mobile_former.training.run.report import figure
 
@@ -45,14 +45,16 @@ def write_detector(
     preprocessing: bool = False,
     decode: bool = True,
 ) -> None:
-    """Export a detector to an ONNX file.
+    """Export a detector to a file for inference.
+
+    All formats except ONNX need fixed sizes, ``decode=False`` and ``preprocessing=False``.
 
     Before the export, :func:`mobile_former.deploy` converts the detector to an equivalent, faster model.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.
         data_options: options of the data module, from the checkpoint of ``module``.
-        path: path of the file.
+        path: path of the file, with a suffix of :data:`mobile_former.training.export.arguments.FORMATS`.
         image_size: fixed height and width of the detector's input in pixels, multiples of 32. None: any.
         batch_size: number of images per batch. None: any number.
         preprocessing: whether the graph takes original uint8 images, and resizes, normalises and pads them itself.
@@ -77,15 +79,20 @@ def write_detector(
     prepared = {name: data_options[name] for name in ("short_side", "longest", "mean", "std")}
     frame = None if image_size is None else (height, width)
     anchors = isinstance(module.model, RetinaNet)
-    write_onnx(
+    graph_options = {}
+    if path.suffix == ".onnx":
+        graph_options = {
+            "dynamic_axes": axes if any(axes) else None,
+            "translations": translations(),
+            "preparation": preparation(**prepared, frame=frame, batch_size=batch_size) if preprocessing else None,
+        }
+    IMPLEMENTATIONS[path.suffix].write(
         DetectionGraph(model, decode=decode).eval(),
         list(inputs.values()),
         path,
         input_names=list(inputs),
         output_names=DECODED_OUTPUTS if decode else RAW_OUTPUTS,
-        dynamic_axes=axes if any(axes) else None,
-        translations=translations(),
-        preparation=preparation(**prepared, frame=frame, batch_size=batch_size) if preprocessing else None,
+        **graph_options,
         metadata={
             "task": "detection",
             "model": module.hparams.name,
@@ -176,7 +183,7 @@ class DetectorExporter(Exporter):
         return Scenes("val")
 
     def write(self, path: Path) -> None:
-        """Export the detector to an ONNX file. The weights in the file are float32."""
+        """Export the detector to a file with float32 weights."""
         write_detector(
             self.module,
             self.data_options,
@@ -188,8 +195,8 @@ class DetectorExporter(Exporter):
         )
 
     def read(self, path: Path) -> ExportedDetector:
-        """Open an ONNX file that :meth:`write` has written. Return a detector that runs the file."""
-        return ExportedDetector(OnnxModel(path, "detection"))
+        """Open a file that :meth:`write` has written. Return a detector that runs the file."""
+        return ExportedDetector(IMPLEMENTATIONS[path.suffix].read(path, "detection"))
 
     def inputs(self, file: ExportedDetector, image: np.ndarray) -> Iterable[list[np.ndarray]]:
         """Preprocess an image for the exported model, and return the model's inputs.

@@ -77,9 +77,13 @@ class RetinaNet(nn.Module):
         for stride, x in self.pyramid(maps, padding).items():
             logits.append(_rows(self.classify(self.class_tower(x, padding.get(stride))), self.num_classes))
             offsets.append(_rows(self.box(self.box_tower(x, padding.get(stride))), 4))
-            sizes.append(tuple(x.shape[2:]))
-            mask = x.new_zeros((x.shape[0], 1, *x.shape[2:]), dtype=torch.bool) if not padding else padding[stride]
-            padded.append(mask.flatten(1).repeat_interleave(PER_POSITION, dim=1))
+            height, width = x.shape[2:]
+            sizes.append((height, width))
+            if padding:  # in torch.export, flatten(1) would restrict dynamic sizes to maps of several positions
+                mask = padding[stride].flatten().unflatten(0, (x.shape[0], -1))
+            else:
+                mask = x.new_zeros((x.shape[0], height * width), dtype=torch.bool)
+            padded.append(mask.repeat_interleave(PER_POSITION, dim=1))
         return {
             "logits": at_least_float32(torch.cat(logits, dim=1)),
             "offsets": at_least_float32(torch.cat(offsets, dim=1)),

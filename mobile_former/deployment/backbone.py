@@ -23,9 +23,17 @@ from torch import Tensor, nn
 
 from mobile_former.block import MobileFormerBlock
 from mobile_former.bridge import HEADS, FormerToMobile, MobileToFormer, mask_logits
-from mobile_former.deployment.folding import fold_features_norm, fold_norm, merged, scaled, shifted, with_shift
+from mobile_former.deployment.folding import (
+    fold_features_norm,
+    fold_norm,
+    merged,
+    scaled,
+    shifted,
+    with_shift,
+    with_unit_range,
+)
 from mobile_former.deployment.mobile import DeployedDownsamplingMobile, DeployedLite, DeployedMobile, Pointwise
-from mobile_former.deployment.modules import InferenceConv, InferenceLinear, InferenceModule, gelu
+from mobile_former.deployment.modules import InferenceConv, InferenceLinear, InferenceModule, add_product, gelu
 from mobile_former.deployment.onnx_layout import padded_maps
 from mobile_former.errors import InputError
 from mobile_former.former import HEADS as FORMER_HEADS
@@ -85,7 +93,7 @@ class DeployedBackbone(nn.Module):
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[dict[int, Tensor], Tensor]:
         """Compute the feature maps and the tokens. See :meth:`mobile_former.model.Backbone.forward`."""
         maps, (tokens, *_) = self.shifted_features(images, padding_mask)
-        return maps, tokens.unflatten(0, (images.shape[0], -1)) - self.shift
+        return maps, tokens.reshape(images.shape[0], -1, tokens.shape[-1]) - self.shift
 
     def shifted_features(
         self, images: Tensor, padding_mask: Tensor | None = None
@@ -140,7 +148,8 @@ class Start(InferenceModule):
             :class:`DeployedBlock`.
         """
         x = self.stem(images).contiguous(memory_format=torch.channels_last)  # so that no convolution copies its input
-        return x, self.batched(self._buffers["reads"], images.shape[0])
+        tokens, *reads = self.batched(self._buffers["reads"], images.shape[0])
+        return x, (tokens.flatten(0, 1), *reads)
 
     def batched(self, reads: Tensor, batch: int) -> tuple[Tensor, ...]:
         """Repeat the initial tokens, the query and the gate for each image of a batch.
@@ -150,11 +159,11 @@ class Start(InferenceModule):
             batch: number of images.
 
         Returns:
-            The tuple ``(tokens, query, gate)``: the initial tokens ``(batch·M, d)``, and the query and gate, each
+            The tuple ``(tokens, query, gate)``: the initial tokens ``(batch, M, d)``, and the query and gate, each
             ``(batch, …)``.
         """
-        tokens = self._buffers["tokens"].expand(batch, -1, -1).flatten(0, 1)
-        return tokens, *reads.unsqueeze(1).expand(-1, batch, *[-1] * (reads.ndim - 1)).unbind()
+        tokens = self._buffers["tokens"].expand(batch, -1, -1)
+        return tokens, *(part.expand(batch, *part.shape) for part in reads.unbind())
 
 
 class DeployedBlock(InferenceModule):
@@ -206,9 +215,9 @@ class DeployedBlock(InferenceModule):
         if self.spatial_dynamic_relu:
             logits = logits.unflatten(1, (HEADS, count)).mean(1).unflatten(2, x.shape[2:])
             mixing = (halve(logits, padding) if self.downsamples else logits).softmax(1)
-            guide = tokens.reshape(-1, count, tokens.shape[1])
+            guide = tokens.reshape(-1, count, tokens.shape[-1])
         else:
-            mixing, guide = None, tokens[::count]
+            mixing, guide = None, tokens[:, 0] if tokens.ndim == 3 else tokens[::count]
         x = self.mobile(x, guide, mixing, *((padding, out_padding) if self.downsamples else (padding,)))
         key, value, *reads = self.reads(tokens, count)
         return self.to_mobile(x, key, value), (tokens, *reads)
@@ -219,8 +228,7 @@ class TokenReads(InferenceModule):
 
     The inputs are the key and value of the block's Former→Mobile bridge, and the query and gate of the next
     Mobile→Former bridge. Each of them is ``(B, heads·M, C)``, with one row for each pair of attention head and token.
-    A row uses only the channels of its head. The other channels are masked: they are 0 in the key, value and query. In
-    the gate, they are -3, because the hard sigmoid of -3 is 0.
+    A row uses only the channels of its head. The other channels are 0.
 
     Due to the masks, one matrix product with the feature map computes all heads. Separate products for the heads would
     need only half as many multiplications, but they are slower, because they split the map's channels in memory.
@@ -236,15 +244,11 @@ class TokenReads(InferenceModule):
         if to_mobile is not None:
             layers += [_scaled_for_heads(to_mobile.key, HEADS), to_mobile.value]
         if following is not None:
-            layers += [_scaled_for_heads(following.query, HEADS), following.gate]
+            layers += [_scaled_for_heads(following.query, HEADS), with_unit_range(following.gate)]
         self.linear = merged(layers)
         self.parts = len(layers)
         masks = _head_masks(layers[0], HEADS)
-        floor = torch.zeros_like(masks).repeat(1, 1, self.parts)
-        if following is not None:
-            floor[..., -masks.shape[2] :] = -3 * (1 - masks)
         self.register_buffer("heads", masks.repeat(1, 1, self.parts))
-        self.register_buffer("floor", floor)
 
     def forward(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
         """Compute the key, value, query and gate of two bridges from the tokens.
@@ -262,7 +266,7 @@ class TokenReads(InferenceModule):
         """
         heads = self._buffers["heads"]
         reads = self.linear(tokens).reshape(-1, 1, count, heads.shape[-1])
-        return torch.addcmul(self._buffers["floor"], reads, heads).flatten(1, 2).chunk(self.parts, 2)
+        return (reads * heads).flatten(1, 2).chunk(self.parts, 2)
 
     def by_head(self, tokens: Tensor, count: int) -> Sequence[Tensor]:
         """Compute the same tensors as :meth:`forward`, split by attention head and without the masked channels.
@@ -295,14 +299,14 @@ class DeployedToFormer(InferenceModule):
             x: feature map, ``(B, C, H, W)``.
             tokens: ``(B·M, d)``. They already include the bias of the output projection.
             query: scaled query, ``(B, heads·M, C)``, see :class:`TokenReads`.
-            gate: gate before the hard sigmoid, ``(B, heads·M, C)``.
+            gate: gate before the clamp to 0..1, ``(B, heads·M, C)``.
             padding: ``(B, 1, H, W)`` bool, True on padding; None for no padding.
 
         Returns:
             The updated tokens ``(B·M, d)``, and the attention logits ``(B, heads·M, H·W)`` before softmax and mask.
         """
         gathered, logits = gather(x, query, gate, padding)
-        return self.norm(torch.addmm(tokens, gathered, self._parameters["weight"])), logits
+        return self.norm(add_product(tokens, gathered, self._parameters["weight"])), logits
 
 
 def gather(x: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -316,7 +320,7 @@ def gather(x: Tensor, query: Tensor, gate: Tensor, padding: Tensor | None) -> tu
     positions = x.flatten(2)
     logits = torch.bmm(query, positions)
     visible = logits if padding is None else mask_logits(logits, padding.flatten(2))
-    gathered = torch.bmm(visible.softmax(2), positions.transpose(1, 2)) * F.hardsigmoid(gate)
+    gathered = torch.bmm(visible.softmax(2), positions.transpose(1, 2)) * gate.clamp(0.0, 1.0)
     return gathered.reshape(x.shape[0], HEADS, -1, x.shape[1]).sum(1).flatten(0, 1), logits
 
 
@@ -369,12 +373,13 @@ class DeployedFormer(InferenceModule):
             The updated tokens, ``(B·M, d)``.
         """
         # Each token appears once per head with the features of the other heads set to 0, which avoids copies.
-        keys = (tokens.reshape(-1, 1, count, tokens.shape[1]) * self._buffers["heads"]).flatten(1, 2)  # (B, heads·M, d)
-        logits = torch.bmm(self.query(tokens).reshape(-1, count, tokens.shape[1]), keys.transpose(1, 2))
+        dim = tokens.shape[-1]
+        keys = (tokens.reshape(-1, 1, count, dim) * self._buffers["heads"]).flatten(1, 2)  # (B, heads·M, d)
+        logits = torch.bmm(self.query(tokens).reshape(-1, count, dim), keys.transpose(1, 2))
         weights = logits.unflatten(2, (FORMER_HEADS, count)).softmax(3).flatten(2)
-        gathered = torch.bmm(weights, keys).flatten(0, 1)
+        gathered = torch.bmm(weights, keys).reshape(tokens.shape)
         tokens = self.attention_norm(tokens + self.output(gathered))
-        return self.ffn_norm(torch.addmm(tokens, gelu(self.expand(tokens)), self._parameters["weight"]))
+        return self.ffn_norm(add_product(tokens, gelu(self.expand(tokens)), self._parameters["weight"]))
 
 
 class DeployedClassifier(InferenceModule):
@@ -402,16 +407,18 @@ class DeployedClassifier(InferenceModule):
             x: last feature map of the backbone, ``(B, C, H, W)``.
             tokens: tokens that :meth:`DeployedBackbone.shifted_features` returns, ``(B·M, d)``.
             query: query of the classifier's Mobile→Former bridge, ``(B, heads·M, C)``.
-            gate: gate of this bridge before the hard sigmoid, ``(B, heads·M, C)``.
+            gate: gate of this bridge before the clamp to 0..1, ``(B, heads·M, C)``.
 
         Returns:
             The logits, ``(B, num_classes)``.
         """
         count = self.count
         # The classifier reads the first token only.
-        token, _ = self.to_former(x, tokens[::count], query[..., ::count, :], gate[..., ::count, :], None)
+        token = tokens[:, :1] if tokens.ndim == 3 else tokens[::count]
+        rows = slice(1) if query.ndim == 4 else slice(None, None, count)  # in exported graphs, split by head
+        token, _ = self.to_former(x, token, query[..., rows, :], gate[..., rows, :], None)
         pooled = self.expand(x).mean((2, 3))
-        features = self.features(torch.cat([F.hardswish(pooled), token], dim=1))
+        features = self.features(torch.cat([F.hardswish(pooled), token.flatten(1)], dim=1))
         return self.logits(F.hardswish(features))
 
 

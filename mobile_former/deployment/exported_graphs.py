@@ -1,4 +1,4 @@
-"""Forward passes of converted models for exported graphs (``torch.export`` and ONNX).
+"""Forward passes of converted models for exported graphs (``torch.export``, ``torch.jit.trace`` and ONNX).
 
 In such graphs, they replace the ``forward`` methods of the modules that
 :func:`mobile_former.deployment.deploy.deploy` creates.
@@ -7,6 +7,9 @@ The attention of a bridge has two heads. Eager PyTorch is faster with one large 
 runtimes are faster with two small ones. Exported graphs therefore compute the heads separately. Functions that are
 registered with ``onnx_only`` use memory layouts that are fast in ONNX Runtime. At the beginning of an ONNX graph,
 feature maps may be padded to 16 channels, see :mod:`mobile_former.deployment.onnx_layout`.
+
+The tokens are ``(B·M, d)`` in ONNX graphs and ``(B, M, d)`` in the others, because ncnn does not support operations
+that join the batch with another axis.
 """
 
 import torch
@@ -16,7 +19,7 @@ from torch import Tensor
 from mobile_former.bridge import mask_logits, split_channels
 from mobile_former.deployment.backbone import DeployedToFormer, DeployedToMobile, RowLinear, Start, TokenReads, gather
 from mobile_former.deployment.mobile import DeployedLite, Depthwise, Pointwise
-from mobile_former.deployment.modules import exported_forward
+from mobile_former.deployment.modules import add_product, exported_forward
 from mobile_former.deployment.onnx_layout import pad_with_copies, pad_with_zeros
 from mobile_former.layers.padding import zero_padding
 
@@ -26,7 +29,7 @@ def start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Compute the inputs of the first block from images ``(B, in_chans, H, W)``.
 
     Returns:
-        The stem's output, and the tuple ``(tokens, query, gate)``. The tuple contains the initial tokens ``(B·M, d)``,
+        The stem's output, and the tuple ``(tokens, query, gate)``. The tuple contains the initial tokens ``(B, M, d)``,
         and the query and gate of the first Mobile→Former bridge, each ``(B, heads, M, C / heads)``.
     """
     return self.stem(images), self.batched(self.reads_by_head, images.shape[0])
@@ -42,11 +45,13 @@ def padded_start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...
         and gate are ``(B, heads·M, C)`` if the input map of this bridge is padded, otherwise
         ``(B, heads, M, C / heads)``.
     """
-    if not self.pads_stem:
-        return start(self, images)
-    weight, bias = pad_with_copies(self.stem.weight), pad_with_copies(self.stem.bias)
-    x = F.relu6(F.conv2d(images, weight, bias, self.stem.stride, self.stem.padding))
-    return x, self.batched(self.reads if self.pads_bridge else self.reads_by_head, images.shape[0])
+    if self.pads_stem:
+        weight, bias = pad_with_copies(self.stem.weight), pad_with_copies(self.stem.bias)
+        x = F.hardtanh(F.conv2d(images, weight, bias, self.stem.stride, self.stem.padding), 0.0, 6.0)
+    else:
+        x = self.stem(images)
+    tokens, *reads = self.batched(self.reads if self.pads_bridge else self.reads_by_head, images.shape[0])
+    return x, (tokens.flatten(0, 1), *reads)
 
 
 exported_forward(TokenReads)(TokenReads.by_head)  # split by head, as to_former and to_mobile expect
@@ -59,17 +64,19 @@ def to_former(
     """Update the tokens by cross-attention to the feature map.
 
     The arguments are those of :meth:`DeployedToFormer.forward`, except that ``query`` and ``gate`` are split by head,
-    ``(B, heads, M, C / heads)``.
+    ``(B, heads, M, C / heads)``, and that the tokens may be ``(B, M, d)``.
 
     Returns:
-        The updated tokens ``(B·M, d)``, and the attention logits ``(B, heads·M, H·W)`` before softmax and mask.
+        The updated tokens, with the shape of ``tokens``, and the attention logits ``(B, heads·M, H·W)`` before softmax
+        and mask.
     """
     positions = split_channels(x)
     logits = query @ positions  # (B, heads, M, H·W)
     visible = logits if padding is None else mask_logits(logits, padding.flatten(2)[:, None])
-    gathered = (visible.softmax(3) @ positions.transpose(2, 3)) * F.hardsigmoid(gate)
-    gathered = gathered.transpose(1, 2).reshape(-1, x.shape[1])  # (B·M, C)
-    return self.norm(torch.addmm(tokens, gathered, self.weight)), logits.flatten(1, 2)
+    gathered = (visible.softmax(3) @ positions.transpose(2, 3)) * gate.clamp(0.0, 1.0)
+    gathered = gathered.transpose(1, 2).flatten(2)  # (B, M, C)
+    gathered = gathered.flatten(0, 1) if tokens.ndim == 2 else gathered
+    return self.norm(add_product(tokens, gathered, self.weight)), logits.flatten(1, 2)
 
 
 @exported_forward(DeployedToFormer, onnx_only=True)
@@ -108,7 +115,7 @@ def row_linear(self: RowLinear, x: Tensor) -> Tensor:
     processor's caches, so that the time depends on how they are read from memory. ONNX Runtime reads the weight of a
     convolution in four parallel streams. It reads the weight of a matrix product in two, which takes a quarter longer.
     """
-    return F.conv2d(x[..., None, None], self.weight[..., None, None], self.bias).flatten(1)
+    return F.conv2d(x[..., None, None], self.weight.t()[..., None, None], self.bias).flatten(1)
 
 
 @exported_forward(DeployedLite, onnx_only=True)
@@ -152,7 +159,7 @@ def pointwise(self: Pointwise, x: Tensor) -> Tensor:
         out = F.conv1d(x.flatten(2), self.weight[..., 0], self.bias).unflatten(2, x.shape[2:])
     else:
         out = F.conv2d(x, self.weight, self.bias)
-    return F.relu6(out) if self.relu6 else out
+    return F.hardtanh(out, 0.0, 6.0) if self.relu6 else out
 
 
 @exported_forward(Depthwise, onnx_only=True)
@@ -184,7 +191,7 @@ def _depthwise_parts(layer: Depthwise, x: Tensor) -> list[Tensor]:
     width, parts = x.shape[1], []
     for weight, bias in zip(_split(layer, layer.weight, width), _split(layer, layer.bias, width), strict=True):
         part = F.conv2d(x, weight, bias, layer.stride, layer.padding, groups=width)
-        parts.append(F.relu6(part) if layer.relu6 else part)
+        parts.append(F.hardtanh(part, 0.0, 6.0) if layer.relu6 else part)
     return parts
 
 

@@ -18,9 +18,9 @@ def fold_features_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
     return fuse_linear_bn_eval(layer.eval(), norm.eval())
 
 
-def merged(layers: list[nn.Linear]) -> InferenceLinear:
+def merged(layers: list[nn.Linear | InferenceLinear]) -> InferenceLinear:
     """Merge linear layers that have the same input into one layer, which returns their concatenated outputs."""
-    return InferenceLinear(torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
+    return InferenceLinear(torch.cat([_weight(layer) for layer in layers]), torch.cat([layer.bias for layer in layers]))
 
 
 def scaled(layer: nn.Linear, factor: float = 1) -> InferenceLinear:
@@ -29,6 +29,20 @@ def scaled(layer: nn.Linear, factor: float = 1) -> InferenceLinear:
     This multiplies the output of the layer by ``factor``.
     """
     return InferenceLinear(layer.weight * factor, layer.bias * factor)
+
+
+def with_unit_range(layer: nn.Linear) -> InferenceLinear:
+    """Fold the scale and shift of a hard sigmoid into the linear layer before it, and return the new layer.
+
+    A hard sigmoid is ``(x / 6 + ½).clamp(0, 1)``. Only the clamp is left to compute. Runtimes also have a hard sigmoid,
+    but OpenCV 5 takes any product with it for a hard swish, and loses the other factor.
+    """
+    return InferenceLinear(layer.weight / 6, layer.bias / 6 + 0.5)
+
+
+def _weight(layer: nn.Linear | InferenceLinear) -> Tensor:
+    """Return the weight ``(out, in)`` of a linear layer."""
+    return layer.weight.t() if isinstance(layer, InferenceLinear) else layer.weight
 
 
 def whole(weight: Tensor, groups: int) -> Tensor:
@@ -62,12 +76,13 @@ def inverse(order: Tensor) -> Tensor:
     return order.argsort()
 
 
-def shifted(layer: nn.Linear, shift: Tensor) -> InferenceLinear:
+def shifted(layer: nn.Linear | InferenceLinear, shift: Tensor) -> InferenceLinear:
     """Adapt the bias of a linear layer to inputs with a constant shift, and return the new layer.
 
     ``shifted(layer, shift)(x + shift)`` equals ``layer(x)``. The shift is a vector ``(in,)``.
     """
-    return InferenceLinear(layer.weight, layer.bias - layer.weight @ shift)
+    weight = _weight(layer)
+    return InferenceLinear(weight, layer.bias - weight @ shift)
 
 
 def with_shift(norm: nn.LayerNorm, shift: Tensor | float = 0) -> InferenceNorm:

@@ -8,10 +8,9 @@ BatchNorm, channel shuffles and the constants of dynamic ReLU are folded into th
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobile_former.deployment.folding import fold_norm, inverse, merged, shuffle_order, whole
+from mobile_former.deployment.folding import fold_norm, inverse, merged, shuffle_order, whole, with_unit_range
 from mobile_former.deployment.modules import InferenceConv, InferenceLinear, InferenceModule
 from mobile_former.deployment.onnx_layout import FLAT_STRIDE, WHOLE_STRIDE
 from mobile_former.layers.conv_norm import ConvNorm
@@ -113,14 +112,14 @@ class SlopesReLU(InferenceModule):
 
     def __init__(self, relu: DynamicReLU, order: Tensor | None = None):
         super().__init__()
-        weight, bias = relu.slopes.weight, relu.slopes.bias
+        self.slopes = with_unit_range(relu.slopes)
         if order is not None:
             rows = torch.cat([order, order + len(order)])
-            weight, bias = weight[rows], bias[rows]
-        self.slopes = InferenceLinear(weight, bias)
+            self.slopes = InferenceLinear(self.slopes.weight.t()[rows], self.slopes.bias[rows])
         # Subtracted from the second slopes. A tensor, because PyTorch converts a number at every call; in the shape of
         # one image's slopes, because ONNX Runtime is faster with operands of one shape.
-        self.register_buffer("lowered_by", weight.new_tensor([[0.0, 0.5]]).repeat_interleave(len(weight) // 2, 1))
+        lowered_by = self.slopes.bias.new_tensor([[0.0, 0.5]])
+        self.register_buffer("lowered_by", lowered_by.repeat_interleave(self.slopes.out_features // 2, 1))
 
     def forward(self, x: Tensor, guide: Tensor, mixing: Tensor | None) -> Tensor:
         """Apply the activation function. The input ``x`` may be overwritten.
@@ -137,7 +136,7 @@ class SlopesReLU(InferenceModule):
         Returns:
             The output map, ``(B, C, H, W)``.
         """
-        slopes = F.hardsigmoid(self.slopes(guide)) - self._buffers["lowered_by"]
+        slopes = self.slopes(guide).clamp_(0.0, 1.0) - self._buffers["lowered_by"]
         return larger_product(x, slopes, mixing, overwrite=True)
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_tracing_state = torch._C._get_tracing_state  # None outside torch.jit.trace. The public is_tracing takes twice as long
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
@@ -46,22 +47,24 @@ class InferenceModule(nn.Module):
 def exported_forward(kind: type[InferenceModule], *, onnx_only: bool = False) -> Callable[[Callable], Callable]:
     """Return a decorator that registers a function as the forward pass of a module class in exported graphs.
 
-    During an export, modules of the class run the registered function. At all other times, they run the ``forward``
-    method of the class. To achieve this, the decorator replaces the ``__call__`` method of the class.
+    During ``torch.export``, ``torch.jit.trace`` and ``torch.onnx.export``, modules of the class run the registered
+    function. At all other times, they run the ``forward`` method of the class. To achieve this, the decorator replaces
+    the ``__call__`` method of the class.
 
     If two functions are registered for the same class, exports use the second one. If the second one is registered with
     ``onnx_only=True``, only exports to ONNX use it, and all other exports use the first one.
 
     Args:
         kind: class of the modules. The decorated function takes the module, followed by the inputs of ``kind.forward``.
-        onnx_only: True to use the function only in ``torch.onnx.export``, False to use it in every ``torch.export``.
+        onnx_only: True to use the function only in ``torch.onnx.export``, False to use it in every export.
     """
 
     def register(forward: Callable) -> Callable:
         otherwise = kind.__call__
 
         def call(self: InferenceModule, *inputs: Any) -> Any:
-            applies = torch.compiler.is_exporting() and (not onnx_only or torch.onnx.is_in_onnx_export())
+            applies = torch.compiler.is_exporting() or _tracing_state()
+            applies = applies and (not onnx_only or torch.onnx.is_in_onnx_export())
             return (forward if applies else otherwise)(self, *inputs)
 
         kind.__call__ = call
@@ -70,10 +73,11 @@ def exported_forward(kind: type[InferenceModule], *, onnx_only: bool = False) ->
     return register
 
 
-class InferenceLinear(InferenceModule, nn.Linear):
+class InferenceLinear(InferenceModule):
     """Linear layer with bias that is fast on a CPU if it is applied to only a few tokens.
 
-    For this purpose, the weight is stored transposed in memory.
+    The parameter ``weight`` is the transpose of the weight of ``nn.Linear``. It is contiguous, because some exporters
+    ignore the strides of parameters.
 
     Args:
         weight: ``(out, in)``.
@@ -81,15 +85,35 @@ class InferenceLinear(InferenceModule, nn.Linear):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor):
-        nn.Linear.__init__(self, weight.shape[1], weight.shape[0], device="meta")
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
         # Tokens are few rows. For few rows, a CPU multiplies up to a third faster if the weight is (in, out) in memory.
-        self.weight = nn.Parameter(weight.detach().t().contiguous().t())
+        self.weight = nn.Parameter(weight.detach().t().contiguous())
         self.bias = nn.Parameter(bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to ``x``, ``(…, in)``. The output is ``(…, out)``."""
         parameters = self._parameters
-        return F.linear(x, parameters["weight"], parameters["bias"])
+        exporting = _tracing_state() or torch.compiler.is_exporting()
+        if x.ndim == 2 and (not exporting or torch.onnx.is_in_onnx_export()):
+            return torch.addmm(parameters["bias"], x, parameters["weight"])
+        return F.linear(x, parameters["weight"].t(), parameters["bias"])  # ncnn and XNNPACK have no addmm
+
+
+def add_product(tokens: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``tokens + x @ weight``.
+
+    Args:
+        tokens: ``(B·M, out)``, or ``(B, M, out)`` in exported graphs.
+        x: ``(B·M, in)`` or ``(B, M, in)``.
+        weight: ``(in, out)``.
+
+    Returns:
+        The sum, with the shape of ``tokens``.
+    """
+    if tokens.ndim == 2:
+        return torch.addmm(tokens, x, weight)
+    return tokens + F.linear(x, weight.t())
 
 
 class InferenceNorm(InferenceModule, nn.LayerNorm):
@@ -153,7 +177,7 @@ class InferenceConv(InferenceModule):
                 x, packed, bias, self.padding, self.stride, (1, 1), groups, *self._activation
             )
         out = F.conv2d(x, weight, bias, self.stride, self.padding, 1, groups)
-        return F.relu6(out, inplace=True) if self.relu6 else out
+        return F.hardtanh(out, 0.0, 6.0, inplace=True) if self.relu6 else out
 
     def _packed_weight(self, weight: Tensor, x: Tensor, groups: int, part: int) -> Tensor:
         state = weight.data_ptr(), groups, None if weight.is_inference() else weight._version
@@ -178,7 +202,7 @@ class InferenceConv(InferenceModule):
 def gelu(x: Tensor) -> Tensor:
     """Apply GELU to tokens ``(B·M, d)``."""
     # PyTorch calls oneDNN for a contiguous tensor, which takes five times as long for a few tokens.
-    return F.gelu(x) if torch.compiler.is_compiling() else F.gelu(x.mT).mT
+    return F.gelu(x) if torch.compiler.is_compiling() or _tracing_state() else F.gelu(x.mT).mT
 
 
 def _needs_gradients(*tensors: Tensor) -> bool:

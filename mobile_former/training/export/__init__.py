@@ -1,1 +1,1 @@
-"""Export of trained models to ONNX and ExecuTorch files."""
+"""Export of trained models to ONNX, ExecuTorch, LiteRT, Core ML and torch.export files."""

@@ -1,5 +1,6 @@
 """Options of the ``export`` commands, without PyTorch."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -7,6 +8,15 @@ from jsonargparse import Namespace
 from mobile_former.errors import InputError
 from mobile_former.training.cli.command import folder_of
 from mobile_former.training.cli.parser import Parser
+
+# The file formats: ending, and name in the table that compares the file with PyTorch.
+FORMATS = {
+    ".onnx": "ONNX",
+    ".pte": "ExecuTorch",
+    ".pt2": "torch.export",
+    ".tflite": "LiteRT",
+    ".mlpackage": "Core ML, before the conversion",
+}
 
 
 def add_export_options(parser: Parser, *, output: str, data: str, check_images: int) -> None:
@@ -71,3 +81,24 @@ def output_path(options: Namespace) -> Path:
     The default is ``model.onnx`` in the run folder of the checkpoint, or ``model_int8.onnx`` with ``--int8``.
     """
     return options.output or folder_of(options.ckpt_path) / ("model_int8.onnx" if options.int8 else "model.onnx")
+
+
+def require_format(output: Path, options: Namespace, only_onnx: Iterable[str]) -> None:
+    """Check that the ending of a file name is known, and that the options fit it.
+
+    Args:
+        output: path of the file.
+        options: parsed options of the command.
+        only_onnx: options that must be off for all formats except ONNX.
+
+    Raises:
+        InputError: the ending is unknown, or an option does not fit it.
+    """
+    if output.suffix not in FORMATS:
+        *most, last = FORMATS
+        raise InputError(f"--output {output}: give a name that ends in {', '.join(most)} or {last}")
+    for name in only_onnx:
+        if output.suffix != ".onnx" and options[name]:
+            raise InputError(f"--{name} is only for ONNX files, but {output} is none: leave it out")
+    if output.suffix == ".mlpackage" and (options.preprocessing or options.batch_size != 1):
+        raise InputError(f"{output} takes one image and normalises it: leave out --preprocessing and --batch_size")

@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 from pytorch_lightning import LightningModule
 
 from mobile_former.training.console import console
+from mobile_former.training.export.arguments import FORMATS
 from mobile_former.training.export.options import folder_beside, images_to_calibrate, images_to_check, write_int8
 
 
@@ -66,7 +67,7 @@ def export(exporter: Exporter, options: Namespace, output: Path) -> None:
         path = folder / f"model{output.suffix}"
         exporter.write(path)
         file = exporter.read(path)
-        files = {"ExecuTorch" if output.suffix == ".pte" else "ONNX": file}
+        files = {FORMATS[output.suffix]: file}
         row = exporter.check(file, images.source)
         if calibration is not None:
             path = write_int8(path, calibration, exporter.calibration_images, partial(exporter.inputs, file))
@@ -74,6 +75,8 @@ def export(exporter: Exporter, options: Namespace, output: Path) -> None:
         table = exporter.compare(files, images)
         if row:
             table.add_row(row[0], "", row[1])
+        if output.is_dir():  # an earlier Core ML package; a folder is replaced only by moving it away
+            os.replace(output, folder / "earlier")
         os.replace(path, output)
     console().print(table)
     print(f"written: {output}")

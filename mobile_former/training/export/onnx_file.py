@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mobile_former.deployment.folding import whole
 from mobile_former.errors import InputError, first_line
 from mobile_former.training.extras import import_extra
 from mobile_former.whole_file import write_whole
@@ -93,6 +94,8 @@ def write_onnx(
         merged.opset_import.extend(model.opset_import)
         merged.producer_name, merged.producer_version = model.producer_name, model.producer_version
         model = merged
+    _reshape_unsqueezes(onnx, model.graph)
+    _fold_constants(onnx, model)
     _strip(model.graph)
     _set_metadata(model, metadata)
     _save(onnx, model, path)
@@ -248,6 +251,7 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
         _import("onnxruntime.quantization.shape_inference").quant_pre_process(path, prepared, skip_symbolic_shape=True)
         model = onnx.load(prepared)
         _part_sums(onnx, model.graph)
+        _ungroup_pointwise(onnx, model.graph)
         onnx.save(model, prepared)
         quantization.quantize_static(
             prepared,
@@ -305,6 +309,50 @@ def _translations() -> dict:
     return {torch.ops.aten.softmax.int: softmax, torch.ops.aten._softmax.default: softmax}
 
 
+def _fold_constants(onnx: ModuleType, model: object) -> None:
+    """Replace all nodes of an ONNX model that depend only on constants by their results.
+
+    ONNX Runtime does this when it loads a file. Other runtimes and tools refuse some operators on weights. The exporter
+    keeps these operators if the weights are large or the operator has several outputs.
+    """
+    from onnx.reference import ReferenceEvaluator
+
+    graph = model.graph
+    known, nodes = {tensor.name for tensor in graph.initializer} | {""}, []
+    for node in graph.node:
+        if known.issuperset(node.input):
+            nodes.append(node)
+            known.update(node.output)
+    rest = [node for node in graph.node if not known.issuperset(node.output)]
+    used = {name for node in rest for name in node.input} | {value.name for value in graph.output}
+    results = sorted({name for node in nodes for name in node.output} & used)
+    constants = onnx.helper.make_graph(
+        nodes, "constants", [], [onnx.ValueInfoProto(name=name) for name in results], initializer=graph.initializer
+    )
+    values = ReferenceEvaluator(
+        onnx.helper.make_model(constants, opset_imports=model.opset_import, functions=model.functions)
+    ).run(None, {})
+    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
+    initializers += map(onnx.numpy_helper.from_array, values, results)
+    for field, kept in ((graph.node, rest), (graph.initializer, initializers)):
+        del field[:]
+        field.extend(kept)
+
+
+def _reshape_unsqueezes(onnx: ModuleType, graph: object) -> None:
+    """Replace each ``Unsqueeze`` node that appends several axes by a ``Reshape``: OpenCV 4 refuses such nodes."""
+    axes = {tensor.name: onnx.numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.output)}
+    for node in graph.node:
+        added = axes.get(node.input[1], []) if node.op_type == "Unsqueeze" else []
+        rank = ranks.get(node.output[0], 0)
+        kept = rank - len(added)
+        if len(added) > 1 and rank and sorted(axis % rank for axis in added) == list(range(kept, rank)):
+            shape, name = np.array([0] * kept + [1] * len(added)), f"{node.output[0]}_shape"  # 0: as in the input
+            graph.initializer.append(onnx.numpy_helper.from_array(shape, name))
+            node.op_type, node.input[1] = "Reshape", name
+
+
 def _part_sums(onnx: ModuleType, graph: object) -> None:
     """Split each ``Gemm`` node whose third input is not a bias vector into a ``Gemm`` and an ``Add`` node.
 
@@ -316,6 +364,23 @@ def _part_sums(onnx: ModuleType, graph: object) -> None:
             added, result = node.input.pop(), node.output.pop()
             node.output.append(f"{result}_product")
             graph.node.insert(place + 1, onnx.helper.make_node("Add", [node.output[0], added], [result]))
+
+
+def _ungroup_pointwise(onnx: ModuleType, graph: object) -> None:
+    """Make grouped pointwise convolutions ungrouped: OpenVINO 2026.4 computes their int8 form wrongly with AMX."""
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        weight = weights.get(node.input[1]) if node.op_type == "Conv" else None
+        groups = [attribute for attribute in node.attribute if attribute.name == "group" and attribute.i > 1]
+        if groups and weight is not None and set(weight.dims[2:]) == {1}:
+            rows, ones, name = weight.dims[0], weight.dims[2:], f"{weight.name}_dense"
+            given = torch.from_numpy(onnx.numpy_helper.to_array(weight).reshape(rows, -1, 1, 1))
+            dense = whole(given, groups[0].i).reshape(rows, -1, *ones).numpy()
+            if name not in weights:
+                weights[name] = onnx.numpy_helper.from_array(dense, name)
+                graph.initializer.append(weights[name])
+            node.input[1] = name
+            groups[0].i = 1
 
 
 def _strip(graph: object) -> None:

@@ -29,7 +29,8 @@ def folder_beside(output: Path) -> Iterator[Path]:
     Raises:
         InputError: the folder of the output file cannot be created or written to.
     """
-    require_writable(output)
+    if not (output.suffix == ".mlpackage" and (output / "Manifest.json").is_file()):  # a package is a folder
+        require_writable(output)
     try:
         folder = tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent)
     except OSError as error:
@@ -141,9 +142,15 @@ def add_size_rows(table: Table, paths: Sequence[Path]) -> None:
     If all files are ONNX files, also add a row with the number of nodes in each graph. The PyTorch column stays empty,
     because the PyTorch model is not a file.
     """
-    table.add_row("MB", "", *(f"{path.stat().st_size / 1e6:.2f}" for path in paths))
+    table.add_row("MB", "", *(f"{size / 1e6:.2f}" for size in map(file_size, paths)))
     if all(path.suffix == ".onnx" for path in paths):
         table.add_row("nodes", "", *(str(count_nodes(path)) for path in paths))
+
+
+def file_size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def add_time_row(table: Table, times: Sequence[float]) -> None:

@@ -80,6 +80,16 @@ def test_embedded_digits_replace_missing_images_but_not_for_int8(command, predic
 
 
 @pytest.mark.slow
+def test_a_program_of_torch_export_gives_the_logits_of_the_checkpoint(command, checkpoint, tmp_path):
+    status, output, errors = command(
+        "classification.export", "--ckpt_path", checkpoint, "--output", "x.pt2", "--preprocessing", "true"
+    )
+    assert (status, errors) == (0, "")
+    assert float(re.search(r"greatest difference.*?│\s+│ (\S+)", output)[1]) < 1e-5
+    assert (tmp_path / "x.pt2").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_an_executorch_program_gives_the_logits_of_the_checkpoint(checkpoint, tmp_path):
     pytest.importorskip("executorch")
@@ -96,13 +106,15 @@ def test_an_executorch_program_gives_the_logits_of_the_checkpoint(checkpoint, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--output", "x.txt"), r"\.onnx or \.pte"),
+        (("--output", "x.txt"), r"\.onnx, .* or \.mlpackage"),
         (("--batch_size", "0"), "--batch_size is 0"),
         (("--batch_size", "2", "--dynamic_batch", "true"), "give one of them"),
         (("--image_size", "31"), "from 32 pixels up"),
         (("--calibration_images", "."), "--int8 true"),
         (("--output", "x.pte", "--int8", "true"), "only for ONNX files"),
-        (("--output", "."), r"\.onnx or \.pte"),
+        (("--output", "x.pt2", "--dynamic_size", "true"), "only for ONNX files"),
+        (("--output", "x.mlpackage", "--preprocessing", "true"), "takes one image and normalises it"),
+        (("--output", "."), r"\.onnx, .* or \.mlpackage"),
         (("--data.root", "nowhere"), "nowhere"),
         (("--images", "nowhere/*.jpg"), "nowhere"),
         (("--output", "file/x.onnx"), "cannot write"),

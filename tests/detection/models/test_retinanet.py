@@ -83,3 +83,19 @@ def test_every_parameter_gets_a_gradient_with_and_without_objects():
         target = {"labels": torch.arange(objects), "boxes": torch.rand(objects, 4) * 0.5 + 0.2}
         model.loss(model(torch.randn(2, 3, 64, 64)), [target] * 2)["total"].backward()
         assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+@pytest.mark.slow
+def test_an_exported_program_takes_images_of_any_size():
+    """Sizes and batches with a single position or image are a case of their own in torch.export."""
+    torch.manual_seed(0)
+    model = mobile_former.deploy(detection.create_detector("retinanet_mf_26m", 3).eval())
+    sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(model, (torch.randn(2, 3, 192, 224),), dynamic_shapes=(sizes,)).module()
+    for shape in ((2, 3, 160, 420), (3, 3, 333, 150)):
+        images = torch.randn(shape)
+        with torch.no_grad():
+            found, expected = program(images), model(images)
+        assert found["levels"] == expected["levels"]
+        for name in ("logits", "offsets", "anchors", "extent"):
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)

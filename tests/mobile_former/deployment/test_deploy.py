@@ -170,7 +170,7 @@ def test_gradients_of_the_image_are_the_same():
         images = torch.randn(1, 3, 64, 64, dtype=torch.float64, requires_grad=True)
         form(images)[0, 5].backward()
         gradients.append(images.grad)
-    assert error(gradients[1], gradients[0]) < 1e-12
+    assert error(gradients[1], gradients[0]) < 1e-7  # PyTorch's gradient of hardsigmoid rounds 1/6 to float32
 
 
 class Count(TorchDispatchMode):
@@ -244,14 +244,12 @@ def test_it_can_be_converted_to_another_type_after_a_call():
     torch.testing.assert_close(copy.deepcopy(deployed).double()(images.double()).float(), expected, rtol=0, atol=1e-5)
 
 
-def test_weights_of_linears_are_by_input_in_memory_also_in_copies_and_other_types():
-    deployed = mobile_former.deploy(mobile_former.create_model("mobile_former_26m").eval())
+@pytest.mark.parametrize("name", ["mobile_former_26m", "mobile_former_96m"])
+def test_all_tensors_are_contiguous_also_in_copies_and_other_types(name):
+    """Some exporters ignore the strides of parameters."""
+    deployed = mobile_former.deploy(mobile_former.create_model(name).eval())
     for form in (deployed, copy.deepcopy(deployed).double(), pickle.loads(pickle.dumps(deployed))):
-        linears = [module for module in form.modules() if isinstance(module, torch.nn.Linear)]
-        assert len(linears) > 50
-        assert all(linear.weight.t().is_contiguous() for linear in linears)
-        products = [part.weight for block in form.backbone.blocks[1:] for part in (block.to_former, block.former)]
-        assert all(weight.is_contiguous() for weight in products)
+        assert all(tensor.is_contiguous() for tensor in form.state_dict().values())
 
 
 def test_replaced_parts_and_parameters_are_used():

@@ -1,7 +1,9 @@
-"""ONNX graphs of the inference form: the outputs of the trained model, in layouts that are fast in ONNX Runtime."""
+"""Exported graphs of the inference form: the outputs of the trained model, in ONNX Runtime and in other runtimes."""
 
 import functools
 
+import cv2
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -48,6 +50,62 @@ def test_a_graph_of_open_sizes_gives_the_outputs_of_the_model(exported, name):
 def test_a_graph_of_fixed_sizes_gives_the_outputs_of_the_model(exported, name, spatial):
     model, path = exported(name, spatial=spatial)
     assert graph_error(model, path, torch.randn(1, 3, 64, 96)) < 2e-5
+
+
+@pytest.mark.parametrize(("name", "spatial"), [("mobile_former_26m", False), ("mobile_former_96m", True)])
+def test_opencv_gives_the_outputs_of_the_model(exported, name, spatial):
+    model, path = exported(name, spatial=spatial)
+    images = torch.randn(1, 3, 64, 96)
+    network = cv2.dnn.readNetFromONNX(str(path))
+    network.setInput(images.numpy())
+    with torch.no_grad():
+        assert error(torch.from_numpy(network.forward()), model(images.double())) < 2e-5
+
+
+@pytest.mark.parametrize(("name", "spatial"), [("mobile_former_26m", False), ("mobile_former_96m", True)])
+def test_a_trace_gives_the_outputs_of_the_model_without_operations_that_ncnn_lacks(name, spatial):
+    model = trained(name, spatial_dynamic_relu=spatial)
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    trace = torch.jit.trace(mobile_former.deploy(model), images, check_trace=False)
+    with torch.no_grad():
+        assert error(trace(images), model(images)) < 1e-12
+    operations = {node.kind() for node in trace.inlined_graph.nodes()}
+    assert not operations & {f"aten::{name}" for name in ("mT", "addmm", "addcmul", "baddbmm")}
+    slices = [node for node in trace.inlined_graph.nodes() if node.kind() == "aten::slice"]
+    assert {list(node.inputs())[4].toIValue() for node in slices} <= {1}  # steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "spatial"), [("mobile_former_26m", False), ("mobile_former_96m", True)])
+def test_ncnn_gives_the_outputs_of_the_model(runtimes, tmp_path, monkeypatch, name, spatial):
+    pnnx, ncnn = pytest.importorskip("pnnx"), pytest.importorskip("ncnn")
+    monkeypatch.chdir(tmp_path)
+    model = trained(name, spatial_dynamic_relu=spatial)
+    images = torch.randn(1, 3, 64, 96)
+    pnnx.export(mobile_former.deploy(model).float(), "model.pt", images, check_trace=False, fp16=False)
+    network = ncnn.Net()
+    for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+        setattr(network.opt, option, False)
+    network.load_param("model.ncnn.param")
+    network.load_model("model.ncnn.bin")
+    extractor = network.create_extractor()
+    extractor.input("in0", ncnn.Mat(images[0].numpy()))
+    _, logits = extractor.extract("out0")
+    with torch.no_grad():
+        assert error(torch.tensor(np.array(logits)), model(images.double())[0]) < 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobile_former_26m", "mobile_former_96m"])
+def test_core_ml_converts_the_model(runtimes, name):
+    """Core ML runs on Apple's systems only."""
+    coremltools = pytest.importorskip("coremltools")
+    images = torch.randn(1, 3, 64, 96)
+    program = torch.export.export(mobile_former.deploy(trained(name)).float(), (images,)).run_decompositions({})
+    inputs = [coremltools.TensorType(name="images", shape=images.shape)]
+    converted = coremltools.convert(program, inputs=inputs, skip_model_load=True)
+    (output,) = converted.get_spec().description.output
+    assert list(output.type.multiArrayType.shape) == [1, 1000]
 
 
 @pytest.mark.parametrize("name", ["mobile_former_26m", "mobile_former_96m"])

@@ -77,7 +77,8 @@ def assert_same(actual, expected):
 
 def test_a_linear_and_a_norm_give_the_values_of_torch():
     x, weight, bias = torch.randn(5, 4), torch.randn(3, 4), torch.randn(3)
-    torch.testing.assert_close(InferenceLinear(weight, bias)(x), F.linear(x, weight, bias))
+    for inputs in (x, x[None]):
+        torch.testing.assert_close(InferenceLinear(weight, bias)(inputs), F.linear(inputs, weight, bias))
     norm = InferenceNorm(torch.rand(4), torch.randn(4), 1e-3)
     torch.testing.assert_close(norm(x), F.layer_norm(x, (4,), norm.weight, norm.bias, 1e-3))
 
@@ -85,8 +86,8 @@ def test_a_linear_and_a_norm_give_the_values_of_torch():
 def test_the_weight_of_a_linear_is_by_input_in_memory():
     linear = InferenceLinear(torch.randn(3, 4), torch.randn(3))
     for form in (linear, copy.deepcopy(linear).double(), pickle.loads(pickle.dumps(linear))):
-        assert form.weight.shape == (3, 4)
-        assert form.weight.t().is_contiguous()
+        assert form.weight.shape == (4, 3)
+        assert form.weight.is_contiguous()
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -188,7 +189,7 @@ def test_replaced_and_deleted_parts_and_parameters_are_followed():
     part, x = Part(), torch.randn(2, 4)
     part.gain = nn.Parameter(torch.tensor(3.0))
     torch.testing.assert_close(part(x), 3 * part.linear(x) + 1)
-    replaced = torch.func.functional_call(part, {"linear.weight": torch.zeros(3, 4), "offset": torch.tensor(5.0)}, (x,))
+    replaced = torch.func.functional_call(part, {"linear.weight": torch.zeros(4, 3), "offset": torch.tensor(5.0)}, (x,))
     torch.testing.assert_close(replaced, (3 * part.linear.bias + 5).expand(2, 3))
     part.linear = nn.Identity()
     torch.testing.assert_close(part(x), 3 * x + 1)

@@ -18,9 +18,13 @@ def stages(monkeypatch):
     stages.lower = lambda exported, **options: SimpleNamespace(to_executorch=lambda: stages.to_executorch())
     exir = ModuleType("executorch.exir")
     exir.to_edge_transform_and_lower = lambda *arguments, **options: stages.lower(*arguments, **options)
+    folding = ModuleType("executorch.exir.passes.constant_prop_pass")
+    folding.constant_prop_pass = lambda exported: exported
     partitioner = ModuleType("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     partitioner.XnnpackPartitioner = object
-    for module in (exir, partitioner):
+    configs = ModuleType("executorch.backends.xnnpack.utils.configs")
+    configs.get_transform_passes = list
+    for module in (exir, configs, folding, partitioner):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return stages
 

@@ -88,6 +88,34 @@ def test_only_a_softmax_along_the_last_axis_is_kept(written):
     assert count_nodes(written[0]) == len(operations)
 
 
+class Weights(nn.Module):
+    """A product with a part of a weight, and a sum with a vector in the shape of a map."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 400))
+
+    def forward(self, x):
+        weight, _ = self.weight.split(200, dim=1)
+        return (x[:, :, None] * weight).mean((2,))[:, :, None, None]
+
+
+def test_operations_on_weights_are_computed_before_the_file_is_written(tmp_path):
+    module, x = Weights(), torch.randn(2, 3)
+    write_onnx(
+        module, [x], tmp_path / "x.onnx", input_names=["x"], output_names=["y"], metadata=METADATA,
+        dynamic_axes=[{0: "batch"}],
+    )  # fmt: skip
+    graph = onnx.load(tmp_path / "x.onnx").graph
+    constants = {tensor.name for tensor in graph.initializer}
+    assert not [node for node in graph.node if constants.issuperset(node.input)]
+    assert len(constants) == len({name for node in graph.node for name in node.input} & constants)
+    assert [node.op_type for node in graph.node].count("Reshape") == 1  # OpenCV 4 has no Unsqueeze of two axes
+    for batch in (x, x[:1]):
+        found = OnnxModel(tmp_path / "x.onnx", "classification")(batch.numpy())["y"]
+        assert relative_difference(found, module(batch).detach().numpy()) < 1e-6
+
+
 def test_a_file_is_valid_self_contained_and_without_paths_of_this_machine(written, capfd):
     path, _ = written
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
@@ -211,6 +239,34 @@ def test_an_int8_file_is_smaller_and_close_to_the_module(tmp_path, capfd, batch)
     difference = relative_difference(model(calibration)["logits"], module(images(16, 3, 8, 8)).detach().numpy())
     assert 1e-4 < difference < 0.05
     assert capfd.readouterr() == ("", "")
+
+
+class Grouped(nn.Module):
+    """A grouped and a depthwise convolution, and a grouped one of one dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.pointwise, self.depthwise = nn.Conv2d(8, 12, 1, groups=4), nn.Conv2d(12, 12, 3, groups=12)
+        self.flat = nn.Conv1d(12, 6, 1, groups=2)
+
+    def forward(self, images):
+        return self.flat(self.depthwise(self.pointwise(images)).flatten(2)).mean(2)
+
+
+def test_an_int8_file_has_no_grouped_pointwise_convolutions(tmp_path):
+    module, inputs = Grouped().eval(), torch.randn(16, 8, 6, 6)
+    plain, small = tmp_path / "plain.onnx", tmp_path / "small.onnx"
+    write_onnx(module, [inputs[:1]], plain, input_names=["images"], output_names=["logits"], metadata=METADATA)
+    quantise(plain, small, ([image[None].numpy()] for image in inputs), len(inputs))
+    groups = [
+        attribute.i
+        for node in onnx.load(small).graph.node
+        for attribute in node.attribute
+        if node.op_type == "Conv" and attribute.name == "group"
+    ]
+    assert sorted(groups) == [1, 1, 12]
+    found = OnnxModel(small, "classification")(inputs.numpy())["logits"]
+    assert relative_difference(found, module(inputs).detach().numpy()) < 0.05
 
 
 # The reference

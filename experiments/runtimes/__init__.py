@@ -1,0 +1,1 @@
+"""Run exported classifiers in several runtimes, and compare outputs and times."""
