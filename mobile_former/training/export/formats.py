@@ -1,4 +1,4 @@
-"""Writers and readers of the file formats of ``export``, see :data:`mobile_former.training.export.arguments.FORMATS`."""
+"""Writers and readers of the file formats that ``export`` writes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
