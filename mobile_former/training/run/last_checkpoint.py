@@ -88,7 +88,9 @@ class LastCheckpoint(RunCheckpoint):
         stops = self._any_process_signalled(trainer)
         if stops or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             trainer.save_checkpoint(self.folder.last)
-        if stops:
+        if stops:  # Lightning logs the metrics of a step after this hook
+            trainer._logger_connector.on_batch_end()
+            trainer._logger_connector.update_train_step_metrics()
             self._stop(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
