@@ -1,4 +1,4 @@
-"""Writing Core ML packages (``.mlpackage``), which take images and normalise them."""
+"""Writing classifiers as Core ML packages (``.mlpackage``), which take images and normalise them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,19 +23,19 @@ def write_coreml(
     output_names: Sequence[str],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write a module as a Core ML package in half precision, which takes an RGB image.
+    """Write a classifier as a Core ML package in half precision, which takes an RGB image.
 
-    The package normalises the image. A classifier returns the best class and the probabilities of all classes, by name.
+    The package normalises the image. It returns the best class and the probabilities of all classes, by name.
     The program before its conversion, with logits instead of probabilities, is written beside the package as a ``.pt2``
     file. :class:`CoremlModel` runs it.
 
     Args:
-        module: module in evaluation mode that takes normalised planes ``(1, 3, H, W)``, and possibly more inputs.
-        inputs: example inputs on the CPU. Their sizes become the input sizes of the program.
+        module: classifier in evaluation mode that takes normalised planes ``(1, 3, H, W)`` and returns logits.
+        inputs: example of the input, on the CPU. Its size becomes the input size of the program.
         path: path of the package, a folder, in an existing folder.
-        input_names: name of each input. In the package, the first one is called ``image``.
-        output_names: name of each output.
-        metadata: dictionary of JSON-serialisable values to store in the package. The keys ``"task"``,
+        input_names: name of the input; not used, because the input of the package is called ``image``.
+        output_names: name of the output of the program before its conversion.
+        metadata: dictionary of JSON-serialisable values to store in the package. The keys
             ``"class_names"``, ``"mean"`` and ``"std"`` are required.
 
     Raises:
@@ -43,34 +43,21 @@ def write_coreml(
     """
     with quietly(), without_stderr():
         coremltools = import_extra("coremltools", "coreml", "a .mlpackage needs coremltools")
-    names = {"input_names": ["image", *input_names[1:]], "output_names": output_names}
+    names = {"input_names": ["image"], "output_names": output_names}
     module = _ImageInput(module, metadata["mean"], metadata["std"]).eval()
     write_program(module, inputs, path.with_suffix(".pt2"), **names, metadata=metadata)
-    if metadata["task"] == "classification":
-        classes, outputs = coremltools.ClassifierConfig(metadata["class_names"]), None
-        module = nn.Sequential(module, nn.Softmax(1)).eval()
-    else:
-        classes, outputs = None, [coremltools.TensorType(name=name) for name in output_names]
+    module = nn.Sequential(module, nn.Softmax(1)).eval()
     with quietly(), without_stderr(), torch.no_grad(), reported(path, "the conversion to Core ML"):
-        first = coremltools.ImageType(name="image", shape=inputs[0].shape, color_layout=coremltools.colorlayout.RGB)
-        others = [
-            coremltools.TensorType(name=name, shape=given.shape, dtype=np.int32)
-            for name, given in zip(input_names[1:], inputs[1:], strict=True)
-        ]
+        image = coremltools.ImageType(name="image", shape=inputs[0].shape, color_layout=coremltools.colorlayout.RGB)
         program = torch.export.export(module, tuple(inputs)).run_decompositions({})
-        for node in program.graph.nodes:  # Core ML Tools have no alias, which changes nothing
-            if node.target is torch.ops.aten.alias.default:
-                node.replace_all_uses_with(node.args[0])
-        program.graph.eliminate_dead_code()
         package = coremltools.convert(
             program,
-            inputs=[first, *others],
-            outputs=outputs,
-            classifier_config=classes,
+            inputs=[image],
+            classifier_config=coremltools.ClassifierConfig(metadata["class_names"]),
             minimum_deployment_target=coremltools.target.iOS16,
             skip_model_load=True,
         )
-        package.short_description = f"{metadata['model']}, {metadata['task']}"
+        package.short_description = metadata["model"]
         package.user_defined_metadata["mobile_former"] = metadata_text(**names, metadata=metadata)
         package.save(str(path))
 
@@ -92,7 +79,7 @@ class CoremlModel(ProgramModel):
         """Run the program once. Return its outputs."""
         mean, std = (np.float32(self.metadata[name])[:, None, None] for name in ("mean", "std"))
         pixels = np.rint(255 * (inputs[0] * std + mean)).astype(np.float32)
-        return super().run([pixels, *inputs[1:]])
+        return super().run([pixels])
 
 
 class _ImageInput(nn.Module):
@@ -111,6 +98,6 @@ class _ImageInput(nn.Module):
         self.register_buffer("scale", (1 / (255 * std)).float())
         self.register_buffer("offset", (-mean / std).float())
 
-    def forward(self, image: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Return the outputs for pixel values ``(1, 3, H, W)`` of 0..255."""
-        return self.module(image * self.scale + self.offset, *others)
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the output for pixel values ``(1, 3, H, W)`` of 0..255."""
+        return self.module(image * self.scale + self.offset)
