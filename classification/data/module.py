@@ -7,6 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import pytorch_lightning  # noqa: F401  # before albumentations, see mobile_former.training.data.digits
+
+# isort: split
 import numpy as np
 import torch
 from albumentations.core.serialization import Serializable

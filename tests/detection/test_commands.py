@@ -508,8 +508,7 @@ def test_options_that_do_not_exist_are_told_with_the_nearest(failing):
     assert "--results" in failing("detection.validate", "--ckpt_path", "x", "--result", "x", status=2)
 
 
-def test_data_without_a_config_and_a_config_without_data_name_what_is_missing(failing, shapes):
-    assert "detection/configs/finetune.yaml" in failing("detection.fit", "--data.root", shapes)
+def test_a_config_without_data_names_what_is_missing(failing):
     assert "--data.root DIR" in failing("detection.fit", "--config", "finetune.yaml")
     assert "finetune.yaml" in failing("detection.fit", "--config", "finetun.yaml")
 

@@ -5,8 +5,8 @@ The embedded data sets of classification and detection are made from these digit
 
 import numpy as np
 
-# Lightning must be imported before scikit-learn. typing caches Optional[Union[float, int]] with the order of the
-# union that it sees first; with the order of scikit-learn, jsonargparse reads `--trainer.limit_train_batches 1` as 1.0,
+# Lightning must be imported before scikit-learn and albumentations. typing caches Optional[Union[float, int]] with the
+# order of the union that it sees first; with their order, jsonargparse reads `--trainer.limit_train_batches 1` as 1.0,
 # which means all batches. tests/mobile_former/training/test_requirements.py checks it.
 import pytorch_lightning  # noqa: F401
 from sklearn.datasets import load_digits

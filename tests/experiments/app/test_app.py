@@ -62,7 +62,9 @@ def test_an_answers_table_has_boxes_in_pixels_of_the_image(predictors, name, tmp
     Image.fromarray(noise(1200, 2048)).save(tmp_path / "large.png")
     given = answer(predictors[name], tmp_path / "large.png")
     assert given.image.shape == (600, 1024, 3)
-    assert given.picture(0).size == (1024, 600)
+    width, height = given.picture(0).size
+    assert width == 1024
+    assert height >= 600  # many boxes have a legend below the image
     rows = given.rows(0)
     assert rows
     for label, score, left, top, right, bottom in rows:

@@ -286,7 +286,7 @@ class Shown(Tiny):
         loss = super().training_step(batch, batch_idx)
         self.log("loss", loss, prog_bar=True)
         self.log_dict(dict.fromkeys(self.curves["terms"], loss), prog_bar=True, on_step=False, on_epoch=True)
-        time.sleep(0.05)
+        time.sleep(0.3)  # so that the bar is drawn, also on a busy machine
         return loss
 
     def validation_step(self, batch, batch_idx):
@@ -327,6 +327,6 @@ def test_a_terminal_keeps_a_line_for_each_epoch_above_a_bar_of_80_columns(tmp_pa
     assert all("val/AP 0.2500" in line for line in kept)
     bars = [line for line in lines if line.startswith("epoch") and line not in kept]
     assert any("4/4" in bar and "val/AP: 0.250" in bar for bar in bars)
-    first = [bar for bar in bars if bar.startswith("epoch 1/2") and " 1/4 " in bar]
+    first = [bar for bar in bars if bar.startswith("epoch 1/2") and " 4/4 " not in bar]
     assert first
     assert not [bar for bar in first if "val/AP" in bar], "there is no score before the first validation"
