@@ -93,4 +93,4 @@ def test_a_run_uses_and_records_what_finders_have_found(task, data, tmp_path):
 def test_one_callback_is_a_list_of_one(task, data, tmp_path):
     result = fit(task, data, tmp_path, "--trainer.callbacks", "LearningRateMonitor")
     assert result.returncode == 0, result.stderr
-    assert "lr-AdamW" in next(Path(tmp_path).rglob("metrics.csv")).read_text()
+    assert "lr/model" in next(Path(tmp_path).rglob("metrics.csv")).read_text()

@@ -178,7 +178,9 @@ class ImageData(LightningDataModule):
         """
         root = self.root.parent if self.root.is_file() else self.root
         names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
-        chosen = None if self._known_split is None else read_split(self._known_split, names)
+        # Other data may have some of the same names, such as cat/1.jpg. A copy of the training data has all of them.
+        share = 1 if self._only_known else 0.5
+        chosen = None if self._known_split is None else read_split(self._known_split, names, share=share)
         keeps = chosen is not None and self._known_split == self._new_split  # a resumed run
         text = f"as in {self._known_split}"
         if chosen is None and self._only_known:

@@ -205,7 +205,7 @@ def write_split(path: Path, text: str, names: Sequence[str], held_out: np.ndarra
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def read_split(path: Path, names: Sequence[str]) -> np.ndarray | None:
+def read_split(path: Path, names: Sequence[str], *, share: float = 0.5) -> np.ndarray | None:
     """Read a file that :func:`write_split` has written.
 
     Images that the file does not list are training images.
@@ -213,10 +213,11 @@ def read_split(path: Path, names: Sequence[str]) -> np.ndarray | None:
     Args:
         path: path of the file.
         names: name of each image.
+        share: fraction of the listed images that must be among ``names``.
 
     Returns:
         Array ``(images,)`` bool, True for the validation images. None if the file is of other data: it does not exist,
-        or ``names`` has no validation image, or lacks more than half of the listed images.
+        or ``names`` has no validation image, or less than ``share`` of the listed images.
 
     Raises:
         InputError: the file is damaged.
@@ -229,7 +230,7 @@ def read_split(path: Path, names: Sequence[str]) -> np.ndarray | None:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}): restore it, or start a new run") from error
     known = set(names)
-    if not held & known or 2 * len((held | trained) & known) < len(held | trained):
+    if not held & known or len((held | trained) & known) < share * len(held | trained):
         return None
     return np.array([name in held for name in names])
 
