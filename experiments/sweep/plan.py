@@ -57,11 +57,6 @@ class Plan:
     runs: str | None = None
 
     @property
-    def repeats(self) -> str:
-        """What a setting is repeated over: "seeds", "folds" or both."""
-        return ", ".join(word for name, word in REPEATS.items() if name in self.space)
-
-    @property
     def score_label(self) -> str:
         """The name of the score as shown in figures and tables, such as "val/top1, best epoch"."""
         return f"{self.metric}, {self.score} epoch"

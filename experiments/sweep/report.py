@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from experiments.plots import draw_scores
 from experiments.sweep.figures import draw
-from experiments.sweep.plan import Plan
+from experiments.sweep.plan import REPEATS, Plan
 from experiments.sweep.settings import Setting, baseline, group
 from experiments.sweep.study import Sweep, state_of
 from experiments.tables import as_table, in_units, mean_and_spread, shown, signed
@@ -46,12 +46,13 @@ def report(sweep: Sweep) -> None:
 
 
 def _settings_table(plan: Plan, settings: list[Setting]) -> str:
-    pairs = "fold by fold" if plan.repeats == "folds" else "seed by seed"
+    repeats = " and ".join(word for name, word in REPEATS.items() if name in plan.space)
+    pairs = "fold by fold" if repeats == "folds" else "seed by seed"
     against = f"against {', '.join(shown(baseline(plan)).values())}, {pairs}"
-    note, rows = f"Mean ± standard deviation over the {plan.repeats.replace(', ', ' and ')}.", []
+    note, rows = f"Mean ± standard deviation over the {repeats}.", []
     for setting in settings:
         row = shown(setting.params) | {plan.score_label: mean_and_spread(list(setting.values.values()))}
-        row |= {"n": str(len(setting.trials)), plan.repeats: ", ".join(setting.trials)}
+        row |= {"n": str(len(setting.trials)), repeats: ", ".join(setting.trials)}
         if setting.cost:
             row |= {"parameters": f"{setting.cost[0] / 1e6:.2f} M", "multiply-adds": in_units(setting.cost[1])}
         if found := setting.difference:

@@ -19,8 +19,7 @@ warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")  #
 
 SQLITE = {"timeout": 600, "isolation_level": None}  # wait for the lock; send no BEGIN but those below
 
-# Statements that wait for a lock of the whole database. It ends with the connection, also if the worker is killed.
-# MySQL's waits a year at most: in MariaDB, -1 for an endless wait gives no lock.
+# Statements that wait for a lock, which ends with the connection. A year: with -1, MariaDB gives no lock.
 _LOCKS = {"postgresql": "SELECT pg_advisory_lock(1108)", "mysql": "SELECT GET_LOCK('mobile_former', 31536000)"}
 _PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # of drivers
 retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)

@@ -77,7 +77,7 @@ def test_the_repositorys_sweeps_can_be_read(path):
         assert plan.points == [{}] * 20
     elif path.stem.startswith("cross_validation_"):
         assert [point["data.fold"] for point in plan.points] == list(range(1, plan.options["data.folds"] + 1))
-        assert plan.repeats == "folds"
+        assert plan.space.keys() == {"data.fold"}
     else:
         ablations, seeds = ({point[name] for point in plan.points} for name in ("model.ablation", "seed_everything"))
         assert len(plan.points) == len(ablations) * len(seeds)
