@@ -92,11 +92,11 @@ class Optimisation:
     def rates(self, trainer: Trainer) -> dict[str, float]:
         """Return the current learning rates by the names under which they are logged.
 
-        These are ``lr`` and, if the backbone has another rate, ``lr_backbone``.
+        These are ``lr`` and, if the backbone has another rate, ``lr_backbone``. If a user's callback has replaced the
+        optimiser, ``lr`` is the rate of the first group of its parameters.
         """
-        (config,) = trainer.lr_scheduler_configs
-        groups = config.scheduler.optimizer.param_groups
-        rates = {group["name"]: rate for group, rate in zip(groups, config.scheduler.get_last_lr(), strict=True)}
+        groups = trainer.optimizers[0].param_groups
+        rates = {group.get("name", "model"): group["lr"] for group in reversed(groups)}
         differs = self.backbone_learning_rate not in (None, self.learning_rate)
         return {"lr": rates["model"]} | ({"lr_backbone": rates["backbone"]} if differs else {})
 
