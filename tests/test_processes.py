@@ -70,6 +70,7 @@ def fit(folder, data, task, processes, *options):
     [
         ("classification", EXACT),
         pytest.param("e2e_mf", EXACT, marks=pytest.mark.slow),
+        pytest.param("detr", EXACT, marks=pytest.mark.slow),
         pytest.param("retinanet", EXACT, marks=pytest.mark.slow),
         pytest.param("classification", SGD, marks=pytest.mark.slow),
         pytest.param("detr", SGD, marks=pytest.mark.slow),

@@ -77,7 +77,7 @@ def test_an_existing_folder_and_one_inside_the_data_are_refused(convert, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("export", ["datumaro_voc", "label_studio_yolo"])
+@pytest.mark.parametrize("export", ["datumaro_voc", "label_studio_yolo", "labelme"])
 def test_an_export_is_trained_on_and_scored_by_its_folder(export, tmp_path):
     root = unpack(export, tmp_path / "my export")
     result = run_module(
