@@ -252,6 +252,7 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
         model = onnx.load(prepared)
         _part_sums(onnx, model.graph)
         _ungroup_pointwise(onnx, model.graph)
+        _remove_unused_weights(model.graph)
         onnx.save(model, prepared)
         quantization.quantize_static(
             prepared,
@@ -381,6 +382,20 @@ def _ungroup_pointwise(onnx: ModuleType, graph: object) -> None:
                 graph.initializer.append(weights[name])
             node.input[1] = name
             groups[0].i = 1
+
+
+def _remove_unused_weights(graph: object) -> None:
+    """Remove the initializers that no node reads: onnxruntime prints a warning for each."""
+    used, graphs = {value.name for value in graph.output}, [graph]
+    while graphs:
+        for node in graphs.pop().node:
+            used.update(node.input)
+            for attribute in node.attribute:  # nodes in the body of a loop or branch read the weights of the graph, too
+                graphs.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    if len(kept) < len(graph.initializer):
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
 
 
 def _strip(graph: object) -> None:
