@@ -20,6 +20,7 @@ import torch
 from pytorch_lightning import Trainer
 
 import mobile_former
+from tests.forked import forks
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = Path(__file__).parent / "reference"
@@ -150,9 +151,7 @@ def run_module(
 ) -> subprocess.CompletedProcess:
     """Run ``python -m …`` as a user would, in a folder outside the repository. It also imports from ``paths``."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, *paths))), "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
-    )
+    return forks().run(arguments, cwd, environment, timeout)
 
 
 @pytest.fixture(scope="session")
