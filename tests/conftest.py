@@ -27,7 +27,15 @@ REFERENCE = Path(__file__).parent / "reference"
 # `make baselines` installs timm into a folder, so that only the tests that need torchvision see it.
 TIMM_PATHS = (ROOT / "tests" / "torchvision_operators", ROOT / ".venv" / "timm")
 RUNTIMES = ROOT / ".venv" / "runtimes"  # `make runtimes` installs OpenVINO, ncnn, pnnx and coremltools into it
-LONGEST = ("test_readme.py", "test_interruption.py")  # started last, they would keep one process busy at the end
+# Started last, these files would keep one process busy while the others have ended.
+LONGEST = (
+    "test_layout.py",
+    "test_readme.py",
+    "test_interruption.py",
+    "test_training.py",
+    "test_storm.py",
+    "test_fuzz.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,8 +1,8 @@
 """A process that has imported the large libraries, and forks itself to run commands.
 
-Importing PyTorch, Lightning and Albumentations takes five seconds of processor time, which is most of what a short command
-needs. Here they are imported once for all commands of a test process. The modules of this project are not: each command
-imports them as usual. Tests of what a command imports start their own Python.
+Importing PyTorch, Lightning and Albumentations takes five seconds of processor time, which is most of what a short
+command needs. Here they are imported once for all commands of a test process. The modules of this project are not: each
+command imports them as usual. Tests of what a command imports start their own Python.
 """
 
 import contextlib
@@ -21,7 +21,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # Lightning comes first: the libraries after it change what its import of Torchmetrics finds.
-LIBRARIES = ("pytorch_lightning", "albumentations", "sklearn.datasets", "matplotlib.figure", "rich.console", "pycocotools")
+LIBRARIES = (
+    "pytorch_lightning",
+    "albumentations",
+    "sklearn.datasets",
+    "matplotlib.figure",
+    "rich.console",
+    "pycocotools",
+)
 
 
 class Forks:

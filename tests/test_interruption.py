@@ -225,25 +225,6 @@ def test_runs_on_shards_and_batches_of_similar_shapes_resume_too(kind, two_colou
     assert same(*found)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_ten_kills_at_random_moments_do_not_change_the_weights(undisturbed, two_colours, tmp_path):
-    draw = random.Random(0)
-    for _ in range(10):
-        process = start(tmp_path, two_colours)
-        try:
-            process.wait(timeout=draw.uniform(4, 12))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if process.returncode == 0:
-            # The run has finished its 40 steps: start a new one, so that ten processes are killed.
-            assert same(weights(tmp_path), undisturbed)
-            shutil.rmtree(tmp_path / "runs")
-    finish(tmp_path, two_colours)
-    assert same(weights(tmp_path), undisturbed)
-
-
 # The disk
 
 

@@ -123,15 +123,9 @@ def test_files_depend_only_on_the_seed_and_differ_from_each_other(kind):
 
 
 @pytest.mark.slow
-def test_a_hundred_files_cause_no_defect(tmp_path):
-    result = run_module("experiments.fuzz", "--files", "100", "--seed", "1", cwd=tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout == "100 files (images, configs, coco, weights; seed 1): no defect\n"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_two_thousand_files_cause_no_defect(tmp_path):
+@pytest.mark.timeout(900)
+def test_four_hundred_files_cause_no_defect(tmp_path):
     # Another seed than the 10 000 files in experiments/README.md.
-    result = run_module("experiments.fuzz", "--files", "2000", "--seed", "1", cwd=tmp_path, timeout=1800)
+    result = run_module("experiments.fuzz", "--files", "400", "--seed", "1", cwd=tmp_path, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout == "400 files (images, configs, coco, weights; seed 1): no defect\n"
