@@ -46,23 +46,34 @@ class Forks:
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder, name) for name in ("stdout", "stderr")]
             request = {"words": words, "cwd": cwd, "environment": {**environment}, "files": files}
-            print(json.dumps(request, default=str), file=self.process.stdin, flush=True)
-            number = int(self.process.stdout.readline())
-            late = threading.Event()
-
-            def stop():
-                late.set()
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(number, signal.SIGKILL)
-
-            timer = threading.Timer(timeout, stop)
-            timer.start()
-            status = int(self.process.stdout.readline())
-            timer.cancel()
+            try:
+                status, is_late = self._fork(json.dumps(request, default=str), timeout)
+            except BaseException:  # a test that is stopped while it waits leaves an answer that no other may read
+                self.process.kill()
+                forks.cache_clear()
+                raise
             output, errors = (file.read_text() for file in files)
-        if late.is_set():
+        if is_late:
             raise subprocess.TimeoutExpired(words, timeout, output, errors)
         return subprocess.CompletedProcess(words, status, output, errors)
+
+    def _fork(self, request: str, timeout: float) -> tuple[int, bool]:
+        """Return the exit status of a command, and whether it was killed after the time limit."""
+        print(request, file=self.process.stdin, flush=True)
+        number = int(self.process.stdout.readline())
+        late = threading.Event()
+
+        def stop():
+            late.set()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(number, signal.SIGKILL)
+
+        timer = threading.Timer(timeout, stop)
+        timer.start()
+        try:
+            return int(self.process.stdout.readline()), late.is_set()
+        finally:
+            timer.cancel()
 
 
 @cache
