@@ -49,13 +49,13 @@ def main() -> None:
 
 
 def _copy(images: CocoDataset, records: list[dict], folder: Path, split: str) -> None:
-    """Copy the images of a split, and change the names in their records to the new ones."""
+    """Copy the images of a split to ``folder``, and change the file names in ``records`` to those of the copies."""
     console = Console(stderr=True)
     shown = track(range(len(images)), f"copying {split}", console=console, disable=not sys.stderr.isatty())
     taken: set[str] = set()
     for index in shown:
         name = records[index]["file_name"]
-        # A name that leads out of the data folder is replaced by that of the file.
+        # Of a path outside the data folder, only the file name is kept.
         outside = os.path.isabs(name) or ".." in Path(name).parts
         name = f"{split}/{Path(name).name if outside else name}"
         if name in taken:

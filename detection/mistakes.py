@@ -10,7 +10,7 @@ from detection.evaluation import ImageMatch
 from detection.pictures import Cell, caption, draw_cells
 
 _DRAWN = 12  # images
-_MISSED, _FALSE = 0, 1  # which determine the colours
+_MISSED, _FALSE = 0, 1  # labels, which determine the colours of boxes
 
 
 def write_mistakes(matches: Sequence[ImageMatch], source: Source, folder: Path) -> list[str]:
@@ -63,12 +63,12 @@ def class_scores(matches: Sequence[ImageMatch], category_ids: Sequence[int]) -> 
     """Count the objects of each class, and compute precision, recall and F1 score of its detections.
 
     Args:
-        matches: matched detections and objects. Their scores are not considered.
+        matches: matched detections and objects. The scores of the detections have no effect.
         category_ids: COCO category ids in the order of the labels.
 
     Returns:
-        A list with one dictionary for each class: ``objects``, ``precision``, ``recall`` and ``f1``. A score is None if
-        it would be 0/0.
+        A list with one dictionary for each class, with the keys ``objects``, ``precision``, ``recall`` and ``f1``. A
+        score is None if it would be 0/0.
     """
     right, false, missed = (
         Counter(row["category_id"] for match in matches for row in getattr(match, kind))

@@ -24,9 +24,9 @@ _CELL = 300  # pixels, square for one image of a sheet
 _GAP = 8  # pixels between images of a sheet
 _LETTERS = 14  # pixels, minimum font size of a picture, unless captions shrink
 _SHRINKING = (1.0, 0.85, 0.7)  # font sizes of captions that are tried, as fractions of the usual one
-_LEAST_LETTERS = 9  # pixels
+_LEAST_LETTERS = 9  # pixels, minimum font size of captions that shrink
 _TOLERATED = 0.1  # fraction of the captions that may be illegible, and of the boxes that may be hidden
-_COVERED = 0.125  # fraction of the picture that more than five captions may cover
+_COVERED = 0.125  # maximum fraction of the picture that the captions cover, if there are more than five
 _SHEET_LETTERS = 11  # pixels, font size of captions on a sheet
 _TITLE_LETTERS = 16  # pixels, font size of the title of a sheet
 _FONT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
@@ -123,7 +123,14 @@ def caption(class_name: str, score: float) -> str:
 
 
 class Cell(NamedTuple):
-    """An image of a sheet with its boxes, see :func:`with_detections`."""
+    """One image of a grid, with the boxes to draw on it.
+
+    Attributes:
+        image: image ``(H, W, 3)``, uint8 RGB.
+        boxes: list of boxes, each xyxy in pixels.
+        labels: class label of each box. The label determines the colour.
+        captions: text of each box.
+    """
 
     image: np.ndarray
     boxes: Sequence[Sequence[float]]
@@ -233,7 +240,8 @@ def _draw(
         letters: font size in pixels. It is reduced if the captions need more room.
 
     Returns:
-        A tuple (picture, whether it has captions). There are none if even small captions would overlap or hide objects.
+        A tuple (picture, whether it has captions). Captions are left out if even small ones would overlap or hide
+        objects.
     """
     picture = Image.fromarray(image)
     if scale != 1:
@@ -279,7 +287,15 @@ def _tags(
     letters: int,
     edge: int,
 ) -> list[Tag]:
-    """Place the captions of all boxes in a picture of a width and height. ``edge`` is the width of their outlines."""
+    """Choose the place and the font of the caption of each box.
+
+    Args:
+        frames: bounding box of each object, xyxy in pixels.
+        captions: text of each box.
+        picture: width and height of the picture.
+        letters: font size in pixels.
+        edge: width of the outline of a caption in pixels.
+    """
     tags: list[Tag] = []
     for frame, text in zip(frames, captions, strict=True):
         # At most half of the width of the picture, or about twelve letters
@@ -293,11 +309,16 @@ def _tags(
 def _are_legible(
     places: Sequence[tuple[int, int, int, int]], frames: Sequence[tuple[int, int, int, int]], picture: tuple[int, int]
 ) -> bool:
-    """Return whether the captions at some places are legible, and the picture behind them can be seen.
+    """Return whether most captions are legible and most boxes visible.
 
-    A caption is illegible if better detections' captions cover more than a twentieth of it. A box is hidden if captions
-    cover more than half of it. A tenth of the captions may be illegible, and a tenth of the boxes hidden. More than
-    five captions may cover an eighth of the picture.
+    A caption is illegible if earlier captions cover more than a twentieth of it. A box is hidden if captions cover more
+    than half of it. At most a tenth of the captions are illegible, and at most a tenth of the boxes are hidden. If
+    there are more than five captions, they cover at most an eighth of the picture.
+
+    Args:
+        places: rectangle of each caption, xyxy in pixels.
+        frames: bounding box of each object, xyxy in pixels.
+        picture: width and height of the picture.
     """
 
     def area(rectangle: tuple[int, int, int, int]) -> int:

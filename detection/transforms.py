@@ -32,7 +32,8 @@ class TransformOptions:
     """Options of the training and evaluation pipelines.
 
     Attributes:
-        short_sides: lengths in pixels. The shorter side of each training image is resized to a random one of them.
+        short_sides: lengths in pixels. The shorter side of each training image is resized to one of these lengths,
+            chosen at random.
         short_side: length in pixels of the shorter side in evaluation.
         longest: maximum length in pixels of the longer side.
         flip: probability of a horizontal flip in training.
@@ -81,7 +82,8 @@ def train_transform(
     """Build DETR's training pipeline: flip, random crop, resize.
 
     Args:
-        short_sides: lengths in pixels. The shorter side of each image is resized to a random one of them.
+        short_sides: lengths in pixels. The shorter side of each image is resized to one of these lengths, chosen at
+            random.
         longest: maximum length in pixels of the longer side.
         flip: probability of a horizontal flip.
         crop: probability of a random crop.
@@ -144,7 +146,7 @@ class ResizeShortSide(A.DualTransform):
     The resizing is antialiased.
 
     Args:
-        sizes: lengths in pixels. The shorter side is resized to a random one of them.
+        sizes: lengths in pixels. The shorter side is resized to one of these lengths, chosen at random.
         longest: maximum length of the longer side in pixels. It takes precedence over ``sizes``. Default: no limit.
         frame: maximum height and width of the result in pixels. Default: no limit.
         p: probability of applying the transform.

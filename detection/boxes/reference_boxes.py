@@ -74,8 +74,9 @@ def sampling_weights(
     """Return weights that sample a feature map at the points of a regular grid in each box.
 
     A sample is a weighted mean over the rows and columns of the map. The weight decreases linearly with the distance
-    between a cell and the point. It reaches 0 at a distance of one cell, as in bilinear interpolation, or at the
-    distance of two grid points if this is larger. The samples of a large box thus cover all of its cells.
+    between a cell and the point. It reaches 0 at a distance of one cell, as in bilinear interpolation. If
+    neighbouring grid points are further apart than one cell, it reaches 0 at their distance. The samples of a large box
+    thus cover all of its cells.
 
     Args:
         boxes: ``(B, Q, 4)``, cxcywh, normalised by the size of the image without padding.
@@ -86,8 +87,8 @@ def sampling_weights(
         padding: ``(B, 1, H, W)`` bool, True on padding, which has weight 0; None if there is no padding.
 
     Returns:
-        A tuple of the weights of the rows ``(B, Q, G, H)`` and of the columns ``(B, Q, G, W)``. The weights of a point
-        have the sum 1. They are 0 if the point is far outside the image.
+        A tuple of the weights of the rows ``(B, Q, G, H)`` and of the columns ``(B, Q, G, W)``. The last axis of each
+        tensor has the sum 1, or is 0 if the grid point is far outside the image.
     """
     places = (torch.arange(grid, device=boxes.device) + 0.5) / grid - 0.5  # in box sides from the centre
     weights = []

@@ -24,7 +24,7 @@ CROWD_ADVICE = (
     "--data.crowd_as_objects true learns and scores them"
 )
 
-# Boxes that leave their image by less are rounding, not an error in the file.
+# A box that exceeds its image by less is a rounding error, not a fault of the file.
 _TOLERANCE = 1e-3  # pixels
 
 
@@ -42,10 +42,10 @@ class CocoDataset:
     Args:
         annotations: path of the JSON file. If ``content`` is given, the path is only used in messages.
         images: image folder. The file names in the JSON file are relative to this folder.
-        class_names: class names of a trained model in the order of its labels. The file may have fewer categories, and
-            others that have no objects. None: the categories of the file.
+        class_names: class names of a trained model in the order of its labels. The file can lack some of them. Any
+            other category in the file must have no objects. None: the categories of the file.
         content: content of the file, a dictionary in COCO format. None: read the file.
-        crowd: what annotations with ``iscrowd`` 1 are, for messages.
+        crowd: name for annotations with ``iscrowd`` 1 in messages, such as "difficult objects".
         crowd_as_objects: whether annotations with ``iscrowd`` 1 are objects like the others.
 
     Attributes:
@@ -146,7 +146,10 @@ class CocoDataset:
         return counts
 
     def without(self, class_names: Collection[str]) -> "CocoDataset":
-        """Return the same images without some classes. None of them may have an object."""
+        """Return a copy without the classes in ``class_names``. Its images are the same, its labels are renumbered.
+
+        The data set must have no object of these classes.
+        """
         kept = [label for label, name in enumerate(self.class_names) if name not in class_names]
         other = copy.copy(self)
         other.category_ids = [self.category_ids[label] for label in kept]
@@ -159,7 +162,7 @@ class CocoDataset:
         return other
 
     def subset(self, indices: Sequence[int]) -> "CocoDataset":
-        """Return some of the images with the same classes, in the order of ``indices``."""
+        """Return a data set of some of the images, in the order of ``indices``. Its classes are the same."""
         other = copy.copy(self)
         other._image_ids = [self._image_ids[index] for index in indices]
         other._file_names = [self._file_names[index] for index in indices]
@@ -230,7 +233,11 @@ class CocoDataset:
         self.class_names = _distinct(dict(zip(self.category_ids, self._raw_names, strict=True)))
 
     def _shared(self, names: dict[int, str], class_names: Sequence[str], annotations: list) -> dict[int, str]:
-        """Return the categories that a model has. A category without objects may be missing in the model."""
+        """Return the categories of the file that are classes of a model, as a dictionary from id to name.
+
+        Raises:
+            InputError: the model lacks a category that has objects, or all categories of the file.
+        """
         distinct = dict(zip(names, _distinct(names), strict=True))
         if set(distinct.values()) <= set(class_names):
             return distinct
@@ -401,7 +408,10 @@ class CocoDataset:
 
 
 def _distinct(names: Mapping[int, str]) -> list[str]:
-    """Return the names of categories; an id is added to a name that several have, such as a parent and its child."""
+    """Return the names of categories. If several categories have the same name, their ids are added to it.
+
+    A category and its parent can have the same name. ``names`` is a dictionary from id to name.
+    """
     counts = Counter(names.values())
     return [name if counts[name] == 1 else f"{name} ({category_id})" for category_id, name in names.items()]
 

@@ -45,7 +45,7 @@ class DetectionData(ImageData):
         images: dictionary from a split to the image folder of its COCO file, if it is not found in root.
         val_fraction: fraction of the training images that is held out for validation. Default: 0.2 if root has no
             validation images, otherwise none.
-        folds: number of parts for cross-validation. The part of the number fold is held out for validation.
+        folds: number of parts for cross-validation. The part with the number fold is held out for validation.
         fold: number of the part that is held out, from 1 to folds.
         split_seed: seed of the choice of images that are held out. Default: the seed of the run.
         groups: CSV file with the columns image and group. Images of one group are not separated when images are held
@@ -117,7 +117,7 @@ class DetectionData(ImageData):
         if dataset == "scenes":
             short_side = SIDE
         if train_transforms is not None or dataset == "scenes":
-            short_sides = (short_side,)  # unused then, so any value of the user is accepted
+            short_sides = (short_side,)  # not used in these cases, so the user's value is not checked
         transforms = TransformOptions(tuple(short_sides), short_side, longest, flip, crop)
         _require_place(dataset, root, annotations, images)
         if not 0 <= repeat_threshold <= 1:
@@ -334,7 +334,7 @@ class DetectionData(ImageData):
 
     @cached_property
     def layout(self) -> Layout:
-        """Layout of the data folder. The files of the options ``annotations`` and ``images`` replace those found.
+        """Layout of the data folder. The paths in the options ``annotations`` and ``images`` replace those found in it.
 
         Raises:
             FileNotFoundError: no layout is recognised.
@@ -393,20 +393,23 @@ class DetectionData(ImageData):
         return self._sources[split, names]
 
     def _divided(self, names: tuple[str, ...] | None) -> dict[tuple, CocoDataset]:
-        """Return the training and validation images, if the latter are held out."""
+        """Return the data sets of training and validation images, if the latter are held out of the former.
+
+        ``names`` are the class names of the model. The result is a dictionary from (split, ``names``) to the data set.
+        """
         images = self._training_images if names is None else self._read("train", names)
         if self._held is None:
             paths = [images.name(index) for index in range(len(images))]
             has_val = "val" in self.layout.splits
             self._held = self.held_out(paths, images.class_counts(), images.groups, has_val=has_val)
-        if self._held is None:  # other data than that of training
+        if self._held is None:  # these are not the data of training
             val = self._read("val", names) if "val" in self.layout.splits else images
             return {("train", names): images, ("val", names): val}
         parts = {"train": images.subset(np.flatnonzero(~self._held)), "val": images.subset(np.flatnonzero(self._held))}
         return {(split, names): part for split, part in parts.items()}
 
     def _read(self, split: str, names: Sequence[str] | None) -> CocoDataset:
-        """Read all images of a split. Without ``names``, classes without objects are left out."""
+        """Read all images of a split. If ``names`` is None, classes without objects are left out."""
         data = CocoDataset.open(self._annotations(split), names, crowd_as_objects=self.hparams.crowd_as_objects)
         if names is not None or not data.annotated or self.hparams.keep_empty_classes:
             return data

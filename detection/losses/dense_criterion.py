@@ -120,10 +120,10 @@ def assign(
 def _best_positions(
     logits: Tensor, boxes: Tensor, centres: Tensor, padding: Tensor, labels: Tensor, objects: Tensor, numbers: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the positions that some objects take, before conflicts between objects are resolved.
+    """Return the positions that each object takes. Several objects can take the same position.
 
     Args:
-        logits: see :func:`assign`, as ``boxes``, ``centres`` and ``padding``.
+        logits: class logits ``(P, K)``. For ``boxes``, ``centres`` and ``padding``, see :func:`assign`.
         labels: labels of the objects ``(n,)``.
         objects: boxes of the objects ``(n, 4)``, cxcywh, normalised to 0..1.
         numbers: indices of the objects in their image ``(n,)``.

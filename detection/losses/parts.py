@@ -15,6 +15,6 @@ def parts(objects: int, boxes: int, device: torch.device) -> tuple[Tensor, ...]:
         device: device of the result.
 
     Returns:
-        Tuple of index tensors ``(m,)`` long, with an ``m`` of at least 1.
+        Tuple with one tensor ``(m,)`` long for each part: the indices of its m objects. m is at least 1.
     """
     return torch.arange(objects, device=device).split(max(1, _LIMIT // max(1, boxes)))

@@ -166,8 +166,8 @@ def timm_features(name: str, weights: Path | None = None) -> nn.Module:
 
     The maps are those of timm's ``features_only``. The EfficientNet, MobileNet and GhostNet families are an exception:
     here, the map at a stride is the last one at this stride. The last map of a MobileNetV3 or V4 is the one before the
-    pointwise convolution to 960 channels, which belongs to the classifier. timm takes the map after this convolution,
-    and the maps of a GhostNet from the first block at each stride.
+    pointwise convolution to 960 channels, which belongs to the classifier. ``features_only`` returns the map after this
+    convolution instead and, for a GhostNet, the first map at each stride.
 
     Args:
         name: name of the network in timm.
@@ -185,7 +185,10 @@ def timm_features(name: str, weights: Path | None = None) -> nn.Module:
 
 
 def _last_maps(network: nn.Module) -> list[dict]:
-    """Return timm's description of the last map at each stride. ``network`` has the modules of timm's EfficientNet."""
+    """Return the last map at each stride as a list of dictionaries in the format of timm's ``feature_info``.
+
+    ``network`` has the modules of timm's EfficientNet.
+    """
     side, ends, hooks = 64, {}, []
     for number, stage in enumerate(network.blocks):
         if all(module.kernel_size == (1, 1) for module in stage.modules() if isinstance(module, nn.Conv2d)):

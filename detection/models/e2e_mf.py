@@ -28,8 +28,8 @@ from mobile_former.mobile import Mobile
 
 SCALES = (32, 16, 8)  # strides of the feature maps that the head uses, coarse to fine
 
-# Share of the queries' gradient that reaches the feature maps, if a dense head also trains these maps. The class losses
-# of the queries would otherwise worsen the boxes of the dense head, from which the queries start.
+# Factor of the queries' gradient in the feature maps, if a dense head also trains these maps. The full gradient of the
+# class losses of the queries would worsen the boxes of the dense head, and the queries start from these boxes.
 QUERY_GRADIENT = 0.25
 
 
@@ -52,8 +52,8 @@ class E2EMobileFormer(nn.Module):
             ``dense_head``. The blocks on the finest map also sample the map in the boxes of the queries, and a second
             classifier learns from several queries for each object. If an image has fewer positions than queries, some
             queries start on padding. Only in this case, the detections depend on the amount of padding.
-        backbone: name of a backbone that replaces the variant's, see
-            :func:`detection.models.backbone.create_backbone`. None: the variant's.
+        backbone: name of a backbone that replaces the one in ``variant``, see
+            :func:`detection.models.backbone.create_backbone`. None: the one in ``variant``.
 
     Raises:
         InputError: ``choose_queries`` is given without ``refine_boxes`` and ``dense_head``, or the backbone is unknown.
@@ -147,7 +147,7 @@ class E2EMobileFormer(nn.Module):
         """Compute the losses of :class:`SetCriterion`, and those of :class:`DenseCriterion` if the dense head ran.
 
         With ``choose_queries``, each layer has an additional loss with one-to-many assignment (Zhao et al., MS-DETR,
-        CVPR 2024): that of :class:`DenseCriterion`, with the queries in place of the positions.
+        CVPR 2024). It is the total loss of :class:`DenseCriterion`, computed for queries instead of map positions.
 
         Args:
             outputs: output of :meth:`forward`.

@@ -31,8 +31,8 @@ class RetinaNet(nn.Module):
     Args:
         variant: configuration of the detector.
         num_classes: number of classes K.
-        backbone: name of a backbone that replaces the variant's, see
-            :func:`detection.models.backbone.create_backbone`. None: the variant's.
+        backbone: name of a backbone that replaces the one in ``variant``, see
+            :func:`detection.models.backbone.create_backbone`. None: the one in ``variant``.
         max_detections: maximum number of detections in an image.
     """
 

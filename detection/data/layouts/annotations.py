@@ -18,9 +18,9 @@ class Annotations(NamedTuple):
 
     Attributes:
         path: file or folder of the annotations, for messages.
-        read: function that reads the annotations. It returns a tuple of the dictionary in COCO format and the folder
-            that its file names are relative to.
-        crowd: what an annotation with ``iscrowd`` 1 is in this layout, for messages.
+        read: function that reads the annotations. It returns a tuple (dictionary in COCO format, image folder). The
+            file names in the dictionary are relative to this folder.
+        crowd: name for the annotations with ``iscrowd`` 1 in messages, such as "difficult objects".
     """
 
     path: Path
@@ -35,8 +35,8 @@ class Layout(NamedTuple):
         name: name of the layout, such as "YOLO".
         splits: dictionary from a split ("train", "val" or "test") to its annotations. Images without a split are in
             "train".
-        note: function that returns what a user should know about how the files are read, or an empty text. It may
-            read all annotations.
+        note: function that returns a note for the user on how the files are read, or an empty text. The call can take
+            as long as reading all annotations.
     """
 
     name: str
@@ -45,7 +45,13 @@ class Layout(NamedTuple):
 
 
 class LabelledObject(NamedTuple):
-    """One object: class name, corners (left, top, right, bottom) in pixels, and whether scores ignore it."""
+    """One object.
+
+    Attributes:
+        name: class name.
+        corners: left, top, right and bottom in pixels.
+        ignored: whether detections of this object are not scored.
+    """
 
     name: str
     corners: tuple[float, float, float, float]
@@ -61,11 +67,11 @@ class LabelledImage(NamedTuple):
 
 
 def to_coco(images: Iterable[LabelledImage], folder: Path, class_names: Sequence[str] = ()) -> tuple[dict, Path]:
-    """Return images as a dictionary in COCO format, and the folder that its file names are relative to.
+    """Return a tuple (dictionary in COCO format, ``folder``). File names in the dictionary are relative to the folder.
 
     Args:
         images: images with their objects.
-        folder: data folder. The path of an image outside this folder stays absolute.
+        folder: data folder. The path of an image outside this folder is absolute.
         class_names: names of the classes, in the order of the category ids, which start at 1. Names that only occur in
             ``images`` follow in alphabetical order.
     """
@@ -97,23 +103,25 @@ def to_coco(images: Iterable[LabelledImage], folder: Path, class_names: Sequence
 
 
 def class_names(images: Mapping[str, Callable[[], Iterable[LabelledImage]]], split: str) -> list[str]:
-    """Return the sorted class names of a split, and of the training and validation images.
+    """Return the sorted names of all classes that occur in ``split``, in the training or in the validation images.
 
-    For layouts without a list of classes: a class that only validation images have is a class, too.
+    Used for layouts without a list of classes, in which a split can lack some of the classes.
 
     Args:
-        images: dictionary from a split to the function that reads its images.
-        split: name of the split.
+        images: dictionary from a split to a function that reads the images of the split.
+        split: name of a split.
     """
     splits = [each for each in dict.fromkeys(("train", "val", split)) if each in images]
     return sorted({known.name for each in splits for image in images[each]() for known in image.objects})
 
 
 def size_of(image: Path, width: object, height: object) -> tuple[int, int]:
-    """Return the height and width of an image: those given, if they are positive numbers, else those of the file.
+    """Return the height and width of an image in pixels.
+
+    ``width`` and ``height`` are used if both are positive numbers. Otherwise the size is read from the image file.
 
     Raises:
-        ImageError: the file is needed and cannot be read.
+        ImageError: the size must be read from the image file, but the file cannot be read.
     """
     try:
         size = int(float(height)), int(float(width))

@@ -1,4 +1,4 @@
-"""Data folders with COCO files, as COCO, Roboflow, CVAT, Label Studio, datumaro, FiftyOne and others lay them out."""
+"""Data folders with COCO files, in the layouts of COCO, Roboflow, CVAT, Label Studio, datumaro, FiftyOne and others."""
 
 import itertools
 import json
@@ -31,8 +31,8 @@ _KNOWN = {  # single files without a split in their name, and the tools that wri
     "result_coco.json": "Label Studio",
     "annotations.json": "LabelMe",
 }
-_MOST_FILES = 20  # JSON files of other names that are read in a folder, to see whether they are in COCO format
-_SAMPLED = 20  # images that are looked up to find their folder
+_MOST_FILES = 20  # JSON files with other names: a folder with more is not searched for COCO files
+_SAMPLED = 20  # images whose paths are checked in each candidate for the image folder
 _MOST_FOLDERS = 1000  # folders that are searched for images
 
 
@@ -78,12 +78,12 @@ def find_any_coco(root: Path) -> Layout | None:
 
 
 def coco_files(root: Path | None, files: dict[str, Path], images: dict[str, Path]) -> dict[str, Annotations]:
-    """Return the annotations of COCO files whose paths are given.
+    """Return a dictionary from each split in ``files`` to its annotations, which are read later.
 
     Args:
-        root: data folder, where the images are searched; may be None if ``images`` is given.
-        files: dictionary from a split to its annotation file.
-        images: dictionary from a split to its image folder. For other splits, the folder is searched.
+        root: folder in which images are searched for. None: the folder of the annotation file.
+        files: dictionary from a split to the path of its COCO file.
+        images: dictionary from a split to its image folder. The images of other splits are searched for in ``root``.
     """
     return {
         split: Annotations(path, partial(_read, path, split, path.parent if root is None else root, images.get(split)))
@@ -92,7 +92,7 @@ def coco_files(root: Path | None, files: dict[str, Path], images: dict[str, Path
 
 
 def load_coco(path: Path) -> dict[str, list]:
-    """Read a COCO file and check that its lists consist of objects.
+    """Read a COCO file as a dictionary, and check that the entries of its lists are JSON objects.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -129,7 +129,10 @@ def _layout(root: Path, files: dict[str, Path], tools: list[str]) -> Layout | No
 
 
 def _split_of_file(stem: str) -> str | None:
-    """Return the split of a file such as ``instances_train2017``. Files without annotations are a test split."""
+    """Return the split in the name of a COCO file, such as "train" for ``instances_train2017``, or None.
+
+    COCO's ``image_info`` files, which have no annotations, are used for the test split only.
+    """
     if stem.lower().startswith("image_info"):
         return "test" if re.search(r"test(-dev)?(2017)?$", stem) else None
     kind, separator, rest = stem.partition("_")
@@ -141,7 +144,7 @@ def _split_of_file(stem: str) -> str | None:
 
 
 def _preference(path: Path) -> tuple:
-    """Sort key: instances before other kinds of COCO annotations, and a name without a year before one with it."""
+    """Sort key that prefers instances to other kinds of COCO annotations, and names without a year to those with a year."""
     stem = path.stem.lower()
     kinds = ("instances_", "", "person_keypoints", "image_info")
     kind = max((number for number, start in enumerate(kinds) if stem.startswith(start)), default=1)
@@ -177,7 +180,7 @@ def _read(path: Path, split: str, root: Path, images: Path | None) -> tuple[dict
     for rewritten, folder in itertools.chain(likely, unlikely):
         if sampled and all(os.path.isfile(os.path.join(folder, rewritten(name))) for name in sampled):
             return _renamed(content, rewritten), folder
-    # Some images are missing: the folder with most of them gives the best error message.
+    # Some images are missing: the folder that has most of the images gives the best error message.
     hits = {folder: sum(os.path.isfile(folder / name) for name in sampled) for folder in folders}
     best = max(folders, key=hits.__getitem__)
     return content, best if hits[best] or images else root / "images"
@@ -201,7 +204,7 @@ def _with_slashes(name: str) -> str:
 
 
 def _last_part(name: str) -> str:
-    """Return the file's name without folders: some tools write the path or URL on the machine of the annotator."""
+    """Return a file name without folders. Some tools write a URL, or a path on the machine of the annotator."""
     return PurePosixPath(unquote(_with_slashes(name).partition("?")[0])).name
 
 

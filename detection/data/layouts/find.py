@@ -14,8 +14,8 @@ _SHOWN = 12  # names in an error message
 def find_layout(root: Path) -> Layout:
     """Recognise the layout of a data folder: COCO, YOLO, Pascal VOC or LabelMe, as many tools write them.
 
-    Nothing is converted. If a folder has several layouts, one with training images is preferred. If it only contains
-    another folder, as unpacked archives often do, that one is examined.
+    Nothing is converted. If a folder has several layouts, one with training images is preferred. If a folder only
+    contains another folder, as unpacked archives often do, the inner folder is examined.
 
     Args:
         root: path of the folder, or of YOLO's YAML file in this folder.

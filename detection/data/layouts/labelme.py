@@ -24,8 +24,8 @@ from mobile_former.training.data.splits import split_folders
 
 LOOKED_FOR = ("LabelMe: a JSON file with 'shapes' and 'imagePath' for each image, with or without train/ and val/",)
 
-_WITHOUT_AREA = ("point", "points", "line", "linestrip")  # not objects with a box
-_EXAMINED = 5  # JSON files in a folder that are read to recognise the layout
+_WITHOUT_AREA = ("point", "points", "line", "linestrip")  # shapes that are not read as objects
+_EXAMINED = 5  # number of JSON files in a folder that are read to recognise the layout
 
 
 def find_labelme(root: Path) -> Layout | None:
@@ -75,7 +75,13 @@ def _parse(folder: Path) -> list[LabelledImage]:
 
 
 def _image_of(path: Path, content: dict) -> Path:
-    """Return the image of a JSON file: ``imagePath``, which is relative to the file, or the image of the same name."""
+    """Return the path of the image that a JSON file annotates.
+
+    This is the entry ``imagePath``, relative to the JSON file, or an image beside the JSON file with the same name.
+
+    Raises:
+        FileNotFoundError: there is no such image.
+    """
     written = content.get("imagePath")
     written = PureWindowsPath(written).as_posix() if isinstance(written, str) and written else ""
     beside = [path.parent / written, path.parent / Path(written).name]
@@ -88,7 +94,7 @@ def _image_of(path: Path, content: dict) -> Path:
 
 
 def _objects(shapes: list, path: Path) -> list[LabelledObject]:
-    """Return the objects of an image. Shapes of one label and one group are parts of one object."""
+    """Return the objects of an image. Shapes with the same label and the same ``group_id`` form one object."""
     parts: dict[object, tuple[str, list]] = {}
     skipped: Counter[str] = Counter()
     for number, shape in enumerate(shapes, 1):

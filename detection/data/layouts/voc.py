@@ -34,11 +34,11 @@ _ZERO_BASED_TOOL = "label studio"
 
 
 class _Parsed(NamedTuple):
-    """Images of one split with corners as written, and the hints at the pixel from which they count."""
+    """Images of one split, and hints whether the corners in their XML files count pixels from 0 or from 1."""
 
-    images: list[LabelledImage]
-    from_zero: bool  # a corner lies at 0, or the tool is known to count from 0
-    decimals: bool  # a corner is written with decimals
+    images: list[LabelledImage]  # with the corners as written in the files
+    from_zero: bool  # a corner is below 1, or the tool is known to count from 0
+    decimals: bool  # a corner has decimals
 
 
 def find_voc(root: Path) -> Layout | None:
@@ -113,7 +113,7 @@ def _image_folder(base: Path) -> Path:
 
 
 def _pairs(annotations: Path, images: Path) -> list[tuple[Path, Path | None]]:
-    """Return a list of tuples of an image and its XML file, which is None for an image without objects."""
+    """Return a list of tuples (image, XML file). An image without an XML file has None instead, and no objects."""
     found = find_images(images).images
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in found:
@@ -216,7 +216,10 @@ def _parse(pairs: list[tuple[Path, Path | None]], base: Path) -> _Parsed:
 
 
 def _corner_texts(element: ElementTree.Element) -> list[str]:
-    """Return the four corners of an object as written. Objects with only a polygon have those of the polygon."""
+    """Return left, top, right and bottom of an object as they are written in the XML file.
+
+    They are read from the polygon if the object has no ``bndbox``. The list is empty if it has neither.
+    """
     if element.find("bndbox") is not None:
         return [element.findtext(f"bndbox/{name}") or "" for name in ("xmin", "ymin", "xmax", "ymax")]
     points: dict[str, list[str]] = {"x": [], "y": []}
@@ -228,9 +231,10 @@ def _corner_texts(element: ElementTree.Element) -> list[str]:
 
 
 def _shifted(image: LabelledImage, origin: int) -> LabelledImage:
-    """Return an image with corners as coordinates from 0.
+    """Return a copy of an image whose corners are coordinates from 0.
 
-    Corners from 1 are the first and the last pixel of an object. The last pixel ends at the same number.
+    If ``origin`` is 1, the corners are the numbers of the first and the last pixel of an object. Pixel n extends from
+    n - 1 to n, so 1 is subtracted only from left and top.
     """
     shifted = [
         known._replace(corners=(known.corners[0] - origin, known.corners[1] - origin, *known.corners[2:]))

@@ -27,11 +27,11 @@ LOOKED_FOR = (
 )
 
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt", "data.names")
-_LARGEST = 2.0  # normalised coordinates beyond it are pixels, not rounding
+_LARGEST = 2.0  # larger coordinates are pixels; smaller ones above 1 are rounding errors
 
 
 def find_yolo(root: Path) -> Layout | None:
-    """Recognise a folder in YOLO's layout, or a YAML file of it. Return None if it has another layout.
+    """Recognise a folder in YOLO's layout, or the YAML file in such a folder. Return None for another layout.
 
     Raises:
         InputError: a class file cannot be read, or a list of images names files that do not exist.
@@ -108,7 +108,10 @@ def _read_image(path: Path, names: dict[int, str] | None, keypoints: int) -> Lab
 
 
 def _label_path(image: Path) -> Path | None:
-    """Return the label file of an image: in ``labels/`` instead of the last ``images/`` of the path, or beside it."""
+    """Return the path of the label file of an image, or None if it has none.
+
+    In the path of the label file, ``labels/`` replaces the last ``images/``. Or the file is beside the image.
+    """
     parts = list(image.parts)
     for position in range(len(parts) - 2, -1, -1):
         if parts[position].lower() == "images":
@@ -122,7 +125,7 @@ def _label_path(image: Path) -> Path | None:
 
 
 def _standard_splits(root: Path) -> dict[str, Path]:
-    """Return the image folder of each split where images/ and labels/ are side by side."""
+    """Return a dictionary from a split to its image folder, for folders ``images/`` with ``labels/`` beside them."""
     if (root / "images").is_dir() and _has_labels(root / "labels"):
         return split_folders(root / "images") or {"train": root / "images"}
     return {
@@ -141,10 +144,11 @@ def _has_labels_beside_images(folder: Path) -> bool:
 
 
 def _splits_of_yaml(content: dict, path: Path, root: Path) -> dict[str, list[Path]]:
-    """Return the images of each split that a YAML file names, or of the standard folders if it names none that exist.
+    """Return a dictionary from each split in a YAML file to the paths of its images.
 
-    A path is relative to the entry ``path`` or to the folder of the file. Exports of Roboflow begin paths with ``../``
-    that are relative to the folder of the file.
+    If no path in the file exists, the splits are those of the standard folders. A path is relative to the entry
+    ``path`` or to the folder of the file. Exports of Roboflow write ``../`` before paths that are relative to the
+    folder of the file.
     """
     bases = [path.parent]
     if isinstance(content.get("path"), str) and content["path"]:
@@ -178,7 +182,7 @@ def _existing(entry: str, bases: Sequence[Path]) -> Path | None:
 
 
 def _listed(entry: str, folder: Path, base: Path) -> list[Path]:
-    """Return the images that a text file lists, one in each line.
+    """Return the images that the text file ``entry`` lists, one per line. The list is empty if there is no such file.
 
     Raises:
         InputError: an image does not exist.
