@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from mobile_former.training.data.module import over_processes
 from mobile_former.training.run.figures import WRONG, image_sheet
 
-_DRAWN = 24  # mistakes
+_DRAWN = 24  # number of mistakes in the picture
 
 
 class Mistake(NamedTuple):
@@ -20,11 +20,11 @@ class Mistake(NamedTuple):
 
     confidence: float  # probability of the predicted class
     name: str  # path of the image
-    true: int  # label
-    predicted: int  # label
+    true: int  # label of the true class
+    predicted: int  # label of the predicted class
     true_probability: float  # probability of the true class
-    side: int = 0  # of the square image that the model sees, in pixels
-    pixels: bytes | None = None  # of this image, (side, side, 3) uint8 RGB; None: not among the worst
+    side: int = 0  # side of the square image that the model sees, in pixels
+    pixels: bytes | None = None  # this image, (side, side, 3) uint8 RGB; None: the mistake is not drawn
 
 
 class Mistakes(Callback):

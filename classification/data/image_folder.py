@@ -17,7 +17,7 @@ class Labelled(NamedTuple):
     """Image files of one split with their classes.
 
     Attributes:
-        place: folder or file that they were read from, for messages.
+        place: folder or table that lists the images, for messages.
         paths: path of each image.
         names: class name of each image.
         classes: all class names in the order of the labels, including those without images.
@@ -31,18 +31,18 @@ class Labelled(NamedTuple):
     groups: list[Hashable | None] | None = None
 
     def subset(self, indices: Sequence[int]) -> "Labelled":
-        """Return some of the images."""
+        """Return the images at ``indices``, in this order, with the same classes."""
         groups = self.groups and [self.groups[index] for index in indices]
         paths, names = ([own[index] for index in indices] for own in (self.paths, self.names))
         return self._replace(paths=paths, names=names, groups=groups)
 
 
 class LabelledImages(ListedImages):
-    """Labelled images of one split, in the order of their labels.
+    """Labelled images of one split, sorted by label.
 
     Args:
         labelled: the image files with their classes.
-        class_names: class names in the order of the labels. The split may lack some of these classes.
+        class_names: class names in the order of the labels. The split can lack some of these classes.
 
     Attributes:
         labels: list of the labels, one per image.
@@ -72,8 +72,8 @@ class ImageFolder(LabelledImages):
 
     Args:
         root: folder that contains the splits.
-        split: ``"train"``, ``"val"`` or ``"test"``. The folder may have another name of the split, such as ``valid``.
-        class_names: class names in the order of the labels. The split may lack some of these classes.
+        split: ``"train"``, ``"val"`` or ``"test"``. The folder can have another name for the split, such as ``valid``.
+        class_names: class names in the order of the labels. The split can lack some of these classes.
 
     Attributes:
         labels: list of the labels, one per image.
@@ -88,7 +88,7 @@ class ImageFolder(LabelledImages):
 
 
 def read_classes(folder: Path) -> Labelled:
-    """Find the images in the class folders of ``folder``.
+    """Find the images in the class folders of ``folder``, and return them with their classes.
 
     Raises:
         InputError: there is no class folder.
@@ -137,7 +137,7 @@ def class_folders(folder: Path) -> list[str]:
     """Return the sorted names of the subfolders that are not hidden.
 
     Raises:
-        InputError: there are none.
+        InputError: there is no such subfolder.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:

@@ -34,7 +34,7 @@ class Layout(NamedTuple):
 def find_layout(root: Path, columns: Columns | None = None) -> Layout:
     """Recognise the layout of a folder of labelled images, or of a table such as a CSV file.
 
-    If a folder only contains another folder, as unpacked archives often do, that one is examined.
+    If a folder only contains another folder, as unpacked archives often do, the inner folder is examined.
 
     Args:
         root: path of the folder or the table.
@@ -43,7 +43,7 @@ def find_layout(root: Path, columns: Columns | None = None) -> Layout:
     Raises:
         FileNotFoundError: ``root`` does not exist, or no layout is recognised. The message lists what was looked for
             and what the folder contains.
-        InputError: a table or several of them cannot be used.
+        InputError: a table cannot be used, or it is not clear which of several tables to use.
     """
     columns = columns or Columns()
     if root.is_file() and root.suffix in TABLE_SUFFIXES:
@@ -52,12 +52,12 @@ def find_layout(root: Path, columns: Columns | None = None) -> Layout:
         raise FileNotFoundError(f"{root} does not exist (--data.root): {LAYOUT}")
     present = split_folders(root)
     folders = {split: folder for split, folder in present.items() if _has_folders(folder)}
-    # Without class folders, the folders of splits may be images of a table.
+    # If the folders of the splits have no class folders, a table can name the images in them.
     if (not folders or any(map(_has_metadata, folders.values()))) and (tables := find_tables(root, columns)):
         return _of_tables(tables, columns)
     empty = {split: folder for split, folder in present.items() if split not in folders and not _has_images(folder)}
     if folders or len(empty) == len(present) > 0:
-        # An empty folder of a split is an error when it is read.
+        # Reading an empty folder of a split raises an error.
         read = {split: cache(partial(read_classes, own)) for split, own in (folders | empty).items()}
         return Layout("folders of classes", read)
     if (inner := only_folder(root)) and not any(path.suffix.lower() in IMAGE_SUFFIXES for path in inner.iterdir()):

@@ -34,11 +34,11 @@ def mixup(
 def cutmix(
     images: Tensor, labels: Tensor, num_classes: int, alpha: float, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Replace a rectangle of each image by that of another image, and blend the two labels by the areas.
+    """Replace a rectangle of each image by the same rectangle of another image, and blend the labels by the areas.
 
     Source: Yun et al., CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV
-    2019. With λ from the Beta distribution, a rectangle has √(1-λ) of the height and of the width. Its centre is
-    uniformly distributed. It is clipped to the image, and the labels are weighted by the clipped area. As in
+    2019. The sides of a rectangle are √(1-λ) times the sides of the image, with λ from a Beta distribution. Its centre
+    is uniformly distributed. It is clipped to the image, and the labels are weighted by the clipped area. As in
     :func:`mixup`, image ``i`` is mixed with image ``B - 1 - i``.
 
     Args:

@@ -49,12 +49,12 @@ class ClassificationData(ImageData):
         dataset: "folder" (images of root), "shards" (tar files that classification.shard has written) or "digits"
             (scikit-learn's handwritten digits, which need no root).
         root: folder of the images or shards. The layout of images is recognised: folders of classes with or without a
-            split, or a table of paths and labels, whose path may also be root. For shards, root may be a URL, or
-            "pipe:" followed by a shell command that prints a file. The name of the file replaces {} in the URL or
-            command. If there is no {}, a slash and the name are appended.
+            split, or a table of paths and labels. root can also be the path of the table. For shards, root can be a
+            URL, or "pipe:" followed by a shell command that prints a file. The name of the file replaces {} in the URL
+            or command. If there is no {}, a slash and the name are appended.
         val_fraction: fraction of the training images that is held out for validation. Default: 0.2 if root has no
             validation images, otherwise none.
-        folds: number of parts for cross-validation. The part of the number fold is held out for validation.
+        folds: number of parts for cross-validation. The part with the number fold is held out for validation.
         fold: number of the part that is held out, from 1 to folds.
         split_seed: seed of the choice of images that are held out. Default: the seed of the run.
         groups: CSV file with the columns image and group, or a column of the table. Images of one group are not
@@ -69,7 +69,7 @@ class ClassificationData(ImageData):
         flip: probability of a horizontal flip.
         rand_augment: whether to apply RandAugment (2 operations, magnitude 9, standard deviation 0.5).
         random_erasing: probability that noise replaces a rectangle of the image.
-        class_balance: how far an epoch evens out the frequencies of the classes. 0: an epoch has every image once.
+        class_balance: degree to which an epoch balances the classes, from 0 to 1. 0: an epoch has every image once.
             Above 0, images are drawn at random, some repeatedly, so that a class with n images has a frequency
             proportional to n to the power of 1 - class_balance. 1: all classes are equally frequent. Not for shards.
         train_transforms: albumentations transforms that replace crop, flip, RandAugment and erasing. Afterwards, the
@@ -354,7 +354,7 @@ class ClassificationData(ImageData):
         return self._sources[key]
 
     def _part(self, split: str) -> Labelled:
-        """Return the images of a split. Validation images may be held out of the training images."""
+        """Return the images of a split, after validation images are held out of the training images if needed."""
         splits = self.layout.splits
         divides = self.hold_out.is_asked_for or ("val" not in splits and "train" in splits)
         if split == "test" or not divides:
@@ -365,7 +365,7 @@ class ClassificationData(ImageData):
             counts = np.zeros((len(images.paths), len(numbers)))
             counts[range(len(counts)), [numbers[name] for name in images.names]] = 1
             held = self.held_out(list(map(str, images.paths)), counts, images.groups, has_val="val" in splits)
-            if held is None:  # other data than that of training
+            if held is None:  # these are not the data of training
                 self._parts = {"train": images, "val": self._labelled("val") if "val" in splits else images}
             else:
                 train, val = (images.subset(np.flatnonzero(chosen).tolist()) for chosen in (~held, held))
@@ -373,14 +373,17 @@ class ClassificationData(ImageData):
         return self._parts[split]
 
     def _labelled(self, split: str) -> Labelled:
-        """Return all images of a split of the layout."""
+        """Return all images of a split in the data folder, before any are held out."""
         if split not in self.layout.splits:
             found = ", ".join(map(repr, self.layout.splits))
             raise FileNotFoundError(f"{self.root} has no {split!r} images (it has {found}): {LAYOUT}")
         return self.layout.splits[split]()
 
     def _empty_classes(self, labelled: Labelled) -> list[str]:
-        """Return the classes without training and validation images. If there are no images at all, none is empty."""
+        """Return the names of the classes that have neither training nor validation images.
+
+        The list is empty with ``keep_empty_classes``, or if there are no images at all.
+        """
         present = set(labelled.names)
         empty = [name for name in labelled.classes if name not in present]
         if empty and "val" in self.layout.splits:

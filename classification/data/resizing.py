@@ -26,7 +26,10 @@ def resize_and_crop(image: np.ndarray, image_size: int, crop_fraction: float = 0
 
 
 def shorter_side(image_size: int, crop_fraction: float) -> int:
-    """Return ``image_size / crop_fraction``, rounded down: the shorter side in pixels to which evaluation resizes."""
+    """Return the shorter side of a resized image before its centre crop, in pixels.
+
+    It is ``image_size / crop_fraction``, rounded down.
+    """
     return math.floor(image_size / crop_fraction)
 
 

@@ -40,8 +40,8 @@ class Job(NamedTuple):
 class Outcome(NamedTuple):
     """Result of writing one shard."""
 
-    shard: Shard | None  # None: no image is readable, or an unreadable image must not be skipped
-    written: bool  # False: the file already existed, or there is no shard
+    shard: Shard | None  # None: no image is readable, or an image is unreadable and may not be skipped
+    written: bool  # False: the same file already existed, or ``shard`` is None
     unreadable: list[str]  # messages about unreadable images
 
 

@@ -27,10 +27,10 @@ from mobile_former.whole_file import write_whole
 
 INDEX = "shards.json"
 SHUFFLE_BUFFER = 1000  # samples; their order within a shard is already random
-ATTEMPTS = 3  # to read a shard behind a URL, whose transfer may be cut off
+ATTEMPTS = 3  # attempts to read a shard at a URL, because a transfer can be interrupted
 
 _REMEDY = "copy it again, or write it again with python -m classification.shard"
-# gopen opens these schemes with a command without a shell, except pipe:, which runs a shell. Other roots are folders.
+# webdataset's gopen opens these by running a command, for pipe: in a shell. Any other root is a folder.
 _URL = re.compile(r"pipe:|(https?|gs|sftp|ftps|scp)://")
 # An index must not contain other names: they become part of paths, URLs and, after pipe:, of shell commands.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+/[0-9]+\.tar")
@@ -183,7 +183,7 @@ class ShardSource:
         return self._find(index).name
 
     def leading(self, most: int) -> int:
-        """Return the number of images in the first shards that together have at least ``most`` images.
+        """Return the number of images in the first n shards, for the smallest n that gives at least ``most`` images.
 
         If the split has fewer images, return the number of images in the split. Code that needs only ``most`` images of
         a split can choose them from these first shards, because the images of a split are in random order. Reading a
@@ -251,7 +251,7 @@ class ShardSource:
 
 
 class ShardBatches(Dataset):
-    """Data set of the batches of one process. An item is a list of samples, and its index is a :class:`BatchDraw`.
+    """Data set of the batches of one process. It is indexed by :class:`BatchDraw`, and returns a list of samples.
 
     In training, each epoch shuffles the shards. The images of the shuffled shards are divided into consecutive ranges,
     one range per process. The sizes of the ranges differ by at most one. Each process divides its range into
@@ -369,8 +369,8 @@ class ShardSampler(Sampler[BatchDraw]):
 
     Args:
         size: number of batches per epoch.
-        first: position at which the run starts or resumes. The epoch of this position begins at this batch. Later
-            epochs begin at batch 0.
+        first: position of the batch at which the run starts or resumes. Earlier batches of this epoch are skipped.
+            Later epochs begin at batch 0.
     """
 
     def __init__(self, size: int, first: BatchDraw):

@@ -26,7 +26,7 @@ _SPLIT_COLUMNS = ("split", "set", "subset", "partition", "dataset")
 
 
 class Columns(NamedTuple):
-    """Names of columns that the user gives. None: the usual names are looked for."""
+    """Names that the user gives for the columns of a table. None: the usual names are looked for."""
 
     image: str | None = None
     label: str | None = None
@@ -34,7 +34,13 @@ class Columns(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of a table: dictionaries from column name to text, in the order of the file."""
+    """Content of a table.
+
+    Attributes:
+        path: path of the file.
+        columns: names of the columns.
+        rows: one dictionary from column name to text for each row, in the order of the file.
+    """
 
     path: Path
     columns: list[str]
@@ -44,8 +50,8 @@ class Table(NamedTuple):
 def read_table(path: Path) -> Table:
     """Read a CSV file, a TSV file or a file of JSON lines.
 
-    The delimiter of a CSV file is a comma, a semicolon or a tab. If the first row names an image, the file has no
-    header, and the columns are called 1, 2 and so on.
+    The delimiter of a CSV file is a comma, a semicolon or a tab. If the first row contains the name of an image
+    file, the file has no header, and the columns are called 1, 2 and so on.
 
     Raises:
         InputError: the file cannot be read.
@@ -75,11 +81,11 @@ def find_tables(root: Path, columns: Columns) -> dict[str, list[tuple[Table, lis
     """Find the tables of labelled images in a folder, or in its folders of splits.
 
     Returns:
-        A dictionary from a split to the tables with images of the split, and the numbers of the rows of these images.
-        The dictionary is empty if there is no table with labels.
+        A dictionary from a split to a list with one tuple (table, indices of the rows of this split). The dictionary is
+        empty if there is no table with labels.
 
     Raises:
-        InputError: several tables might be meant, or one of them cannot be read.
+        InputError: it is not clear which of several tables to use, or a table cannot be read.
     """
     named: dict[str, list[Table]] = defaultdict(list)
     for split, folder in split_folders(root).items():
@@ -107,7 +113,10 @@ def find_tables(root: Path, columns: Columns) -> dict[str, list[tuple[Table, lis
 
 
 def divided(table: Table) -> dict[str, list[tuple[Table, list[int]]]]:
-    """Divide the rows of a table by its column of splits. Without such a column, all rows are training images."""
+    """Divide the rows of a table by its column of splits, and return a dictionary like :func:`find_tables`.
+
+    Without such a column, all rows are training images.
+    """
     column = _column(table, _SPLIT_COLUMNS)
     splits = [split_of(row.get(column, "")) if column else "train" for row in table.rows]
     if column and None in splits:
@@ -119,17 +128,17 @@ def divided(table: Table) -> dict[str, list[tuple[Table, list[int]]]]:
 
 
 def has_labels(table: Table, columns: Columns) -> bool:
-    """Return whether a table has a column of images and a column of labels, or one column for each class."""
+    """Return whether a table has a column of images, and either a column of labels or one column for each class."""
     image = _image_column(table, columns)
     return bool(table.rows) and image is not None and _labels(table, image, columns) is not None
 
 
 def read_labelled(table: Table, numbers: Sequence[int], split: str, columns: Columns) -> Labelled:
-    """Return the images of some rows of a table. Rows without a label are left out.
+    """Return the images in the rows ``numbers`` of a table. Rows without a label are left out.
 
     Raises:
         FileNotFoundError: an image does not exist.
-        InputError: the table has no column of images or labels, or a name fits several files.
+        InputError: the table lacks a needed column, or the name of an image fits several files.
     """
     image = _image_column(table, columns)
     names = _labels(table, image, columns) if image else None
@@ -186,12 +195,12 @@ def _labels(table: Table, image: str, columns: Columns) -> list[str] | None:
 
 
 def _plain(label: str) -> str:
-    """Return a label without the decimals that pandas writes for whole numbers."""
+    """Return a label without the ending ".0" that pandas adds to whole numbers."""
     return label.removesuffix(".0") if label.removesuffix(".0").isdecimal() else label
 
 
 def _find_all(written: Sequence[str], table: Path, split: str) -> list[Path]:
-    """Return the files that a table names by path, by name, or by name without a suffix."""
+    """Return the path of each image in ``written``: paths, file names, or file names without suffix, from ``table``."""
     folder = table.parent
     paths: list[Path | None] = [_existing(folder, name) for name in written]
     if None not in paths:
