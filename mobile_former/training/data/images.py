@@ -22,7 +22,7 @@ from mobile_former.errors import InputError
 
 _logger = logging.getLogger(__name__)
 
-# Pillow also reads formats that run other programs (EPS) or have no pictures. Photographs do not come in them.
+# Pillow reads further formats. They are left out, because they run other programs (EPS) or do not contain photographs.
 _SUFFIXES = {
     "JPEG": {".jpg", ".jpeg", ".jfif"},
     "PNG": {".png"},
@@ -124,7 +124,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def _may_be_turned(image: Image.Image, path: str | os.PathLike) -> bool:
-    """Return whether a PNG file may have an orientation. Pillow would decode the whole image to find it."""
+    """Return False for a PNG file without metadata on its orientation. Pillow would decode the image to find out."""
     if image.format != "PNG":
         return True
     data = Path(path).read_bytes()

@@ -145,11 +145,11 @@ class ImageData(LightningDataModule):
         """Set the files with the names of the training and validation images. Call it before :meth:`setup`.
 
         Args:
-            new: file to write, if validation images are held out; None: write no file.
-            known: file of an earlier run. Its validation images are held out again. None, or a file of other data:
-                choose them.
-            only_known: whether the data may be other than that of training. Then no images are held out unless the
-                file ``known`` lists them.
+            new: file to write if validation images are held out. None: no file is written.
+            known: file of an earlier run. The validation images in it are held out again. If it is None or lists other
+                images than the data, validation images are chosen.
+            only_known: whether the data can differ from those of training. If so, validation images are never chosen:
+                only images in the file ``known`` are held out.
         """
         self._new_split, self._known_split, self._only_known = new, known, only_known
 
@@ -167,18 +167,18 @@ class ImageData(LightningDataModule):
             paths: path of each image.
             counts: ``(images, classes)``, how often each class occurs in each image.
             groups: group of each image, if the annotations have groups.
-            has_val: whether the data has validation images, which are then not used.
+            has_val: whether the data has a validation split. A note in ``split_text`` then says that it is not used.
 
         Returns:
-            Array ``(images,)`` bool, True for the validation images. None: this is not the data of training, and no
-            image is held out.
+            Array ``(images,)`` bool, True for the validation images. None: these are not the data of training, and no
+            image is held out, see ``only_known`` of :meth:`keep_split`.
 
         Raises:
             InputError: see :meth:`HoldOut.choose` and :func:`groups_of`.
         """
         root = self.root.parent if self.root.is_file() else self.root
         names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
-        # Other data may have some of the same names, such as cat/1.jpg. A copy of the training data has all of them.
+        # Other data can have some of the same names, such as cat/1.jpg. A copy of the training data has all of them.
         share = 1 if self._only_known else 0.5
         chosen = None if self._known_split is None else read_split(self._known_split, names, share=share)
         keeps = chosen is not None and self._known_split == self._new_split  # a resumed run

@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """Tuple of the index of a training sample, the current epoch and the number of earlier draws of the sample in it.
+    """Tuple of the index of a training sample, the epoch, and the number of earlier draws of the sample in this epoch.
 
     The augmentation of the sample is seeded with these numbers and the seed of the run. It therefore does not depend on
     the number of loading processes or on other samples.

@@ -1,4 +1,4 @@
-"""Splits of a data set: the names of their folders, validation data that is held out, and files in two splits."""
+"""Splits of a data set: names of their folders, choice of validation images, and files that are in two splits."""
 
 import csv
 import hashlib
@@ -16,7 +16,7 @@ from mobile_former.errors import InputError
 from mobile_former.whole_file import write_whole
 
 SPLITS = ("train", "val", "test")
-FRACTION = 0.2  # of the images; held out for validation if the data has no validation split
+FRACTION = 0.2  # fraction of the images that is held out for validation, if the data has no validation split
 SPLIT_FILE = "split.json"  # in the folder of a run
 GROUP_FILE = "groups.csv"  # in the data folder
 GROUP_COLUMNS = ("group", "group_id")
@@ -26,7 +26,7 @@ _NAMES = {
     "val": ("val", "valid", "validation", "dev", "eval"),
     "test": ("test", "testing"),
 }
-_CHECKED = 200_000  # most files whose contents are compared, because every file is looked up
+_CHECKED = 200_000  # maximum number of files to compare, because getting the size of each file takes time
 
 
 def split_of(name: str) -> str | None:
@@ -62,7 +62,10 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def only_folder(root: Path) -> Path | None:
-    """Return the only subfolder of a folder, hidden ones and macOS's ``__MACOSX`` aside, or None."""
+    """Return the subfolder of a folder with exactly one subfolder, otherwise None.
+
+    Hidden folders and macOS's ``__MACOSX`` are not counted.
+    """
     folders = [path for path in root.iterdir() if path.is_dir() and path.name[:1] != "." and path.name != "__MACOSX"]
     return folders[0] if len(folders) == 1 else None
 
@@ -73,10 +76,10 @@ def _rank(name: str, split: str) -> int:
 
 @dataclass(frozen=True)
 class HoldOut:
-    """How validation images are held out of the training images.
+    """Options that determine which training images are held out for validation.
 
     Args:
-        fraction: fraction of the images, above 0 and below 1. None: the default, 0.2.
+        fraction: fraction of the images to hold out, above 0 and below 1. None: the default, 0.2.
         folds: number of parts for cross-validation, at least 2. None: no cross-validation.
         fold: number of the part that is held out, from 1 to ``folds``.
         seed: seed of the random choice.
@@ -109,7 +112,7 @@ class HoldOut:
 
     @property
     def text(self) -> str:
-        """What is held out, in words."""
+        """Description of the images that are held out, such as "fold 1 of 5, stratified, seed 0"."""
         if self.folds is not None:
             return f"fold {self.fold} of {self.folds}, stratified, seed {self.seed}"
         return f"{self.fraction or FRACTION:.3g} of the images, stratified, seed {self.seed}"
@@ -141,7 +144,7 @@ def stratified_parts(
 
     This is iterative stratification (Sechidis et al., "On the Stratification of Multi-Label Data", 2011), which also
     fits images with several classes: the images of the rarest class are distributed first, each to the part that lacks
-    this class most. If no part lacks a whole object, the part that lacks most images gets the image.
+    most objects of this class. If every part lacks less than one object, the part that lacks most images is chosen.
 
     Args:
         counts: ``(images, classes)``, how often each class occurs in each image.
@@ -150,7 +153,7 @@ def stratified_parts(
         groups: see :meth:`HoldOut.choose`.
 
     Returns:
-        Array ``(images,)`` of the numbers of the parts, from 0.
+        Array ``(images,)`` with the number of the part of each image, from 0.
 
     Raises:
         InputError: there are fewer groups than parts.
@@ -195,7 +198,7 @@ def write_split(path: Path, text: str, names: Sequence[str], held_out: np.ndarra
 
     Args:
         path: path of the file.
-        text: how the images were chosen, in words.
+        text: description of how the validation images were chosen.
         names: name of each image.
         held_out: ``(images,)`` bool, True for the validation images.
     """
@@ -216,8 +219,8 @@ def read_split(path: Path, names: Sequence[str], *, share: float = 0.5) -> np.nd
         share: fraction of the listed images that must be among ``names``.
 
     Returns:
-        Array ``(images,)`` bool, True for the validation images. None if the file is of other data: it does not exist,
-        or ``names`` has no validation image, or less than ``share`` of the listed images.
+        Array ``(images,)`` bool, True for the validation images. None if the file does not exist, or does not belong to
+        these images: ``names`` has none of its validation images, or less than ``share`` of all images in it.
 
     Raises:
         InputError: the file is damaged.
@@ -260,12 +263,12 @@ def groups_of(names: Sequence[str], root: Path, given: str | None) -> list[str |
     """Return the group of each image from a file, or None if there is no such file.
 
     Args:
-        names: name of each image relative to ``root``. The file may also list names without their folder.
+        names: name of each image relative to ``root``. The file can also list names without their folder.
         root: data folder. Its file ``groups.csv`` is used if ``given`` is None.
         given: value of ``--data.groups``, a path.
 
     Raises:
-        InputError: the file does not have these images.
+        InputError: the file lacks one of these images.
     """
     path = Path(given) if given is not None else root / GROUP_FILE
     if given is None and not path.is_file():
