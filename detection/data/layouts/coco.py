@@ -144,7 +144,7 @@ def _split_of_file(stem: str) -> str | None:
 
 
 def _preference(path: Path) -> tuple:
-    """Sort key that prefers instances to other kinds of COCO annotations, and names without a year to those with a year."""
+    """Sort key that prefers files of instances to other COCO files, and names without a year to names with one."""
     stem = path.stem.lower()
     kinds = ("instances_", "", "person_keypoints", "image_info")
     kind = max((number for number, start in enumerate(kinds) if stem.startswith(start)), default=1)
