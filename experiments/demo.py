@@ -38,7 +38,10 @@ def main() -> None:
 
 
 def run_name() -> str:
-    """Return the first of the names ``demo``, ``demo-2``, … whose detector has not drawn all images."""
+    """Return the first of the names ``demo``, ``demo-2``, … whose demo has not finished.
+
+    A demo is finished if the folder of its detector contains drawings of all predicted images.
+    """
     names = itertools.chain(["demo"], (f"demo-{number}" for number in itertools.count(2)))
     runs = Path("runs") / "detection"
     return next(name for name in names if len(list((runs / name / "drawings").glob("*"))) < IMAGES)

@@ -75,7 +75,7 @@ def main() -> None:
 
 
 class Diagnosis(Callback):
-    """Callback that measures the stages of an E2E-MF detector in a validation.
+    """Callback that measures the predictions of an E2E-MF detector at several stages during a validation.
 
     Args:
         metric: function that returns a new COCO metric for the evaluated images.
@@ -123,7 +123,7 @@ class Diagnosis(Callback):
             self._corrected[name].update(to_pixels(best_classes(probabilities, boxes), sizes), ids)
 
     def tables(self) -> list[Table]:
-        """Return a list of three tables: AP by stage, AP after corrections, and the coverage of objects by stage."""
+        """Return a list of three tables: AP by stage, AP after corrections, and coverage of the objects by boxes."""
         stages = Table("detections", *SCORES, title="Average precision by stage")
         for name, metric in self._stages.items():
             stages.add_row(name, *_scores(metric))
@@ -198,9 +198,10 @@ def coverage(
         target: ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1.
 
     Returns:
-        A tuple of two tensors. The first one is ``(n, 1)``: the highest IoU of each object with a query. The second one
-        is ``(Q, 4)``: the IoU of a matched query with its object, otherwise the highest IoU with an object; whether the
-        query is matched; whether its best class is the class of its object; and its highest class probability.
+        A tuple of two tensors. The first one is ``(n, 1)``: the highest IoU of each object with the box of a query. The
+        second one is ``(Q, 4)``. Its columns are the IoU of a matched query with its object, or the highest IoU with
+        any object if the query is not matched; whether the query is matched; whether its best class is the class of its
+        object; and its highest class probability.
     """
     if len(target["labels"]) == 0:
         return boxes.new_zeros(0, 1), torch.stack([*boxes.new_zeros(3, len(boxes)), scores.amax(1)], dim=1)
@@ -216,16 +217,17 @@ def coverage(
 def corrections(
     scores: Tensor, boxes: Tensor, matched: Pairs, targets: Sequence[dict[str, Tensor]]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Correct one kind of error in the predictions of the queries, with the help of the annotations.
+    """Correct the predictions of the queries with the help of the annotations, one kind of error at a time.
 
     Args:
         scores: class probabilities ``(B, Q, K)``.
         boxes: ``(B, Q, 4)``, cxcywh, normalised to 0..1.
-        matched: pairs of queries and objects of each image.
-        targets: ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1, of each image.
+        matched: list with one tuple (indices of the matched queries, indices of their objects) for each image.
+        targets: list with one dictionary for each image: ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``, cxcywh,
+            normalised to 0..1.
 
     Returns:
-        Dictionary from the name of the correction to a tuple of class probabilities and boxes.
+        Dictionary from the name of a correction to the corrected tuple (``scores``, ``boxes``).
     """
     single, classes, exact = torch.zeros_like(scores), scores.clone(), boxes.clone()
     for image, ((queries, objects), target) in enumerate(zip(matched, targets, strict=True)):

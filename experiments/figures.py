@@ -96,7 +96,7 @@ def madds_by_part(name: str) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Input and output shapes of a block for an image of 224×224 pixels.
+    """Shapes of the feature maps before and after the stem or a block, for an image of 224×224 pixels.
 
     Attributes:
         kind: ``"stem"``, ``"lite"`` (block without tokens), ``"down"`` (block that halves height and width of the
@@ -113,9 +113,9 @@ class BlockShape:
 
 
 def block_shapes(name: str) -> list[BlockShape]:
-    """Return a list with the shapes of the stem and of each block of a published model, in forward order.
+    """Return the shapes of the feature maps and tokens in a published model, for an image of 224×224 pixels.
 
-    The model's input is an image of 224×224 pixels.
+    The list has one :class:`BlockShape` for the stem and one for each block, in the order of the forward pass.
     """
     model = mobile_former.create_model(name).eval()
     shapes = []
@@ -177,7 +177,7 @@ def draw_block(shapes: list[BlockShape], style: Style) -> Figure:
 def draw_shapes(shapes: list[BlockShape], style: Style) -> Figure:
     """Draw a bar chart of the number of values in the feature map after the stem and after each block.
 
-    A line shows the number of values in the tokens.
+    A line shows the number of values in the tokens. ``shapes`` is the output of :func:`block_shapes`.
     """
     figure, axis = _plot(10, 4.3, style)
     colours = {"stem": GREY, "lite": SKY, "down": ORANGE, "same": BLUE}

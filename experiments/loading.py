@@ -47,7 +47,7 @@ Stage = Callable[[Any], Any]
 
 @dataclass
 class Side:
-    """The steps of one way to load images: with this project or with Pillow.
+    """The steps that load images, either with this project or with Pillow.
 
     Each step is a function that is timed separately.
 

@@ -17,7 +17,7 @@ from mobile_former.errors import InputError, first_line, nearest
 
 TASKS = ("classification", "detection")
 CONFIGS = Path(__file__).parent / "configs"
-MACHINE_OPTIONS = ("data.root", "data.num_workers")  # may differ between the machines of a sweep
+MACHINE_OPTIONS = ("data.root", "data.num_workers")  # can differ between the machines of a sweep
 
 
 def trainings_parser(command: str, doc: str, *, config: str, each: str) -> argparse.ArgumentParser:
@@ -120,7 +120,7 @@ def as_arguments(options: dict) -> list[str]:
 
 
 def without_machine_options(arguments: Sequence[str]) -> list[str]:
-    """Return command-line arguments without the options that may differ between the machines of a sweep."""
+    """Return command-line arguments without :data:`MACHINE_OPTIONS`, which can differ between machines of a sweep."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in MACHINE_OPTIONS:
         parser.add_argument(f"--{option}", nargs="?")
@@ -128,14 +128,14 @@ def without_machine_options(arguments: Sequence[str]) -> list[str]:
 
 
 def require_free_options(arguments: Sequence[str], own: Iterable[str]) -> None:
-    """Check that command-line arguments have no option that the command sets itself.
+    """Check that a user gives no option of ``fit`` that the command ``compare`` or ``sweep`` sets itself.
 
     Args:
         arguments: command-line arguments for ``fit``.
-        own: names of further options that the command sets.
+        own: names of the options in the search space, which the command sets for each trial.
 
     Raises:
-        InputError: the command sets one of the options.
+        InputError: the arguments contain an option that the command sets.
     """
     given = {word.partition("=")[0].removeprefix("--") for word in arguments if word.startswith("--")}
     for name in sorted(given & {*own, "name", "runs_folder", "ckpt_path", "config"}):
@@ -143,7 +143,7 @@ def require_free_options(arguments: Sequence[str], own: Iterable[str]) -> None:
 
 
 def require_options(task: str, arguments: Sequence[str]) -> None:
-    """Let ``fit`` parse the arguments of a training. It reports options that it does not know, and exits."""
+    """Check the arguments of a training with the parser of ``fit``, which reports unknown options and exits."""
     words = [f"{task}.fit", *arguments, "--print_config"]
     try:
         with mock.patch.object(sys, "argv", words), contextlib.redirect_stdout(io.StringIO()):

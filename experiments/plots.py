@@ -11,12 +11,12 @@ from mobile_former.training.run.figures import COLOURS
 
 
 def draw_scores(scores: Mapping[str, Sequence[float]], kind: str, name: str) -> Figure:
-    """Draw one row for each setting.
+    """Draw the scores of several settings, one row for each setting: every score, their mean and standard deviation.
 
     Args:
         scores: dictionary from the label of a setting to its scores, one for each seed.
-        kind: what the labels are.
-        name: what the scores are.
+        kind: title of the axis of the labels, such as the names of the options that a setting consists of.
+        name: name of the score.
     """
     figure = Figure(figsize=(7, 1.4 + 0.5 * len(scores)), layout="constrained")
     axis = figure.subplots()
@@ -33,12 +33,12 @@ def draw_scores(scores: Mapping[str, Sequence[float]], kind: str, name: str) -> 
 
 
 def draw_against(scores: Mapping[str, Sequence[float]], quantities: Mapping[str, Sequence[float]], name: str) -> Figure:
-    """Draw the scores of models against quantities such as their size, each in a panel with a logarithmic scale.
+    """Draw the scores of models against quantities such as the model size. Each quantity has a panel with a log scale.
 
     Args:
         scores: dictionary from the label of a model to its scores in [0, 1], one for each seed.
         quantities: dictionary from the name of a quantity to its value for each model, in the order of ``scores``.
-        name: what the scores are.
+        name: name of the score.
     """
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     axes = figure.subplots(1, len(quantities), sharey=True)

@@ -56,12 +56,12 @@ class Training:
         return [sys.executable, "-m", f"{self.task}.fit", *self.arguments, *location, "--ckpt_path", "auto"]
 
     def require_same_options(self) -> None:
-        """Check that an existing run was started with the same options, and record the options next to the log.
+        """Record ``arguments`` in a JSON file next to the log. If the run exists, compare them with its record first.
 
-        Options that may differ between the machines of a sweep are not compared.
+        Options that can differ between the machines of a sweep are not compared.
 
         Raises:
-            InputError: the folder has a run with other options, or a run whose options are not recorded.
+            InputError: the run was started with other arguments, or it has no record.
         """
         path = self.log.with_suffix(".json")
         if self.folder.path.is_dir():
@@ -79,7 +79,7 @@ class Training:
             count: the number of trainings that run at the same time and share the processor cores.
         """
         cores = available_cores() // count  # without this limit, every training would use all cores
-        # Any task of an array may resume the training.
+        # Without these variables, any task of a SLURM array can resume the training.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_ARRAY_")}
         if count > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores)))
@@ -97,11 +97,11 @@ class Training:
             )
 
     def values(self, metric: str) -> dict[int, float]:
-        """Return a dictionary from an epoch, counted from 1, to a score or loss in ``metrics.csv``."""
+        """Return a dictionary from each epoch, counted from 1, to the value of ``metric`` in ``metrics.csv``."""
         return {int(row["epoch"]) + 1: row[metric] for row in self.folder.history() if metric in row}
 
     def score(self, metric: str, kind: str, direction: str) -> float:
-        """Return the value of a score or loss by which the training is rated.
+        """Return the score or loss that rates the training: the value of ``metric`` in its best or last epoch.
 
         Args:
             metric: a column of ``metrics.csv``.
@@ -131,13 +131,16 @@ class Training:
         return json.loads((folder / "metrics.json").read_text())
 
     def model(self) -> tuple[torch.nn.Module, torch.Tensor]:
-        """Return a tuple of the module in the best checkpoint, and a validation image of its size ``(1, 3, H, W)``."""
+        """Return a tuple (module of the best checkpoint, first validation image).
+
+        The image is a normalised batch ``(1, 3, H, W)`` in the size that the model is evaluated with.
+        """
         module, data_options = load_checkpoint(self.folder.best, MODULES[self.task], self.task)
         return module, validation_image(self.task, data_options)
 
 
 def stop(process: subprocess.Popen) -> None:
-    """Let a training write its last checkpoint and end; kill it after :data:`PATIENCE` seconds."""
+    """Stop a training after it has written its last checkpoint. Kill it if this takes :data:`PATIENCE` seconds."""
     process.terminate()
     try:
         process.wait(PATIENCE)

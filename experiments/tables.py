@@ -8,14 +8,14 @@ from scipy.stats import t as student_t
 
 
 def as_table(rows: Sequence[dict[str, str]]) -> str:
-    """Return a Markdown table of rows, each a dictionary from a column to a cell. A row may lack columns."""
+    """Return a Markdown table. Each row is a dictionary from column name to cell; a missing cell is left empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in rows)]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 def in_units(count: int) -> str:
-    """Return a count as text in millions (M), or in billions (G) from one billion up."""
+    """Return a count as text, in billions (G) if it is at least one billion, otherwise in millions (M)."""
     return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
@@ -31,11 +31,16 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 def paired_difference(values: dict[str, float], reference: dict[str, float]) -> dict | None:
-    """Subtract the values of a reference, paired by key.
+    """Compare scores with the scores of a reference that have the same key, such as the same seed.
+
+    Args:
+        values: dictionary from key to score.
+        reference: dictionary from key to score of the reference.
 
     Returns:
-        A dictionary with the mean difference (``mean``), its 95 % confidence interval by Student's t (``interval``;
-        None for a single key), and the differences by key (``values``). None if there is no common key.
+        A dictionary for the keys in both arguments, or None if there are none. ``values`` are the differences by key,
+        ``mean`` is their mean, and ``interval`` is the 95 % confidence interval of the mean by Student's t. The
+        interval is None for a single key.
     """
     pairs = {key: value - reference[key] for key, value in values.items() if key in reference}
     if not pairs:
@@ -55,14 +60,17 @@ def signed(value: float) -> str:
 
 
 def short_names(names: Iterable[str]) -> list[str]:
-    """Return the part after the last dot of each option, or the whole option if two options share that part."""
+    """Return short names of options: the part after the last dot, or the whole name if two options share that part."""
     names = list(names)
     last = [name.rpartition(".")[2] for name in names]
     return [short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)]
 
 
 def shown(params: dict) -> dict[str, str]:
-    """Return parameters with short names and their values as text: floats with three digits, "none" for None."""
+    """Return a dictionary from the short names of parameters to their values as text.
+
+    Floats have three digits, and None is "none".
+    """
 
     def text(value: object) -> str:
         return "none" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

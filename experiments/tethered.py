@@ -1,9 +1,10 @@
 """Run a module that ends with the process that started it: ``python tethered.py LOCK RESULT MODULE ARGUMENTS…``.
 
-The standard input must be a pipe that the other process keeps open. When that process ends, even by SIGKILL, this one
-is killed. Only one process at a time has the file LOCK; others wait. If RESULT exists then, nothing is run.
+The standard input must be a pipe that the starting process keeps open. When the starting process ends, even by SIGKILL,
+this process is killed. LOCK is a file that only one process at a time can lock. Other processes wait for it. RESULT is
+a file that the module writes at its end. If RESULT exists when LOCK is obtained, the module is not run.
 
-The worker runs this file by its path, so that a training's start does not import the package twice.
+The worker of a sweep runs this file by its path. ``python -m`` would import the package an additional time.
 """
 
 import fcntl
@@ -15,7 +16,7 @@ import threading
 
 
 def main() -> None:
-    """Wait for the lock, then run the module as ``python -m`` does."""
+    """Lock the file LOCK, then run MODULE as ``python -m`` does, unless the file RESULT exists."""
     threading.Thread(target=end_with_standard_input, daemon=True).start()
     lock, result, *sys.argv = sys.argv[1:]
     sys.path[0] = os.getcwd()
@@ -26,7 +27,7 @@ def main() -> None:
 
 
 def end_with_standard_input() -> None:
-    """Kill this process when the standard input is closed. Checkpoints are written atomically."""
+    """Kill this process when its standard input is closed. No checkpoint is damaged, because writing is atomic."""
     os.read(0, 1)
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,1 +1,1 @@
-"""A storm: runs that are killed, stopped, requeued, doubled and changed at random moments, and must lose nothing."""
+"""Storm: a test that disturbs training runs at random moments, for example kills them, and checks for lost work."""

@@ -3,13 +3,16 @@
     python -m experiments.storm                          # 100 events
     python -m experiments.storm --events 30 --seed 1
 
-Both tasks are trained, on one process or two. At random moments the run is killed, stopped, suspended, requeued by
-SLURM's signal (a stand-in takes the place of scontrol), started a second time, its disk is full, the kernel of its
-notebook dies, or it is restarted with another batch size, more epochs or another number of processes.
+Both tasks are trained, with one or two processes. An event happens to a run at a random moment. There are two kinds:
 
-After each event, the newest whole checkpoint must be at most one interval old, every message one line, and no file of a
-finished run changed. A run whose options stay the same must end with the weights of an undisturbed run, bit for bit.
-Otherwise its steps and learning rates must be those of its options. This command needs Linux.
+- The options stay the same: the run is killed, stopped, suspended, started a second time, or requeued by SLURM's signal
+  (a script replaces SLURM's program scontrol); or its disk is full; or the kernel of its notebook dies.
+- The run is restarted with another batch size, more epochs or another number of processes.
+
+After each event, the newest undamaged checkpoint must be at most one checkpoint interval old. Every error message must
+have one line, and no file of a finished run may have changed. If the options of a run never changed, its final weights
+must be equal to those of an undisturbed run, bit for bit. Otherwise, its steps and learning rates must agree with its
+options. This command needs Linux.
 """
 
 import argparse
@@ -68,7 +71,7 @@ class Storm:
     Attributes:
         events: number of events of each kind.
         losses: descriptions of what was lost.
-        finished: dictionary from a finished run to the hashes of its files.
+        finished: dictionary from a finished run to the output of :func:`fingerprint` for its folder.
     """
 
     def __init__(self, output: Path, seed: int):
@@ -85,7 +88,7 @@ class Storm:
             subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
 
     def blow(self, events: int) -> None:
-        """Let a number of events happen, and train the runs to their ends."""
+        """Start runs one after another, disturb them by ``events`` events in total, and train each run to its end."""
         number = 0
         while self.events.total() < events:
             task = TASKS[number % len(TASKS)]
@@ -108,7 +111,7 @@ class Storm:
         return f"{self.events.total()} events: {kinds}\n{runs}; {len(self.losses)} losses"
 
     def _train(self, run: Run, kinds: list[str]) -> None:
-        """Train a run to its end. Events of the given kinds happen on the way."""
+        """Train a run to its end. Before that, disturb it by one event of each kind in ``kinds``, in this order."""
         run.segments.append((0, run.steps_per_epoch, run.epochs))
         ended = False
         for kind in kinds:
@@ -144,7 +147,10 @@ class Storm:
         self.starts += 1
 
     def _advance(self, run: Run, kind: str, seconds: float | None) -> bool:
-        """Let a run take one to six steps, or train for some seconds. Return whether it has ended."""
+        """Let a run take one to six steps, for at most ``seconds`` if given. Return whether the run has ended.
+
+        ``kind`` is the kind of the next event. If the run is not running, it is started as this event needs it.
+        """
         if run.ended:
             launchers = {"requeue": "slurm", "kernel dies": "kernel" if run.processes == 1 else "plain"}
             self._start(run, launchers.get(kind) or self.draw.choice(("plain", "plain", "slurm")))
@@ -193,7 +199,7 @@ class Storm:
             require_recent_checkpoint(run, done, 0 if exact else INTERVAL)
 
     def _fill_disk(self, run: Run) -> None:
-        """Let all large files, or all files, fail to be written for a moment."""
+        """Simulate a full disk: for a moment, the run cannot write files of more than 1 kB or 1 MB."""
         process = run.members[0].pid
         limits = resource.prlimit(process, resource.RLIMIT_FSIZE)
         resource.prlimit(process, resource.RLIMIT_FSIZE, (self.draw.choice((1_000, 1_000_000)), limits[1]))
@@ -201,11 +207,11 @@ class Storm:
             status, output = run.wait(20)
             require_plain(status, output, {1})
             require("File too large" in output, f"another error: {output}")
-        except TimeoutError:  # it wrote nothing
+        except TimeoutError:  # the run wrote no such file
             resource.prlimit(process, resource.RLIMIT_FSIZE, limits)
 
     def _change(self, run: Run, kind: str) -> bool:
-        """Restart a run with another option, and return whether it has ended."""
+        """Restart a run with another option, the one that ``kind`` names. Return whether the run has ended."""
         if not run.ended and self.draw.random() < 0.5:
             run.send(signal.SIGTERM)
         if run.members:
@@ -233,7 +239,7 @@ class Storm:
         return run.ended
 
     def _require_all(self, run: Run) -> None:
-        """Check a finished run: its weights if no option has changed, otherwise its steps and rates."""
+        """Check the steps and learning rates of a finished run and, if no option has changed, also its weights."""
         require_expected_steps(run)
         require(run.folder.is_finished, "there are no final metrics")
         if len(run.segments) == 1:

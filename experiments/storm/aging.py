@@ -1,12 +1,12 @@
-"""Train a tiny run for many epochs, and report whether its epochs, memory, files and starts depend on its age.
+"""Train a tiny run for many epochs, and report whether it becomes slower or larger with its age.
 
     python -m experiments.storm.aging                   # 2000 epochs
     python -m experiments.storm.aging --epochs 300
 
 The report compares the last hundred epochs with the second hundred: median seconds of an epoch, and median resident
 memory. (In a run of less than 400 epochs, it compares the last quarter with the second one.) It lists the files that
-have grown since then. It also compares the time until training starts when the run is resumed with that of a young run.
-This command needs Linux.
+have grown since the second hundred. It also compares how long it takes to resume this run and a run of ten epochs. This
+command needs Linux.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _OPTIONS = (
     "--data.image_size", "32", "--data.batch_size", "4", "--trainer.limit_train_batches", "2",
     "--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu", "--ckpt_path", "auto",
 )  # fmt: skip
-_GROWING = ("metrics.csv", "tensorboard/")  # they have a row for each epoch
+_GROWING = ("metrics.csv", "tensorboard/")  # files that must grow, because they have a row for each epoch
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -35,7 +35,7 @@ class Age(Callback):
     """Callback that writes ``age.csv`` into the run folder: epoch, seconds, resident memory and sizes of files."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the row of the epoch that ends here, with its validation and its checkpoints."""
+        """Write the row of the previous epoch. Its seconds include its validation and its checkpoints."""
         now, folder = time.perf_counter(), Path(trainer.default_root_dir)
         if trainer.current_epoch > 0 and hasattr(self, "_start"):
             memory = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
@@ -55,7 +55,7 @@ def main() -> None:
         fit(options.output, name, epochs, "--trainer.callbacks", "experiments.storm.aging.Age")
     print(report(options.output / "classification" / "old" / "age.csv"))
     starts: dict[str, list[float]] = {"young": [], "old": []}
-    for _ in range(3):  # in turns: other processes slow both
+    for _ in range(3):  # in turns, because other processes on the machine then slow both
         for name, epochs in (("young", 10), ("old", options.epochs)):
             starts[name].append(fit(options.output, name, epochs))
     young, old = (statistics.median(seconds) for seconds in starts.values())

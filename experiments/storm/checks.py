@@ -1,4 +1,4 @@
-"""What must hold for a run after each event of a storm, and at its end."""
+"""Checks of a training run after each event of a storm, and at the end of the run."""
 
 import hashlib
 import math
@@ -24,16 +24,19 @@ def require(condition: bool, text: str) -> None:
 
 
 def require_plain(status: int, output: str, expected: set[int]) -> None:
-    """Check the exit status of a command, and that an error takes one line."""
+    """Check that the exit status of a command is in ``expected``, and that its output has at most one line of error.
+
+    The line is required if the status is 1. A traceback is not allowed.
+    """
     require(status in expected, f"status {status}, not one of {sorted(expected)}:\n{output}")
     require("Traceback" not in output, f"a traceback:\n{output}")
-    # A process that has lost another one says so in its own line.
+    # If a process of a run has ended, each other process prints a line of its own.
     errors = output.count("error: ") - output.count("error: another process of the run has ended")
     require(errors == (status == 1), f"not one line of error at status {status}:\n{output}")
 
 
 def newest_step(run: Run) -> int:
-    """Return the optimiser step of the newest whole checkpoint of a run; 0 if there is none."""
+    """Return the optimiser step of the newest undamaged checkpoint of a run, or 0 if there is none."""
     for path in filter(Path.is_file, (run.folder.last, run.folder.previous)):
         try:
             return read_file(path)["global_step"]
@@ -43,14 +46,23 @@ def newest_step(run: Run) -> int:
 
 
 def require_recent_checkpoint(run: Run, done: int, interval: int) -> None:
-    """Check that the newest whole checkpoint of a run is at most ``interval`` steps older than ``done`` steps."""
+    """Check that the newest undamaged checkpoint of a run is recent.
+
+    Args:
+        run: the run.
+        done: number of steps in ``metrics.csv``.
+        interval: maximum number of steps since the checkpoint. One more is allowed, see below.
+    """
     kept = newest_step(run)
     # The row of a step is written before its checkpoint.
     require(done - kept <= interval + 1, f"{done} steps were done, but the newest checkpoint is from step {kept}")
 
 
 def require_expected_steps(run: Run) -> None:
-    """Check the steps and rates of a finished run against the options of its segments."""
+    """Check the steps, epochs and learning rates in the ``metrics.csv`` of a finished run.
+
+    They must agree with the options in :attr:`Run.segments`.
+    """
     rows = [row for row in run.folder.history() if "lr" in row]
     steps = [int(row["step"]) for row in rows]
     require(steps == list(range(len(steps))), f"steps in metrics.csv: {steps}")

@@ -1,4 +1,4 @@
-"""A tiny training run that a storm disturbs: its options and its processes."""
+"""Options and processes of the tiny training runs in a storm."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 IMAGES = 48  # training images
 INTERVAL = 3  # optimiser steps between checkpoints within an epoch
 RATE = 1e-3
-PATIENCE = 240  # seconds
+PATIENCE = 240  # seconds that a run has to start, take a step or end
 _COMMON = (
     "--config", "finetune.yaml", "--model.learning_rate", str(RATE), "--model.warmup_epochs", "1",
     "--data.num_workers", "1", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "1",
@@ -47,8 +47,12 @@ class Run:
         processes: number of training processes.
 
     Attributes:
-        batch, epochs, processes: options that a restart may change.
+        batch: images per batch in each process. A restart can change it, as well as ``epochs`` and ``processes``.
+        epochs: number of epochs.
+        processes: number of training processes.
         segments: list of tuples (first step, steps per epoch, epochs), one for each start with other options.
+        members: processes that the storm has started for this run. The first one has rank 0.
+        kind: how the run was started last, see :meth:`start`; empty before the first start.
     """
 
     def __init__(self, task: str, data: Path, output: Path, name: str, processes: int):
@@ -68,20 +72,20 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Number of optimiser steps of which ``metrics.csv`` has a row."""
+        """Number of optimiser steps so far, from ``metrics.csv``, which has a row for each step."""
         with contextlib.suppress(ValueError):  # read while it is being written
             return 1 + max((int(row["step"]) for row in self.folder.history() if "lr" in row), default=-1)
         return 0
 
     @property
     def steps_since_start(self) -> int:
-        """Like :attr:`steps`; 0 until the processes that were started last have written a row."""
+        """Number of optimiser steps, as in :attr:`steps`, but 0 until a row was written after the last start."""
         table = self.folder.metrics_csv
         return self.steps if table.is_file() and table.stat().st_mtime > self._started else 0
 
     @property
     def ended(self) -> bool:
-        """Whether no process of the run is alive, or the kernel of a notebook has trained the run to its end."""
+        """Whether the run is not running: its processes have ended, or its notebook's kernel has finished training."""
         result = self.folder.metrics_json
         trained = self.kind == "kernel" and result.is_file() and result.stat().st_mtime > self._started
         return trained or all(member.poll() is not None for member in self.members)
@@ -103,8 +107,8 @@ class Run:
         """Start the processes of the run.
 
         Args:
-            kind: "plain" as on the command line; "slurm" as srun does, with a command for each process; "kernel" in the
-                kernel of a notebook.
+            kind: "plain": start one command, as a user does. "slurm": start one command for each process, as srun does.
+                "kernel": train in the kernel of a notebook.
         """
         self.kind, self._output, self._readers, self._started = kind, [], [], time.time()
         command = [sys.executable, "-m", f"{self.task}.fit", *self.arguments()]
@@ -117,7 +121,10 @@ class Run:
             self.members = [self._process(command, {})]
 
     def second_start(self) -> tuple[int, str]:
-        """Start the run once more with the same options, and return its exit status and output."""
+        """Start the run a second time while it is running, in one process.
+
+        Return the exit status and the output of the second start.
+        """
         twin = Run(self.task, self.data, self.output, self.name, 1)
         twin.start()
         return twin.wait()
@@ -129,7 +136,7 @@ class Run:
                 os.killpg(member.pid, number) if everyone else os.kill(member.pid, number)
 
     def kill(self, kind: str | None = None) -> None:
-        """Kill all processes of the run. ``kind``: only if it was started like this."""
+        """Kill all processes of the run. If ``kind`` is given, do so only if the run was started in this way."""
         if kind in (None, self.kind):
             self.send(signal.SIGCONT)
             self.send(signal.SIGKILL)
@@ -137,10 +144,13 @@ class Run:
                 member.wait()
 
     def wait(self, patience: float = PATIENCE) -> tuple[int, str]:
-        """Wait until all processes of the run have ended; return the status of the first one, and the output of all.
+        """Wait until all processes of the run have ended.
+
+        Returns:
+            A tuple (exit status of the first process, output of all processes).
 
         Raises:
-            TimeoutError: a process is still alive.
+            TimeoutError: a process is still alive after ``patience`` seconds.
         """
         end = time.monotonic() + patience
         while any(member.poll() is None or _group_lives(member) for member in self.members):
@@ -152,7 +162,7 @@ class Run:
         return self.members[0].returncode, "".join(self._output)
 
     def queued(self) -> list[str]:
-        """Return the arguments of all calls of the stand-in for scontrol."""
+        """Return the arguments of each call of the script that replaces SLURM's scontrol."""
         path = self.output / "scontrol.txt"
         return path.read_text().splitlines() if path.is_file() else []
 
@@ -199,19 +209,19 @@ class Run:
                 try:
                     client.wait_for_ready(timeout=PATIENCE)
                     break
-                except RuntimeError as error:  # the client takes a kernel that starts slowly for a dead one
+                except RuntimeError as error:  # raised for a dead kernel, but also for one that starts slowly
                     if process.poll() is not None or time.monotonic() > end:
                         raise TimeoutError(f"the kernel does not start: {error}") from error
                     time.sleep(0.5)
             code = f"import sys; sys.argv = {['fit', *self.arguments()]!r}\nfrom {self.task}.fit import main; main()"
             client.execute(code)
-            time.sleep(1)  # until the message is sent
+            time.sleep(1)  # time to send the message
         finally:
             client.stop_channels()
 
 
 def _job(rank: int, processes: int, port: int) -> dict[str, str]:
-    """Return the environment of a task of a SLURM job."""
+    """Return the environment variables that SLURM sets for the process of rank ``rank`` in a job."""
     job = {"JOB_ID": "100", "JOB_NAME": "storm", "NODELIST": "localhost", "NODEID": "0"}
     sizes = {"NTASKS": processes, "NTASKS_PER_NODE": processes, "PROCID": rank, "LOCALID": rank}
     variables = {f"SLURM_{name}": str(value) for name, value in {**job, **sizes}.items()}
@@ -225,7 +235,7 @@ def _free_port() -> int:
 
 
 def _group_lives(leader: subprocess.Popen) -> bool:
-    """Whether a process of the group that ``leader`` has started is alive."""
+    """Return whether any process in the process group of ``leader`` is alive."""
     try:
         os.killpg(leader.pid, 0)
     except ProcessLookupError:

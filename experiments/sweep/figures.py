@@ -12,8 +12,13 @@ pyplot.switch_backend("agg")
 
 
 def draw(trials: dict[int, FrozenTrial], plan: Plan) -> dict[str, Figure]:
-    """Return a dictionary from a file name to a figure of trials by number, if there are enough trials for it."""
-    study, figures = optuna.create_study(direction=plan.direction), {}  # in memory, of the last attempts only
+    """Return a dictionary from file name to figure. Figures that need more complete trials are left out.
+
+    Args:
+        trials: dictionary from the number of a trial to its last attempt.
+        plan: config of the sweep.
+    """
+    study, figures = optuna.create_study(direction=plan.direction), {}  # a study in memory, with the last attempts only
     for number in range(max(trials) + 1):
         ended = number in trials and trials[number].state.is_finished()
         study.add_trial(trials[number] if ended else optuna.trial.create_trial(state=TrialState.FAIL))

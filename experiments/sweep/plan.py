@@ -16,30 +16,32 @@ from mobile_former.errors import InputError, first_line, nearest
 
 CHOICES = {"direction": ("maximize", "minimize"), "score": ("best", "last"), "sampler": ("tpe", "random", "grid")}
 PRUNER = {"startup_trials": 5, "warmup_epochs": 1}  # defaults
-# Options that repeat a setting, and the name of their values: reports have the mean over the values.
+# Options whose values only repeat a training, and the plural noun for these values. Reports give the mean over them.
 REPEATS = {"seed_everything": "seeds", "data.fold": "folds"}
 ANY_SEED = IntDistribution(0, 2**32 - 1)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep: its task, search space and search method.
+    """Config of a sweep or comparison: task, search space and search method.
 
     Attributes:
         task: "classification" or "detection".
         config: file name or path of the task's training config.
         space: the search space, a dictionary from an option of ``fit`` to the distribution of its values.
-        points: the parameters of each trial that are fixed before it starts: all in a grid, none with other samplers.
+        points: list with one dictionary for each trial, from option to the value that is fixed before the trial starts.
+            A grid fixes all options in ``space``. The dictionaries of other samplers are empty.
         options: dictionary from an option of ``fit`` to the value that all trials share.
-        models: the options that each value of the parameter "model" stands for, if the space has this parameter.
+        models: dictionary from a model's label to its options. The labels are the values of the parameter "model" in
+            ``space``. Empty if there is no such parameter.
         metric: the score or loss to optimise, a column of ``metrics.csv``.
         direction: "maximize" or "minimize".
         score: the epoch by which a trial is rated, "best" or "last".
         sampler: "tpe", "random" or "grid".
-        pruner: options of Optuna's median pruner. No trial is pruned (stopped early) before ``n_startup_trials`` trials
-            have finished, or in its own first epochs, less than ``n_warmup_steps``. None: never.
+        pruner: options of Optuna's median pruner, which stops unpromising trials early. It stops no trial before
+            ``n_startup_trials`` trials have finished, and none before its epoch ``n_warmup_steps``. None: no pruner.
         seed: the seed of the sampler.
-        runs: the folder of the runs, which several sweeps may share; None for the output folder of the sweep.
+        runs: the folder of the runs, which several sweeps can share; None for the output folder of the sweep.
     """
 
     task: str
@@ -67,17 +69,33 @@ class Plan:
         return ["--config", self.config, *as_arguments(self.options | own | self.models.get(params.get("model"), {}))]
 
     def run_name(self, number: int, params: dict) -> str:
-        """Return the name of a trial's run. In a shared folder, the same run has the same name in every sweep."""
+        """Return the name of the run of a trial.
+
+        In a folder of runs that several sweeps share, the name consists of the parameters. Trials of different sweeps
+        with the same parameters then share one run.
+
+        Args:
+            number: number of the trial.
+            params: dictionary from the options in ``space`` to the values of the trial.
+        """
         return plain(shown_params(params)) if self.runs or self.models else f"trial-{number}"
 
     def identity(self) -> dict:
-        """Return the settings that all calls of a sweep share, as JSON. Trials and the seeds of a grid may be added."""
+        """Return the settings that must not change when a sweep is continued, as a dictionary of JSON values.
+
+        ``points`` and ``runs`` are None in it: trials, and the seeds or folds of a grid, can be added later.
+        """
         space = {name: distributions.distribution_to_json(domain) for name, domain in self.space.items()}
         return json.loads(json.dumps(vars(self) | {"space": space, "points": None, "runs": None}))
 
 
 def read_plan(path: Path, trials: int | None = None) -> Plan:
-    """Read a sweep's config. ``trials`` is the number of trials, or of a grid's first points, if not the config's.
+    """Read the config file of a sweep.
+
+    Args:
+        path: path of the file.
+        trials: number of trials, which replaces the number in the file. In a grid, only so many of its first points are
+            used. None: the number in the file, or all points of a grid.
 
     Raises:
         InputError: the file is not the config of a sweep, or ``trials`` is less than 1.
@@ -92,10 +110,14 @@ def read_plan(path: Path, trials: int | None = None) -> Plan:
 
 
 def read_comparison(path: Path, seeds: Sequence[int] | None = None) -> tuple[Plan, str]:
-    """Read the config file of a comparison, with other ``seeds`` if they are given.
+    """Read the config file of a comparison.
+
+    Args:
+        path: path of the file.
+        seeds: seeds that replace those in the file. None: the seeds in the file.
 
     Returns:
-        A tuple of the sweep, and the split: "val", or "test" to score the best checkpoints on the test data too.
+        A tuple (plan, split). The split is "val", or "test" to score the best checkpoints on the test data, too.
 
     Raises:
         InputError: the file is not the config of a comparison.
@@ -119,7 +141,13 @@ def read_comparison(path: Path, seeds: Sequence[int] | None = None) -> tuple[Pla
 
 
 def _grid_points(values: dict[str, Sequence]) -> list[dict]:
-    """Return all combinations of the options' values: all with the first seed, then all with the second, and so on."""
+    """Return all combinations of values as a list of dictionaries from option to value.
+
+    All combinations with the first seed or fold come first, then all with the second one, and so on.
+
+    Args:
+        values: dictionary from an option to its values.
+    """
     names = sorted(values, key=lambda name: name not in REPEATS)
     return [dict(zip(names, point, strict=True)) for point in itertools.product(*map(values.get, names))]
 
@@ -153,7 +181,7 @@ def _plan(content: dict, trials: int | None) -> Plan:
     values = {name: _grid_values(name, domain) for name, domain in space.items()}
     for name in REPEATS.keys() & space.keys():
         if all(type(value) is int for value in values[name]):
-            space[name] = ANY_SEED  # so that a later call may add seeds and folds
+            space[name] = ANY_SEED  # so that seeds and folds can be added when the sweep is continued
     return Plan(**content, points=_grid_points(values)[:trials])
 
 
@@ -162,7 +190,7 @@ def _domain(where: str, given: object) -> BaseDistribution:
     if isinstance(given, list):
         if not given or len(set(map(json.dumps, given))) < len(given):
             raise InputError(f"{where}: give at least one value, and no value twice")
-        # Optuna stores plain values only: a list is passed as the command line's text.
+        # Optuna cannot store lists: a list is stored as the text of a command-line argument.
         return CategoricalDistribution([json.dumps(value) if isinstance(value, list) else value for value in given])
     if not isinstance(given, dict):
         raise InputError(f"{where}: give a list of values, or {{low: …, high: …}}")

@@ -1,4 +1,4 @@
-"""Group trials that differ only in their seed into settings, and compare each setting with a baseline."""
+"""Group trials that differ only in their seed or fold into settings, and compare each setting with a baseline."""
 
 import json
 from dataclasses import dataclass
@@ -11,14 +11,15 @@ from experiments.tables import paired_difference
 
 @dataclass(frozen=True)
 class Setting:
-    """Complete trials that differ only in the options that repeat a setting, such as the seed.
+    """Group of complete trials that differ only in their repetition, which is their seed, their fold, or both.
 
     Attributes:
-        params: dictionary from the name of each other parameter to its value in all these trials.
+        params: dictionary from the name of each other parameter to its value, which is the same in all these trials.
         trials: dictionary from the repetition as text, such as "0" for seed 0, to the number of its trial.
-        values: dictionary from the repetition to the score.
-        cost: the model's parameters and its multiply-adds for one image; None if they were not computed.
-        difference: the :func:`~experiments.tables.paired_difference` from a grid's baseline; None for the baseline.
+        values: dictionary from the repetition to the score of its trial.
+        cost: list of the numbers of the model's parameters and of its multiply-adds for one image; None if unknown.
+        difference: difference of ``values`` from the scores of a grid's baseline, see
+            :func:`~experiments.tables.paired_difference`. None for the baseline itself, and outside a grid.
     """
 
     params: dict
@@ -29,7 +30,14 @@ class Setting:
 
 
 def group(trials: dict[int, FrozenTrial], plan: Plan) -> list[Setting]:
-    """Return the settings of the complete trials, in the order of their first trials; empty if nothing is repeated."""
+    """Group the complete trials into settings, in the order of their first trials.
+
+    The list is empty if the search space has no seed or fold.
+
+    Args:
+        trials: dictionary from the number of a trial to its last attempt.
+        plan: config of the sweep.
+    """
     repeats = [name for name in plan.space if name in REPEATS]
     complete = {n: trial for n, trial in trials.items() if repeats and trial.state == TrialState.COMPLETE}
     groups: dict[str, dict[str, int]] = {}
@@ -47,6 +55,9 @@ def group(trials: dict[int, FrozenTrial], plan: Plan) -> list[Setting]:
 
 
 def baseline(plan: Plan) -> dict:
-    """Return the setting with which a grid is compared: None for each option that allows it, else the first value."""
+    """Return the parameters of the baseline of a grid, to which its other settings are compared.
+
+    The value of each option is None if the grid has this value for the option, otherwise the option's first value.
+    """
     values = {name: [point[name] for point in plan.points] for name in plan.space if name not in REPEATS}
     return {name: None if None in choices else choices[0] for name, choices in values.items()}

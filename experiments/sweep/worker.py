@@ -20,13 +20,13 @@ from experiments.tables import shown_params
 from mobile_former.errors import InputError, first_line
 from mobile_former.multiply_adds import cost
 
-PAUSE = 0.5  # seconds between two looks at a training, or for a free trial
+PAUSE = 0.5  # seconds between two checks of a training, and between two requests for a free trial
 
 
 def run_trials(sweep: Sweep, count: int) -> None:
-    """Run ``count`` trials at a time until all trials have ended, also those of other workers.
+    """Run ``count`` trials at a time until all trials of the sweep have ended, including those of other workers.
 
-    Ctrl-C and SIGTERM let the running trainings write their last checkpoints. The next worker resumes them.
+    After Ctrl-C or SIGTERM, the running trainings write their last checkpoints and end. The next worker resumes them.
 
     Raises:
         InputError: the database failed.
@@ -50,7 +50,10 @@ def run_trials(sweep: Sweep, count: int) -> None:
 
 
 def _run_trials(sweep: Sweep, count: int, stopped: threading.Event) -> None:
-    """Run one trial at a time until all trials have ended or the worker is stopped."""
+    """Run one trial after another until all trials of the sweep have ended or ``stopped`` is set.
+
+    ``count`` is the number of trials that the worker runs at the same time, see :func:`run_trials`.
+    """
     while not stopped.is_set():
         if (trial := sweep.claim()) is not None:
             with get_heartbeat_thread(trial._trial_id, sweep.storage):
@@ -62,7 +65,7 @@ def _run_trials(sweep: Sweep, count: int, stopped: threading.Event) -> None:
 
 
 class _Attempt:
-    """One attempt at a trial."""
+    """One attempt at a trial: its training process, and the epochs that were reported to Optuna."""
 
     def __init__(self, sweep: Sweep, trial: optuna.Trial, stopped: threading.Event):
         self.sweep, self.trial, self.stopped, self.training = sweep, trial, stopped, sweep.training(trial)
@@ -70,7 +73,7 @@ class _Attempt:
         self.reported = {*sweep.study.get_trials(deepcopy=False)[trial.number].intermediate_values}  # epochs
 
     def run(self, count: int) -> None:
-        """Train the trial and record its result; ``count`` trainings run at the same time."""
+        """Train the trial and record its result. ``count`` trainings share the processor cores."""
         known = {"host": socket.gethostname(), "folder": str(self.folder.path), "log": str(self.training.log)}
         try:
             for name, value in {**known, "error": None}.items():
@@ -90,7 +93,10 @@ class _Attempt:
         print(f"[{over}/{total}] trial {self.number}: {params}  {self.plan.metric} {result}", flush=True)
 
     def _train(self, count: int) -> tuple[int, bool]:
-        """Train until the trial ends or is pruned, or the worker is stopped. Return the exit status, and if pruned."""
+        """Train until the trial ends or is pruned, or the worker is stopped.
+
+        Return a tuple (exit status of the training, whether the trial was pruned).
+        """
         status, pruned, seen = 0, False, None
         if not self.folder.is_finished:
             if self.folder.has_checkpoint:
@@ -108,7 +114,7 @@ class _Attempt:
         return status, pruned
 
     def _report(self) -> bool:
-        """Report new epochs to Optuna, and return whether its pruner wants to stop the trial."""
+        """Report the scores of new epochs to Optuna, and return whether its pruner wants to stop the trial."""
         values = {}
         with contextlib.suppress(OSError, ValueError, TypeError):  # read while it is being written
             if self.folder.metrics_csv.read_bytes().endswith(b"\n"):
@@ -120,7 +126,11 @@ class _Attempt:
         return bool(new) and self.trial.should_prune()
 
     def _result(self, status: int, pruned: bool) -> tuple[TrialState, float | None, str]:
-        """Return a tuple of the state, the score and both as text; raise :class:`InputError` if the training failed."""
+        """Return a tuple (state, score or None, text about both) for the output of :meth:`_train`.
+
+        Raises:
+            InputError: the training failed.
+        """
         values = list(self.training.values(self.plan.metric).values())
         self.trial.set_user_attr("epochs", len(values))
         if self.folder.is_finished and status == 0:
