@@ -1,4 +1,4 @@
-"""Mobile: the convolutions of a Mobile-Former block, which are a MobileNet block with dynamic ReLU instead of ReLU."""
+"""Mobile, the convolutional part of a Mobile-Former block: a MobileNet block with dynamic ReLU instead of ReLU."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -27,12 +27,12 @@ LARGE = 1 << 18  # for maps with fewer values, storing them is faster than compu
 def can_train_activated_conv(x: Tensor, *modules: nn.Module) -> bool:
     """Return whether :func:`activated_conv` can replace modules in a training step.
 
-    It cannot if a module has hooks, because their functions would not be called, or if a module has been replaced by
-    one of another class.
+    It cannot if a module has hooks, because they would not be called, or if a module or a part of it has an unexpected
+    class.
 
     Args:
         x: input map of the first module.
-        modules: the modules whose parts are used.
+        modules: the modules to replace.
     """
     return (
         torch.is_grad_enabled()
@@ -109,10 +109,17 @@ def activated_conv(
 class _ActivatedConv(torch.autograd.Function):
     """Autograd function of :func:`activated_conv`.
 
-    Its inputs are the map, BatchNorm's weight and bias, the slopes, the mixing weights, the convolution's weight, the
-    mean and the standard deviation with which BatchNorm normalises, the padding mask, the number that was added to the
-    variance of the map (None if mean and deviation are not those of the map), and the stride, padding and groups of the
-    convolution.
+    Its inputs are:
+
+    - ``x``: feature map ``(B, C, H, W)``;
+    - ``weight``, ``bias``: weight and bias of BatchNorm;
+    - ``slopes``, ``mixing``: see :func:`larger_product`;
+    - ``kernel``: weight of the convolution;
+    - ``mean``, ``deviation``: mean and standard deviation with which BatchNorm normalises, ``(C,)``;
+    - ``padding``: see :func:`activated_conv`;
+    - ``eps``: number that BatchNorm adds to the variance of ``x``; None if ``mean`` and ``deviation`` are running
+      statistics instead of the statistics of ``x``;
+    - ``convolution``: tuple of stride, padding and groups of the convolution.
     """
 
     @staticmethod
@@ -129,7 +136,7 @@ class _ActivatedConv(torch.autograd.Function):
             return _differentiable_gradients(ctx, gradient)
         x, weight, bias, slopes, mixing, kernel, mean, deviation, padding = ctx.saved_tensors
         affine = _scale_and_shift(weight, bias, mean, deviation)
-        # The gradient of the kernel needs the activated map, which is computed beside the gradient of that map.
+        # The gradient of the kernel needs the activated map. blocked_backward computes this map as well.
         of_hidden = _convolution_gradient(0, gradient, x, kernel, ctx.convolution)
         if padding is not None:
             of_hidden.masked_fill_(padding, 0)
@@ -153,7 +160,8 @@ class _ActivatedConv(torch.autograd.Function):
 def _convolution_gradient(of: int, gradient: Tensor, x: Tensor, kernel: Tensor, convolution: tuple) -> Tensor:
     """Return the gradient of a convolution with respect to its input (``of=0``) or its kernel (``of=1``).
 
-    For the input's gradient, only the shape and the memory format of ``x`` are used.
+    ``gradient`` is the gradient with respect to the output, and ``x`` is the input. For ``of=0``, only the shape and
+    the memory format of ``x`` are used.
     """
     stride, margin, groups = convolution
     needed = (of == 0, of == 1, False)
@@ -178,7 +186,7 @@ def _activate(
 def _differentiable_gradients(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients of :class:`_ActivatedConv` by operations that autograd records."""
     *inputs, mean, deviation, padding = ctx.saved_tensors
-    # Views, because one input may depend on another one: only the direct gradient of each is wanted.
+    # Views, because one input can depend on another one, but only the direct gradient of each input is needed.
     inputs = [None if part is None else part.view_as(part) for part in inputs]
     x, weight, bias, slopes, mixing, kernel = inputs
     if ctx.eps is not None:

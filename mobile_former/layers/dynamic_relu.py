@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mobile_former.layers.eager import is_eager
 from mobile_former.layers.linear import linear
 
-CACHED = 3 << 17  # values of all buffers that a thread works with: 1.5 MB in float32, a second-level cache
+CACHED = 3 << 17  # number of values in all buffers of a thread: 1.5 MB in float32, as large as a second-level cache
 LARGE = 1 << 17  # maps with more values are computed in blocks
 
 
@@ -53,7 +53,7 @@ class DynamicReLU(nn.Module):
         return larger_product(x, self.slopes_of(guiding_tokens(tokens, mixing)), mixing)
 
     def slopes_of(self, tokens: Tensor) -> Tensor:
-        """Return the slopes ``a₁``, followed by the slopes ``a₂``, of tokens ``(…, d)``, ``(…, 2C)``."""
+        """Return the slopes ``(…, 2C)`` for tokens ``(…, d)``: first ``a₁`` of all channels, then ``a₂``."""
         theta1, theta2 = F.hardsigmoid(self.slopes(F.relu(self.reduce(tokens)))).chunk(2, dim=-1)
         return torch.cat([2 * theta1, 2 * theta2 - 1], dim=-1)
 
@@ -270,13 +270,13 @@ def blocked_backward(
 class _Blocks:
     """The division of a map into blocks of similar size.
 
-    A map is seen as a matrix for each image, ``(B, R, K)``: ``(B, H·W, C)`` if it is channels-last, else
-    ``(B, C, H·W)``. A block ``(b, r, K)`` consists of several small matrices, or of rows of a large one.
+    A map is viewed as one matrix for each image, ``(B, R, K)``: ``(B, H·W, C)`` if it is channels-last, else
+    ``(B, C, H·W)``. A block ``(b, r, K)`` consists of the matrices of several images, or of some rows of one matrix.
 
     Args:
         x: dense map ``(B, C, H, W)``.
         dtype: type of the buffers.
-        buffers: number of buffers of the size of a block. All of them together fit into a cache.
+        buffers: number of buffers of the size of a block. All buffers of a thread together fit into its cache.
     """
 
     def __init__(self, x: Tensor, dtype: torch.dtype, *, buffers: int):
@@ -295,19 +295,19 @@ class _Blocks:
         return x.permute(0, 2, 3, 1).flatten(1, 2) if self.positions_first else x.flatten(2)
 
     def of_map(self, x: Tensor) -> list[Tensor]:
-        """Return the blocks of a map in the memory format of the divided one."""
+        """Return the blocks of a map that has the shape and memory format of ``x``."""
         return self.of_rows(self._matrices(x))
 
     def of_rows(self, matrices: Tensor) -> list[Tensor]:
-        """Return the rows of each block from matrices ``(B, R, …)``."""
+        """Return a list with the rows of ``matrices`` ``(B, R, …)`` that belong to each block, ``(b, r, …)``."""
         return [rows for images in matrices.split(self.images) for rows in images.split(self.rows, 1)]
 
     def of_images(self, matrices: Tensor) -> list[Tensor]:
-        """Return the images of each block from a tensor ``(B, …)``."""
+        """Return a list with the images of ``matrices`` ``(B, …)`` that belong to each block, ``(b, …)``."""
         return [images for images in matrices.split(self.images) for _ in range(self.in_image)]
 
     def of_channels(self, *vectors: Tensor) -> list[tuple[Tensor, ...]]:
-        """Return the parts of vectors ``(C,)`` for each block, which can be broadcast to the block."""
+        """Return a list with a tuple for each block: the parts of ``vectors`` ``(C,)`` that broadcast to the block."""
         shape = (1, 1, -1) if self.positions_first else (1, -1, 1)
         vectors = [vector.reshape(shape) for vector in vectors]
         in_image = zip(
@@ -316,24 +316,24 @@ class _Blocks:
         return list(in_image) * self.image_groups
 
     def buffers(self, shape: torch.Size) -> list[Tensor]:
-        """Return the buffers in the shape of a block. Their values are left over from the previous block."""
+        """Return the buffers in the shape of a block. They still contain the values of the previous block."""
         if self._buffers[0] != shape:
             self._buffers = shape, [memory[: shape.numel()].view(shape) for memory in self._memory]
         return self._buffers[1]
 
 
 class _Slopes:
-    """One of the two slopes at all positions, as a product of two small matrices for each image.
+    """One of the two slopes, ``a₁`` or ``a₂``, at all positions, stored as two small matrices for each image.
 
-    The slope has the shape of the matrices in :class:`_Blocks`. It is the product ``left @ right`` of the mixing
-    weights and the tokens' slopes, in the order that fits the memory layout of the map. Without mixing weights, the
-    slope is a row or a column.
+    Their product ``left @ right`` has the shape ``(B, R, K)`` of the matrices in :class:`_Blocks`. The two matrices are
+    the mixing weights and the slopes of the tokens, in the order that fits the memory format of the map. Without mixing
+    weights, the slope is a single row or column, which is broadcast.
 
     Args:
-        slope: ``(B, C)`` without ``mixing``, otherwise ``(B, M, C)``.
-        mixing: ``(B, M, H, W)``, or None.
+        slope: ``(B, C)`` without ``mixing``, otherwise ``(B, M, C)`` for M tokens.
+        mixing: weight of each token at each position, ``(B, M, H, W)``, or None.
         blocks: division of the map.
-        sums: allocate the memory for :meth:`add_gradient`.
+        sums: whether to allocate the memory for :meth:`add_gradient`.
     """
 
     def __init__(self, slope: Tensor, mixing: Tensor | None, blocks: _Blocks, *, sums: bool = False):
@@ -358,7 +358,10 @@ class _Slopes:
             self.sums_right = None if right is None else blocks.of_images(self.of_right)
 
     def block(self, block: int, out: Tensor) -> Tensor:
-        """Return the slopes in a block of the map, in the memory of ``out`` or as a broadcastable row or column."""
+        """Return the slopes in the block with the index ``block``, in the memory of ``out``.
+
+        Without mixing weights, ``out`` is not used, and the result is a row or column that broadcasts to the block.
+        """
         if self.left is None:
             return self.right[block]
         if self.right is None:
@@ -366,7 +369,10 @@ class _Slopes:
         return torch.bmm(self.left[block], self.right[block], out=out)
 
     def add_gradient(self, block: int, gradient: Tensor) -> None:
-        """Add the gradient with respect to the slopes in a block to the gradients of both matrices."""
+        """Add the part of one block to the gradients with respect to both matrices.
+
+        ``gradient`` is the gradient with respect to the slopes in the block with the index ``block``.
+        """
         if self.left is None:
             self.sums_right[block].add_(gradient.sum(1, keepdim=True))
         elif self.right is None:
@@ -376,7 +382,10 @@ class _Slopes:
             self.sums_right[block].add_(torch.bmm(self.left[block].transpose(1, 2), gradient))
 
     def gradients(self) -> tuple[Tensor, Tensor | None]:
-        """Return the gradients with respect to ``slope``, and to ``mixing`` as ``(B, M, H·W)`` or None."""
+        """Return a tuple of the gradients with respect to ``slope`` and ``mixing``.
+
+        The second one has the shape ``(B, M, H·W)``, or is None without mixing weights.
+        """
         if self.left is None:
             return self.of_right[:, 0], None
         if self.right is None:
@@ -387,11 +396,11 @@ class _Slopes:
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """Return the memory format of a dense map. It is channels-last if both formats fit."""
+    """Return the memory format of a dense map ``(B, C, H, W)``. If both formats fit, return channels-last."""
     fits = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if fits else torch.contiguous_format
 
 
 def _dense(x: Tensor) -> Tensor:
-    """Return a map with the same values that is contiguous in one of both memory formats."""
+    """Return a map with the same values that is contiguous in one of the two memory formats."""
     return x.contiguous(memory_format=_layout(x))

@@ -1,4 +1,4 @@
-"""Checks for computations that are only faster, or only possible, in eager PyTorch or for one memory layout."""
+"""Checks for computations that are faster, or possible, only in eager PyTorch or only in channels-last format."""
 
 import torch
 from torch import Tensor, nn
@@ -6,10 +6,10 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 def is_eager(*tensors: Tensor | None) -> bool:
-    """Return whether operations on the tensors run at once and may write into given memory.
+    """Return whether PyTorch runs operations on the tensors immediately and lets them write into existing memory.
 
     Compilers, tracers, dispatch modes and function transforms such as ``vmap`` do not support operations that write
-    into given memory, and choose memory layouts themselves.
+    into existing memory, and choose memory formats themselves.
     """
     return (
         all(tensor is None or type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
@@ -21,10 +21,13 @@ def is_eager(*tensors: Tensor | None) -> bool:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Return whether a feature map ``(B, C, H, W)`` is stored channels-last, in eager PyTorch."""
+    """Return True if a feature map ``(B, C, H, W)`` is in channels-last memory format and :func:`is_eager` holds."""
     return is_eager(x) and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def channels_last_on_cpu(x: Tensor) -> Tensor:
-    """Return a feature map ``(B, C, H, W)`` that is stored channels-last if it is on a CPU, in eager PyTorch."""
+    """Convert a feature map ``(B, C, H, W)`` on a CPU to channels-last memory format if :func:`is_eager` holds.
+
+    Any other feature map is returned unchanged.
+    """
     return x.contiguous(memory_format=torch.channels_last) if is_eager(x) and x.is_cpu else x

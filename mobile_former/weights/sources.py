@@ -1,4 +1,4 @@
-"""Where weights files come from: local files, URLs, and repositories of the Hugging Face Hub."""
+"""Sources of weights files: local files, URLs, and repositories of the Hugging Face Hub."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ def local_file(source: str | Path, sha256: str | None = None) -> Path:
     """Return the path of a weights file, and download the file first if necessary.
 
     Downloads from a URL are stored in the folder of torch.hub, ``torch.hub.get_dir()/checkpoints``. Those from the Hub
-    are stored in the cache of huggingface_hub. A file that is there is not downloaded again.
+    are stored in the cache of huggingface_hub. A file that is already stored is not downloaded again.
 
     Args:
         source: path of a file; ``hf://owner/name`` or ``hf://owner/name@revision`` for ``model.safetensors`` in a
@@ -40,7 +40,7 @@ def local_file(source: str | Path, sha256: str | None = None) -> Path:
             ``#sha256=…``. It is required, so that a changed or damaged file is never loaded.
 
     Raises:
-        InputError: the file cannot be downloaded, or its SHA-256 is missing, invalid or another one.
+        InputError: the file cannot be downloaded, or ``sha256`` is missing, invalid or not that of the file.
     """
     text = str(source)
     if text.startswith(_HUB):
@@ -74,10 +74,10 @@ def _sha256(path: Path) -> str:
 
 
 def _download(url: str, path: Path, expected: str) -> None:
-    """Download a file to ``path``. Nothing is left there unless its SHA-256 is the expected one.
+    """Download a file to ``path``. The file is only kept if its SHA-256 is ``expected``.
 
     Raises:
-        InputError: the server cannot be reached, or sends another file, a web page, or only a part.
+        InputError: the server cannot be reached, or sends another file, a web page, or only a part of the file.
     """
     _logger.info("downloading %s to %s", url, path)
     try:
@@ -103,7 +103,11 @@ def _download(url: str, path: Path, expected: str) -> None:
 
 
 def _receive(url: str, file) -> tuple[str, int, int | None, str]:
-    """Write the content of a URL to an open file. Return SHA-256, received bytes, promised bytes and content type."""
+    """Write the content of a URL to an open file.
+
+    Returns:
+        A tuple (SHA-256, number of received bytes, number of bytes that the server announced or None, content type).
+    """
     digest, received, shown = hashlib.sha256(), 0, -1
     try:
         with urlopen(Request(url, headers={"User-Agent": "mobile-former"}), timeout=_TIMEOUT) as answer:
@@ -167,7 +171,7 @@ def huggingface_hub(purpose: str) -> ModuleType:
         purpose: purpose of the import, for the error message.
 
     Raises:
-        InputError: it is not installed.
+        InputError: huggingface_hub is not installed.
     """
     try:
         return importlib.import_module("huggingface_hub")

@@ -12,7 +12,7 @@ from typing import NoReturn, TextIO
 from mobile_former.errors import InputError
 from mobile_former.training.processors import limit_threads
 
-_created_folders: list[Path] = []  # by require_writable, parents first
+_created_folders: list[Path] = []  # folders that require_writable created, parents first
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:

@@ -11,7 +11,7 @@ _FIRST = ("fit", "validate", "test", "predict", "export")  # the order in which 
 
 
 def list_commands(task: str, folder: Path) -> None:
-    """Print the commands of a task with a line each.
+    """Print one line for each command of a task.
 
     A command is a module or a package whose docstring begins with its command line in double backticks and a colon. The
     text after it describes the command. Nothing is imported, because some commands import PyTorch and Lightning.
@@ -21,7 +21,7 @@ def list_commands(task: str, folder: Path) -> None:
         folder: folder of the package.
 
     Raises:
-        InputError: the command line has arguments, which belong to a command.
+        InputError: the command line has arguments. They are only valid after the name of a command.
     """
     found = {}
     for path in (*folder.glob("*.py"), *folder.glob("*/__init__.py")):

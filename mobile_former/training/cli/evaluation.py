@@ -57,7 +57,8 @@ def output_folder(options: Namespace) -> Path:
 def keep_known_split(data: ImageData, checkpoint: str | Path, root: str | None) -> None:
     """Let a data module hold out the same validation images as the training run.
 
-    If the data folder is another one that has no validation split, all of its images are scored.
+    If the evaluation has another data folder than the training run, and this folder has no validation split, all images
+    in it are scored.
 
     Args:
         data: data module of the evaluation.

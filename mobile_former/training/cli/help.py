@@ -1,7 +1,7 @@
 """The ``--help`` of commands whose options come from the signatures and docstrings of classes.
 
-``--help`` has the options of this project. Options and classes of other libraries have their own help, called topic
-here: ``--help.trainer`` lists the options of Lightning's Trainer, ``--help.trainer.callbacks`` its callbacks, and
+``--help`` lists the options of this project. Options and classes of other libraries have their own help texts, called
+topics: ``--help.trainer`` lists the options of Lightning's Trainer, ``--help.trainer.callbacks`` its callbacks, and
 ``--help.trainer.callbacks EarlyStopping`` the options of one callback.
 """
 
@@ -20,19 +20,19 @@ _CLASSES = re.compile(r",? known subclasses: ([^)]*)")
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """jsonargparse's formatter without markup of reStructuredText, lists of classes and words cut in two."""
+    """Formatter of jsonargparse that removes reStructuredText markup and lists of classes, and splits no words."""
 
     def add_usage(self, usage: str | None, actions: Iterable[Action], *args, **kwargs) -> None:
-        """Add the usage. Of the options of groups, such as ``--model.name``, only those that are required are shown."""
+        """Add the usage. An option in a group, such as ``--model.name``, is only shown if it is required."""
         shown = [action for action in actions if "." not in action.dest or action.required]
         super().add_usage(usage, shown, *args, **kwargs)
 
     def start_section(self, heading: str | None) -> None:
-        """Begin a group of options. The title of a group is the beginning of the docstring of a class."""
+        """Begin a group of options. The title of a group is the beginning of a class docstring, without its markup."""
         super().start_section(heading and without_markup(heading))
 
     def add_argument(self, action: Action) -> None:
-        """Add an option. Options that jsonargparse adds for the help on classes are left out: they are topics."""
+        """Add an option. Options that jsonargparse adds for the help on classes are left out, see :func:`topics`."""
         if not any(option.endswith(".help") for option in action.option_strings):
             super().add_argument(action)
 
@@ -61,14 +61,18 @@ def topics(groups: Iterable[str], options: Iterable[str]) -> list[str]:
 
     Args:
         groups: names of the groups of options.
-        options: names of all options. Those that take classes have an option with the ending ``.help``.
+        options: names of all options. If the value of an option is a class, there is a second option with the ending
+            ``.help``.
     """
     classes = [option[2:].removesuffix(".help") for option in options if option.endswith(".help")]
     return [group for group in groups if group == _GROUP] + classes
 
 
 def introduction(found: Sequence[str]) -> str:
-    """Return the lines about the topics for the beginning of the help, or ``""``."""
+    """Return the first lines of the help, which explain how to print the help on the topics ``found``.
+
+    Return ``""`` if the topic of Lightning's Trainer is not the first one.
+    """
     lines = [f"Options of Lightning's Trainer, such as --{topic}.max_epochs: --help.{topic}" for topic in found[:1]]
     lines += [f"Classes for --{topic}: --help.{topic}" for topic in found[1:] if not topic.startswith(f"{_GROUP}.")]
     return "\n".join(lines if found[:1] == [_GROUP] else [])

@@ -54,7 +54,7 @@ class Parser(ArgumentParser):
 
     @property
     def _links(self) -> object:
-        """Group of the values that are passed from one class to another, which are not options. None: no group."""
+        """Group of the arguments that are no options, because they come from another class. None: no such group."""
         return next((group for group in self._action_groups if group.title == "Linked arguments"), None)
 
     @property

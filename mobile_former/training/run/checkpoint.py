@@ -84,7 +84,7 @@ def naming_damage(path: str | Path) -> Iterator[None]:
     """Context manager that raises an error with the path of a checkpoint if the content of the file is unusable.
 
     Raises:
-        InputError: any exception was raised inside. An InputError is raised unchanged.
+        InputError: the body of the ``with`` statement raised an exception. If it was an InputError, it is unchanged.
     """
     try:
         yield

@@ -32,7 +32,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             OSError: the file cannot be written. An existing checkpoint stays as it was.
         """
         path = Path(path)
-        content = io.BytesIO()  # serialised in memory, so that an error while writing is the disk's, not torch's
+        content = io.BytesIO()  # serialised in memory first, so that only the disk can cause an OSError
         torch.save(checkpoint, content)
 
         def keep_previous(unfinished: Path) -> None:
@@ -46,7 +46,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             if path.is_file():
                 advice = "The earlier checkpoint is unchanged; free disk space, then resume with --ckpt_path last"
             raise OSError(f"{error}. {advice}") from error
-        if path.name == LAST:  # newer than the checkpoints of Lightning's own handler for SLURM
+        if path.name == LAST:  # the new checkpoint replaces those of Lightning's own handler for SLURM
             for older in path.parent.parent.glob(REQUEUED):
                 older.unlink(missing_ok=True)
 

@@ -185,10 +185,11 @@ class RunFolder:
     def require_same_array_task(self) -> None:
         """Check that the run was not started by another task of the SLURM array job of this process.
 
-        The tasks of an array usually have different options, such as seeds. A later array job may resume the run.
+        The tasks of an array usually have different options, such as seeds. The tasks of a later array job are allowed
+        to resume the run.
 
         Raises:
-            InputError: the run is that of another task.
+            InputError: another task of this job started the run.
         """
         config, mine = self.path / "config.yaml", array_task()
         if mine is None or not config.is_file():
@@ -205,8 +206,7 @@ class RunFolder:
     def history(self) -> list[dict[str, float]]:
         """Return the rows of ``metrics.csv`` as a list of dictionaries from metric name to value.
 
-        Empty cells are left out, and so is a last row that was cut short. If the file does not exist, the list is
-        empty.
+        Empty cells and an incomplete last row are left out. If the file does not exist, the list is empty.
         """
         if not self.metrics_csv.is_file():
             return []
@@ -299,7 +299,7 @@ class _WholeWriter(ExperimentWriter):
             Path(self.metrics_file_path).unlink(missing_ok=True)
 
     def _check_log_dir_exists(self) -> None:
-        """Do not delete the file, unlike Lightning."""
+        """Do nothing. Lightning's method would delete an existing ``metrics.csv``."""
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         with open(self.metrics_file_path, newline="") as file:

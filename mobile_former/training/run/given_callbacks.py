@@ -1,4 +1,4 @@
-"""Lightning's callbacks that a user adds to a run: those that need care, and those that cannot work."""
+"""Callbacks of Lightning that a user adds to a run: finders of option values, and callbacks that do not work here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -35,12 +35,15 @@ def given_callbacks(value: Callback | list[Callback] | None) -> list[Callback]:
 
 
 def found_options(callbacks: list[Callback]) -> list[str]:
-    """Return the names of the options whose values a finder among the callbacks finds."""
+    """Return the names of the options that Lightning's finders in ``callbacks`` set.
+
+    BatchSizeFinder sets ``batch_size``, and LearningRateFinder sets ``learning_rate``.
+    """
     return [name for finder, name in _FINDERS.items() if any(isinstance(callback, finder) for callback in callbacks)]
 
 
 def without_finders(callbacks: list[Callback]) -> list[Callback]:
-    """Return the callbacks that are not finders. A resumed run uses the values in its checkpoint."""
+    """Return the callbacks without Lightning's finders. A resumed run uses the values in its checkpoint instead."""
     return [callback for callback in callbacks if not isinstance(callback, tuple(_FINDERS))]
 
 
@@ -56,8 +59,8 @@ def set_option(module: LightningModule, datamodule: LightningDataModule, name: s
 class FoundOptions(Callback):
     """Callback that makes a run use and record the values that a finder has found.
 
-    The finders of Lightning change the options of the model and the data when training starts. This callback follows
-    them in the list of callbacks. It builds the optimiser and the schedule again with these values.
+    Lightning's finders change the options of the model and the data when training starts. This callback must come after
+    them in the list of callbacks. It builds the optimiser and the schedule again with the found values.
 
     Args:
         used: dictionary with the values of ``batch_size`` and ``learning_rate`` before the finders run.
@@ -73,7 +76,7 @@ class FoundOptions(Callback):
         found = {name: values[name] for name, used in self.used.items() if values[name] != used}
         if not found:
             return
-        if "learning_rate" in found:  # the finder has tried rates as they are, without the factor of the batch size
+        if "learning_rate" in found:  # the finder has tried the rates without the factor for the batch size
             found["learning_rate"] /= rate_factor(trainer, pl_module.optimisation.learning_rate_batch)
         for name, value in found.items():
             set_option(pl_module, trainer.datamodule, name, value)

@@ -66,7 +66,7 @@ class LastCheckpoint(RunCheckpoint):
         Lightning's own handlers would lose the steps of the current epoch.
         """
         super().on_train_start(trainer, pl_module)
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
+        if threading.current_thread() is threading.main_thread():  # Python allows it only there
             self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         if trainer.received_sigterm:  # it came before this hook; Lightning would stop in step 1 without a checkpoint
             trainer._signal_connector.received_sigterm = False
@@ -94,7 +94,7 @@ class LastCheckpoint(RunCheckpoint):
             self._stop(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the run if SIGTERM or Ctrl-C was received in the previous epoch's last step or final validation."""
+        """Stop the run if SIGTERM or Ctrl-C came in the last step or the last validation of the previous epoch."""
         if trainer.current_epoch > 0 and self._any_process_signalled(trainer):
             self._stop(trainer)
 
@@ -103,7 +103,7 @@ class LastCheckpoint(RunCheckpoint):
         super().on_train_end(trainer, pl_module)
         self._restore_handlers()
         self._trained = True
-        # After a signal in the last step, the job may have no time for the final scores.
+        # After a signal in the last step, the remaining time of the job may be too short for the final scores.
         if self._requeue_signal is not None and trainer.strategy.reduce_boolean_decision(self._requeues, all=False):
             self._requeue_and_exit()
 
@@ -116,7 +116,7 @@ class LastCheckpoint(RunCheckpoint):
         now = time.monotonic()
         if self._signal is not None:
             follows = self._requeues and number != self._signal  # SLURM sends SIGTERM later
-            if now - self._signal_time > _DUPLICATE and not follows:  # the user has repeated it: stop at once
+            if now - self._signal_time > _DUPLICATE and not follows:  # the user has repeated the signal: stop at once
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
                 signal.raise_signal(number)
             return

@@ -1,8 +1,9 @@
-"""The lock of a run folder: only one process at a time writes into the folder, also on a disk that machines share.
+"""The lock of a run folder, which ensures that only one process at a time writes into the folder.
 
-On one machine, the lock is that of the operating system, which ends with the process. On a shared disk, such a lock may
-not reach the other machines. The file of the lock therefore names its process, which touches the file at intervals. A
-process on another machine counts as dead if its file stays untouched while a new process watches it.
+The lock is a file in the folder. On one machine, a process that has locked the file in the operating system owns it
+until the process ends. On a disk that several machines share, other machines may not see such a lock. The owner
+therefore writes its name into the file and touches the file at intervals. A new process on another machine watches the
+file for a while. If the file is not touched, the owner counts as dead, and the new process takes over the lock.
 """
 
 import atexit
@@ -21,14 +22,14 @@ from mobile_former.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # Windows: every process is watched like one of another machine
+except ImportError:  # Windows: the lock file of every process is watched, as if it were on another machine
     fcntl = None
 
 LOCK = "run.lock"
-HEARTBEAT = 10  # seconds between two touches
-GRACE = 60  # seconds without a touch after which a process on another machine counts as dead
+HEARTBEAT = 10  # seconds between two touches of the file
+GRACE = 60  # seconds without a touch after which an owner on another machine counts as dead
 
-_BOOT = Path("/proc/sys/kernel/random/boot_id")  # Linux only; containers of a machine share it, and its locks
+_BOOT = Path("/proc/sys/kernel/random/boot_id")  # Linux only; the containers on a machine share this id and the locks
 _logger = logging.getLogger(__name__)
 _held: dict[Path, FileIO] = {}  # locked files of this process by folder; unbuffered, hence safe to close after a fork
 _beating = threading.Event()
@@ -67,7 +68,7 @@ def lock_folder(folder: Path) -> None:
                 except FileNotFoundError:  # just released
                     continue
             reached = _lock(file)
-            # The previous process may have removed the file before this one had the lock.
+            # The previous owner can have removed the file before this process locked it.
             if _is_at(file, path):
                 break
             file.close()
@@ -103,12 +104,12 @@ def release_folder(folder: Path) -> None:
 
 
 def _is_at(file: FileIO, path: Path) -> bool:
-    """Whether an open file still has its path."""
+    """Return whether an open file is still the file at ``path``, and was not moved or deleted."""
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def _lock(file: FileIO) -> bool:
-    """Lock a file, and return whether its file system has locks.
+    """Lock a file in the operating system. Return False if the system or the file system has no such locks.
 
     Raises:
         InUseError: another process holds the lock.
@@ -118,7 +119,7 @@ def _lock(file: FileIO) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        time.sleep(0.1)  # its process may have just begun to write its name
+        time.sleep(0.1)  # time for the owner to write its name
         raise _refusal(Path(file.name).parent, _owner(file)) from None
     except OSError:  # a shared disk without locks
         return False
@@ -126,7 +127,11 @@ def _lock(file: FileIO) -> bool:
 
 
 def _outwait(path: Path) -> None:
-    """Wait until the process that signed a lock counts as dead; raise :class:`InUseError` if it touches its file."""
+    """Wait until the owner of a lock file counts as dead.
+
+    Raises:
+        InUseError: the owner has touched the file, so it is alive.
+    """
 
     def look() -> tuple[int, dict]:
         with path.open("rb", buffering=0) as file:  # a network file system updates the time of a file when it is opened
@@ -166,13 +171,13 @@ def _sign(file: FileIO) -> None:
         file.truncate()
         file.write(json.dumps(_me()).encode())
         os.utime(file.name)
-    except OSError:  # a full disk; an unsigned file would have to be watched
+    except OSError:  # a full disk; other processes would have to watch a file without an owner's name
         os.unlink(file.name)
         raise
 
 
 def _owner(file: FileIO) -> dict:
-    """Return the entries of :func:`_me` that a process has written to its lock. Empty: none yet."""
+    """Return the result of :func:`_me` that the owner has written to its lock file, or ``{}`` if there is none yet."""
     try:
         file.seek(0)
         owner = json.loads(file.read())
@@ -198,7 +203,7 @@ def _refusal(folder: Path, owner: dict) -> InUseError:
 
 
 def _forget() -> None:
-    """Close the files in a forked process, so that the lock ends with the process that has taken it."""
+    """Close the lock files in a forked process, so that each lock ends with the process that owns it."""
     for file in _held.values():
         file.close()
     _held.clear()

@@ -132,8 +132,8 @@ class StopOnNonFiniteLoss(Callback):
 class TrainingBar(RichProgressBar):
     """Lightning's RichProgressBar that fits into 80 columns.
 
-    It shows the epoch from 1, the progress within the epoch, the loss and the score that the best checkpoint is chosen
-    by. The score is that of the last validation. All other metrics are in the lines of :class:`EpochLines`.
+    It shows the number of the epoch, from 1, the progress within the epoch, the loss, and the score that determines the
+    best checkpoint. The score is from the last validation. All other metrics are in the lines of :class:`EpochLines`.
     """
 
     def __init__(self):
@@ -160,7 +160,7 @@ class TrainingBar(RichProgressBar):
 
 
 def _epoch(trainer: Trainer, epoch: int) -> str:
-    """Return the number of an epoch, counted from 1, and the number of epochs, if there is a limit."""
+    """Return the number of an epoch as text, such as "epoch 1/20" for ``epoch`` 0, or "epoch 1" without a limit."""
     limited = trainer.max_epochs not in (None, -1)
     return f"epoch {epoch + 1}" + (f"/{trainer.max_epochs}" if limited else "")
 

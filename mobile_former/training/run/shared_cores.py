@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 _STAT = Path("/proc/stat")  # Linux only
 _INTERVAL = 1.0  # seconds between two measurements
-_TOLERATED = 0.5  # cores that other processes may use, beyond those that this process leaves free
+_TOLERATED = 0.5  # other processes count as busy if they use this many cores more than PyTorch leaves free
 
 
 class SharedCores(Callback):
@@ -37,7 +37,10 @@ class SharedCores(Callback):
 
     @property
     def shares(self) -> bool:
-        """Whether other processes were busy in the last measurement. If so, idle threads have been added."""
+        """Whether other processes were busy in the last measurement.
+
+        If so, this callback has added idle threads to this process, which make PyTorch's threads wait passively.
+        """
         return self._release is not None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

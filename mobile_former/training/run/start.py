@@ -57,11 +57,13 @@ def start_run(
         module: model to train. The checkpoint must have the same classes and architecture.
         datamodule: data module of the run. The options of ``module`` and ``datamodule`` that differ from those in the
             checkpoint are printed.
-        found: names of options that take their values from the checkpoint, because a finder found them.
+        found: names of the options that a finder of Lightning sets in a new run. They are the output of
+            :func:`~mobile_former.training.run.given_callbacks.found_options`. A resumed run takes their values from the
+            checkpoint.
 
     Raises:
         InputError: ``name`` is not a valid folder name, or another process uses the folder. Also raised if the
-            checkpoint is damaged or does not fit ``module``, or if the run is that of another task of an array job.
+            checkpoint is damaged or does not fit ``module``, or if another task of the array job started the run.
         FileNotFoundError: the checkpoint of ``ckpt_path`` does not exist.
     """
     named = RunFolder(runs / task / name)

@@ -1,4 +1,4 @@
-"""Experiment trackers: Lightning's loggers by name, and the options and results that they get.
+"""Experiment trackers: short names for Lightning's loggers, and functions that send options and results to them.
 
 jsonargparse finds a class by its name. The classes ``mlflow``, ``wandb``, ``comet``, ``tensorboard`` and ``csv`` make
 short names possible: ``--trainer.logger mlflow``.
@@ -148,7 +148,7 @@ def _send(logger: Logger, pictures: list[Path], best: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Convert nested mappings and tuples to dictionaries and lists, which YAML has. Drop Lightning's private names."""
+    """Convert nested mappings and tuples to dictionaries and lists, as YAML needs. Drop Lightning's private keys."""
     if isinstance(value, Mapping):
         return {str(name): _plain(part) for name, part in value.items() if not str(name).startswith("_")}
     if isinstance(value, (list, tuple)):
