@@ -200,7 +200,13 @@ def _plain(label: str) -> str:
 
 
 def _find_all(written: Sequence[str], table: Path, split: str) -> list[Path]:
-    """Return the path of each image in ``written``: paths, file names, or file names without suffix, from ``table``."""
+    """Return the path of each image that a table names.
+
+    Args:
+        written: path relative to the table, file name, or file name without suffix of each image.
+        table: path of the table.
+        split: split of the images. If several files have a name, one in the folder of the split is preferred.
+    """
     folder = table.parent
     paths: list[Path | None] = [_existing(folder, name) for name in written]
     if None not in paths:

@@ -146,9 +146,9 @@ class CocoDataset:
         return counts
 
     def without(self, class_names: Collection[str]) -> "CocoDataset":
-        """Return a copy without the classes in ``class_names``. Its images are the same, its labels are renumbered.
+        """Return a copy with the same images, but without the classes in ``class_names``.
 
-        The data set must have no object of these classes.
+        The data set must have no object of these classes. The labels of the other classes are renumbered from 0.
         """
         kept = [label for label, name in enumerate(self.class_names) if name not in class_names]
         other = copy.copy(self)

@@ -64,9 +64,9 @@ class DetectionData(ImageData):
         crop: probability of a random crop.
         train_transforms: albumentations transforms of image and boxes that replace flip, crop and resizing. Default:
             flip, crop and resizing.
-        repeat_threshold: fraction t of the images. An image with a class that occurs in a smaller fraction f of the
-            images is drawn more often, in proportion to the square root of t/f of its rarest class. 0: an epoch has
-            every image once. LVIS uses 0.001; a data set of few classes needs more, such as 0.3.
+        repeat_threshold: fraction t of the images, below which a class is rare. If the rarest class of an image occurs
+            in a fraction f of the images, and f is below t, the image is drawn the square root of t/f times as often.
+            0: an epoch has every image once. LVIS uses 0.001; a data set of few classes needs more, such as 0.3.
         group_shapes: whether to build batches of images with similar aspect ratios. Such batches need less padding.
         split: split to score: "val", "test" or "train". Default: ``validate`` scores "val", and ``test`` scores "test"
             or, without a test split, "val".

@@ -233,7 +233,7 @@ def blocked_backward(
         affine: see :func:`blocked_forward`.
         overwrite: store the gradient with respect to the map in the memory of ``gradient``.
         output: map in the shape and memory format of ``x``. The output of :func:`blocked_forward` is stored in it,
-            which takes less time here than on its own. None: it is not computed.
+            which takes less time here than in a separate call. None: it is not computed.
 
     Returns:
         The gradients with respect to the map after ``affine``, to ``slopes`` and to ``mixing``. The last one is None if

@@ -161,13 +161,13 @@ class ImageData(LightningDataModule):
         *,
         has_val: bool = False,
     ) -> np.ndarray | None:
-        """Choose the validation images among the training images. Store the choice in words in ``split_text``.
+        """Choose the validation images among the training images. Describe the choice in ``split_text``.
 
         Args:
             paths: path of each image.
             counts: ``(images, classes)``, how often each class occurs in each image.
             groups: group of each image, if the annotations have groups.
-            has_val: whether the data has a validation split. A note in ``split_text`` then says that it is not used.
+            has_val: whether the data has a validation split. It is then not used, and ``split_text`` notes this.
 
         Returns:
             Array ``(images,)`` bool, True for the validation images. None: these are not the data of training, and no

@@ -61,7 +61,7 @@ class RunFolder:
 
     @classmethod
     def restart(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Create, lock and return a new run folder. Empty and reuse an existing folder ``name`` if it has no results.
+        """Create, lock and return a run folder. An existing folder ``name`` without results is emptied and reused.
 
         A folder has no results if it is empty or its run stopped before the first checkpoint. If the existing folder
         has results, it is kept, and the new folder gets a number, see :meth:`create`.
@@ -232,7 +232,7 @@ class RunFolder:
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint for run folders that may be moved.
+    """Lightning's ModelCheckpoint for run folders that can be moved.
 
     A resumed run keeps the best score so far, even if its folder was moved after the checkpoint was written.
     """
