@@ -1,6 +1,6 @@
 """DETR with a ResNet backbone (Carion et al., ECCV 2020), built with the transformers library.
 
-It is the baseline for E2E-MF, the DETR-like detector of the Mobile-Former paper.
+DETR is the baseline for E2E-MF, the DETR-like detector of the Mobile-Former paper.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class Detr(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        """The ResNet backbone, a module without classifier."""
+        """The ResNet backbone, without the ResNet's classifier."""
         return self.network.model.backbone.model
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict:
