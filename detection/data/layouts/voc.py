@@ -66,7 +66,7 @@ def find_voc(root: Path) -> Layout | None:
 
     @cache
     def origin() -> int:
-        """Return the number of the first pixel: 1 in Pascal VOC, 0 if another convention is recognised."""
+        """Return the number of the first pixel: 1 as in Pascal VOC, or 0 if the files seem to count from 0."""
         found = [own() for own in parsed.values()]
         zero = any(own.from_zero for own in found) or _by_fiftyone(base)
         return int(not (zero or (_by_datumaro(base) and any(own.decimals for own in found))))
