@@ -159,7 +159,7 @@ def block_names(model: nn.Module) -> list[str]:
 
 @dataclass(frozen=True)
 class _Bridge:
-    """A block that has attention between feature map and tokens.
+    """A block with attention between feature map and tokens, and facts about its place in the model.
 
     ``map_is_used`` is False if no layer reads the output map of the block.
     """

@@ -121,9 +121,9 @@ def main() -> None:
 
 
 def choose_device(options: Namespace) -> torch.device:
-    """Return the device given by ``--device``. Without this option, training uses the GPU if there is one.
+    """Return the device given by ``--device``, or the default device.
 
-    In all other cases the default is the CPU.
+    The default is the GPU if training is timed and a GPU is available, otherwise the CPU.
 
     Raises:
         InputError: the device is neither cpu nor cuda, or the device is not available.
@@ -380,7 +380,7 @@ def choose_baseline(given: str | None, labels: Sequence[str], peers: Sequence[st
 
 
 def fixed_images(batch: int, image_size: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return a batch of random noise ``(batch, 3, H, W)``, which is the same in every call."""
+    """Return random images ``(batch, 3, H, W)``. They are the same in every call with these arguments."""
     return torch.randn(batch, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
 
 

@@ -94,7 +94,7 @@ def _measured(result: dict, step: str) -> str:
 
     Args:
         result: content of ``benchmark.json`` or ``training.json``.
-        step: description of a training step, which is appended to the size of the images. Empty for inference.
+        step: text about a training step, which follows the size of the images in the paragraph. Empty for inference.
     """
     options, machine = result["options"], result["machine"]
     workload = f"images of {options['image_size'][0]}x{options['image_size'][1]} pixels{step}"

@@ -63,9 +63,9 @@ def main() -> None:
 
 
 def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: float = SECONDS) -> list[Defect]:
-    """Make damaged files, read each file with all functions under test of its kind, and return a list of the defects.
+    """Make damaged files, pass each to all functions that read its kind of file, and return a list of the defects.
 
-    The kinds of files alternate. A copy of each file that causes a defect is kept.
+    The kinds of files take turns. A copy of each file that causes a defect is kept.
 
     Args:
         kinds: dictionary from the name of a kind of file to the :class:`~experiments.fuzz.readers.Kind`.
@@ -92,11 +92,11 @@ def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: f
 
 
 def keep(current: Path, path: Path) -> Path:
-    """Copy the only file in the folder ``current``, and return the path of the copy.
+    """Copy the only file in the folder ``current``. Return the path of the copy.
 
     Args:
         current: a folder that contains exactly one file.
-        path: the beginning of the copy's path. A hyphen and the name of the original file are appended.
+        path: beginning of the copy's path. It is followed by a hyphen and the name of the original file.
     """
     for file in current.iterdir():
         path = path.with_name(f"{path.name}-{file.name}")

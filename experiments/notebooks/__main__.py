@@ -103,7 +103,7 @@ def execute(notebook, folder: Path, parameters: Mapping[str, object] | None = No
 def _set_parameters(notebook, parameters: Mapping[str, object]):
     """Insert a cell that assigns new values to variables of a notebook, and return this cell.
 
-    The cell is inserted after the cell tagged "parameters". The notebook is changed in place.
+    The new cell is inserted, in place, after the cell tagged "parameters".
 
     Args:
         notebook: nbformat notebook.
