@@ -205,7 +205,7 @@ def _split(layer: Depthwise, tensor: Tensor, width: int, dim: int = 0) -> list[T
         dim: axis of ``tensor`` that corresponds to the output channels of the depthwise layer.
 
     Returns:
-        List of the tensors.
+        List with one tensor for each convolution.
     """
     return [pad_with_zeros(part, dim, width) for part in tensor.split(_part_size(layer, width), dim)]
 

@@ -34,8 +34,9 @@ def scaled(layer: nn.Linear, factor: float = 1) -> InferenceLinear:
 def with_unit_range(layer: nn.Linear) -> InferenceLinear:
     """Fold the scale and shift of a hard sigmoid into the linear layer before it, and return the new layer.
 
-    A hard sigmoid is ``(x / 6 + ½).clamp(0, 1)``. Only the clamp is left to compute. Runtimes also have a hard sigmoid,
-    but OpenCV 5 takes any product with it for a hard swish, and loses the other factor.
+    A hard sigmoid is ``(x / 6 + ½).clamp(0, 1)``. After the new layer, only the clamp is left to compute. The hard
+    sigmoid of the runtimes is not used, because OpenCV 5 mistakes each product of a hard sigmoid and another tensor for
+    a hard swish, and ignores the other tensor.
     """
     return InferenceLinear(layer.weight / 6, layer.bias / 6 + 0.5)
 
@@ -72,7 +73,7 @@ def shuffle_order(shuffle: nn.Module | None, channels: int) -> Tensor:
 
 
 def inverse(order: Tensor) -> Tensor:
-    """Return the inverse of a permutation. Both are tensors of indices."""
+    """Return the inverse of a permutation. Both permutations are tensors of indices, ``(n,)``."""
     return order.argsort()
 
 

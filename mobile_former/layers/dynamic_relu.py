@@ -133,18 +133,18 @@ def _forward(x: Tensor, slopes: Tensor, mixing: Tensor | None, overwrite: bool) 
 
 
 def is_large(x: Tensor) -> bool:
-    """Return whether a map is computed in blocks, which only pays for large maps on a CPU."""
+    """Return whether to compute a map block by block. Only for large maps on a CPU, this is faster."""
     return x.is_cpu and x.numel() > LARGE
 
 
 def _whole_forward(x: Tensor, slopes: Tensor, mixing: Tensor | None) -> Tensor:
-    """Compute :func:`larger_product` with whole maps."""
+    """Compute :func:`larger_product` on the whole map at once, without blocks."""
     slope1, slope2 = _slopes_at_positions(slopes, mixing)
     return torch.maximum(x * slope1, x * slope2)  # with x first, the result has its memory format
 
 
 def _slopes_at_positions(slopes: Tensor, mixing: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return both slopes at each position, ``(B, C, H, W)``, or ``(B, C, 1, 1)`` if they are the same everywhere."""
+    """Return both slopes at each position: ``(B, C, H, W)``, or ``(B, C, 1, 1)`` if equal at all positions."""
     if mixing is None:
         mixed = slopes[:, :, None, None]
     else:
@@ -187,7 +187,8 @@ def blocked_forward(
         x: feature map, ``(B, C, H, W)``.
         slopes: see :func:`larger_product`.
         mixing: see :func:`larger_product`.
-        affine: scale and shift of each channel, both ``(C,)``. They are applied to ``x`` first. None for neither.
+        affine: scale and shift of each channel, both ``(C,)``. They are applied to ``x`` first. None: ``x`` is not
+            changed.
         overwrite: store the result in the memory of ``x`` if its type allows it.
 
     Returns:
@@ -268,10 +269,10 @@ def blocked_backward(
 
 
 class _Blocks:
-    """The division of a map into blocks of similar size.
+    """Division of a feature map into blocks of similar size that fit into a processor's cache.
 
     A map is viewed as one matrix for each image, ``(B, R, K)``: ``(B, H·W, C)`` if it is channels-last, else
-    ``(B, C, H·W)``. A block ``(b, r, K)`` consists of the matrices of several images, or of some rows of one matrix.
+    ``(B, C, H·W)``. A block ``(b, r, K)`` consists of the matrices of b images, or of r rows of one matrix.
 
     Args:
         x: dense map ``(B, C, H, W)``.
@@ -325,9 +326,9 @@ class _Blocks:
 class _Slopes:
     """One of the two slopes, ``a₁`` or ``a₂``, at all positions, stored as two small matrices for each image.
 
-    Their product ``left @ right`` has the shape ``(B, R, K)`` of the matrices in :class:`_Blocks`. The two matrices are
-    the mixing weights and the slopes of the tokens, in the order that fits the memory format of the map. Without mixing
-    weights, the slope is a single row or column, which is broadcast.
+    Their product ``left @ right`` has the shape ``(B, R, K)`` of the matrices in :class:`_Blocks`. One matrix has the
+    mixing weights and the other one the slopes of the tokens. The memory format of the map determines which of them is
+    ``left``. Without mixing weights, the slope is a single row or column, which is broadcast.
 
     Args:
         slope: ``(B, C)`` without ``mixing``, otherwise ``(B, M, C)`` for M tokens.
@@ -358,9 +359,9 @@ class _Slopes:
             self.sums_right = None if right is None else blocks.of_images(self.of_right)
 
     def block(self, block: int, out: Tensor) -> Tensor:
-        """Return the slopes in the block with the index ``block``, in the memory of ``out``.
+        """Compute the slopes in block number ``block``, store them in ``out``, and return ``out``.
 
-        Without mixing weights, ``out`` is not used, and the result is a row or column that broadcasts to the block.
+        Without mixing weights, ``out`` is not used. The result is then a row or column that broadcasts to the block.
         """
         if self.left is None:
             return self.right[block]

@@ -50,7 +50,7 @@ def cpu_quota(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/p
 
 
 def _quota_of(group: Path) -> list[float]:
-    """Return the CPU quota of a control group in cores, as a list of one number. Return ``[]`` if there is no quota."""
+    """Return a list with one number, the CPU quota of a control group in cores; ``[]`` if there is no quota."""
     try:
         if (group / "cpu.max").is_file():  # version 2
             quota, period = (group / "cpu.max").read_text().split()

@@ -1,6 +1,6 @@
 """Safety checks of a YAML config.
 
-They limit the number of values after aliases are expanded, and accept only albumentations classes as transforms.
+The checks limit the number of values after aliases are expanded, and allow only albumentations classes as transforms.
 """
 
 import itertools

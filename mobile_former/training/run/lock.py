@@ -104,12 +104,12 @@ def release_folder(folder: Path) -> None:
 
 
 def _is_at(file: FileIO, path: Path) -> bool:
-    """Return whether an open file is still the file at ``path``, and was not moved or deleted."""
+    """Return whether an open file is still the one at ``path``. It is not if it was moved or deleted."""
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def _lock(file: FileIO) -> bool:
-    """Lock a file in the operating system. Return False if the system or the file system has no such locks.
+    """Lock a file in the operating system. Return True on success, and False if such locks are not supported.
 
     Raises:
         InUseError: another process holds the lock.
@@ -177,7 +177,7 @@ def _sign(file: FileIO) -> None:
 
 
 def _owner(file: FileIO) -> dict:
-    """Return the result of :func:`_me` that the owner has written to its lock file, or ``{}`` if there is none yet."""
+    """Return what the owner of a lock has written about itself to the lock file; ``{}`` if there is nothing yet."""
     try:
         file.seek(0)
         owner = json.loads(file.read())

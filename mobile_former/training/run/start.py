@@ -166,7 +166,7 @@ def _resumed_step(
 
 
 def _changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """Return a list with one phrase for each option that a resumed run changes."""
+    """Return a list with one phrase for each option whose value differs between ``before`` and ``now``."""
     return [
         f"{name} {now[name]} (was {before[name]})"
         for name in sorted(before.keys() & now.keys())
