@@ -41,9 +41,9 @@ def collate(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
     """Combine samples into a batch, a dictionary of tensors and lists.
 
     The entries are ``image`` ``(B, 3, H, W)`` uint8, ``label`` ``(B,)``, ``name`` (list of B strings), ``failures`` and
-    ``errors``. The last two are lists of error messages: about unreadable images, which are left out, and about faults
-    that must stop the run, see :func:`split_messages`. If no image is readable, the dictionary has only these two
-    entries.
+    ``errors``. ``failures`` are error messages about unreadable images, which are left out. ``errors`` are messages
+    about faults that must stop the run, see :func:`split_messages`. If no image is readable, the dictionary has only
+    these two entries.
     """
     readable, messages = split_messages(samples)
     columns = [{name: sample[name] for name in ("image", "label", "name")} for sample in readable]

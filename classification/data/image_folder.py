@@ -17,7 +17,7 @@ class Labelled(NamedTuple):
     """Image files of one split with their classes.
 
     Attributes:
-        place: path of the image folder or of the table of images. Error messages name it.
+        place: path of the image folder or of the table of images, for use in error messages.
         paths: path of each image.
         names: class name of each image.
         classes: all class names in the order of the labels, including the names of classes without images.

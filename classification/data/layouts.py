@@ -41,8 +41,8 @@ def find_layout(root: Path, columns: Columns | None = None) -> Layout:
         columns: names of the columns, if the images are listed in a table. None: the usual names.
 
     Raises:
-        FileNotFoundError: ``root`` does not exist, or no layout is recognised. The message lists what was looked for
-            and what the folder contains.
+        FileNotFoundError: ``root`` does not exist, or no layout is recognised. The message contains the layouts that
+            were looked for, and the content of the folder.
         InputError: a table cannot be used, or it is not clear which of several tables to use.
     """
     columns = columns or Columns()

@@ -167,7 +167,7 @@ class ClassificationData(ImageData):
         self.lanes: int | None = None  # number of lanes of a resumed run, see ShardBatches
 
     def training_classes(self) -> list[str]:
-        """Return the class names of the training data in the order of their labels."""
+        """Return a list of the class names of the training data, in the order of the labels."""
         if self.hparams.dataset == "digits":
             return list(Digits.class_names)
         if self.hparams.dataset == "shards":
@@ -298,9 +298,9 @@ class ClassificationData(ImageData):
         return self._shard_loader(self.train_set, self._train_lanes, first)
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Log one warning for each damaged shard.
+        """Log one warning for each damaged shard of a batch, and return the batch without these messages.
 
-        Then call the base class, which handles unreadable images, see :meth:`ImageData.on_before_batch_transfer`.
+        Unreadable images are then handled by :meth:`ImageData.on_before_batch_transfer`.
         """
         for damage in set(batch.pop("damages", ())) - self.skipped_shards:
             self.skipped_shards.add(damage)

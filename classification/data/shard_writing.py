@@ -90,7 +90,7 @@ def write_shards(output: Path, class_names: list[str], jobs: dict[str, list[Job]
 
     Raises:
         InputError: a written shard cannot be read back without errors, or a split has no readable image.
-        SystemExit: some images are unreadable, and ``skip_unreadable`` is False in the jobs. No index file is written.
+        SystemExit: an image is unreadable, and ``skip_unreadable`` is False in its job. No index file is written.
     """
     for split in jobs:
         (output / split).mkdir(parents=True, exist_ok=True)

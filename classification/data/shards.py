@@ -180,7 +180,7 @@ class ShardSource:
         return decode_image(sample.data, sample.name)
 
     def name(self, index: int) -> str:
-        """Return the name of an image for messages: the path or URL of its shard, and its name in the shard."""
+        """Return a text that identifies an image in messages: path or URL of its shard, and name in the shard."""
         return self._find(index).name
 
     def leading(self, most: int) -> int:
@@ -223,7 +223,7 @@ class ShardSource:
         return samples[(index - int(self.first[shard])) % len(samples)]
 
     def _read_undamaged(self, number: int) -> list[ShardSample]:
-        """Read a shard and return its samples.
+        """Read a shard and return a list of its samples.
 
         If the shard is damaged and ``skip_damaged`` is set, read the next undamaged shard instead.
         """
@@ -402,12 +402,12 @@ def collate_shards(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
 
 
 def is_url(root: str) -> bool:
-    """Return True if the option ``root`` is a URL or a ``pipe:`` command, and False if it is a folder."""
+    """Return True if ``root`` is a URL or a ``pipe:`` command, and False if it is the path of a folder."""
     return _URL.match(root) is not None
 
 
 def holds_shards(root: str) -> bool:
-    """Return whether the option ``root`` refers to shards.
+    """Return whether the data at ``root`` consists of shards.
 
     The result is True for any URL or ``pipe:`` command, and for a folder with an index file of shards.
     """
