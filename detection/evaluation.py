@@ -76,7 +76,7 @@ class CocoAP(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, detections: Sequence[dict[str, Tensor]], image_ids: Sequence[int] | Tensor) -> None:
-        """Add the detections of a batch of images to those that are scored.
+        """Add the detections of a batch of images to the set of detections to score.
 
         Args:
             detections: list with one dictionary for each image: ``boxes`` ``(n, 4)``, xyxy in pixels of the original
@@ -197,7 +197,7 @@ class CocoAP(Metric):
 
 
 def _mean(values: np.ndarray) -> float:
-    """Return the mean of the values except -1, which stands for undefined; -1 if all values are undefined."""
+    """Return the mean of all values except -1, pycocotools' mark for undefined. Return -1 if all are undefined."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else -1.0
 

@@ -82,7 +82,7 @@ def detect(
 
 
 def category_ids(options: Mapping[str, Any]) -> list[int]:
-    """Return the COCO category id of each class, in the order of the labels.
+    """Return a list with the COCO category id of each class, in the order of the labels.
 
     Args:
         options: hyperparameters of a detector. Without ``category_ids``, the ids are 1, 2, 3 and so on.

@@ -380,7 +380,7 @@ def _free_place(
 
 
 def _overlap(place: tuple[int, int, int, int], others: Sequence[tuple[int, int, int, int]]) -> int:
-    """Return the area in pixels that a rectangle shares with each of ``others``, summed over ``others``."""
+    """Return the sum of the areas, in pixels, in which a rectangle overlaps each rectangle in ``others``."""
     others = np.array(others).reshape(-1, 4)
     sides = np.minimum(place[2:], others[:, 2:]) - np.maximum(place[:2], others[:, :2])
     return int(sides.clip(0).prod(1).sum())

@@ -15,8 +15,8 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tens
         boxes: ``(n, 4)``, xyxy in pixels.
         scores: ``(n,)``.
         labels: class labels ``(n,)``.
-        threshold: intersection over union (IoU), in 0..1. If two boxes of a class have a higher IoU, the one with the
-            lower score is dropped.
+        threshold: intersection over union (IoU), in 0..1. If the IoU of two boxes of a class is above this threshold,
+            the box with the lower score is dropped.
 
     Returns:
         Indices of the m kept boxes ``(m,)``, in the order of descending score.

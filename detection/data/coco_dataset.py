@@ -47,7 +47,7 @@ class CocoDataset:
             classes.
         content: content of the file, a dictionary in COCO format. None: read the file.
         crowd: what messages call annotations with ``iscrowd`` 1, such as "difficult objects".
-        crowd_as_objects: whether annotations with ``iscrowd`` 1 are objects like the others.
+        crowd_as_objects: whether annotations with ``iscrowd`` 1 are treated as normal objects.
 
     Attributes:
         annotated: whether the file has the list ``annotations``. COCO's files for test images have none.

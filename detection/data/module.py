@@ -160,7 +160,7 @@ class DetectionData(ImageData):
         self.empty_classes: list[str] = []  # categories without objects, which are left out
 
     def training_classes(self) -> list[str]:
-        """Return the class names of the training data in the order of their labels."""
+        """Return a list of the class names of the training data, in the order of the labels."""
         return list(self._training_images.class_names)
 
     @property
@@ -398,8 +398,8 @@ class DetectionData(ImageData):
     def _divided(self, names: tuple[str, ...] | None) -> dict[tuple, CocoDataset]:
         """Divide the training images into two data sets, one for training and one for validation.
 
-        ``names`` are the class names of the model; None: those of the data. Return a dictionary from the tuple (split,
-        ``names``) to the data set.
+        ``names`` are the class names of the model; None: those of the data. Return a dictionary with two keys, the
+        tuples (split, ``names``), and the data sets as values.
         """
         images = self._training_images if names is None else self._read("train", names)
         if self._held is None:

@@ -36,7 +36,7 @@ class Digit(NamedTuple):
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """Bounding box of the digit, xyxy in pixels."""
+        """Bounding box of the digit: left, top, right and bottom in pixels."""
         height, width = self.ink.shape
         return self.left, self.top, self.left + width, self.top + height
 

@@ -23,10 +23,10 @@ class DenseCriterion(nn.Module):
     """Losses of the dense head, which predicts class logits and a box at every position of the feature maps.
 
     The alignment of a position with an object is ``score^½ · IoU⁶``. Here, ``score`` is the predicted probability of
-    the object's class, and ``IoU`` compares the predicted box with the object's box. Each object takes those ten
-    positions inside its box that have the highest alignment. If no position is inside the box, the object takes the
-    position nearest to it. If several objects take the same position, the position is assigned to the object with the
-    highest IoU.
+    the object's class, and ``IoU`` compares the predicted box with the object's box. Each object takes the ten
+    positions inside its box whose alignment is highest. If no position is inside the box, the object takes the position
+    nearest to it. If several objects take the same position, the position is assigned to the object with the highest
+    IoU.
 
     The target score of a position is its alignment times a factor. All positions of an object have the same factor. The
     factor is chosen so that the highest target score of the object equals the highest IoU of these positions.

@@ -90,7 +90,7 @@ class Detr(nn.Module):
         return self.network.config.num_queries
 
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Return one detection for each query.
+        """Return one detection for each query, as a list with one dictionary for each image.
 
         See :meth:`detection.models.e2e_mf.E2EMobileFormer.postprocess` for arguments and result.
         """

@@ -17,7 +17,7 @@ class Annotations(NamedTuple):
     """Annotations of one split.
 
     Attributes:
-        path: file or folder of the annotations, which messages name.
+        path: path of the file or folder with the annotations. It is used in messages.
         read: function that reads the annotations. It returns a tuple (dictionary in COCO format, image folder). The
             file names in the dictionary are relative to this folder.
         crowd: what messages call annotations with ``iscrowd`` 1, such as "difficult objects".
@@ -73,8 +73,8 @@ def to_coco(images: Iterable[LabelledImage], folder: Path, class_names: Sequence
         images: images with their objects.
         folder: data folder. The file names in the dictionary are relative to it. Images outside the folder have
             absolute paths.
-        class_names: names of the classes, in the order of the category ids, which start at 1. Names that only occur in
-            ``images`` follow in alphabetical order.
+        class_names: names of the classes in the order of the category ids. The ids start at 1. Names that only occur in
+            ``images`` are added at the end, in alphabetical order.
     """
     images = list(images)
     found = {known.name for image in images for known in image.objects}
@@ -106,7 +106,8 @@ def to_coco(images: Iterable[LabelledImage], folder: Path, class_names: Sequence
 def class_names(images: Mapping[str, Callable[[], Iterable[LabelledImage]]], split: str) -> list[str]:
     """Return the sorted names of all classes that occur in ``split``, in the training or in the validation images.
 
-    Layouts without a list of classes need this function, because a split may have no object of some class.
+    This function is for layouts without a list of classes. A single split may lack objects of a class, so several
+    splits are read.
 
     Args:
         images: dictionary from a split to a function that reads the images of the split.

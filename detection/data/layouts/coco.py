@@ -1,4 +1,4 @@
-"""Data folders with COCO files, in the layouts of COCO, Roboflow, CVAT, Label Studio, datumaro, FiftyOne and others."""
+"""Recognise data folders with COCO files as COCO, Roboflow, CVAT, Label Studio, datumaro and FiftyOne write them."""
 
 import itertools
 import json
@@ -146,7 +146,7 @@ def _split_of_file(stem: str) -> str | None:
 
 
 def _preference(path: Path) -> tuple:
-    """Return a sort key that puts ``instances_*`` files before others, and names without a year before others."""
+    """Return a sort key that puts ``instances_*`` files first, and names without a year before names with one."""
     stem = path.stem.lower()
     kinds = ("instances_", "", "person_keypoints", "image_info")
     kind = max((number for number, start in enumerate(kinds) if stem.startswith(start)), default=1)
@@ -206,7 +206,7 @@ def _with_slashes(name: str) -> str:
 
 
 def _last_part(name: str) -> str:
-    """Return the file name at the end of a path or URL, because some tools write more than the file name."""
+    """Return the file name at the end of ``name``, which can be a path, URL or file name in a COCO file."""
     return PurePosixPath(unquote(_with_slashes(name).partition("?")[0])).name
 
 

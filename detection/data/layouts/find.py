@@ -22,8 +22,8 @@ def find_layout(root: Path) -> Layout:
         root: path of the folder, or of the YAML file in a folder with YOLO's layout.
 
     Raises:
-        FileNotFoundError: the folder does not exist, or no layout is recognised. The message lists what was looked for
-            and what the folder contains.
+        FileNotFoundError: the folder does not exist, or no layout is recognised. The message contains the layouts that
+            were looked for, and the content of the folder.
         InputError: a file that describes the layout cannot be read.
     """
     if root.is_file() and root.suffix in {".yaml", ".yml"} and (layout := yolo.find_yolo(root)):

@@ -1,4 +1,4 @@
-"""Data folders in LabelMe's layout: a JSON file with the shapes of each image."""
+"""Recognise and read data folders in LabelMe's layout: a JSON file with the shapes of each image."""
 
 import json
 import math

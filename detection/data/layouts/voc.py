@@ -1,4 +1,4 @@
-"""Data folders in the layout of Pascal VOC: an XML file for each image."""
+"""Recognise and read data folders in the layout of Pascal VOC: an XML file for each image."""
 
 import re
 from collections import defaultdict

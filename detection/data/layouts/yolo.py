@@ -1,4 +1,4 @@
-"""Data folders in YOLO's layout: a text file with normalised boxes or polygons beside each image or in ``labels/``."""
+"""Recognise and read data folders in YOLO's layout: a text file with normalised boxes or polygons for each image."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,8 @@ def find_yolo(root: Path) -> Layout | None:
     """Return the :class:`Layout` of a folder in YOLO's layout, or None for any other folder.
 
     Raises:
-        InputError: the file with the class names cannot be read, or a text file lists an image that does not exist.
+        InputError: the file with the class names cannot be read, or an image in a text file of image paths does not
+            exist.
     """
     files = [root] if root.is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
     root = root.parent if root.is_file() else root
@@ -126,7 +127,7 @@ def _label_path(image: Path) -> Path | None:
 
 
 def _standard_splits(root: Path) -> dict[str, Path]:
-    """Return a dictionary from a split to its image folder, in YOLO's standard arrangement of folders."""
+    """Return a dictionary from each split to its image folder, found by the standard names of folders."""
     if (root / "images").is_dir() and _has_labels(root / "labels"):
         return split_folders(root / "images") or {"train": root / "images"}
     return {
@@ -183,7 +184,7 @@ def _existing(entry: str, bases: Sequence[Path]) -> Path | None:
 
 
 def _listed(entry: str, folder: Path, base: Path) -> list[Path]:
-    """Return the image paths in the text file ``entry``, which has one per line; ``[]`` if there is no such file.
+    """Return a list of the image paths in a text file, one per line. The list is empty if the file is missing.
 
     Raises:
         InputError: an image does not exist.
