@@ -1,7 +1,7 @@
 """``make demo``: train, validate and use a classifier and a detector on built-in data, without downloads.
 
-The demo predicts images of the validation split. At the end, it lists the checkpoints and pictures that it has written.
-A demo that was stopped continues when it is started again.
+The demo predicts images of the validation split. At the end, it prints the paths of the checkpoints and pictures that
+it has written. A demo that was stopped continues when it is started again.
 """
 
 import itertools

@@ -181,7 +181,7 @@ def dense_detections(dense: dict[str, Tensor], image_sizes: Sequence[tuple[int, 
 
 
 def suppress(detections: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Apply non-maximum suppression to the detections of an image, and return at most 100 of them."""
+    """Apply non-maximum suppression to a dictionary of one image's detections. At most 100 remain."""
     kept = nms(detections["boxes"], detections["scores"], detections["labels"], NMS_THRESHOLD)[:DETECTIONS]
     return {name: values[kept] for name, values in detections.items()}
 

@@ -277,7 +277,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return an empty figure and its axes. Coordinates are inches, and the axes are invisible."""
+    """Return a tuple (empty figure, its axes). Coordinates are inches, and the axes are invisible."""
     figure = Figure(figsize=(width, height))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()

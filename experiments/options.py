@@ -120,7 +120,7 @@ def as_arguments(options: dict) -> list[str]:
 
 
 def without_machine_options(arguments: Sequence[str]) -> list[str]:
-    """Return the command-line arguments without the options that may differ between the machines of a sweep."""
+    """Return a list of the arguments without options that may differ between the machines of a sweep."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in MACHINE_OPTIONS:
         parser.add_argument(f"--{option}", nargs="?")
@@ -132,10 +132,11 @@ def require_free_options(arguments: Sequence[str], own: Iterable[str]) -> None:
 
     Args:
         arguments: command-line arguments for ``fit``.
-        own: names of the options in the search space, which the command sets for each trial.
+        own: names of the options in the search space. The command sets their values for each trial.
 
     Raises:
-        InputError: the arguments contain an option that the command sets.
+        InputError: the arguments contain an option in ``own``, or an option for the folder, name, checkpoint or config
+            of the run.
     """
     given = {word.partition("=")[0].removeprefix("--") for word in arguments if word.startswith("--")}
     for name in sorted(given & {*own, "name", "runs_folder", "ckpt_path", "config"}):

@@ -60,7 +60,7 @@ def signed(value: float) -> str:
 
 
 def short_names(names: Iterable[str]) -> list[str]:
-    """Return the short name of each option: the part after the last dot, or the whole name if it would be ambiguous."""
+    """Return a list of short option names: the part after the last dot, or the whole name if that is ambiguous."""
     names = list(names)
     last = [name.rpartition(".")[2] for name in names]
     return [short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)]

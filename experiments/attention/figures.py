@@ -110,8 +110,8 @@ def draw_boxes(
         title: title of the figure.
 
     Returns:
-        A figure with one picture per block, which shows the boxes after the block in one colour per query. Two charts
-        show the score of each query and the IoU with its last box, block by block.
+        A figure with one picture per block. The picture shows the boxes after the block, in one colour per query. Two
+        charts show the score of each query, and the IoU of its box with its last box, after each block.
     """
     captions = best_queries(steps, class_names, index=index, score_threshold=score_threshold, most=BOXES)
     queries = list(captions)
@@ -266,7 +266,7 @@ class _Page:
         self.y = y + 0.06
 
     def row(self, block: BlockAttention, index: int, head: int | None, tokens: list[int], size: tuple) -> None:
-        """Add a row of panels that show the attention in one block."""
+        """Add a row of panels that show the attention in one block. ``size`` is the height and width of the image."""
         height, width = (-(-side // block.input_stride) for side in size)  # of the map, without padding
         looks = _select_head(block.to_former[index], head)[:, :height, :width] * (height * width)
         most = max(2.0, float(looks[tokens].max()))
@@ -291,7 +291,7 @@ class _Page:
         self.y += self.panel[1] + _GAP
 
     def figure(self) -> Figure:
-        """Draw all panels and texts that the other methods have added, and return the figure."""
+        """Draw all panels and texts that were added by methods of this class, and return the figure."""
         height = self.y + 0.05
         figure = Figure(figsize=(self.width, height), dpi=_DPI)
         for draw in self.parts:

@@ -69,9 +69,9 @@ class Look:
     seconds: float
 
     def above(self, score_threshold: float = 0.3) -> list[dict]:
-        """Return the detections with a score of at least ``score_threshold``, which is in [0, 1].
+        """Return a list of the detections with a score (in [0, 1]) of at least ``score_threshold``.
 
-        For a classifier, return all predictions.
+        For a classifier, return the list of all predictions.
         """
         return [each for each in self.answer if each.get("score", 1) >= score_threshold]
 

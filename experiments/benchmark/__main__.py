@@ -192,7 +192,7 @@ def time_latency(options: Namespace, device: torch.device) -> list[dict]:
     Returns:
         List of dictionaries, one for each number of threads and batch size. The keys are ``threads``, ``batch_size``,
         ``baseline`` (the label of the baseline) and ``rows``. ``rows`` is a list with one dictionary for each
-        candidate, which has the keys of :func:`row`, ``madds`` (multiply-adds for one image) and ``speedup``. The
+        candidate. Its keys are those of :func:`row`, ``madds`` (multiply-adds for one image) and ``speedup``. The
         speed-up is the time of the model in eager form divided by the candidate's time. The speed-up is None if the
         eager form is not timed.
 
@@ -266,10 +266,10 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
 
     Returns:
         List of dictionaries, one for each batch size. The keys are ``threads``, ``batch_size``, ``baseline`` (the label
-        of the baseline), ``rows`` and ``trace``. ``rows`` is a list with one dictionary for each candidate, which has
-        the keys of :func:`row`, ``layout`` (the memory layout), ``memory`` (peak in bytes, None on a CPU) and ``saved``
-        (bytes kept for the backward pass). ``trace`` is None if no step is traced. Otherwise it is the dictionary from
-        :func:`trace_step`, with the ``label`` of the traced candidate.
+        of the baseline), ``rows`` and ``trace``. ``rows`` is a list with one dictionary for each candidate. Its keys
+        are those of :func:`row`, ``layout`` (the memory layout), ``memory`` (peak in bytes, None on a CPU) and
+        ``saved`` (bytes kept for the backward pass). ``trace`` is None if no step is traced. Otherwise it is the
+        dictionary from :func:`trace_step`, with the ``label`` of the traced candidate.
 
     Raises:
         InputError: a candidate is unknown, cannot be built or does not fit into memory.

@@ -42,7 +42,7 @@ def compare(sweep: Sweep, split: str) -> list[dict]:
 
     Args:
         sweep: object with the trials (training runs) of the comparison. Only finished runs are used.
-        split: "val", or "test" to score the best checkpoints on the test data, too.
+        split: "val", or "test" to also score the best checkpoints on the test data.
 
     Returns:
         A list with one dictionary for each model:

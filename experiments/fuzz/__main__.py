@@ -6,7 +6,7 @@
 Such a function is called a reader. It must return a result, or raise an error that the commands print in one line.
 Anything else is a defect: another exception, a crash of the process, more time or memory than the limits allow, or
 execution of code from the file. The readers run in a separate process, so that a crash can be detected. Files that
-cause a defect are kept in the output folder, and failures.txt lists the defects. This command needs Linux.
+cause a defect are kept in the output folder, with a list of the defects, failures.txt. This command needs Linux.
 
 The content of a file depends only on the seed, the kind of file and the file's number. There is one exception: torch's
 older layout of weights files orders the tensors by their memory addresses.

@@ -1,7 +1,7 @@
 """Functions that make damaged and hostile files of every kind that the commands read.
 
-Each function takes a random generator, which makes all random choices. The code in hostile files is harmless: it only
-creates a file or folder ``canary`` in the working folder, or sets the environment variable ``canary``.
+Each function takes a random generator and uses it for all random choices. The code in hostile files is harmless: it
+only creates a file or folder ``canary`` in the working folder, or sets the environment variable ``canary``.
 """
 
 import io
@@ -626,8 +626,8 @@ def _attack(content: dict, random: Random) -> bytes:
 def _saved(content: Any, pickle_module: Any, *, as_zip: bool) -> bytes:
     """Return the bytes that ``torch.save`` writes for ``content``, in the zip layout or in torch's older layout.
 
-    The older layout contains the memory addresses of the tensors, which change from run to run. The addresses are
-    replaced by the numbers 0, 1, 2, …, but the order of the tensors still depends on the addresses.
+    The older layout contains the memory addresses of the tensors. Because addresses change from run to run, they are
+    replaced by the numbers 0, 1, 2, …. The order of the tensors still depends on the addresses.
     """
     file = io.BytesIO()
     torch.save(content, file, pickle_module=pickle_module, _use_new_zipfile_serialization=as_zip)

@@ -52,7 +52,7 @@ class Run:
         processes: number of training processes.
         segments: list of tuples (first step, steps per epoch, epochs), one for each start with other options.
         members: processes that the storm has started for this run. The first one has rank 0.
-        kind: how the run was started last, see :meth:`start`; empty before the first start.
+        kind: argument ``kind`` of the last call of :meth:`start`; empty before the first call.
     """
 
     def __init__(self, task: str, data: Path, output: Path, name: str, processes: int):
@@ -79,7 +79,7 @@ class Run:
 
     @property
     def steps_since_start(self) -> int:
-        """Same as :attr:`steps`, but 0 until the run has taken a step since it was last started."""
+        """Value of :attr:`steps`, but 0 as long as the run has taken no step since it was last started."""
         table = self.folder.metrics_csv
         return self.steps if table.is_file() and table.stat().st_mtime > self._started else 0
 
@@ -221,7 +221,7 @@ class Run:
 
 
 def _job(rank: int, processes: int, port: int) -> dict[str, str]:
-    """Return the environment variables that SLURM sets for the process of rank ``rank`` in a job."""
+    """Return a dictionary of the environment variables that SLURM sets for the process ``rank`` of a job."""
     job = {"JOB_ID": "100", "JOB_NAME": "storm", "NODELIST": "localhost", "NODEID": "0"}
     sizes = {"NTASKS": processes, "NTASKS_PER_NODE": processes, "PROCID": rank, "LOCALID": rank}
     variables = {f"SLURM_{name}": str(value) for name, value in {**job, **sizes}.items()}

@@ -119,7 +119,7 @@ def read_comparison(path: Path, seeds: Sequence[int] | None = None) -> tuple[Pla
         seeds: seeds that replace those in the file. None: the seeds in the file.
 
     Returns:
-        A tuple (plan, split). The split is "val", or "test" to score the best checkpoints on the test data, too.
+        A tuple (plan, split). The split is "val", or "test" to also score the best checkpoints on the test data.
 
     Raises:
         InputError: the file is not the config of a comparison.

@@ -1,4 +1,4 @@
-"""Group the trials that differ only in seed or fold. Such a group is a setting, which is compared with a baseline."""
+"""Group trials that differ only in seed or fold into a setting, and compare the settings with a baseline."""
 
 import json
 from dataclasses import dataclass
