@@ -170,8 +170,8 @@ class ProjectedMobileToFormer(Ablated, MobileToFormer):
 
         Args:
             x: feature map, ``(B, C, H, W)``.
-            map_position: position embedding of the feature map, which is added for the keys only; None for no
-                embedding.
+            map_position: position embedding of the feature map. It is added for the keys, but not for the values. None
+                for no embedding.
 
         Returns:
             The keys and the values, each ``(B, C, H, W)``.

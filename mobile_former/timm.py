@@ -1,7 +1,7 @@
 """Integration with timm: importing this module registers the published models with timm.
 
 After ``import mobile_former.timm``, build a model with ``timm.create_model("mobile_former_294m", …)``. The options and
-methods of the models have timm's names and conventions.
+methods of these models follow timm's names and conventions.
 """
 
 import warnings

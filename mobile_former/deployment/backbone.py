@@ -424,7 +424,7 @@ class DeployedClassifier(InferenceModule):
 
 
 class RowLinear(InferenceLinear):
-    """Linear layer of the classifier, which is applied to one vector per image, ``(B, in)``.
+    """Linear layer of the classifier. It is applied to one vector per image, ``(B, in)``.
 
     In ONNX graphs, this layer is a convolution, because ONNX Runtime computes the convolution faster.
     """

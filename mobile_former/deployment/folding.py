@@ -9,7 +9,7 @@ from mobile_former.layers.conv_norm import ChannelShuffle, ConvNorm
 
 
 def fold_norm(layer: ConvNorm) -> nn.Conv2d:
-    """Fold the BatchNorm of a layer into its convolution, and return the new convolution, which has a bias."""
+    """Fold the BatchNorm of a layer into its convolution. Return the new convolution, which has a bias."""
     return fuse_conv_bn_eval(layer.conv.eval(), layer.norm.eval())
 
 
@@ -19,7 +19,7 @@ def fold_features_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
 
 
 def merged(layers: list[nn.Linear | InferenceLinear]) -> InferenceLinear:
-    """Merge linear layers that have the same input into one layer, which returns their concatenated outputs."""
+    """Merge linear layers with the same input into one layer, whose output is the concatenation of their outputs."""
     return InferenceLinear(torch.cat([_weight(layer) for layer in layers]), torch.cat([layer.bias for layer in layers]))
 
 

@@ -184,7 +184,7 @@ def _activate(
 
 
 def _differentiable_gradients(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Compute the gradients of :class:`_ActivatedConv` by operations that autograd records."""
+    """Compute the gradients of :class:`_ActivatedConv` by differentiable operations. Return one per input."""
     *inputs, mean, deviation, padding = ctx.saved_tensors
     # Views, because one input can depend on another one, but only the direct gradient of each input is needed.
     inputs = [None if part is None else part.view_as(part) for part in inputs]

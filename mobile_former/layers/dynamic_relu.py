@@ -67,7 +67,8 @@ def guiding_tokens(tokens: Tensor, mixing: Tensor | None) -> Tensor:
             variant.
 
     Returns:
-        All tokens ``(B, M, d)`` for the spatially aware variant, the first token ``(B, d)`` for the other one.
+        All tokens ``(B, M, d)`` for the spatially aware variant, the first token ``(B, d)`` for the spatially shared
+        variant.
     """
     return tokens[:, 0] if mixing is None and tokens.ndim == 3 else tokens
 
@@ -155,9 +156,10 @@ def _slopes_at_positions(slopes: Tensor, mixing: Tensor | None) -> tuple[Tensor,
 def _whole_backward(
     gradient: Tensor, x: Tensor, slopes: Tensor, mixing: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Compute the gradients of :func:`larger_product` with respect to its inputs, with whole maps.
+    """Return the gradients of :func:`larger_product` with respect to ``x``, ``slopes`` and ``mixing``.
 
-    No boolean mask is used, because on a CPU masks take twenty times as long as products.
+    They are computed on the whole map at once. No boolean mask is used, because on a CPU, masks take twenty times as
+    long as products.
     """
     x, slopes = x.to(gradient.dtype), slopes.to(gradient.dtype)
     mixing = None if mixing is None else mixing.to(gradient.dtype)
@@ -233,8 +235,8 @@ def blocked_backward(
         mixing: see :func:`blocked_forward`.
         affine: see :func:`blocked_forward`.
         overwrite: store the gradient with respect to the map in the memory of ``gradient``.
-        output: map in the shape and memory format of ``x``. The output of :func:`blocked_forward` is stored in it,
-            which takes less time here than in a separate call. None: it is not computed.
+        output: map in the shape and memory format of ``x``. The output of :func:`blocked_forward` is computed again and
+            stored in it. This takes less time here than a separate call. None: this output is not computed.
 
     Returns:
         The gradients with respect to the map after ``affine``, to ``slopes`` and to ``mixing``. The last one is None if
@@ -296,7 +298,7 @@ class _Blocks:
         return x.permute(0, 2, 3, 1).flatten(1, 2) if self.positions_first else x.flatten(2)
 
     def of_map(self, x: Tensor) -> list[Tensor]:
-        """Return the blocks of a map that has the shape and memory format of ``x``."""
+        """Return a list of the blocks of ``x``, a map with the same shape and memory format as the divided map."""
         return self.of_rows(self._matrices(x))
 
     def of_rows(self, matrices: Tensor) -> list[Tensor]:
@@ -317,7 +319,7 @@ class _Blocks:
         return list(in_image) * self.image_groups
 
     def buffers(self, shape: torch.Size) -> list[Tensor]:
-        """Return the buffers in the shape of a block. They still contain the values of the previous block."""
+        """Return a list of the buffers in the shape of a block. They still contain values of the previous block."""
         if self._buffers[0] != shape:
             self._buffers = shape, [memory[: shape.numel()].view(shape) for memory in self._memory]
         return self._buffers[1]

@@ -24,8 +24,8 @@ class Optimisation:
     Attributes:
         learning_rate: peak learning rate.
         backbone_learning_rate: peak learning rate of the backbone. None: ``learning_rate``.
-        learning_rate_batch: reference batch size of the given learning rates, in images per optimiser step. The rates
-            are multiplied by the run's images per optimiser step divided by this number. None: no scaling.
+        learning_rate_batch: number of images per optimiser step for which the learning rates are given. If a run has
+            another number, its learning rates are scaled in proportion. None: no scaling.
         weight_decay: weight decay of all parameters, with the exceptions in :func:`parameter_groups` (such as biases).
         warmup_epochs: number of epochs at the start during which the learning rate rises.
         milestones: epochs after which the learning rate is divided by 10. None: a cosine schedule down to 0.
@@ -247,7 +247,7 @@ class ExponentialAverage(WeightAveraging):
         return "EMAWeightAveraging"
 
     def _batch_norms(self, pl_module: LightningModule) -> list[nn.Module]:
-        """Return the BatchNorm layers of the averaged model. Layers that are frozen in training are left out."""
+        """Return a list of the averaged model's BatchNorm layers, except those that are frozen in training."""
         means = dict(self._average_model.module.named_modules())
         return [
             means[name]
@@ -367,14 +367,14 @@ def parameter_groups(
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Return the factor for the peak learning rate at an optimiser step, with warm-up and cosine decay.
+    """Return the learning rate at an optimiser step, as a fraction of its peak, with warm-up and cosine decay.
 
-    The factor rises linearly from 1/warmup_steps to 1, then falls to 0 along half a cosine period.
+    The fraction rises linearly from 1/``warmup_steps`` to 1, then falls to 0 along half a cosine period.
 
     Args:
         step: number of the optimiser step in the schedule, from 0.
         warmup_steps: length of the linear rise in steps.
-        total_steps: length of the whole schedule in steps. The factor is 0 from this step on.
+        total_steps: length of the whole schedule in steps. From this step on, the fraction is 0.
     """
     if step >= total_steps:
         return 0.0
@@ -385,14 +385,14 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 def warmup_milestones(step: int, warmup_steps: int, milestones: Sequence[int]) -> float:
-    """Return the factor for the peak learning rate at an optimiser step, with warm-up and step decay.
+    """Return the learning rate at an optimiser step, as a fraction of its peak, with warm-up and step decay.
 
-    The factor rises linearly from 1/warmup_steps to 1. It is divided by 10 at each milestone.
+    The fraction rises linearly from 1/``warmup_steps`` to 1. It is divided by 10 at each milestone.
 
     Args:
         step: number of the optimiser step in the schedule, from 0.
         warmup_steps: length of the linear rise in steps.
-        milestones: optimiser steps at which the factor is divided by 10.
+        milestones: optimiser steps at which the fraction is divided by 10.
     """
     warmup = (step + 1) / warmup_steps if step < warmup_steps else 1.0
     return warmup * 0.1 ** sum(step >= milestone for milestone in milestones)
@@ -411,8 +411,7 @@ def rate_factor(trainer: Trainer, meant_for: int | None) -> float:
 
     Args:
         trainer: trainer of the run.
-        meant_for: reference batch size of the given learning rates, in images per optimiser step. None: the factor is
-            1.
+        meant_for: total batch size for which the learning rates are given. None: the factor is 1.
     """
     return 1.0 if meant_for is None else total_batch(trainer) / meant_for
 

@@ -208,7 +208,7 @@ class FitCLI(LightningCLI):
             raise InputError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
 
     def _with_config_paths(self, arguments: Sequence[str]) -> list[str]:
-        """Return the command-line arguments with each config name replaced by the path of the config file.
+        """Replace each config name in the command-line arguments by the path of the file. Return the new list.
 
         If no config is given, a config of the task is added: the one for fine-tuning if the options name data, and
         otherwise the one that trains on embedded data (made from scikit-learn's digits).

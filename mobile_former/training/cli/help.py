@@ -28,7 +28,7 @@ class HelpFormatter(DefaultHelpFormatter):
         super().add_usage(usage, shown, *args, **kwargs)
 
     def start_section(self, heading: str | None) -> None:
-        """Begin a group of options. The title of a group is the beginning of a class docstring, without its markup."""
+        """Begin a group of options, and remove the markup from its title, which comes from a class docstring."""
         super().start_section(heading and without_markup(heading))
 
     def add_argument(self, action: Action) -> None:

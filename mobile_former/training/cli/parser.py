@@ -41,7 +41,7 @@ class Parser(ArgumentParser):
         return super().parse_args(args, **kwargs)
 
     def format_help(self, *args) -> str:
-        """Return the help: the options of this project, and how to print the help on other topics."""
+        """Return the help text. It describes the options of this project, and how to print other topics."""
         groups, description = self._action_groups, self.description
         others = (self.groups or {}).get("trainer")
         self._action_groups = [group for group in groups if group not in (others, self._links)]

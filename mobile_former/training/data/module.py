@@ -267,7 +267,7 @@ class ImageData(LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Remove the error messages of data loading from a batch, and log or raise them.
+        """Remove the error messages of data loading from a batch, log or raise them, and return the batch.
 
         In training, a warning is logged once for each unreadable image. In evaluation, an unreadable image raises
         InputError, because skipping it would change the score. All other errors raise InputError in both cases.
@@ -342,7 +342,7 @@ class ImageData(LightningDataModule):
 
 
 def over_processes(messages: set[str]) -> set[str]:
-    """Combine the messages of all processes into one set, and return it.
+    """Return the union of the sets of messages of all processes.
 
     All processes must call this function.
     """

@@ -79,9 +79,9 @@ class HoldOut:
     """Options that determine which training images are held out for validation.
 
     Args:
-        fraction: fraction of the images to hold out, above 0 and below 1. None: the default, 0.2.
+        fraction: fraction of the images to hold out, above 0 and below 1. None: 0.2.
         folds: number of parts for cross-validation, at least 2. None: no cross-validation.
-        fold: number of the part that is held out, from 1 to ``folds``.
+        fold: number of the part to hold out, from 1 to ``folds``.
         seed: seed of the random choice.
 
     Raises:
@@ -142,10 +142,10 @@ def stratified_parts(
 ) -> np.ndarray:
     """Divide images at random into parts with similar class frequencies. No part is empty.
 
-    This is iterative stratification (Sechidis et al., "On the Stratification of Multi-Label Data", 2011), which also
-    fits images with several classes: the images of the rarest class are distributed first, each to the part that lacks
-    most objects of this class. If every part lacks less than one object of the class, the image goes to the part that
-    lacks most images.
+    This is iterative stratification (Sechidis et al., "On the Stratification of Multi-Label Data", 2011). It also works
+    for images with several classes. The images of the rarest class are distributed first. Each is added to the part
+    that lacks most objects of this class. If every part lacks less than one object of the class, the image goes to the
+    part that lacks most images.
 
     Args:
         counts: ``(images, classes)``, how often each class occurs in each image.
@@ -242,7 +242,8 @@ def read_split(path: Path, names: Sequence[str], *, share: float = 0.5) -> np.nd
 def read_groups(path: Path) -> dict[str, str]:
     """Read a CSV file with one image and its group in each row, and return a dictionary from image name to group.
 
-    The header names the columns: ``group`` (or ``group_id``) and one more, the path of the image.
+    The first row of the file contains the column names: ``group`` (or ``group_id``) and one more, the path of the
+    image.
 
     Raises:
         FileNotFoundError: the file does not exist.

@@ -81,7 +81,7 @@ def read_checkpoint(path: str | Path, task: str) -> dict:
 
 @contextlib.contextmanager
 def naming_damage(path: str | Path) -> Iterator[None]:
-    """Context manager for reading a checkpoint. It converts exceptions to errors that name the file.
+    """Context manager for reading a checkpoint. It converts exceptions to errors with the path of the file.
 
     Raises:
         InputError: the ``with`` block raised an exception, so the file is damaged. An InputError is passed on

@@ -83,7 +83,7 @@ class RunFolder:
 
     @classmethod
     def resume(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Return the folder of the existing run ``name``, which must have a checkpoint to resume from.
+        """Return the folder of the existing run ``name``. The run must have a checkpoint to resume from.
 
         Raises:
             InputError: ``name`` is not a valid folder name.

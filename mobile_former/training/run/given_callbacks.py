@@ -44,7 +44,7 @@ def found_options(callbacks: list[Callback]) -> list[str]:
 
 
 def without_finders(callbacks: list[Callback]) -> list[Callback]:
-    """Return ``callbacks`` without BatchSizeFinder and LearningRateFinder, which resumed runs do not need."""
+    """Return a list of ``callbacks`` without BatchSizeFinder and LearningRateFinder, for a resumed run."""
     return [callback for callback in callbacks if not isinstance(callback, tuple(_FINDERS))]
 
 

@@ -138,7 +138,7 @@ def _resumed_step(
         task: ``"classification"`` or ``"detection"``, for error messages.
         module: model of the run.
         datamodule: data module of the run.
-        found: names of options that are set to their values in the checkpoint.
+        found: names of the options that take their values from the checkpoint.
 
     Raises:
         InputError: the file is not a checkpoint of the task. Also raised if the model and the checkpoint differ in

@@ -51,11 +51,11 @@ _KINDS: dict[type[Logger], tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 
 
 def build_loggers(given: object, folder: RunFolder, resumed_step: int | None) -> list[Logger] | bool:
-    """Build the loggers of a run: ``metrics.csv``, TensorBoard's log, and the trackers that the user names.
+    """Build a list of a run's loggers: for ``metrics.csv``, for TensorBoard, and for the user's trackers.
 
     Args:
         given: parsed value of ``--trainer.logger``: class path and options of one or several loggers, a bool, or None.
-            False: no logger at all.
+            False: no logger at all, and False is returned.
         folder: folder of the run. Trackers show the run under the name of this folder, unless their options give
             another name.
         resumed_step: optimiser step from which the run resumes. None: the run is new.
