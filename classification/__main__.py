@@ -1,4 +1,4 @@
-"""Lists the commands of classification: ``python -m classification``."""
+"""Print a list of the classification commands. Run it with ``python -m classification``."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from mobile_former.training.cli.commands import list_commands
 
 
 def main() -> None:
-    """Print the commands of the package with a line each."""
+    """Print one line for each command of the package."""
     list_commands("classification", Path(__file__).parent)
 
 

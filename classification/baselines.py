@@ -1,4 +1,4 @@
-"""Classifiers from the libraries timm and transformers. They are trained for comparison with Mobile-Former."""
+"""Classifiers of the libraries timm and transformers, which serve as baselines for Mobile-Former."""
 
 import logging
 import re
@@ -24,9 +24,9 @@ def create_baseline(
     pretrained: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> nn.Module:
-    """Build a classifier from the libraries timm or transformers. Nothing is downloaded.
+    """Build a classifier of the library timm or transformers. Nothing is downloaded.
 
-    The classification head is the same as in the library.
+    Its classification head is the one that the library builds.
 
     Args:
         name: ``timm/NAME`` for any model of timm. ``transformers/mobilenet_v2_MULTIPLIER`` for a MobileNetV2, such as
@@ -37,14 +37,15 @@ def create_baseline(
         drop_path: stochastic depth rate of the last block. Only timm models that have stochastic depth accept a rate
             above 0.
         pretrained: path of a weights file. Its tensor names must be those of the library. None: random weights.
-        image_size: side of the images in pixels, or height and width. Only timm's models for images of one size use it.
+        image_size: side of the images in pixels, or height and width. It only affects timm models that are built for
+            one image size.
 
     Returns:
         A module that maps images ``(B, 3, H, W)`` to logits ``(B, num_classes)``.
 
     Raises:
-        InputError: the name is unknown, the library cannot be imported, the model does not support an option, or the
-            weights do not fit.
+        InputError: the name is unknown, the library cannot be imported, an option does not apply to the model, or the
+            weights do not fit the model.
         FileNotFoundError: the weights file does not exist.
     """
     library, _, model = name.partition("/")
@@ -63,7 +64,7 @@ def create_baseline(
 class TransformersClassifier(nn.Module):
     """Classifier with a backbone of the library transformers, followed by dropout and a linear layer.
 
-    The library's own classifiers have the same structure.
+    The structure is that of the library's own classifiers.
 
     Args:
         backbone: model of the library transformers that returns pooled features.
@@ -85,8 +86,8 @@ class TransformersClassifier(nn.Module):
     def load(self, path: Path) -> None:
         """Load a weights file into this classifier, in place.
 
-        The tensor names in the file must be those of the transformers library. If the final linear layer in the file is
-        missing or has another shape, the final linear layer of this classifier is not changed, and a warning is logged.
+        The tensor names in the file must be those of the transformers library. If the file has no final linear layer,
+        or one of another shape, this classifier keeps its own final layer, and a warning is logged.
         """
         rest = load_transformers_weights(self.backbone, path)
         head = {name.rpartition(".")[2]: tensor for name, tensor in rest.items() if name.startswith("classifier.")}

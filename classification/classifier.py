@@ -1,4 +1,4 @@
-"""Builds the classifier that the options of a run describe, without Lightning."""
+"""Build the classifier that the options of a run describe. This module does not import Lightning."""
 
 from torch import nn
 
@@ -20,7 +20,7 @@ def create_classifier(
     dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> nn.Module:
-    """Build a Mobile-Former or a classifier of another library.
+    """Build a Mobile-Former, or a classifier of the library timm or transformers.
 
     The arguments are those of :class:`classification.module.ClassificationModule`.
 

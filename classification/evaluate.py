@@ -1,4 +1,4 @@
-"""Shared code of the commands ``validate`` and ``test``, which evaluate a classification checkpoint."""
+"""Code that the commands ``validate`` and ``test`` share. Both evaluate a classification checkpoint."""
 
 import csv
 import json
@@ -63,7 +63,8 @@ def labelled_data(checkpoint: str, data_options: dict, given: Mapping) -> Classi
     """Build the data module that reads the images and labels for an evaluation.
 
     Args:
-        checkpoint: path of the checkpoint. The validation images that were held out in its run are held out again.
+        checkpoint: path of the checkpoint. If its training run held validation images out of the training data, the
+            same images are held out again.
         data_options: dictionary with the data module's options, as stored in the checkpoint.
         given: dictionary with options that replace the stored options, such as ``root`` and ``batch_size``. If a value
             is None, the stored value is kept. If ``root`` is given, the data set type is detected: tar shards or an
@@ -99,7 +100,8 @@ def _write(folder: Path, metrics: dict[str, float], module: ClassificationModule
 def _per_class(module: ClassificationModule) -> list[tuple]:
     """Return a list with a tuple for each class: name, number of images, and the scores in ``module.per_class``.
 
-    A score is None if it is undefined, because the class has no images or, for ROC-AUC, all images.
+    A score is None if it is undefined because the class has no images. ROC-AUC is also None if all images have this
+    class.
     """
     counts = module.confusion.sum(1).astype(int).tolist()
     scores = np.stack(list(module.per_class.values()), 1).astype(float).round(6).tolist()

@@ -1,4 +1,4 @@
-"""The mistakes of a classifier: a table of all, and a picture of the most confident ones."""
+"""Write the mistakes of a classifier: a table of all mistakes, and a picture of the most confident ones."""
 
 import csv
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _DRAWN = 24  # number of mistakes in the picture
 
 
 class Mistake(NamedTuple):
-    """An image whose predicted class is wrong."""
+    """An image whose predicted class differs from its true class."""
 
     confidence: float  # probability of the predicted class
     name: str  # path of the image
@@ -28,7 +28,7 @@ class Mistake(NamedTuple):
 
 
 class Mistakes(Callback):
-    """Callback that collects the mistakes of a test, the most confident first."""
+    """Callback that collects the wrong predictions of a test, sorted by descending confidence."""
 
     def __init__(self):
         self.rows: list[Mistake] = []
@@ -65,14 +65,14 @@ class Mistakes(Callback):
         self._sort()
 
     def write(self, folder: Path, class_names: Sequence[str]) -> list[str]:
-        """Write ``mistakes.csv`` with all mistakes and, if any, ``mistakes.png`` with the most confident ones.
+        """Write all mistakes to ``mistakes.csv``. If there are any, draw the most confident ones in ``mistakes.png``.
 
         Args:
             folder: folder of the files.
             class_names: class names in the order of the labels.
 
         Returns:
-            The names of the files.
+            A list of the names of the written files.
         """
         # Paths may contain bytes that are not valid text.
         with (folder / "mistakes.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:

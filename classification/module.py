@@ -51,15 +51,15 @@ class ClassificationModule(LightningModule):
         dropout: dropout rate before the last linear layer.
         drop_path: stochastic depth rate of the last block.
         learning_rate: peak learning rate. It is reached after the warm-up and then falls along a cosine to 0.
-        learning_rate_batch: total batch size (all images per optimiser step) to which learning_rate applies. If a run
-            has another total batch size, its learning rate is scaled in proportion. Default: no scaling.
+        learning_rate_batch: total batch size (all images per optimiser step) to which ``learning_rate`` applies. If a
+            run has another total batch size, its learning rate is scaled in proportion. Default: no scaling.
         weight_decay: weight decay of all parameters except biases and norm layers.
         warmup_epochs: number of epochs at the start during which the learning rate rises.
         label_smoothing: fraction of the target that is spread over all classes, from 0 to below 1.
-        class_weights: weight of each class in the training loss. "balanced": N / (K n) for a class with n of all N
-            training images of K classes, so that every class weighs the same, as in scikit-learn (King and Zeng,
-            Logistic Regression in Rare Events Data, 2001). Or a list in the order of class_names. Default: all
-            weights are 1.
+        class_weights: weight of each class in the training loss. "balanced": N / (K n) for a class with n images, where
+            N is the number of training images and K the number of classes. All classes then have the same total weight,
+            as in scikit-learn (King and Zeng, Logistic Regression in Rare Events Data, 2001). Or a list of numbers in
+            the order of ``class_names``. Default: all weights are 1.
         mixup_alpha: parameter of mixup's Beta distribution. 0: no mixup.
         cutmix_alpha: parameter of CutMix's Beta distribution. 0: no CutMix. If mixup_alpha is above 0 too, each batch
             is mixed by one of the two, with equal probability.
@@ -68,7 +68,7 @@ class ClassificationModule(LightningModule):
         freeze_backbone: train only the classifier that follows the backbone.
         checkpoint_gradients: store only some activations in training, and compute the others again in the backward
             pass. This takes less memory and more time. Only for Mobile-Former.
-        image_size: side of the images in pixels. Only models of timm that take images of one size use it, such as
+        image_size: side of the images in pixels. It only affects timm models that are built for one image size, such as
             LeViT. Default: timm's choice.
 
     Raises:
@@ -176,7 +176,7 @@ class ClassificationModule(LightningModule):
         self._evaluate(batch, self.val_metrics, self.val_loss)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean loss, the top-1 accuracy, the top-5 accuracy (from six classes) and the balanced accuracy."""
+        """Log the mean loss, top-1 accuracy, top-5 accuracy (only with six or more classes) and balanced accuracy."""
         self._log_scores(self.val_metrics, self.val_loss)
 
     def test_step(self, batch: dict, batch_idx: int) -> Tensor:
@@ -184,7 +184,7 @@ class ClassificationModule(LightningModule):
         return self._evaluate(batch, self.test_metrics, self.test_loss)
 
     def on_test_epoch_end(self) -> None:
-        """Log the scores of a validation, and the means over the classes of precision, recall, F1 and ROC-AUC."""
+        """Log the same scores as in validation, and precision, recall, F1 and ROC-AUC as means over all classes."""
         self._log_scores(self.test_metrics, self.test_loss)
 
     def configure_optimizers(self) -> dict:
@@ -215,11 +215,12 @@ class ClassificationModule(LightningModule):
 
     @property
     def curves(self) -> dict[str, tuple[str, ...]]:
-        """Names of the metrics in each subplot of ``curves.png``. A subplot has only losses that can be compared.
+        """Dictionary from the title of each subplot of ``curves.png`` to the names of its metrics.
 
-        The validation loss is the plain cross-entropy. If label smoothing or class weights change the training loss,
-        the plain cross-entropy of the training images is shown beside the validation loss, and the training loss in
-        its own subplot. With mixup or CutMix there is no plain cross-entropy, nor an accuracy, of training images.
+        Losses share a subplot only if they can be compared. The validation loss is the plain cross-entropy. If label
+        smoothing or class weights change the training loss, the training loss has its own subplot, and the plain
+        cross-entropy of the training images is drawn beside the validation loss. With mixup or CutMix, neither the
+        plain cross-entropy nor the accuracy of the training images is known.
         """
         options = self.hparams
         changes = {
@@ -243,20 +244,20 @@ class ClassificationModule(LightningModule):
     def draw_results(self, folder: Path, datamodule: ClassificationData) -> None:
         """Write ``confusion_matrix.png`` and ``predictions.png`` to a folder.
 
-        The first file shows the confusion matrix of the last evaluation. The second file shows some validation images
-        with their predicted classes.
+        The first file shows the confusion matrix of the last evaluation. The second file shows up to 24 validation
+        images with their predicted classes.
         """
         draw_confusion(self.confusion, self.hparams.class_names, folder / "confusion_matrix.png")
         draw_predictions(self, datamodule, folder / "predictions.png")
 
     @property
     def _mixes(self) -> bool:
-        """Whether training images are mixed with others."""
+        """Whether mixup or CutMix is applied to the training images."""
         return self.hparams.mixup_alpha > 0 or self.hparams.cutmix_alpha > 0
 
     @property
     def _has_other_loss(self) -> bool:
-        """Whether the training loss of images that are not mixed differs from the plain cross-entropy."""
+        """Whether label smoothing or class weights make the training loss differ from the plain cross-entropy."""
         return self.hparams.label_smoothing > 0 or self.hparams.class_weights is not None
 
     def _mix(self, images: Tensor, labels: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:

@@ -12,14 +12,14 @@ from mobile_former.training.run.figures import RIGHT, WRONG, image_sheet
 
 
 def draw_predictions(model: nn.Module, data: ClassificationData, path: Path, most: int = 24) -> None:
-    """Write a grid of validation images with their predicted classes. Wrong predictions have another colour.
+    """Draw a grid of validation images with captions: green for right predictions, orange for wrong ones.
 
     Args:
         model: model that maps images ``(B, 3, H, W)`` to logits. It is set to evaluation mode.
         data: data module that is set up for validation.
         path: path of the image file to write.
-        most: maximum number of images. They are spaced evenly over the validation set. If this set consists of tar
-            shards, the images come only from the first shards, because reading all shards takes too long.
+        most: maximum number of images. They are spaced evenly over the validation set. If the set consists of tar
+            shards, only images of the first shards are drawn, because reading all shards takes too long.
     """
     dataset = data.val_set
     samples = [dataset[index] for index in indices_to_look_at(dataset.source, most)]

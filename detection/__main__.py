@@ -1,4 +1,4 @@
-"""Lists the commands of detection: ``python -m detection``."""
+"""Print a list of the detection commands. Run it with ``python -m detection``."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from mobile_former.training.cli.commands import list_commands
 
 
 def main() -> None:
-    """Print the commands of the package with a line each."""
+    """Print one line for each command of the package."""
     list_commands("detection", Path(__file__).parent)
 
 

@@ -1,4 +1,4 @@
-"""``python -m detection.convert``: write annotated images of any layout as a COCO folder."""
+"""``python -m detection.convert``: convert annotated images of any supported layout to a COCO folder."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Shared code of the commands ``validate`` and ``test``, which evaluate a detection checkpoint on annotated images."""
+"""Code that the commands ``validate`` and ``test`` share. Both evaluate a detection checkpoint on annotated images."""
 
 import csv
 import json
@@ -84,7 +84,7 @@ def evaluate(stage: str) -> None:
 
 
 def _write_classes(module: DetectionModule, rows: Sequence[dict], path: Path) -> None:
-    """Write the number of objects, the AP and the scores in ``rows`` of each class to a CSV file."""
+    """Write a CSV file with a row for each class: number of objects, AP, and the scores in ``rows``."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "AP", *rows[0]])
@@ -101,7 +101,8 @@ def labelled_data(data_options: dict, given: Mapping, checkpoint: str | None = N
         given: dictionary with options that replace the stored options, such as ``root`` and ``batch_size``. If a value
             is None, the stored value is kept. If ``root`` or ``annotations`` is given, all stored paths are ignored,
             and the layout of the data set is recognised.
-        checkpoint: path of the checkpoint. The validation images that were held out in its run are held out again.
+        checkpoint: path of the checkpoint. If its training run held validation images out of the training data, the
+            same images are held out again.
 
     Raises:
         InputError: an option is out of range.

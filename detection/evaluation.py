@@ -37,7 +37,7 @@ SCORED_DETECTIONS = 100  # of each class in an image, that COCO's scores count
 
 
 class ImageMatch(NamedTuple):
-    """Detections and objects of an image, as dictionaries of the COCO format, see :meth:`CocoAP.match`."""
+    """Right detections, false detections and missed objects of an image, see :meth:`CocoAP.match`."""
 
     image_id: int
     right: list[dict]  # detections of an object
@@ -48,14 +48,14 @@ class ImageMatch(NamedTuple):
 class CocoAP(Metric):
     """Metric that computes the twelve COCO scores and the average precision (AP) of each class.
 
-    pycocotools computes the scores from the detections in :meth:`results`. A score is -1 if the evaluated images have
-    no objects of the size or class that it covers. If an image is evaluated twice, for example by a distributed
+    pycocotools computes the scores from the detections in :meth:`results`. A score covers objects of one size or class.
+    It is -1 if the evaluated images have no such objects. If an image is evaluated twice, for example by a distributed
     sampler, it counts once.
 
     Args:
         ground_truth: dictionary with the lists ``images``, ``annotations`` and ``categories``, in COCO format.
         category_ids: COCO category ids in the order of the labels.
-        max_detections: maximum number of detections per class and image. Of more detections, those with the lowest
+        max_detections: maximum number of detections per class and image. If there are more, those with the lowest
             scores are ignored. COCO's own evaluation uses 100.
     """
 
@@ -76,7 +76,7 @@ class CocoAP(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, detections: Sequence[dict[str, Tensor]], image_ids: Sequence[int] | Tensor) -> None:
-        """Add the detections of some images.
+        """Add the detections of a batch of images to the set of detections to score.
 
         Args:
             detections: list with one dictionary for each image: ``boxes`` ``(n, 4)``, xyxy in pixels of the original
@@ -197,7 +197,7 @@ class CocoAP(Metric):
 
 
 def _mean(values: np.ndarray) -> float:
-    """Return the mean of the values above -1, or -1 if there is none. pycocotools sets undefined values to -1."""
+    """Return the mean of all values except -1, pycocotools' mark for undefined. Return -1 if all are undefined."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else -1.0
 

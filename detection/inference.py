@@ -1,4 +1,4 @@
-"""Building a trained detector from the options of its run, and detecting objects with it, without Lightning."""
+"""Build a detector from the options of its training run, and detect objects with it, without Lightning."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +27,8 @@ def configured_detector(
 ) -> nn.Module:
     """Build the detector that the options of a run describe, with random weights.
 
-    The arguments are those of :class:`detection.module.DetectionModule`. Those that concern training only are ignored.
+    The arguments are those of :class:`detection.module.DetectionModule`. Arguments that only affect training are
+    ignored.
 
     Raises:
         InputError: the name is unknown, a value is out of range, or an option does not apply to the detector.
@@ -81,7 +82,7 @@ def detect(
 
 
 def category_ids(options: Mapping[str, Any]) -> list[int]:
-    """Return the COCO category id of each class, in the order of the labels.
+    """Return a list with the COCO category id of each class, in the order of the labels.
 
     Args:
         options: hyperparameters of a detector. Without ``category_ids``, the ids are 1, 2, 3 and so on.

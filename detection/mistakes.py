@@ -14,9 +14,9 @@ _MISSED, _FALSE = 0, 1  # labels, which determine the colours of boxes
 
 
 def write_mistakes(matches: Sequence[ImageMatch], source: Source, folder: Path) -> list[str]:
-    """Write all mistakes to ``mistakes.csv`` and, if any, the images with the worst ones to ``mistakes.png``.
+    """Write all mistakes to ``mistakes.csv``. If there are any, draw the worst images in ``mistakes.png``.
 
-    Images are sorted by the number of missed objects plus the sum of the scores of false detections.
+    The worst images have the highest sum of the number of missed objects and the scores of all false detections.
 
     Args:
         matches: matched detections and objects, see :meth:`detection.evaluation.CocoAP.match`.
@@ -24,7 +24,7 @@ def write_mistakes(matches: Sequence[ImageMatch], source: Source, folder: Path) 
         folder: folder of the files.
 
     Returns:
-        The names of the files.
+        A list of the names of the written files.
     """
     indices = {source.image_id(index): index for index in range(len(source))}
     names = dict(zip(source.category_ids, source.class_names, strict=True))

@@ -43,19 +43,20 @@ class DetectionModule(LightningModule):
             transformers/resnetN with N = 18, 34, 50 or 101. The libraries timm and transformers need the pip extra
             "baselines". Default: the detector's own backbone.
         pretrained: file with initial weights: a path, hf://owner/name, or an https:// URL that ends in #sha256=… (the
-            SHA-256 of the file). If these are the weights of a classifier (by the paper's
-            authors or this project), only the backbone is loaded. If they are the weights of the same detector, the
-            classes may differ from class_names. Default: random weights.
+            SHA-256 of the file). If these are the weights of a classifier (by the paper's authors or this project),
+            only the backbone is loaded. If they are the weights of the same detector, it may have other classes than
+            ``class_names``. Default: random weights.
         ablation: names of ablations, separated by commas, see :func:`detection.models.ablation.ablate`. Each ablation
             removes a part of the detector. Default: none.
         focal: predict classes by sigmoids with focal loss. If false, a softmax with the class "no object" is used.
-            RetinaNet and DETR ignore focal, refine_boxes, dense_head and choose_queries.
+            RetinaNet and DETR ignore this option, ``refine_boxes``, ``dense_head`` and ``choose_queries``.
         refine_boxes: each block of the detection head corrects the boxes of the previous block, and each object query
             attends mainly to the area around its box. If false, each block predicts new boxes.
         dense_head: in training, add a head that predicts at every position of the feature maps. The backbone then
             learns faster.
         choose_queries: initialise the object queries from the best predictions of the dense head, and sample the finest
-            feature map in their boxes. The dense head then also runs in inference. Needs refine_boxes and dense_head.
+            feature map in their boxes. The dense head then also runs in inference. This option needs ``refine_boxes``
+            and ``dense_head``.
         num_queries: number of object queries of E2E-MF or DETR. It is also the maximum number of detections in an
             image. Default: 50 for e2e_mf_26m and e2e_mf_52m, otherwise 100.
         max_detections: maximum number of detections of RetinaNet in an image. Default: 100.
@@ -242,7 +243,7 @@ class DetectionModule(LightningModule):
 
     @property
     def category_ids(self) -> list[int]:
-        """COCO category id of each class, in the order of the labels.
+        """List with the COCO category id of each class, in the order of the labels.
 
         Detection results in COCO format contain these ids. Without the option ``category_ids``, they are 1, 2, 3 and so
         on.
@@ -251,7 +252,7 @@ class DetectionModule(LightningModule):
 
     @property
     def curves(self) -> dict[str, tuple[str, ...]]:
-        """Names of the metrics in each subplot of ``curves.png``.
+        """Dictionary from the title of each subplot of ``curves.png`` to the names of its metrics.
 
         The training loss of E2E-MF with a dense head has terms that the validation loss lacks. The two losses are then
         not comparable and have their own subplots.
@@ -271,7 +272,7 @@ class DetectionModule(LightningModule):
     def draw_results(self, folder: Path, datamodule: DetectionData) -> None:
         """Write the files ``ap.json`` and ``predictions.png`` to a folder, and print the AP of each class.
 
-        ``ap.json`` contains the scores of the last evaluation. ``predictions.png`` shows some validation images, each
+        ``ap.json`` contains the scores of the last evaluation. ``predictions.png`` shows a few validation images, each
         with its true boxes and with the detected boxes.
         """
         self.write_scores(folder / "ap.json")

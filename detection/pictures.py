@@ -100,7 +100,7 @@ def draw_comparison(
         images: images of any sizes, each ``(H, W, 3)`` uint8 RGB.
         targets: labels and true boxes of each image, as in :func:`draw_sheet`.
         detections: list with one dictionary for each image: ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` ``(n,)``
-            and ``labels`` ``(n,)``, sorted by descending score.
+            and ``labels`` ``(n,)``. The detections of an image are sorted by descending score.
         class_names: class names in the order of the labels.
         path: path of the image file to write.
         threshold: minimum score of the detections that are drawn.
@@ -123,7 +123,7 @@ def caption(class_name: str, score: float) -> str:
 
 
 class Cell(NamedTuple):
-    """One image of a grid, with the boxes to draw on it.
+    """One image of a grid of images, and the boxes to draw on it.
 
     Attributes:
         image: image ``(H, W, 3)``, uint8 RGB.
@@ -155,7 +155,7 @@ def draw_cells(
         path: path of the image file to write.
         title: title above the grid.
         columns: maximum number of images in a row.
-        legend: whether to draw the legend always. Otherwise it is drawn if an image has no room for captions.
+        legend: whether to draw a legend in any case. If False, it is drawn only if an image has no room for captions.
     """
     drawn = [_draw(*cell, _CELL / max(cell.image.shape[:2]), _SHEET_LETTERS) for cell in cells]
     sheet = _grid([picture for picture, _ in drawn], max(1, min(columns, len(cells))), title)
@@ -190,7 +190,7 @@ def _grid(cells: Sequence[Image.Image], columns: int, title: str) -> Image.Image
 def _with_legend(
     picture: Image.Image, labels: Sequence[int], class_names: Mapping[int, str], letters: int
 ) -> Image.Image:
-    """Return a copy of a picture with a legend below: the colours of the given labels and the names of the classes."""
+    """Return a copy of a picture with a legend below it: the colour and class name of each label in ``labels``."""
     names: dict[str, list[str]] = {}
     for label in sorted(set(labels)):  # some of many classes have the same colour
         names.setdefault(COLOURS[label % len(COLOURS)], []).append(class_names[label])
@@ -240,8 +240,8 @@ def _draw(
         letters: font size in pixels. It is reduced if the captions need more room.
 
     Returns:
-        A tuple (picture, whether it has captions). Captions are left out if even small ones would overlap or hide
-        objects.
+        A tuple (picture, bool). The bool is True if the picture has captions. They are left out if even small captions
+        would overlap or hide objects.
     """
     picture = Image.fromarray(image)
     if scale != 1:
@@ -287,7 +287,7 @@ def _tags(
     letters: int,
     edge: int,
 ) -> list[Tag]:
-    """Choose the place and the font of the caption of each box.
+    """Choose position and font of the caption of each box. Return a list with one :class:`Tag` for each box.
 
     Args:
         frames: bounding box of each object, xyxy in pixels.
@@ -312,8 +312,8 @@ def _are_legible(
     """Return whether most captions are legible and most boxes visible.
 
     A caption is illegible if earlier captions cover more than a twentieth of it. A box is hidden if captions cover more
-    than half of it. At most a tenth of the captions are illegible, and at most a tenth of the boxes are hidden. If
-    there are more than five captions, they cover at most an eighth of the picture.
+    than half of it. The result is True if at most a tenth of the captions are illegible, at most a tenth of the boxes
+    are hidden and, with more than five captions, all captions together cover at most an eighth of the picture.
 
     Args:
         places: rectangle of each caption, xyxy in pixels.
@@ -333,8 +333,8 @@ def _are_legible(
 def _frame(box: Sequence[float], scale: float, margin: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Multiply a box by ``scale``, enlarge it by ``margin`` pixels on each side, and clip it to the image.
 
-    ``box`` is xyxy. ``size`` is the width and height of the image. Return a tuple (left, top, right, bottom) in pixels.
-    The pixels at right and bottom belong to the enlarged box.
+    ``box`` is xyxy in pixels. ``size`` is the width and height of the image. Return a tuple (left, top, right, bottom)
+    in pixels. Column ``right`` and row ``bottom`` are the last ones inside the enlarged box.
     """
     left, top, right, bottom = (round(scale * value) for value in box)
     width, height = size
@@ -353,8 +353,9 @@ def _free_place(
     """Choose the position of a caption near its bounding box. Return the rectangle of the caption, xyxy in pixels.
 
     The candidates are above, below and inside the bounding box. All candidates are inside the picture. The candidate
-    that overlaps other captions by the fewest pixels is chosen. If several candidates have the same overlap, a
-    candidate that covers at most a quarter of the bounding box is preferred, then one that covers little of all boxes.
+    that overlaps other captions by the fewest pixels is chosen. Among candidates with the same overlap, those that
+    cover at most a quarter of the bounding box are preferred, and among these the one that covers the smallest area of
+    all bounding boxes.
 
     Args:
         frame: bounding box, xyxy in pixels.
@@ -379,14 +380,14 @@ def _free_place(
 
 
 def _overlap(place: tuple[int, int, int, int], others: Sequence[tuple[int, int, int, int]]) -> int:
-    """Return the sum of the areas in pixels of the intersections of a rectangle with others, all xyxy."""
+    """Return the sum of the areas, in pixels, in which a rectangle overlaps each rectangle in ``others``."""
     others = np.array(others).reshape(-1, 4)
     sides = np.minimum(place[2:], others[:, 2:]) - np.maximum(place[:2], others[:, :2])
     return int(sides.clip(0).prod(1).sum())
 
 
 def _colours(label: int) -> tuple[str, str]:
-    """Return a tuple (colour of a class, colour of text on it).
+    """Return a tuple (colour of the class ``label``, colour of text on this background).
 
     The text is black or white, whichever has more contrast.
     """

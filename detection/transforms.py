@@ -66,7 +66,7 @@ class TransformOptions:
                 raise InputError(f"--data.{name} is {getattr(self, name)}: give a probability from 0 to 1")
 
     def training(self, custom: Sequence[Serializable] | None = None) -> A.Compose:
-        """Build the training pipeline: from the transforms ``custom`` if given, else with :func:`train_transform`."""
+        """Build the training pipeline from the transforms in ``custom``. If it is None, use :func:`train_transform`."""
         if custom is not None:
             return custom_transform(custom)
         return train_transform(self.short_sides, self.longest, flip=self.flip, crop=self.crop)
@@ -90,8 +90,8 @@ def train_transform(
 
     Returns:
         A pipeline that takes and returns ``image`` ``(H, W, 3)`` uint8 RGB, ``bboxes`` ``(n, 4)`` xyxy in pixels and
-        ``labels`` ``(n,)``. A crop cuts boxes to their visible parts, as in DETR. A box is dropped if it ends up less
-        than a pixel wide or high.
+        ``labels`` ``(n,)``. Boxes are clipped to the crop, as in DETR. A box that is then less than a pixel wide or
+        high is dropped.
     """
     cropping = A.Sequential([ResizeShortSide(_CROP_SHORT_SIDES, _CROP_LONGEST), RandomSizeCrop(*_CROP_SIDES)], p=crop)
     return _compose([A.HorizontalFlip(p=flip), cropping, ResizeShortSide(short_sides, longest)])
@@ -104,7 +104,7 @@ def scenes_transform() -> A.Compose:
 
     Returns:
         A pipeline with the inputs and outputs of :func:`train_transform`. The size of the image does not change. A box
-        that loses more than half of its area is dropped, because the visible rest does not show how large the digit is.
+        that loses more than half of its area is dropped, because its visible part does not show how large the digit is.
     """
     move = A.Affine(
         scale=(0.8, 1.2),
@@ -174,7 +174,7 @@ class ResizeShortSide(A.DualTransform):
 
 
 class RandomSizeCrop(A.DualTransform):
-    """Crop an image to a random rectangle. Its height and width are chosen independently.
+    """Crop an image to a random rectangle, whose height and width are chosen independently of each other.
 
     Args:
         shortest: minimum length of a side in pixels. An image side that is shorter is not cropped.

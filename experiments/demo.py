@@ -1,7 +1,7 @@
 """``make demo``: train, validate and use a classifier and a detector on built-in data, without downloads.
 
-The demo predicts images of the validation split. At the end, it lists the checkpoints and pictures that it has written.
-A demo that was stopped continues when it is started again.
+The demo predicts images of the validation split. At the end, it prints the paths of the checkpoints and pictures that
+it has written. A demo that was stopped continues when it is started again.
 """
 
 import itertools
@@ -38,9 +38,9 @@ def main() -> None:
 
 
 def run_name() -> str:
-    """Return the first of the names ``demo``, ``demo-2``, … whose demo has not finished.
+    """Return the name for the runs of the demo: the first of ``demo``, ``demo-2``, … that is not finished.
 
-    A demo is finished if the folder of its detector contains drawings of all predicted images.
+    A demo is finished if the run folder of its detector contains the drawings of all predicted images.
     """
     names = itertools.chain(["demo"], (f"demo-{number}" for number in itertools.count(2)))
     runs = Path("runs") / "detection"
@@ -48,7 +48,7 @@ def run_name() -> str:
 
 
 def best(folder: Path) -> Path:
-    """Return the path of the best checkpoint in the folder of a run."""
+    """Return the path of the best checkpoint of the run whose folder is ``folder``."""
     return folder / "checkpoints" / "best.ckpt"
 
 

@@ -91,7 +91,7 @@ class Diagnosis(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: DetectionModule, outputs: None, batch: dict, batch_idx: int
     ) -> None:
-        """Run the detector again on a batch, and add its predictions to the measurements."""
+        """Run the detector on the batch once more, and add its predictions to the measurements."""
         model = pl_module.model
         self.update(model, model(batch["image"], batch["padding_mask"]), batch)
 
@@ -181,7 +181,7 @@ def dense_detections(dense: dict[str, Tensor], image_sizes: Sequence[tuple[int, 
 
 
 def suppress(detections: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Apply non-maximum suppression to the detections of an image, and return at most 100 of them."""
+    """Apply non-maximum suppression to a dictionary of one image's detections. At most 100 remain."""
     kept = nms(detections["boxes"], detections["scores"], detections["labels"], NMS_THRESHOLD)[:DETECTIONS]
     return {name: values[kept] for name, values in detections.items()}
 
@@ -199,9 +199,10 @@ def coverage(
 
     Returns:
         A tuple of two tensors. The first one is ``(n, 1)``: the highest IoU of each object with the box of a query. The
-        second one is ``(Q, 4)``. Its columns are the IoU of a matched query with its object, or the highest IoU with
-        any object if the query is not matched; whether the query is matched; whether its best class is the class of its
-        object; and its highest class probability.
+        second one is ``(Q, 4)``. It has a row for each query. Column 0 is the IoU of the query with its matched object
+        or, without a match, the highest IoU with any object. Column 1 is 1 if the query is matched, else 0. Column 2 is
+        1 if the query's best class is the class of its matched object, else 0. Column 3 is the query's highest class
+        probability.
     """
     if len(target["labels"]) == 0:
         return boxes.new_zeros(0, 1), torch.stack([*boxes.new_zeros(3, len(boxes)), scores.amax(1)], dim=1)
@@ -227,7 +228,8 @@ def corrections(
             normalised to 0..1.
 
     Returns:
-        Dictionary from the name of a correction to the corrected tuple (``scores``, ``boxes``).
+        Dictionary from the name of a correction, such as "boxes of matched queries", to the tuple (``scores``,
+        ``boxes``) after this correction.
     """
     single, classes, exact = torch.zeros_like(scores), scores.clone(), boxes.clone()
     for image, ((queries, objects), target) in enumerate(zip(matched, targets, strict=True)):

@@ -82,7 +82,8 @@ def main() -> None:
 def madds_by_part(name: str) -> dict[str, int]:
     """Return the multiply-adds of each part of a published model for an image of 224×224 pixels.
 
-    The result is a dictionary from the names in :data:`PARTS` to multiply-adds. Their sum is the total of the model.
+    The result is a dictionary from the names in :data:`PARTS` to numbers of multiply-adds. Together, the parts are the
+    whole model.
     """
     by_module = madds_by_module(mobile_former.create_model(name))
     madds = {
@@ -96,7 +97,7 @@ def madds_by_part(name: str) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Shapes of the feature maps before and after the stem or a block, for an image of 224×224 pixels.
+    """Input and output shapes of the stem (first convolution) or of a block, for an image of 224×224 pixels.
 
     Attributes:
         kind: ``"stem"``, ``"lite"`` (block without tokens), ``"down"`` (block that halves height and width of the
@@ -206,7 +207,7 @@ def draw_shapes(shapes: list[BlockShape], style: Style) -> Figure:
 
 
 def draw_madds(madds: dict[str, dict[str, int]], style: Style) -> Figure:
-    """Draw a stacked bar for each model, which shows how its multiply-adds are divided among its parts, in per cent.
+    """Draw a stacked bar for each model that shows the percentage of its multiply-adds in each part.
 
     Args:
         madds: dictionary from the name of a model to the result of :func:`madds_by_part`.
@@ -276,7 +277,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return an empty figure and its axes. Coordinates are inches, and the axes are invisible."""
+    """Return a tuple (empty figure, its axes). Coordinates are inches, and the axes are invisible."""
     figure = Figure(figsize=(width, height))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()

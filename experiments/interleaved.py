@@ -28,7 +28,8 @@ def interleave(
         candidates: dictionary from a label to the function to time.
         rounds: number of timed rounds.
         warmup: number of untimed rounds before the timed rounds.
-        clock: function that waits until the device has finished its pending work, and returns the time in seconds.
+        clock: function that waits until the device has finished its pending work, then returns the current time in
+            seconds.
         repeat: number of calls of a function in its turn. The time of the turn is the median time of the calls.
         seed: seed of the random orders.
         after_round: function to call after each round, outside the timing.
@@ -60,7 +61,7 @@ def interleave(
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
-    """Return the lower quartile, the median and the upper quartile of the values."""
+    """Return a list: the lower quartile, the median and the upper quartile of the values."""
     return np.quantile(values, [0.25, 0.5, 0.75]).tolist()
 
 
@@ -74,10 +75,11 @@ def paired(numerator: Sequence[float], denominator: Sequence[float]) -> list[flo
 
 @torch.inference_mode()
 def latencies(models: Sequence[tuple[torch.nn.Module, torch.Tensor]], rounds: int) -> list[float]:
-    """Return the median latency of each model for one image in milliseconds, with the post-processing of detectors.
+    """Return a list with the median latency of each model for one image, in milliseconds.
 
     Args:
-        models: pairs (module, image), with an image ``(1, 3, H, W)``.
+        models: list of tuples (model, image). The image is ``(1, 3, H, W)``. For a detector, the latency includes the
+            post-processing.
         rounds: number of timed rounds. In each round, every model has one turn.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -47,7 +47,7 @@ Stage = Callable[[Any], Any]
 
 @dataclass
 class Side:
-    """The steps that load images, either with this project or with Pillow.
+    """The steps of one way to load images: this project's, or the usual one with Pillow.
 
     Each step is a function that is timed separately.
 
@@ -61,7 +61,7 @@ class Side:
 
 
 def main() -> None:
-    """Time image loading by this project and by Pillow with each augmentation recipe, and print the times."""
+    """Time image loading by this project and by Pillow for each set of augmentations, and print the times."""
     parser = argparse.ArgumentParser(prog="python -m experiments.loading", description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, help="folder of images to load (default: sample photographs, 500x375)")
     parser.add_argument("--recipe", choices=["basic", "full"], nargs="+", default=["basic", "full"])

@@ -86,7 +86,7 @@ class TimedMatcher:
 
 
 def now(device: torch.device) -> float:
-    """Wait until the device has finished its pending work, then return the time in seconds."""
+    """Wait until the device has finished its pending work, then return the current time in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -21,7 +21,7 @@ MACHINE_OPTIONS = ("data.root", "data.num_workers")  # can differ between the ma
 
 
 def trainings_parser(command: str, doc: str, *, config: str, each: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that the commands ``compare`` and ``sweep`` have in common.
+    """Build a parser with the options that the commands ``compare`` and ``sweep`` have in common.
 
     Its help text explains that all other options are passed to ``fit``.
 
@@ -103,7 +103,7 @@ def read_config(path: Path, known: Sequence[str], required: Sequence[str], what:
 
 
 def require_whole(name: str, value: object, least: int) -> None:
-    """Raise :class:`InputError` unless the value of an option is a whole number of at least ``least``."""
+    """Raise :class:`InputError` if the value of the option ``name`` is not a whole number of at least ``least``."""
     if type(value) is not int or value < least:
         raise InputError(f"{name} is {value!r}: give a whole number of at least {least}")
 
@@ -120,7 +120,7 @@ def as_arguments(options: dict) -> list[str]:
 
 
 def without_machine_options(arguments: Sequence[str]) -> list[str]:
-    """Return command-line arguments without :data:`MACHINE_OPTIONS`, which can differ between machines of a sweep."""
+    """Return a list of the arguments without options that may differ between the machines of a sweep."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in MACHINE_OPTIONS:
         parser.add_argument(f"--{option}", nargs="?")
@@ -128,14 +128,15 @@ def without_machine_options(arguments: Sequence[str]) -> list[str]:
 
 
 def require_free_options(arguments: Sequence[str], own: Iterable[str]) -> None:
-    """Check that a user gives no option of ``fit`` that the command ``compare`` or ``sweep`` sets itself.
+    """Check that the user gives no option of ``fit`` that the command ``compare`` or ``sweep`` sets itself.
 
     Args:
         arguments: command-line arguments for ``fit``.
-        own: names of the options in the search space, which the command sets for each trial.
+        own: names of the options in the search space. The command sets their values for each trial.
 
     Raises:
-        InputError: the arguments contain an option that the command sets.
+        InputError: the arguments contain an option in ``own``, or an option for the folder, name, checkpoint or config
+            of the run.
     """
     given = {word.partition("=")[0].removeprefix("--") for word in arguments if word.startswith("--")}
     for name in sorted(given & {*own, "name", "runs_folder", "ckpt_path", "config"}):
@@ -143,7 +144,7 @@ def require_free_options(arguments: Sequence[str], own: Iterable[str]) -> None:
 
 
 def require_options(task: str, arguments: Sequence[str]) -> None:
-    """Check the arguments of a training with the parser of ``fit``, which reports unknown options and exits."""
+    """Check the arguments of a training with the parser of ``fit``. If one is invalid, print the error and exit."""
     words = [f"{task}.fit", *arguments, "--print_config"]
     try:
         with mock.patch.object(sys, "argv", words), contextlib.redirect_stdout(io.StringIO()):
@@ -154,5 +155,5 @@ def require_options(task: str, arguments: Sequence[str]) -> None:
 
 
 def plain(label: str) -> str:
-    """Turn a label into a folder name: in lower case, with a hyphen instead of each group of special characters."""
+    """Convert a label to a folder name: lower case, with a hyphen for each sequence of special characters."""
     return re.sub(r"[^\w.]+", "-", label).strip("-.").lower() or "model"

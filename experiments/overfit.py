@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def first_images(content: dict, count: int) -> dict:
-    """Return the part of a dictionary in COCO format with the first ``count`` images and their objects."""
+    """Return a dictionary in COCO format that has only the first ``count`` images of ``content`` and their objects."""
     kept = content["images"][:count]
     ids = {image["id"] for image in kept}
     annotations = [annotation for annotation in content["annotations"] if annotation["image_id"] in ids]

@@ -11,11 +11,11 @@ from mobile_former.training.run.figures import COLOURS
 
 
 def draw_scores(scores: Mapping[str, Sequence[float]], kind: str, name: str) -> Figure:
-    """Draw the scores of several settings, one row for each setting: every score, their mean and standard deviation.
+    """Draw the scores of several settings. Each setting has a row with its scores, their mean and standard deviation.
 
     Args:
         scores: dictionary from the label of a setting to its scores, one for each seed.
-        kind: title of the axis of the labels, such as the names of the options that a setting consists of.
+        kind: title of the label axis, such as the names of the options in a setting.
         name: name of the score.
     """
     figure = Figure(figsize=(7, 1.4 + 0.5 * len(scores)), layout="constrained")
@@ -33,7 +33,7 @@ def draw_scores(scores: Mapping[str, Sequence[float]], kind: str, name: str) -> 
 
 
 def draw_against(scores: Mapping[str, Sequence[float]], quantities: Mapping[str, Sequence[float]], name: str) -> Figure:
-    """Draw the scores of models against quantities such as the model size. Each quantity has a panel with a log scale.
+    """Plot the scores of models against quantities such as the model size, one panel per quantity, on log scales.
 
     Args:
         scores: dictionary from the label of a model to its scores in [0, 1], one for each seed.

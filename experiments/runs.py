@@ -48,7 +48,7 @@ class Training:
 
     @property
     def command(self) -> list[str]:
-        """The command line that starts the training, as a list of strings.
+        """List of strings: the command line that starts the training.
 
         The training resumes from its last checkpoint if there is one.
         """
@@ -56,12 +56,12 @@ class Training:
         return [sys.executable, "-m", f"{self.task}.fit", *self.arguments, *location, "--ckpt_path", "auto"]
 
     def require_same_options(self) -> None:
-        """Record ``arguments`` in a JSON file next to the log. If the run exists, compare them with its record first.
+        """Check that an existing run has the same ``arguments``, then write them to a JSON file next to the log.
 
-        Options that can differ between the machines of a sweep are not compared.
+        Options that may differ between the machines of a sweep are not compared.
 
         Raises:
-            InputError: the run was started with other arguments, or it has no record.
+            InputError: the run was started with other arguments, or exists without such a file.
         """
         path = self.log.with_suffix(".json")
         if self.folder.path.is_dir():
@@ -73,7 +73,7 @@ class Training:
         path.write_text(json.dumps(self.arguments) + "\n")
 
     def start(self, count: int) -> subprocess.Popen:
-        """Start the training in its own process, which ends with this process (see ``tethered.py``).
+        """Start and return a process that runs the training. It is killed when this process ends.
 
         Args:
             count: the number of trainings that run at the same time and share the processor cores.
@@ -123,7 +123,7 @@ class Training:
         return values[-1]
 
     def test_scores(self) -> dict[str, float]:
-        """Return the test scores of the best checkpoint. They are computed once and kept in the folder of the run."""
+        """Return the test scores of the best checkpoint, as a dictionary from name to value."""
         folder = self.folder.path / "test"
         if not (folder / "metrics.json").is_file():
             command = [f"{self.task}.test", "--ckpt_path", str(self.folder.best), "--output", str(folder)]
@@ -140,7 +140,7 @@ class Training:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """Stop a training after it has written its last checkpoint. Kill it if this takes :data:`PATIENCE` seconds."""
+    """Let a training write its last checkpoint and end. Kill it if it has not ended after :data:`PATIENCE` seconds."""
     process.terminate()
     try:
         process.wait(PATIENCE)
@@ -151,13 +151,13 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def last_error(log: Path) -> str:
-    """Return the last error line of the last attempt in a log.
+    """Return the last line with an error message from a training's log, as the reason why the training failed.
 
-    If the attempt has no error line, return its last line.
+    Only the output of the last start is searched. If it has no error message, its last line is returned.
 
     Args:
-        log: path of the file with the output of one or several attempts to train. Each attempt starts with a line ``$
-            command``. Bytes that are not UTF-8 are replaced.
+        log: path of the log. It contains the output of each start of the training, preceded by a line ``$ command``.
+            Bytes that are not UTF-8 are replaced.
     """
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     start = max((number for number, line in enumerate(lines, start=1) if line.startswith("$ ")), default=0)

@@ -8,14 +8,14 @@ from scipy.stats import t as student_t
 
 
 def as_table(rows: Sequence[dict[str, str]]) -> str:
-    """Return a Markdown table. Each row is a dictionary from column name to cell; a missing cell is left empty."""
+    """Return a Markdown table as text. Each row is a dictionary from column name to cell; missing cells are empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in rows)]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 def in_units(count: int) -> str:
-    """Return a count as text, in billions (G) if it is at least one billion, otherwise in millions (M)."""
+    """Convert a count to text: in billions (G) if it is at least one billion, otherwise in millions (M)."""
     return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
@@ -25,22 +25,22 @@ def spread(values: Sequence[float]) -> float:
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Return the mean of the values as text. For several values, the text also has their standard deviation."""
+    """Return a text with the mean of the values and, if there are several, their standard deviation."""
     text = f"{statistics.mean(values):.4f}"
     return text if len(values) < 2 else f"{text} ± {spread(values):.4f}"
 
 
 def paired_difference(values: dict[str, float], reference: dict[str, float]) -> dict | None:
-    """Compare scores with the scores of a reference that have the same key, such as the same seed.
+    """Subtract from each score the reference's score with the same key, such as the same seed.
 
     Args:
         values: dictionary from key to score.
         reference: dictionary from key to score of the reference.
 
     Returns:
-        A dictionary for the keys in both arguments, or None if there are none. ``values`` are the differences by key,
-        ``mean`` is their mean, and ``interval`` is the 95 % confidence interval of the mean by Student's t. The
-        interval is None for a single key.
+        A dictionary, or None if no key is in both arguments. ``values`` is a dictionary from each key in both arguments
+        to the difference. ``mean`` is the mean of the differences, and ``interval`` is its 95 % confidence interval by
+        Student's t, or None for a single key.
     """
     pairs = {key: value - reference[key] for key, value in values.items() if key in reference}
     if not pairs:
@@ -54,13 +54,13 @@ def paired_difference(values: dict[str, float], reference: dict[str, float]) -> 
 
 
 def signed(value: float) -> str:
-    """Return a difference as text, with its sign and three decimals."""
+    """Convert a difference to text with a sign and three decimals."""
     value = round(value, 3) + 0.0  # turns -0.0 into 0.0
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def short_names(names: Iterable[str]) -> list[str]:
-    """Return short names of options: the part after the last dot, or the whole name if two options share that part."""
+    """Return a list of short option names: the part after the last dot, or the whole name if that is ambiguous."""
     names = list(names)
     last = [name.rpartition(".")[2] for name in names]
     return [short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)]
@@ -69,7 +69,7 @@ def short_names(names: Iterable[str]) -> list[str]:
 def shown(params: dict) -> dict[str, str]:
     """Return a dictionary from the short names of parameters to their values as text.
 
-    Floats have three digits, and None is "none".
+    Floats are rounded to three significant digits. None becomes "none".
     """
 
     def text(value: object) -> str:
@@ -79,5 +79,5 @@ def shown(params: dict) -> dict[str, str]:
 
 
 def shown_params(params: dict) -> str:
-    """Return the parameters of a trial and their values in one line of text."""
+    """Return one line of text with the names and values of a trial's parameters."""
     return ", ".join(f"{name} {value}" for name, value in shown(params).items())

@@ -1,8 +1,11 @@
-"""Run a module that ends with the process that started it: ``python tethered.py LOCK RESULT MODULE ARGUMENTS…``.
+"""Run a module in this process, and kill the process if its parent process ends.
 
-The standard input must be a pipe that the starting process keeps open. When the starting process ends, even by SIGKILL,
-this process is killed. LOCK is a file that only one process at a time can lock. Other processes wait for it. RESULT is
-a file that the module writes at its end. If RESULT exists when LOCK is obtained, the module is not run.
+Usage: ``python tethered.py LOCK RESULT MODULE ARGUMENTS…``
+
+The standard input must be a pipe that the parent process keeps open. When the parent ends, even by SIGKILL, the pipe is
+closed and this process kills itself. LOCK is the path of a file that this process locks first. Another process with the
+same LOCK waits until the lock is free. RESULT is the path of a file that the module writes at its end. If RESULT exists
+when the lock is obtained, the module is not run.
 
 The worker of a sweep runs this file by its path. ``python -m`` would import the package an additional time.
 """
@@ -16,7 +19,7 @@ import threading
 
 
 def main() -> None:
-    """Lock the file LOCK, then run MODULE as ``python -m`` does, unless the file RESULT exists."""
+    """Lock the file LOCK. If the file RESULT does not exist, run MODULE as ``python -m`` does."""
     threading.Thread(target=end_with_standard_input, daemon=True).start()
     lock, result, *sys.argv = sys.argv[1:]
     sys.path[0] = os.getcwd()
@@ -27,7 +30,7 @@ def main() -> None:
 
 
 def end_with_standard_input() -> None:
-    """Kill this process when its standard input is closed. No checkpoint is damaged, because writing is atomic."""
+    """Kill this process when its standard input is closed. Checkpoints are written atomically, so none is damaged."""
     os.read(0, 1)
     os.kill(os.getpid(), signal.SIGKILL)
 

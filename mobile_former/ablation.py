@@ -88,7 +88,7 @@ def ablation_names(names: str) -> list[str]:
 
 
 def model_label(options: Mapping[str, Any]) -> str:
-    """Return a short name for tables and folders: model, backbone and ablations of a run, joined by hyphens.
+    """Return a short name of a run's model for tables and folders: model, backbone and ablations, with hyphens.
 
     Args:
         options: hyperparameters of the run, with ``name`` and optionally ``backbone`` and ``ablation``.
@@ -111,7 +111,7 @@ def replace_parts(model: nn.Module, kind: type[nn.Module], make: Callable[[nn.Mo
         make: function that takes a submodule and returns its replacement.
 
     Returns:
-        True if any submodule was replaced.
+        True if at least one submodule was replaced.
     """
     found = False
     for parent in list(model.modules()):
@@ -170,8 +170,8 @@ class ProjectedMobileToFormer(Ablated, MobileToFormer):
 
         Args:
             x: feature map, ``(B, C, H, W)``.
-            map_position: position embedding of the feature map, which is added for the keys only; None for no
-                embedding.
+            map_position: position embedding of the feature map. It is added for the keys, but not for the values. None
+                for no embedding.
 
         Returns:
             The keys and the values, each ``(B, C, H, W)``.
@@ -231,7 +231,7 @@ def share_slopes(model: nn.Module) -> bool:
     """Switch all blocks of a model to the spatially shared dynamic ReLU, with the same slopes at all positions.
 
     Returns:
-        True if any block had the spatially aware dynamic ReLU, with different slopes at different positions.
+        True if at least one block had the spatially aware dynamic ReLU, whose slopes differ between positions.
     """
     blocks = [part for part in model.modules() if isinstance(part, MobileFormerBlock)]
     aware = any(block.spatial_dynamic_relu for block in blocks)

@@ -82,7 +82,7 @@ class MobileFormerBlock(nn.Module):
         """Compute the weight of each token at each output position, for the spatially aware dynamic ReLU.
 
         The attention logits are averaged over the heads. If the block has stride 2, they are also average-pooled. A
-        softmax over the tokens then returns the weights, ``(B, M, H', W')``.
+        softmax over the tokens then gives the weights, which are returned as ``(B, M, H', W')``.
         """
         logits = logits.mean(1).unflatten(2, x.shape[2:])
         if self.downsamples:

@@ -171,7 +171,7 @@ def distributed(weights: Tensor, tokens: Tensor, like: Tensor) -> Tensor:
     Args:
         weights: ``(B, heads, M, H·W)``.
         tokens: ``(B, heads, M, C/heads)``.
-        like: feature map ``(B, C, H, W)``, whose shape and memory layout are used.
+        like: feature map ``(B, C, H, W)``. The result has its shape and memory layout.
 
     Returns:
         The sums as a feature map, ``(B, C, H, W)``.
@@ -184,7 +184,7 @@ def distributed(weights: Tensor, tokens: Tensor, like: Tensor) -> Tensor:
 
 
 def _position_rows(x: Tensor) -> tuple[Tensor, ...]:
-    """View a channels-last map as one matrix ``(B, H·W, C/heads)`` for each attention head."""
+    """View a channels-last map as a tuple of matrices ``(B, H·W, C/heads)``, one for each attention head."""
     return x.flatten(2).transpose(1, 2).chunk(HEADS, dim=2)
 
 

@@ -1,4 +1,4 @@
-"""The exception for invalid user input, and functions that help to write error messages."""
+"""The exception for invalid user input, and functions that build parts of error messages."""
 
 import difflib
 import operator

@@ -89,7 +89,7 @@ class MobileFormer(HubModel, nn.Module):
         return self.backbone(images, padding_mask)
 
     def get_classifier(self) -> nn.Module:
-        """Return the last linear layer. Without classes, it is an ``nn.Identity``."""
+        """Return the last linear layer, or an ``nn.Identity`` if ``num_classes`` is 0."""
         return self.classifier.logits
 
     def reset_classifier(self, num_classes: int) -> None:

@@ -35,7 +35,7 @@ def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Cost:
         image_size: height and width of the image in pixels.
 
     Returns:
-        The two numbers as a :class:`Cost`.
+        A :class:`Cost` with both numbers.
     """
     return Cost(sum(p.numel() for p in model.parameters()), madds_by_module(model, image_size)[""])
 

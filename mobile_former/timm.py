@@ -1,7 +1,7 @@
 """Integration with timm: importing this module registers the published models with timm.
 
 After ``import mobile_former.timm``, build a model with ``timm.create_model("mobile_former_294m", …)``. The options and
-methods of the models have timm's names and conventions.
+methods of these models follow timm's names and conventions.
 """
 
 import warnings
@@ -256,7 +256,7 @@ def _weights(name: str, given: Mapping, cache_dir: str | Path | None) -> tuple[P
 
     Returns:
         The path of the weights file, a dictionary of options for the model, and a dictionary of entries for
-        ``pretrained_cfg``. Both dictionaries are read from the repository on the Hub, and are empty for a local file.
+        ``pretrained_cfg``. Both dictionaries come from the repository on the Hub. For a local file, they are empty.
 
     Raises:
         InputError: ``given`` contains neither key, or the download fails.

@@ -17,7 +17,7 @@ def write_whole(
     Args:
         path: path of the file.
         content: complete content of the file.
-        kind: text that error messages put before the path, such as ``"the checkpoint "``.
+        kind: text before the path in error messages, such as ``"the checkpoint "``.
         before_replace: function that is called with the path of the flushed temporary file, before the rename; None to
             call nothing.
 

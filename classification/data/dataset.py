@@ -22,9 +22,10 @@ class Source(ImageSource, Protocol):
 
 
 def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Compose) -> dict:
-    """Transform an image and return a sample.
+    """Transform an image and return it as a sample with its label.
 
-    The sample is a dictionary with ``image`` ``(3, H, W)`` uint8, the integer ``label`` and the ``name`` of the image.
+    The sample is a dictionary: ``image`` is the transformed image ``(3, H, W)`` uint8, ``label`` is an integer, and
+    ``name`` is a string.
 
     Args:
         source: data set of the image.
@@ -37,11 +38,12 @@ def make_sample(source: Source, index: int, image: np.ndarray, transforms: A.Com
 
 
 def collate(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
-    """Build a batch: a dictionary with ``image`` ``(B, 3, H, W)`` uint8, ``label`` ``(B,)`` and a list of B ``name``.
+    """Combine samples into a batch, a dictionary of tensors and lists.
 
-    Unreadable images are left out. Two more entries are lists of error messages: ``failures`` (unreadable images) and
-    ``errors`` (faults that must stop the run), see :func:`split_messages`. If no image is readable, the dictionary has
-    only these two entries.
+    The entries are ``image`` ``(B, 3, H, W)`` uint8, ``label`` ``(B,)``, ``name`` (list of B strings), ``failures`` and
+    ``errors``. ``failures`` are error messages about unreadable images, which are left out. ``errors`` are messages
+    about faults that must stop the run, see :func:`split_messages`. If no image is readable, the dictionary has only
+    these two entries.
     """
     readable, messages = split_messages(samples)
     columns = [{name: sample[name] for name in ("image", "label", "name")} for sample in readable]

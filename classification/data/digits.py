@@ -29,11 +29,11 @@ class Digits:
         return len(self.labels)
 
     def read(self, index: int) -> np.ndarray:
-        """Return an image ``(64, 64, 3)`` uint8 RGB."""
+        """Return the image number ``index`` as an array ``(64, 64, 3)``, uint8 RGB."""
         grey = cv2.copyMakeBorder(self.images[index], *[BORDER] * 4, cv2.BORDER_CONSTANT, value=0)
         grey = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
         return np.repeat(grey[:, :, None], 3, axis=2)
 
     def name(self, index: int) -> str:
-        """Return the name of an image for messages, such as ``train digit 5``."""
+        """Return the name of an image that error messages use, such as ``train digit 5``."""
         return f"{self.split} digit {index}"

@@ -17,10 +17,10 @@ class Labelled(NamedTuple):
     """Image files of one split with their classes.
 
     Attributes:
-        place: folder or table that lists the images, for messages.
+        place: path of the image folder or of the table of images, for use in error messages.
         paths: path of each image.
         names: class name of each image.
-        classes: all class names in the order of the labels, including those without images.
+        classes: all class names in the order of the labels, including the names of classes without images.
         groups: group of each image, or None if there are no groups.
     """
 
@@ -42,10 +42,10 @@ class LabelledImages(ListedImages):
 
     Args:
         labelled: the image files with their classes.
-        class_names: class names in the order of the labels. The split can lack some of these classes.
+        class_names: class names in the order of the labels. A class may have no images in the split.
 
     Attributes:
-        labels: list of the labels, one per image.
+        labels: list with the integer label of each image.
 
     Raises:
         InputError: an image has a class that is not in ``class_names``, or there are no images.
@@ -72,11 +72,12 @@ class ImageFolder(LabelledImages):
 
     Args:
         root: folder that contains the splits.
-        split: ``"train"``, ``"val"`` or ``"test"``. The folder can have another name for the split, such as ``valid``.
-        class_names: class names in the order of the labels. The split can lack some of these classes.
+        split: ``"train"``, ``"val"`` or ``"test"``. The folder of the split can also have another usual name, such as
+            ``valid``.
+        class_names: class names in the order of the labels. A class may have no images in the split.
 
     Attributes:
-        labels: list of the labels, one per image.
+        labels: list with the integer label of each image.
 
     Raises:
         FileNotFoundError: ``root`` or the folder of the split does not exist.
@@ -88,7 +89,7 @@ class ImageFolder(LabelledImages):
 
 
 def read_classes(folder: Path) -> Labelled:
-    """Find the images in the class folders of ``folder``, and return them with their classes.
+    """Find the images in the class folders of ``folder``. Return their paths with their class names.
 
     Raises:
         InputError: there is no class folder.
@@ -117,7 +118,7 @@ def list_classes(root: Path, split: str) -> list[str]:
 
 
 def split_folder(root: Path, split: str) -> Path:
-    """Return the folder of a split, such as ``root/valid`` for ``"val"``.
+    """Return the path of the folder of a split. For ``"val"``, this can be ``root/valid``.
 
     Raises:
         FileNotFoundError: ``root`` or the folder of the split does not exist.
@@ -134,10 +135,10 @@ def split_folder(root: Path, split: str) -> Path:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Return the sorted names of the subfolders that are not hidden.
+    """Return a sorted list of the names of all subfolders, except hidden ones.
 
     Raises:
-        InputError: there is no such subfolder.
+        InputError: there is no subfolder, or all of them are hidden.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
@@ -146,6 +147,6 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def abridged(names: Sequence[str], most: int = 10) -> str:
-    """Return the quoted names as text. If there are more than ``most`` names, "and N more" replaces the last N."""
+    """Return the first ``most`` names in quotes, as one text. If N names are left, "and N more" is appended."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + rest

@@ -1,4 +1,4 @@
-"""Recognise the layout of a folder of labelled images."""
+"""Recognise how the images and labels in a folder are arranged (its layout)."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -19,12 +19,12 @@ _LOOKED_FOR = (
 
 
 class Layout(NamedTuple):
-    """A recognised folder.
+    """The recognised layout of a data folder, and functions that read its images.
 
     Attributes:
-        name: name of the layout.
-        splits: dictionary from a split ("train", "val" or "test") to the function that returns its images. Images
-            without a split are in "train".
+        name: description of the layout, such as "folders of classes".
+        splits: dictionary from a split ("train", "val" or "test") to the function that returns the images of the split.
+            If the data is not divided into splits, all images are in "train".
     """
 
     name: str
@@ -32,17 +32,17 @@ class Layout(NamedTuple):
 
 
 def find_layout(root: Path, columns: Columns | None = None) -> Layout:
-    """Recognise the layout of a folder of labelled images, or of a table such as a CSV file.
+    """Recognise and return the layout of a folder of labelled images, or of a table such as a CSV file.
 
     If a folder only contains another folder, as unpacked archives often do, the inner folder is examined.
 
     Args:
         root: path of the folder or the table.
-        columns: names of the columns of a table.
+        columns: names of the columns, if the images are listed in a table. None: the usual names.
 
     Raises:
-        FileNotFoundError: ``root`` does not exist, or no layout is recognised. The message lists what was looked for
-            and what the folder contains.
+        FileNotFoundError: ``root`` does not exist, or no layout is recognised. The message contains the layouts that
+            were looked for, and the content of the folder.
         InputError: a table cannot be used, or it is not clear which of several tables to use.
     """
     columns = columns or Columns()

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: training images are mixed with others, and their labels in the same proportion."""
+"""Mixup and CutMix, which mix pairs of training images and mix the labels of a pair in the same proportion."""
 
 import numpy as np
 import torch

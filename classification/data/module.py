@@ -46,22 +46,24 @@ class ClassificationData(ImageData):
     """Labelled images for training and evaluation.
 
     Args:
-        dataset: "folder" (images of root), "shards" (tar files that classification.shard has written) or "digits"
-            (scikit-learn's handwritten digits, which need no root).
-        root: folder of the images or shards. The layout of images is recognised: folders of classes with or without a
-            split, or a table of paths and labels. root can also be the path of the table. For shards, root can be a
-            URL, or "pipe:" followed by a shell command that prints a file. The name of the file replaces {} in the URL
-            or command. If there is no {}, a slash and the name are appended.
-        val_fraction: fraction of the training images that is held out for validation. Default: 0.2 if root has no
-            validation images, otherwise none.
-        folds: number of parts for cross-validation. The part with the number fold is held out for validation.
-        fold: number of the part that is held out, from 1 to folds.
-        split_seed: seed of the choice of images that are held out. Default: the seed of the run.
-        groups: CSV file with the columns image and group, or a column of the table. Images of one group are not
-            separated when images are held out. Default: groups.csv in root, or the column group, if it exists.
-        image_column: column of the paths in a table. Default: a usual name, such as file_name or path.
-        label_column: column of the class names in a table. Default: a usual name, such as label or class.
-        keep_empty_classes: whether classes without any image are classes of the model.
+        dataset: "folder" (images in the folder ``root``), "shards" (tar files written by the command
+            classification.shard) or "digits" (scikit-learn's handwritten digits, which need no ``root``).
+        root: folder of the images or shards. The layout of the images is recognised: one folder per class, with or
+            without a folder per split, or a table of paths and labels. ``root`` can also be the path of the table. For
+            shards, ``root`` can be a URL, or "pipe:" followed by a shell command that prints a file. In the URL or
+            command, {} is replaced by the name of the file to read. If there is no {}, a slash and the name are
+            appended.
+        val_fraction: fraction of the training images that is held out for validation. Default: 0.2 if ``root`` has no
+            validation images, otherwise 0.
+        folds: number of parts for cross-validation. One part is held out for validation, see ``fold``.
+        fold: number of the part that is held out, from 1 to the value of ``folds``.
+        split_seed: random seed for choosing the images that are held out. Default: the seed of the run.
+        groups: path of a CSV file with the columns "image" and "group", or name of a column of the table. Either all
+            images of a group are held out, or none. Default: groups.csv in ``root`` or the column "group" of the table,
+            if one of them exists.
+        image_column: name of the table's column of image paths. Default: a usual name, such as file_name or path.
+        label_column: name of the table's column of class names. Default: a usual name, such as label or class.
+        keep_empty_classes: whether the model also has an output for each class that has no image.
         image_size: side of the square input in pixels.
         batch_size: number of images per batch in each process.
         num_workers: number of processes that load data. Default: number of cores minus one (1 to 16); 0 for digits.
@@ -70,18 +72,19 @@ class ClassificationData(ImageData):
         rand_augment: whether to apply RandAugment (2 operations, magnitude 9, standard deviation 0.5).
         random_erasing: probability that noise replaces a rectangle of the image.
         class_balance: degree to which an epoch balances the classes, from 0 to 1. 0: an epoch has every image once.
-            Above 0, images are drawn at random, some repeatedly, so that a class with n images has a frequency
-            proportional to n to the power of 1 - class_balance. 1: all classes are equally frequent. Not for shards.
-        train_transforms: albumentations transforms that replace crop, flip, RandAugment and erasing. Afterwards, the
-            image is resized to image_size if it has another size. Default: crop, flip, RandAugment and erasing.
+            Above 0, images are drawn at random, some repeatedly, so that the frequency of a class with n images is
+            proportional to n to the power of 1 - ``class_balance``. 1: all classes are equally frequent. Not for
+            shards.
+        train_transforms: albumentations transforms that replace crop, flip, RandAugment and erasing. The transformed
+            image is resized if its size is not ``image_size``. Default: crop, flip, RandAugment and erasing.
         crop_fraction: fraction of the shorter side that the centre crop of evaluation covers.
         mean: mean of each channel that normalisation subtracts, for pixel values in [0, 1].
         std: standard deviation of each channel that normalisation divides by, for pixel values in [0, 1].
-        skip_damaged_shards: whether training uses the samples of another shard if a shard is missing or damaged. If
-            off, a missing or damaged shard is an error.
+        skip_damaged_shards: whether training replaces the samples of a missing or damaged shard by those of another
+            shard. If off, a missing or damaged shard is an error.
 
     Raises:
-        InputError: a value is out of range, or dataset, root and skip_damaged_shards contradict each other.
+        InputError: a value is out of range, or ``dataset``, ``root`` and ``skip_damaged_shards`` contradict each other.
     """
 
     def __init__(
@@ -164,7 +167,7 @@ class ClassificationData(ImageData):
         self.lanes: int | None = None  # number of lanes of a resumed run, see ShardBatches
 
     def training_classes(self) -> list[str]:
-        """Return the class names of the training data in the order of their labels."""
+        """Return a list of the class names of the training data, in the order of the labels."""
         if self.hparams.dataset == "digits":
             return list(Digits.class_names)
         if self.hparams.dataset == "shards":
@@ -175,11 +178,11 @@ class ClassificationData(ImageData):
 
     @cached_property
     def layout(self) -> Layout:
-        """Layout of the images.
+        """Recognised layout of the images in ``root``, such as folders of classes.
 
         Raises:
             FileNotFoundError: no layout is recognised.
-            InputError: a table cannot be used.
+            InputError: a table of images cannot be read or lacks a column.
         """
         return find_layout(self.root, self._columns)
 
@@ -222,7 +225,7 @@ class ClassificationData(ImageData):
             self.test_set = EvaluationImages(self._source(self.test_split), self.eval_transforms, make_sample)
 
     def describe(self) -> str:
-        """Describe the data set in one line: its name, number of images and classes, image size and batch size."""
+        """Return one line of text: name of the data set, numbers of images and classes, image size and batch size."""
         size = self.hparams.image_size
         return (
             f"{self.dataset_name}: {len(self.train_set)} training and {len(self.val_set)} validation images of "
@@ -230,7 +233,7 @@ class ClassificationData(ImageData):
         )
 
     def notes(self) -> list[str]:
-        """Return lines about the data: its layout, classes without images, and how validation images were held out."""
+        """Return a list of lines about the data: layout, classes without images, and choice of validation images."""
         if self.hparams.dataset != "folder":
             return []
         lines = [f"layout {self.layout.name}"]
@@ -255,7 +258,7 @@ class ClassificationData(ImageData):
         """Return a dictionary with the number of training images and the number of shards that were skipped.
 
         The keys are ``skipped_images`` and, if the data set consists of shards, ``skipped_shards``. An image or shard
-        that several processes skipped counts once. Every process must call this method.
+        is counted once, even if several processes skipped it. Every process must call this method.
         """
         counts = super().skipped_counts()
         if self.hparams.dataset == "shards":
@@ -275,9 +278,9 @@ class ClassificationData(ImageData):
     def train_sampler(self) -> EpochSampler:
         """Build the sampler of training images.
 
-        Above 0, ``class_balance`` changes the frequencies of the classes. With ``q = 1 - class_balance``, a class with
-        ``n`` images has a frequency proportional to ``n**q`` (Kang et al., Decoupling Representation and Classifier for
-        Long-Tailed Recognition, arXiv 1910.09217).
+        If ``class_balance`` is above 0, it changes how often the images of each class are drawn. With
+        ``q = 1 - class_balance``, the frequency of a class with ``n`` images is proportional to ``n**q`` (Kang et al.,
+        Decoupling Representation and Classifier for Long-Tailed Recognition, arXiv 1910.09217).
         """
         if not self.class_balance:
             return super().train_sampler()
@@ -295,9 +298,9 @@ class ClassificationData(ImageData):
         return self._shard_loader(self.train_set, self._train_lanes, first)
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Log one warning for each damaged shard.
+        """Log one warning for each damaged shard of a batch, and return the batch without these messages.
 
-        Then call the base class, which handles unreadable images, see :meth:`ImageData.on_before_batch_transfer`.
+        Unreadable images are then handled by :meth:`ImageData.on_before_batch_transfer`.
         """
         for damage in set(batch.pop("damages", ())) - self.skipped_shards:
             self.skipped_shards.add(damage)
@@ -316,7 +319,7 @@ class ClassificationData(ImageData):
     def load_state_dict(self, state_dict: dict) -> None:
         """Set the position in the training data to the position that :meth:`state_dict` returned.
 
-        The order of the following images does not change, even if the number of loading workers is different now.
+        The images that follow keep their order, even if the number of loading workers has changed since.
         """
         super().load_state_dict(state_dict)
         self.lanes = state_dict.get("lanes")
@@ -354,7 +357,7 @@ class ClassificationData(ImageData):
         return self._sources[key]
 
     def _part(self, split: str) -> Labelled:
-        """Return the images of a split, after validation images are held out of the training images if needed."""
+        """Return the images of a split. Validation images may be held out of the training images."""
         splits = self.layout.splits
         divides = self.hold_out.is_asked_for or ("val" not in splits and "train" in splits)
         if split == "test" or not divides:
@@ -373,7 +376,7 @@ class ClassificationData(ImageData):
         return self._parts[split]
 
     def _labelled(self, split: str) -> Labelled:
-        """Return all images of a split in the data folder, before any are held out."""
+        """Return all images of a split in the data folder, before validation images are held out."""
         if split not in self.layout.splits:
             found = ", ".join(map(repr, self.layout.splits))
             raise FileNotFoundError(f"{self.root} has no {split!r} images (it has {found}): {LAYOUT}")
@@ -382,7 +385,7 @@ class ClassificationData(ImageData):
     def _empty_classes(self, labelled: Labelled) -> list[str]:
         """Return the names of the classes that have neither training nor validation images.
 
-        The list is empty with ``keep_empty_classes``, or if there are no images at all.
+        The list is empty if ``keep_empty_classes`` is set, or if there are no images at all.
         """
         present = set(labelled.names)
         empty = [name for name in labelled.classes if name not in present]

@@ -12,7 +12,7 @@ _STRIP = 32  # an image is a strip if its longer side is more than 32 times the 
 def resize_and_crop(image: np.ndarray, image_size: int, crop_fraction: float = 0.875) -> np.ndarray:
     """Resize the shorter side of an image to ``image_size / crop_fraction``, then crop the central square.
 
-    The pixels are those of :func:`classification.data.transforms.eval_transform`.
+    The result is the same as that of :func:`classification.data.transforms.eval_transform`.
 
     Args:
         image: image ``(H, W, 3)`` uint8 RGB.
@@ -20,13 +20,13 @@ def resize_and_crop(image: np.ndarray, image_size: int, crop_fraction: float = 0
         crop_fraction: fraction of the shorter side that the crop covers, above 0 and at most 1.
 
     Returns:
-        An array ``(image_size, image_size, 3)`` uint8.
+        The square as an array ``(image_size, image_size, 3)``, uint8 RGB.
     """
     return centre_crop(resize_shorter_side(image, shorter_side(image_size, crop_fraction)), image_size)
 
 
 def shorter_side(image_size: int, crop_fraction: float) -> int:
-    """Return the shorter side of a resized image before its centre crop, in pixels.
+    """Return the length in pixels to which the shorter side of an image is resized before the centre crop.
 
     It is ``image_size / crop_fraction``, rounded down.
     """
@@ -37,9 +37,9 @@ def resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
     """Resize an image ``(H, W, 3)`` uint8 so that its shorter side has ``size`` pixels.
 
     The interpolation is Pillow's antialiased bilinear interpolation, which was also used to measure the published
-    accuracies. The longer side is rounded down, as in torchvision. Only the :func:`middle` of a very long, narrow image
-    is kept and resized. The rest is not needed, because a centre crop follows. Resizing the whole image could fill the
-    memory: the result for an image of 1×60 000 pixels would take 12 GB.
+    accuracies. The new length of the longer side is rounded down, as in torchvision. Only the :func:`middle` of a very
+    long, narrow image is kept and resized. The rest is not needed, because a centre crop follows. Resizing the whole
+    image could fill the memory: the result for an image of 1×60 000 pixels would take 12 GB.
     """
     image = middle(image)
     height, width = image.shape[:2]
@@ -58,10 +58,10 @@ def middle(image: np.ndarray) -> np.ndarray:
 
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Return the central square of ``size`` pixels of an image ``(H, W, 3)``, whose sides are at least that long.
+    """Return the central square of an image ``(H, W, 3)``. The sides of the square are ``size`` pixels long.
 
-    If the margins are not whole pixels, the coordinates of the top left corner are rounded half to even, as in
-    torchvision.
+    The sides of the image must be at least as long. If the margins are not whole pixels, the coordinates of the top
+    left corner are rounded half to even, as in torchvision.
     """
     top, left = (round((side - size) / 2) for side in image.shape[:2])
     return image[top : top + size, left : left + size]

@@ -1,4 +1,4 @@
-"""Writing an image folder as WebDataset shards, which are tar files."""
+"""Write the images of a folder to WebDataset shards, which are tar files."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ from mobile_former.whole_file import write_whole
 
 
 class Planned(NamedTuple):
-    """An image that will be written to a shard."""
+    """One image to write to a shard: its number in the split, path and label."""
 
     number: int  # number of the image in the split, and key of its sample
     path: Path
@@ -30,7 +30,7 @@ class Planned(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Input of :func:`write_shard`: path of a shard, images for this shard, and whether to skip unreadable images."""
+    """Input of :func:`write_shard`: path of the shard to write, its images, and whether to skip unreadable images."""
 
     target: Path
     planned: list[Planned]
@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Result of writing one shard."""
+    """Result of :func:`write_shard`: index entry of the shard, whether it was written, and unreadable images."""
 
     shard: Shard | None  # None: no image is readable, or an image is unreadable and may not be skipped
     written: bool  # False: the same file already existed, or ``shard`` is None
@@ -55,7 +55,7 @@ def plan_shards(
 
     Args:
         images: images of the split.
-        folder: folder of the split's shards.
+        folder: folder in which the shards of the split are written.
         seed: random seed for the order of the images.
         size: maximum size of a shard in bytes. A shard with a single image may be larger.
         samples: number of images in each shard except the last. None: ``size`` limits the shards.
@@ -90,7 +90,7 @@ def write_shards(output: Path, class_names: list[str], jobs: dict[str, list[Job]
 
     Raises:
         InputError: a written shard cannot be read back without errors, or a split has no readable image.
-        SystemExit: some images are unreadable, and ``skip_unreadable`` is False in the jobs. No index file is written.
+        SystemExit: an image is unreadable, and ``skip_unreadable`` is False in its job. No index file is written.
     """
     for split in jobs:
         (output / split).mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def write_shards(output: Path, class_names: list[str], jobs: dict[str, list[Job]
 
 
 def write_shard(job: Job) -> Outcome:
-    """Write one shard. If a file with the same bytes already exists, it is kept.
+    """Write one shard, unless a file with the same bytes already exists.
 
     The shard is written to a temporary file. This file is read back and checked before it is renamed.
 
@@ -160,7 +160,7 @@ def write_shard(job: Job) -> Outcome:
 
 
 def _run(jobs: list[Job], workers: int) -> list[Outcome]:
-    """Write the shards in parallel processes. Return the list of outcomes, in the order of ``jobs``."""
+    """Write the shards in parallel processes. Return a list with the outcome of each job, in the order of ``jobs``."""
     with ProcessPoolExecutor(workers) as pool:
         # Submitted before the progress bar starts: its thread would not survive a fork.
         futures = {pool.submit(write_shard, job): len(job.planned) for job in jobs}
@@ -181,7 +181,7 @@ def _run(jobs: list[Job], workers: int) -> list[Outcome]:
 
 
 def _undecodable(contents: dict[Planned, bytes]) -> Iterator[str]:
-    """Remove undecodable images from ``contents``, in place. Yield an error message for each of these images.
+    """Remove the images that cannot be decoded from ``contents``, in place, and yield an error message for each.
 
     Args:
         contents: dictionary from each image to the bytes of its file.

@@ -75,7 +75,7 @@ class ShardIndex:
         splits: dictionary from the name of a split to the list of its shards.
 
     Raises:
-        ValueError: there are no class names, a split has no shards, or the entry of a shard is invalid.
+        ValueError: there are no class names, a split has no shards, or the index entry of a shard is invalid.
     """
 
     root: str
@@ -115,7 +115,7 @@ class ShardIndex:
             ) from error
 
     def write(self) -> None:
-        """Write the index file into the folder ``root``. An interruption leaves no partial file."""
+        """Write the index file into the folder ``root``. If the process is interrupted, no partial file remains."""
         target = Path(self.root) / INDEX
         splits = {split: [shard._asdict() for shard in shards] for split, shards in self.splits.items()}
         content = {"class_names": self.class_names, "splits": splits}
@@ -129,9 +129,9 @@ class ShardSource:
     keeps in memory the images that the next batches need.
 
     Args:
-        index: index of the data set, which lists its shards.
+        index: content of the data set's index file, which lists all shards.
         split: name of the split.
-        class_names: class names of the model. Labels are positions in this sequence.
+        class_names: class names of the model. The label of an image is the position of its class name in this sequence.
         skip_damaged: whether to use the samples of the next undamaged shard if a shard is damaged. If False, a damaged
             shard is an error.
 
@@ -143,7 +143,8 @@ class ShardSource:
 
     Raises:
         InputError: the split does not exist, a class is not in ``class_names``, or a shard file is missing or has the
-            wrong size. The files are checked only in a folder, and only without ``skip_damaged``.
+            wrong size. Existence and size of the shard files are checked only if they are in a folder and
+            ``skip_damaged`` is False.
     """
 
     def __init__(self, index: ShardIndex, split: str, class_names: Sequence[str], *, skip_damaged: bool = False):
@@ -179,7 +180,7 @@ class ShardSource:
         return decode_image(sample.data, sample.name)
 
     def name(self, index: int) -> str:
-        """Return the name of an image for messages: the path or URL of its shard, and its name in the shard."""
+        """Return a text that identifies an image in messages: path or URL of its shard, and name in the shard."""
         return self._find(index).name
 
     def leading(self, most: int) -> int:
@@ -192,11 +193,11 @@ class ShardSource:
         return int(self.first[np.searchsorted(self.first, min(most, len(self)))])
 
     def shard_of(self, index: int) -> int:
-        """Return the index of the shard that contains an image."""
+        """Return the index of the shard that contains image number ``index``."""
         return int(np.searchsorted(self.first, index, side="right")) - 1
 
     def hold(self, shard: int, indices: Sequence[int]) -> None:
-        """Read a shard and keep some of its images in memory.
+        """Read a shard, and keep the images with the given indices in memory.
 
         If the shard is damaged and ``skip_damaged`` is set, images of the next undamaged shard are kept instead.
 
@@ -222,7 +223,7 @@ class ShardSource:
         return samples[(index - int(self.first[shard])) % len(samples)]
 
     def _read_undamaged(self, number: int) -> list[ShardSample]:
-        """Read a shard and return its samples.
+        """Read a shard and return a list of its samples.
 
         If the shard is damaged and ``skip_damaged`` is set, read the next undamaged shard instead.
         """
@@ -271,7 +272,7 @@ class ShardBatches(Dataset):
     multiple of the number of processes, or there are fewer samples than processes.
 
     Args:
-        images: data set of single images, for training or evaluation. It reads them from a :class:`ShardSource`.
+        images: data set of single images, for training or evaluation. Its source is a :class:`ShardSource`.
         batch_size: maximum number of samples per batch.
         lanes: number of lanes.
         rank: index of this process.
@@ -364,8 +365,8 @@ class ShardBatches(Dataset):
 class ShardSampler(Sampler[BatchDraw]):
     """Sampler that yields the position (:class:`BatchDraw`) of each batch of an epoch, in order.
 
-    Lightning calls :meth:`set_epoch` before each epoch. Each position contains the index of the epoch, because a
-    loading worker that lives for several epochs cannot get this index in another way.
+    Lightning calls :meth:`set_epoch` before each epoch. Each position contains the index of the epoch, because loading
+    workers can live for several epochs and have no other access to this index.
 
     Args:
         size: number of batches per epoch.
@@ -401,23 +402,23 @@ def collate_shards(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
 
 
 def is_url(root: str) -> bool:
-    """Return True if a data root is a URL or a ``pipe:`` command, and False if it is a folder."""
+    """Return True if ``root`` is a URL or a ``pipe:`` command, and False if it is the path of a folder."""
     return _URL.match(root) is not None
 
 
 def holds_shards(root: str) -> bool:
-    """Return whether a data root contains shards.
+    """Return whether the data at ``root`` consists of shards.
 
-    True for any URL or ``pipe:`` command, and for a folder that has an index file of shards.
+    The result is True for any URL or ``pipe:`` command, and for a folder with an index file of shards.
     """
     return is_url(root) or (Path(root) / INDEX).is_file()
 
 
 def locate(root: str, file: str) -> str:
-    """Return the location of the file named ``file`` in a data root: a path, a URL or a ``pipe:`` command.
+    """Return the location of the data file named ``file``: a path, a URL or a ``pipe:`` command.
 
-    If the root is a folder, the location is the path of the file in this folder. If the root is a URL or ``pipe:``
-    command, the name of the file replaces ``{}`` in it. If it has no ``{}``, a slash and the name are appended.
+    If ``root`` is a folder, this is the path of the file in the folder. If ``root`` is a URL or ``pipe:`` command,
+    ``{}`` in it is replaced by the name of the file. If it has no ``{}``, a slash and the name are appended.
     """
     if not is_url(root):
         return str(Path(root) / file)
@@ -425,7 +426,7 @@ def locate(root: str, file: str) -> str:
 
 
 def fetch(place: str) -> bytes:
-    """Read a file, a URL or the output of a ``pipe:`` command, and return the bytes.
+    """Return the bytes of a file, of the response to a URL, or of the output of a ``pipe:`` command.
 
     Args:
         place: path, URL or ``pipe:`` command.
@@ -450,7 +451,7 @@ def fetch(place: str) -> bytes:
 def read_shard(content: bytes, place: str, shard: Shard, labels: Sequence[int]) -> list[ShardSample]:
     """Check a shard against the index file, and return the list of its samples.
 
-    The returned samples have the labels of the model, which may number the classes differently from the shard.
+    The returned samples have the labels of the model. The shard itself may number the classes differently.
 
     Args:
         content: bytes of the tar file.
@@ -505,8 +506,8 @@ def _require_size(place: str, shard: Shard, size: int | None) -> None:
 def _buffer_shuffle(count: int, generator: np.random.Generator) -> list[int]:
     """Shuffle the numbers 0, …, ``count - 1`` with a shuffle buffer, and return them as a list.
 
-    Each number of the list is chosen at random from a buffer of 1000 numbers. The next number in ascending order then
-    replaces the chosen number in the buffer.
+    A buffer first holds the numbers 0 to 999, or all if there are fewer. In each step, a random number is moved from
+    the buffer to the list, and the next number that was not yet in the buffer takes its place.
     """
     buffer = list(range(min(SHUFFLE_BUFFER, count)))
     order = []

@@ -26,7 +26,7 @@ _SPLIT_COLUMNS = ("split", "set", "subset", "partition", "dataset")
 
 
 class Columns(NamedTuple):
-    """Names that the user gives for the columns of a table. None: the usual names are looked for."""
+    """Column names that the user gives. For None, usual names such as "label" are searched for in the table."""
 
     image: str | None = None
     label: str | None = None
@@ -78,7 +78,7 @@ def read_table(path: Path) -> Table:
 
 
 def find_tables(root: Path, columns: Columns) -> dict[str, list[tuple[Table, list[int]]]]:
-    """Find the tables of labelled images in a folder, or in its folders of splits.
+    """Find the tables of labelled images in a folder, or in the subfolders for its splits.
 
     Returns:
         A dictionary from a split to a list with one tuple (table, indices of the rows of this split). The dictionary is
@@ -115,7 +115,7 @@ def find_tables(root: Path, columns: Columns) -> dict[str, list[tuple[Table, lis
 def divided(table: Table) -> dict[str, list[tuple[Table, list[int]]]]:
     """Divide the rows of a table by its column of splits, and return a dictionary like :func:`find_tables`.
 
-    Without such a column, all rows are training images.
+    If the table has no such column, all rows are training images.
     """
     column = _column(table, _SPLIT_COLUMNS)
     splits = [split_of(row.get(column, "")) if column else "train" for row in table.rows]
@@ -138,7 +138,7 @@ def read_labelled(table: Table, numbers: Sequence[int], split: str, columns: Col
 
     Raises:
         FileNotFoundError: an image does not exist.
-        InputError: the table lacks a needed column, or the name of an image fits several files.
+        InputError: the table lacks the column of images, labels or groups, or the name of an image fits several files.
     """
     image = _image_column(table, columns)
     names = _labels(table, image, columns) if image else None
@@ -174,7 +174,7 @@ def _image_column(table: Table, columns: Columns) -> str | None:
 
 
 def _labels(table: Table, image: str, columns: Columns) -> list[str] | None:
-    """Return the class name of each row, or None if the table has no labels."""
+    """Return a list with the class name of each row, or None if the table has no labels."""
     label = _column(table, [columns.label] if columns.label else _LABEL_COLUMNS)
     others = [name for name in table.columns if name != image]
     if label is None and columns.label is None and len(others) == 1:
@@ -195,17 +195,17 @@ def _labels(table: Table, image: str, columns: Columns) -> list[str] | None:
 
 
 def _plain(label: str) -> str:
-    """Return a label without the ending ".0" that pandas adds to whole numbers."""
+    """Remove the ending ".0", which pandas adds to whole numbers, from a label."""
     return label.removesuffix(".0") if label.removesuffix(".0").isdecimal() else label
 
 
 def _find_all(written: Sequence[str], table: Path, split: str) -> list[Path]:
-    """Return the path of each image that a table names.
+    """Return a list with the path of each image in a table.
 
     Args:
-        written: path relative to the table, file name, or file name without suffix of each image.
+        written: entry of the table for each image: a path relative to the table, or a file name with or without suffix.
         table: path of the table.
-        split: split of the images. If several files have a name, one in the folder of the split is preferred.
+        split: split of the images. If an entry fits several files, the file in the folder of this split is chosen.
     """
     folder = table.parent
     paths: list[Path | None] = [_existing(folder, name) for name in written]

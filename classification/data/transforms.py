@@ -58,11 +58,11 @@ class TransformOptions:
             raise InputError(f"--data.crop_fraction is {self.crop_fraction}: give a fraction above 0, at most 1")
 
     def training(self, custom: Sequence[Serializable] | None = None) -> A.Compose:
-        """Build the transforms for training.
+        """Build the pipeline of transforms for training images.
 
         Args:
-            custom: transforms to use instead of the published Mobile-Former recipe. A resize to ``image_size`` is
-                appended to them. None: the published recipe, see :func:`train_transform`.
+            custom: transforms that the user has chosen. A resize to ``image_size`` is appended to them. None: the
+                published Mobile-Former recipe, see :func:`train_transform`.
         """
         if custom is not None:
             return custom_transform(custom, self.image_size)
@@ -75,7 +75,7 @@ class TransformOptions:
         )
 
     def evaluation(self) -> A.Compose:
-        """Build the transforms for evaluation, see :func:`eval_transform`."""
+        """Build the pipeline of transforms for evaluation images, see :func:`eval_transform`."""
         return eval_transform(self.image_size, self.crop_fraction)
 
 
@@ -128,7 +128,7 @@ def eval_transform(image_size: int, crop_fraction: float = 0.875) -> A.Compose:
 
 
 class RandomResizedCrop(A.RandomResizedCrop):
-    """albumentations' RandomResizedCrop with antialiasing.
+    """Version of albumentations' RandomResizedCrop that uses antialiasing.
 
     Antialiasing is applied only if a side of the crop is reduced to less than half of its length. Then all pixels of
     the crop contribute to the output. Otherwise, plain bilinear interpolation is used, which reads four pixels of the
@@ -179,8 +179,8 @@ class CentreCrop(A.ImageOnlyTransform):
 def rand_augment_ops(num_ops: int, magnitude: float, magnitude_std: float) -> A.RandomOrder:
     """Build RandAugment (Cubuk et al., 2020) from albumentations' operations.
 
-    The published training recipe of Mobile-Former uses timm's ``rand-m9-mstd0.5``. This function has the same
-    operations, the same parameter ranges, and the same probability ½ for each operation. There are two differences.
+    The published training recipe of Mobile-Former uses timm's ``rand-m9-mstd0.5``. This function uses the same
+    operations, the same parameter ranges, and the same probability ½ for each operation, with two differences.
     SolarizeAdd is left out, because albumentations does not have it. The magnitude of an operation is uniformly
     distributed. In timm, it is normally distributed, with the same mean and standard deviation.
 

@@ -17,12 +17,12 @@ _MAX_LOG_SCALE = math.log(1000 / 16)  # upper bound of log(side / anchor side), 
 
 
 def make_anchors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], base: float, device: torch.device) -> Tensor:
-    """Return the anchors at all positions of the feature maps.
+    """Return the nine anchors of every position of the feature maps, as one tensor.
 
     Args:
         sizes: list with a tuple (height, width) for each feature map.
         strides: stride of each feature map in pixels.
-        base: side of the smallest square anchor, in units of the feature map's stride.
+        base: side of the smallest square anchor of a feature map, divided by the stride of the map.
         device: device of the result.
 
     Returns:

@@ -15,11 +15,11 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tens
         boxes: ``(n, 4)``, xyxy in pixels.
         scores: ``(n,)``.
         labels: class labels ``(n,)``.
-        threshold: intersection over union (IoU), in 0..1. If the IoU of two boxes is above it, the box of lower score
-            is dropped.
+        threshold: intersection over union (IoU), in 0..1. If the IoU of two boxes of a class is above this threshold,
+            the box with the lower score is dropped.
 
     Returns:
-        Indices of the kept boxes ``(m,)``, by descending score.
+        Indices of the m kept boxes ``(m,)``, in the order of descending score.
     """
     if len(boxes) == 0:
         return torch.empty(0, dtype=torch.long, device=boxes.device)

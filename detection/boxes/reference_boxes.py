@@ -87,8 +87,8 @@ def sampling_weights(
         padding: ``(B, 1, H, W)`` bool, True on padding, which has weight 0; None if there is no padding.
 
     Returns:
-        A tuple of the weights of the rows ``(B, Q, G, H)`` and of the columns ``(B, Q, G, W)``. The last axis of each
-        tensor has the sum 1, or is 0 if the grid point is far outside the image.
+        A tuple of the weights of the rows ``(B, Q, G, H)`` and of the columns ``(B, Q, G, W)``. The weights of a grid
+        point sum to 1, or are all 0 if the point is far outside the image.
     """
     places = (torch.arange(grid, device=boxes.device) + 0.5) / grid - 0.5  # in box sides from the centre
     weights = []

@@ -36,7 +36,7 @@ class Source(ImageSource, Protocol):
         """Return the class labels of an image's boxes, in the order of :meth:`boxes`: ``(n,)``."""
 
     def image_id(self, index: int) -> int:
-        """Return the id of an image for detection results in COCO format."""
+        """Return the integer id that identifies an image in detection results in COCO format."""
 
     def size(self, index: int) -> tuple[int, int]:
         """Return the height and width of an image in pixels."""
@@ -91,7 +91,7 @@ class ShapeBatchSampler(Sampler[list[Draw]]):
             Lightning calls ``set_epoch`` on the sampler in this attribute.
         source: data set of the images.
         batch_size: number of images per batch.
-        drop_last: whether to drop the last, incomplete batch.
+        drop_last: whether to drop the last batch of the epoch if it is incomplete.
     """
 
     def __init__(self, sampler: EpochSampler, source: Source, batch_size: int, drop_last: bool = False):
@@ -160,8 +160,8 @@ def pad(
             images, each rounded up to a multiple of 32.
 
     Returns:
-        The batch ``(B, 3, H, W)`` uint8, and the mask ``(B, H, W)`` bool, True on padding. The mask is None if nothing
-        is padded.
+        A tuple (batch ``(B, 3, H, W)`` uint8, mask ``(B, H, W)`` bool). The mask is True on padding. It is None if
+        nothing is padded.
     """
     largest = (max(image.shape[axis] for image in images) for axis in (1, 2))
     height, width = frame or (-(-side // MULTIPLE) * MULTIPLE for side in largest)

@@ -32,8 +32,8 @@ class CocoDataset:
     """Images and boxes of one COCO annotation file.
 
     Labels start at 0. They follow the order of ``class_names`` if given, and otherwise the order of the category ids.
-    Every category of the file is a class, even if the file has no box of this category. :meth:`without` leaves classes
-    out.
+    Every category of the file is a class, even if the file has no box of this category. :meth:`without` returns a copy
+    without given classes.
 
     In training, boxes are clipped to their image. Crowd regions and boxes without area are left out.
     :meth:`ground_truth` keeps the original boxes and the crowd regions. If an annotation has the id 0, all annotations
@@ -42,16 +42,17 @@ class CocoDataset:
     Args:
         annotations: path of the JSON file. If ``content`` is given, the path is only used in messages.
         images: image folder. The file names in the JSON file are relative to this folder.
-        class_names: class names of a trained model in the order of its labels. The file can lack some of them. Any
-            other category in the file must have no objects. None: the categories of the file.
+        class_names: class names of a trained model in the order of its labels. A class may be missing in the file. A
+            category of the file that is not in the list must have no objects. None: the categories of the file are the
+            classes.
         content: content of the file, a dictionary in COCO format. None: read the file.
-        crowd: name for annotations with ``iscrowd`` 1 in messages, such as "difficult objects".
-        crowd_as_objects: whether annotations with ``iscrowd`` 1 are objects like the others.
+        crowd: what messages call annotations with ``iscrowd`` 1, such as "difficult objects".
+        crowd_as_objects: whether annotations with ``iscrowd`` 1 are treated as normal objects.
 
     Attributes:
-        annotated: whether the file has the list ``annotations``. COCO's files of test images lack it.
+        annotated: whether the file has the list ``annotations``. COCO's files for test images have none.
         left_out: dictionary from a reason to the number of boxes that it excludes from training.
-        groups: list of the entry ``group`` of each image, or None if no image has it.
+        groups: list with the value of the entry ``group`` of each image, or None if no image has this entry.
 
     Raises:
         FileNotFoundError: the file, the folder or an image is missing.
@@ -82,7 +83,7 @@ class CocoDataset:
     def open(
         cls, annotations: Annotations, class_names: Sequence[str] | None = None, *, crowd_as_objects: bool = False
     ) -> "CocoDataset":
-        """Read the annotations of a split of any layout. See the class for ``class_names`` and exceptions."""
+        """Read the annotations of a split, and return the data set. The class describes arguments and exceptions."""
         content, folder = annotations.read()
         return cls(
             annotations.path,
@@ -136,7 +137,7 @@ class CocoDataset:
         return self._sizes[index]
 
     def name(self, index: int) -> str:
-        """Return the path of an image, for messages."""
+        """Return the path of an image as a string. Error messages use it as the name of the image."""
         return os.path.join(self.folder, self._file_names[index])
 
     def class_counts(self) -> np.ndarray:
@@ -162,7 +163,7 @@ class CocoDataset:
         return other
 
     def subset(self, indices: Sequence[int]) -> "CocoDataset":
-        """Return a data set of some of the images, in the order of ``indices``. Its classes are the same."""
+        """Return a data set of the images at ``indices``, in this order. Its classes are the same."""
         other = copy.copy(self)
         other._image_ids = [self._image_ids[index] for index in indices]
         other._file_names = [self._file_names[index] for index in indices]
@@ -233,10 +234,10 @@ class CocoDataset:
         self.class_names = _distinct(dict(zip(self.category_ids, self._raw_names, strict=True)))
 
     def _shared(self, names: dict[int, str], class_names: Sequence[str], annotations: list) -> dict[int, str]:
-        """Return the categories of the file that are classes of a model, as a dictionary from id to name.
+        """Select the categories of the file that are classes of a model. Return a dictionary from id to name.
 
         Raises:
-            InputError: the model lacks a category that has objects, or all categories of the file.
+            InputError: a category with objects is not a class of the model, or no category of the file is one.
         """
         distinct = dict(zip(names, _distinct(names), strict=True))
         if set(distinct.values()) <= set(class_names):
@@ -408,9 +409,9 @@ class CocoDataset:
 
 
 def _distinct(names: Mapping[int, str]) -> list[str]:
-    """Return the names of categories. If several categories have the same name, their ids are added to it.
+    """Return a list of the category names. If several categories share a name, their ids are added to the name.
 
-    A category and its parent can have the same name. ``names`` is a dictionary from id to name.
+    Names repeat if a category has the same name as its parent. ``names`` is a dictionary from id to name.
     """
     counts = Counter(names.values())
     return [name if counts[name] == 1 else f"{name} ({category_id})" for category_id, name in names.items()]

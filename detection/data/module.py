@@ -41,16 +41,18 @@ class DetectionData(ImageData):
             photographs).
         root: data folder. Its layout is recognised: COCO (also of Roboflow, CVAT, Label Studio, datumaro and FiftyOne),
             YOLO, Pascal VOC or LabelMe.
-        annotations: dictionary from a split ("train", "val" or "test") to its COCO file, if it is not found in root.
-        images: dictionary from a split to the image folder of its COCO file, if it is not found in root.
-        val_fraction: fraction of the training images that is held out for validation. Default: 0.2 if root has no
-            validation images, otherwise none.
-        folds: number of parts for cross-validation. The part with the number fold is held out for validation.
-        fold: number of the part that is held out, from 1 to folds.
-        split_seed: seed of the choice of images that are held out. Default: the seed of the run.
-        groups: CSV file with the columns image and group. Images of one group are not separated when images are held
-            out. Default: groups.csv in root if it exists, or the entry "group" of the images in a COCO file.
-        keep_empty_classes: whether categories without any object are classes of the model.
+        annotations: dictionary from a split ("train", "val" or "test") to the path of its COCO file. Needed for files
+            that are not found in ``root``.
+        images: dictionary from a split to the image folder of its COCO file. Needed for folders that are not found in
+            ``root``.
+        val_fraction: fraction of the training images that is held out for validation. Default: 0.2 if ``root`` has no
+            validation images, otherwise 0.
+        folds: number of parts for cross-validation. One part is held out for validation, see ``fold``.
+        fold: number of the part that is held out, from 1 to the value of ``folds``.
+        split_seed: random seed for choosing the images that are held out. Default: the seed of the run.
+        groups: path of a CSV file with the columns "image" and "group". Either all images of a group are held out, or
+            none. Default: groups.csv in ``root`` if it exists, or the entry "group" of the images in a COCO file.
+        keep_empty_classes: whether the model also has an output for each category that has no object.
         crowd_as_objects: whether annotations with iscrowd 1 (in Pascal VOC: difficult objects) are learned and scored
             like other objects. Default: they are left out of training, and detections of them are not scored.
         batch_size: number of images per batch in each process.
@@ -64,9 +66,10 @@ class DetectionData(ImageData):
         crop: probability of a random crop.
         train_transforms: albumentations transforms of image and boxes that replace flip, crop and resizing. Default:
             flip, crop and resizing.
-        repeat_threshold: fraction t of the images, below which a class is rare. If the rarest class of an image occurs
-            in a fraction f of the images, and f is below t, the image is drawn the square root of t/f times as often.
-            0: an epoch has every image once. LVIS uses 0.001; a data set of few classes needs more, such as 0.3.
+        repeat_threshold: number t from 0 to 1. A class is rare if the fraction f of images in which it occurs is below
+            t. An image with a rare class is drawn √(t/f) times as often, where f belongs to the rarest class of the
+            image. 0: an epoch has every image once. LVIS uses 0.001. A data set of few classes needs a higher value,
+            such as 0.3.
         group_shapes: whether to build batches of images with similar aspect ratios. Such batches need less padding.
         split: split to score: "val", "test" or "train". Default: ``validate`` scores "val", and ``test`` scores "test"
             or, without a test split, "val".
@@ -157,7 +160,7 @@ class DetectionData(ImageData):
         self.empty_classes: list[str] = []  # categories without objects, which are left out
 
     def training_classes(self) -> list[str]:
-        """Return the class names of the training data in the order of their labels."""
+        """Return a list of the class names of the training data, in the order of the labels."""
         return list(self._training_images.class_names)
 
     @property
@@ -173,8 +176,8 @@ class DetectionData(ImageData):
     def train_sampler(self) -> EpochSampler:
         """Build the sampler of training images.
 
-        With ``repeat_threshold``, the weights of the images are the repeat factors of Gupta et al., LVIS: A Dataset for
-        Large Vocabulary Instance Segmentation (arXiv 1908.03195, appendix B).
+        If ``repeat_threshold`` is above 0, each image is drawn with a weight, the repeat factor of Gupta et al., LVIS:
+        A Dataset for Large Vocabulary Instance Segmentation (arXiv 1908.03195, appendix B).
         """
         if not self.repeat_threshold:
             return super().train_sampler()
@@ -253,7 +256,7 @@ class DetectionData(ImageData):
         return ShapeBatchSampler(sampler, self.train_source, size, drop_last=len(sampler) >= size)
 
     def describe(self) -> str:
-        """Return one line with the data set's name, its numbers of images, objects and classes, and the batch size."""
+        """Return one line of text: name of the data set, numbers of images, objects and classes, and batch size."""
         return (
             f"{self.dataset_name}: {len(self.train_set)} training images with {self.object_counts.sum()} objects and "
             f"{len(self.val_set)} validation images, of {len(self.class_names)} classes, batches of "
@@ -261,7 +264,7 @@ class DetectionData(ImageData):
         )
 
     def notes(self) -> list[str]:
-        """Return lines about the data: its layout, classes without objects, and how validation images were held out."""
+        """Return a list of lines about the data: layout, classes without objects, and choice of validation images."""
         if self.hparams.dataset == "scenes":
             return []
         note = self.layout.note()
@@ -334,7 +337,7 @@ class DetectionData(ImageData):
 
     @cached_property
     def layout(self) -> Layout:
-        """Layout of the data folder. The paths in the options ``annotations`` and ``images`` replace those found in it.
+        """Layout of the data. The options ``annotations`` and ``images`` replace paths found in the data folder.
 
         Raises:
             FileNotFoundError: no layout is recognised.
@@ -361,7 +364,7 @@ class DetectionData(ImageData):
 
     @property
     def _divides(self) -> bool:
-        """Whether validation images are held out of the training images."""
+        """Whether the validation images are taken out of the training images."""
         return self.hold_out.is_asked_for or ("val" not in self.layout.splits and "train" in self.layout.splits)
 
     def _has_test(self) -> bool:
@@ -393,9 +396,10 @@ class DetectionData(ImageData):
         return self._sources[split, names]
 
     def _divided(self, names: tuple[str, ...] | None) -> dict[tuple, CocoDataset]:
-        """Return the data sets of training and validation images, if the latter are held out of the former.
+        """Divide the training images into two data sets, one for training and one for validation.
 
-        ``names`` are the class names of the model. The result is a dictionary from (split, ``names``) to the data set.
+        ``names`` are the class names of the model; None: those of the data. Return a dictionary with two keys, the
+        tuples (split, ``names``), and the data sets as values.
         """
         images = self._training_images if names is None else self._read("train", names)
         if self._held is None:
@@ -409,7 +413,7 @@ class DetectionData(ImageData):
         return {(split, names): part for split, part in parts.items()}
 
     def _read(self, split: str, names: Sequence[str] | None) -> CocoDataset:
-        """Read all images of a split. If ``names`` is None, classes without objects are left out."""
+        """Return the data set of all images of a split. If ``names`` is None, classes without objects are left out."""
         data = CocoDataset.open(self._annotations(split), names, crowd_as_objects=self.hparams.crowd_as_objects)
         if names is not None or not data.annotated or self.hparams.keep_empty_classes:
             return data
@@ -441,7 +445,7 @@ def _without_objects(data: CocoDataset) -> list[str]:
 def require_annotations(source: Source, reason: str) -> None:
     """Raise InputError if a data set has no annotations.
 
-    ``reason`` is a part of the error message. It explains why annotations are needed.
+    ``reason`` is the part of the error message that explains why annotations are needed.
     """
     if not source.annotated:
         raise InputError(

@@ -13,7 +13,7 @@ def resize_to_fit(
 ) -> np.ndarray:
     """Resize an image and keep its aspect ratio. The resizing is antialiased.
 
-    The pixels are those of :func:`detection.transforms.eval_transform`.
+    The result is the same as that of :func:`detection.transforms.eval_transform`.
 
     Args:
         image: image ``(H, W, 3)`` uint8 RGB.

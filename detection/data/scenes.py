@@ -36,7 +36,7 @@ class Digit(NamedTuple):
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """Bounding box of the digit, xyxy in pixels."""
+        """Bounding box of the digit: left, top, right and bottom in pixels."""
         height, width = self.ink.shape
         return self.left, self.top, self.left + width, self.top + height
 
@@ -76,7 +76,7 @@ class Scenes:
         return image
 
     def boxes(self, index: int) -> np.ndarray:
-        """Return the smallest boxes around the digits of an image: ``(n, 4)`` float32, xyxy in pixels."""
+        """Return the bounding box of each digit in an image: ``(n, 4)`` float32, xyxy in pixels."""
         return np.array([digit.box for digit in self._digits(index)], dtype=np.float32)
 
     def labels(self, index: int) -> np.ndarray:
@@ -92,7 +92,7 @@ class Scenes:
         return SIDE, SIDE
 
     def name(self, index: int) -> str:
-        """Return the name of an image for messages, such as ``val scene 3``."""
+        """Return the name of an image that error messages use, such as ``val scene 3``."""
         return f"{self.split} scene {index}"
 
     def ground_truth(self) -> dict[str, list[dict]]:
@@ -154,7 +154,7 @@ class Scenes:
         return digits
 
     def _background(self, draw: random.Random) -> np.ndarray:
-        """Return a random part of a photograph as background, with random scale, flip, contrast and brightness."""
+        """Return a random part of a photograph, with random scale, flip, contrast and brightness, as background."""
         photograph = self._photographs[_below(draw, len(self._photographs))]
         side = 80 + _below(draw, 81)
         top, left = (_below(draw, length - side + 1) for length in photograph.shape[:2])
@@ -223,12 +223,12 @@ def _overlap(first: tuple[int, ...], second: tuple[int, ...]) -> float:
 
 
 def _below(draw: random.Random, limit: int) -> int:
-    """Return a random integer from 0 to ``limit - 1``."""
+    """Draw and return a random integer from 0 to ``limit - 1``."""
     return int(draw.random() * limit)
 
 
 def _enlarged_digits(split: str) -> tuple[list[np.ndarray], list[int]]:
-    """Return two lists: the digits of a split as smooth opacity masks, and the labels of the digits.
+    """Return two lists for the digits of a split: their enlarged, smooth opacity masks, and their labels.
 
     A mask is ``(h, w)`` uint8. Its longer side is at most 64 pixels.
     """

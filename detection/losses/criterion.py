@@ -16,13 +16,13 @@ from mobile_former.errors import InputError
 
 
 class SetCriterion(nn.Module):
-    """DETR's losses between the predictions of the queries and the objects that are matched with the queries.
+    """DETR's losses, which compare the prediction of each query with the object that is matched with the query.
 
     Each decoder layer has a classification loss, an L1 loss of the boxes and a generalised IoU loss of the boxes.
 
     Args:
         num_classes: number of classes K. Class K is "no object".
-        focal: whether class probabilities are sigmoids, without a class "no object". The classification loss is then
+        focal: whether each class has its own sigmoid and there is no class "no object". The classification loss is then
             the focal loss, divided by the number of objects.
         matcher: assigns queries to objects. Default: a matcher with DETR's costs, or with Deformable DETR's costs if
             ``focal`` is set.
@@ -75,7 +75,8 @@ class SetCriterion(nn.Module):
 
             - ``loss_ce``, ``loss_bbox``, ``loss_giou``: losses of the last layer, unweighted. The cross-entropy is
               divided by the sum of the class weights of all queries. The focal loss and the box losses are divided by
-              the number of objects in the batch, at least 1. In training, divisors are averaged over processes.
+              the number of objects in the batch, or by 1 if there are none. In training, divisors are averaged over
+              processes.
             - ``loss_ce_k``, ``loss_bbox_k``, ``loss_giou_k``: the same losses of ``auxiliary[k]``.
             - ``total``: weighted sum of all losses.
 

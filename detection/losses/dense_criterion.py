@@ -24,8 +24,9 @@ class DenseCriterion(nn.Module):
 
     The alignment of a position with an object is ``score^½ · IoU⁶``. Here, ``score`` is the predicted probability of
     the object's class, and ``IoU`` compares the predicted box with the object's box. Each object takes the ten
-    positions inside its box with the highest alignment, or the nearest position if none is inside. If several objects
-    take the same position, the position is assigned to the object with the highest IoU.
+    positions inside its box whose alignment is highest. If no position is inside the box, the object takes the position
+    nearest to it. If several objects take the same position, the position is assigned to the object with the highest
+    IoU.
 
     The target score of a position is its alignment times a factor. All positions of an object have the same factor. The
     factor is chosen so that the highest target score of the object equals the highest IoU of these positions.
@@ -40,8 +41,8 @@ class DenseCriterion(nn.Module):
                 cxcywh, normalised to 0..1.
 
         Returns:
-            A dictionary from name to scalar. Each loss is unweighted and divided by the sum of the target scores, at
-            least 1. In training, this sum is averaged over processes.
+            A dictionary from name to scalar. Each loss except ``total`` is unweighted. All are divided by the sum of
+            the target scores, or by 1 if the sum is smaller. In training, this sum is averaged over processes.
 
             - ``loss_dense_ce``: cross-entropy with the target scores. Easy negatives are down-weighted.
             - ``loss_dense_bbox``: L1 distance of the boxes, weighted by the target scores.

@@ -25,7 +25,7 @@ class HungarianMatcher:
         cost_class: weight of the class cost.
         cost_l1: weight of the L1 distance.
         cost_giou: weight of the negative generalised IoU.
-        focal: whether class probabilities are sigmoids, without a class "no object".
+        focal: whether each class has its own sigmoid and there is no class "no object".
 
     Raises:
         ValueError: all weights are 0.
@@ -49,8 +49,8 @@ class HungarianMatcher:
                 cxcywh, normalised to 0..1.
 
         Returns:
-            List with a tuple of two long tensors ``(min(Q, n),)`` for each image: the indices of the matched queries,
-            ascending, and the indices of their objects.
+            List with one tuple for each image: the indices of the matched queries in ascending order, and the indices
+            of their objects. Both are long tensors ``(min(Q, n),)``.
         """
         return self.match_layers([outputs], targets)[0]
 
@@ -89,8 +89,8 @@ class HungarianMatcher:
     def _costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[dict[str, Tensor]]) -> Tensor:
         """Return the matching costs ``(L, B, Q, N)`` of L layers, B images and Q queries.
 
-        N is the largest number of objects in an image. For an image with fewer objects, the last columns are
-        meaningless.
+        N is the largest number of objects in an image. For an image with fewer objects, the columns after its last
+        object have no meaning.
         """
         labels = pad_sequence([target["labels"].to(logits.device) for target in targets], batch_first=True)
         objects = pad_sequence([target["boxes"].to(boxes) for target in targets], batch_first=True, padding_value=0.5)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def normaliser(count: Tensor, *, training: bool) -> Tensor:
-    """Return the divisor of a loss: ``count``, at least 1. In training, ``count`` is averaged over all processes first.
+    """Return the divisor of a loss: ``count``, averaged over all processes in training, but at least 1.
 
     Gradients are averaged over processes. With the averaged divisor, the averaged gradients equal the gradients of one
     process that holds the whole batch. In training, every process must call this function. In evaluation, each process

@@ -41,8 +41,8 @@ class RetinaNetCriterion(nn.Module):
                 cxcywh, normalised to 0..1.
 
         Returns:
-            A dictionary from name to scalar. Losses are divided by the number of anchors with an object, at least 1. In
-            training, this number is averaged over processes.
+            A dictionary from name to scalar. Losses are divided by the number of anchors that are assigned to an
+            object, or by 1 if there are none. In training, this number is averaged over processes.
 
             - ``loss_ce``: focal loss.
             - ``loss_bbox``: L1 loss of the offsets.

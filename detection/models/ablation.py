@@ -8,7 +8,7 @@ from mobile_former.errors import InputError
 
 
 def ablate(detector: nn.Module, names: str) -> None:
-    """Remove parts from a detector, in place.
+    """Apply ablations to a detector: remove or replace some of its parts in place.
 
     The ablations of :func:`mobile_former.ablation.ablate` apply to the backbone. All of these except ``no_bridge`` and
     ``tokens=N`` also apply to the head of E2E-MF, the DETR-like detector of the Mobile-Former paper. Detectors have
@@ -41,7 +41,7 @@ class FixedPosition(Ablated, nn.Module):
 
 
 class FixedStart(Ablated, QueryStart):
-    """Replacement of :class:`QueryStart` that never changes the position embeddings of the queries.
+    """Replacement of :class:`QueryStart` that keeps the position embeddings of the queries the same in all blocks.
 
     The blocks still correct the boxes of the queries.
 

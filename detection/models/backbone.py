@@ -72,15 +72,15 @@ def load_pretrained_backbone(backbone: nn.Module, name: str, path: Path) -> None
 
 
 class BaselineBackbone(nn.Module):
-    """A network of another library, with the interface of Mobile-Former's backbone.
+    """Base class of backbones from timm and transformers, with the interface of Mobile-Former's backbone.
 
     Padding is set to zero in the image, but not in the feature maps. Features near the padding therefore depend on the
-    amount of padding. This is usual for these networks, but not the case for Mobile-Former's backbone.
+    amount of padding. Mobile-Former's backbone does not have this dependence.
 
     Args:
         network: module that computes feature maps, fine to coarse.
-        strides: strides of these maps in pixels.
-        channels: channels of these maps.
+        strides: stride of each of these maps, in pixels.
+        channels: number of channels of each of these maps.
         name: name of the network in error messages.
 
     Raises:
@@ -125,7 +125,7 @@ class TimmBackbone(BaselineBackbone):
         name: name of the network in timm.
 
     Raises:
-        InputError: the network has no such maps, or takes images of one size only.
+        InputError: the network lacks one of these maps, or takes images of one size only.
     """
 
     def __init__(self, name: str):
@@ -164,10 +164,10 @@ class TimmBackbone(BaselineBackbone):
 def timm_features(name: str, weights: Path | None = None) -> nn.Module:
     """Build a network of timm that returns a list of feature maps.
 
-    The maps are those of timm's ``features_only``. The EfficientNet, MobileNet and GhostNet families are an exception:
-    here, the map at a stride is the last one at this stride. The last map of a MobileNetV3 or V4 is the one before the
-    pointwise convolution to 960 channels, which belongs to the classifier. ``features_only`` returns the map after this
-    convolution instead and, for a GhostNet, the first map at each stride.
+    In general, the maps are those of timm's ``features_only``. For the EfficientNet, MobileNet and GhostNet families,
+    the list instead has the last map of each stride before the classifier. There, ``features_only`` would return the
+    first map of each stride (GhostNet), or include a pointwise convolution to 960 channels that belongs to the
+    classifier (MobileNetV3 and V4).
 
     Args:
         name: name of the network in timm.
@@ -207,7 +207,7 @@ def _last_maps(network: nn.Module) -> list[dict]:
 
 @torch.no_grad()
 def _run(network: nn.Module, images: Tensor) -> object:
-    """Return the output of a network in evaluation mode. The network is in training mode afterwards."""
+    """Run a network in evaluation mode, switch it to training mode afterwards, and return its output."""
     output = network.eval()(images)
     network.train()
     return output

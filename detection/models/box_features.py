@@ -12,8 +12,8 @@ class BoxFeatures(nn.Module):
     one vector of the dimension of a query.
 
     Attention gathers features without their positions inside the box. With these samples, a query learns classes and
-    box corrections in fewer steps. Like RoIAlign (He et al., Mask R-CNN, ICCV 2017), but computed by two matrix
-    products, which all runtimes have.
+    box corrections in fewer steps. The samples are similar to those of RoIAlign (He et al., Mask R-CNN, ICCV 2017), but
+    are computed by two matrix products, which all runtimes support.
 
     Args:
         channels: channels C of the feature map.

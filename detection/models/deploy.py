@@ -1,4 +1,4 @@
-"""Support for E2E-MF detectors in :func:`mobile_former.deployment.deploy.deploy`, which makes inference faster."""
+"""Let :func:`mobile_former.deployment.deploy.deploy` convert E2E-MF detectors to a form with faster inference."""
 
 from torch import nn
 

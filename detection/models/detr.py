@@ -1,6 +1,6 @@
 """DETR with a ResNet backbone (Carion et al., ECCV 2020), built with the transformers library.
 
-It is the baseline for E2E-MF, the DETR-like detector of the Mobile-Former paper.
+DETR is the baseline for E2E-MF, the DETR-like detector of the Mobile-Former paper.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class Detr(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        """The ResNet backbone, a module without classifier."""
+        """The ResNet backbone, without the ResNet's classifier."""
         return self.network.model.backbone.model
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> dict:
@@ -90,7 +90,7 @@ class Detr(nn.Module):
         return self.network.config.num_queries
 
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Return one detection for each query.
+        """Return one detection for each query, as a list with one dictionary for each image.
 
         See :meth:`detection.models.e2e_mf.E2EMobileFormer.postprocess` for arguments and result.
         """

@@ -37,7 +37,7 @@ class E2EMobileFormer(nn.Module):
     """E2E-MF detector: object queries pass through Mobile-Former blocks that work on feature maps at three strides.
 
     A class and a box are predicted from each query after each block. With all options off, this is the detector of the
-    Mobile-Former paper. With the options, it learns from less data in less time (``experiments/README.md``).
+    Mobile-Former paper. The options make it learn from less data in less time, see ``experiments/README.md``.
 
     Args:
         variant: configuration of the detector.
@@ -196,8 +196,9 @@ class E2EMobileFormer(nn.Module):
                 to this size.
 
         Returns:
-            List with one dictionary for each image, sorted by descending score: ``boxes`` ``(Q, 4)``, xyxy in pixels,
-            clipped to the image; ``scores`` ``(Q,)``, in 0..1; ``labels`` ``(Q,)`` long.
+            List with one dictionary for each image: ``boxes`` ``(Q, 4)``, xyxy in pixels, clipped to the image;
+            ``scores`` ``(Q,)``, in 0..1; ``labels`` ``(Q,)`` long. The detections of an image are sorted by descending
+            score.
         """
         return to_pixels(self.decode(outputs), image_sizes)
 
@@ -320,14 +321,14 @@ def scale_gradient(x: Tensor, share: float) -> Tensor:
 
 
 def best_positions(logits: Tensor, count: int) -> Tensor:
-    """Return the indices of the positions with the highest class logits.
+    """For each image, return the indices of the positions with the highest class logits.
 
     Args:
         logits: class logits of the dense head ``(B, P, K)``.
         count: number of positions.
 
     Returns:
-        ``(B, Q, 1)`` long, by descending logit. Q is the smaller one of ``count`` and P.
+        ``(B, Q, 1)`` long, sorted by descending logit. Q is ``count``, or P if that is less.
     """
     count = torch.sym_min(count, logits.shape[1])  # min() would be constant in torch.export
     return logits.detach().amax(-1).topk(count, dim=1).indices[..., None]
@@ -396,8 +397,8 @@ class HeadBlock(nn.Module):
     def freeze_map(self) -> None:
         """Freeze the layers that update the feature map and the position embeddings.
 
-        This method is called on the last block. Its updated feature map and position embeddings are not used, so these
-        layers get no gradient. If they were not frozen, distributed training would wait for their gradients.
+        This method is called on the last block. The feature map and position embeddings that it updates are not used,
+        so these layers get no gradient. If they were not frozen, distributed training would wait for their gradients.
         """
         for part in (self.mobile, self.to_mobile, self.adapt):
             part.requires_grad_(False)

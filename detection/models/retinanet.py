@@ -24,7 +24,7 @@ DETECTIONS = 100  # default of max_detections, as in COCO's scores
 
 
 class RetinaNet(nn.Module):
-    """RetinaNet: a backbone, a feature pyramid, and two stacks of convolutions that predict classes and boxes.
+    """RetinaNet: a backbone, a feature pyramid, and two stacks of convolutions, for classes and for boxes.
 
     Each stack (tower) has the same weights for all maps of the pyramid.
 
@@ -101,7 +101,7 @@ class RetinaNet(nn.Module):
         return self.criterion(outputs, targets)
 
     def postprocess(self, outputs: dict, image_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Return the detections after the score threshold and non-maximum suppression.
+        """Return the detections that remain after the score threshold and non-maximum suppression.
 
         Args:
             outputs: output of :meth:`forward`.
@@ -110,8 +110,8 @@ class RetinaNet(nn.Module):
 
         Returns:
             List with one dictionary for each image: ``boxes`` ``(n, 4)``, xyxy in pixels, clipped to the image;
-            ``scores`` ``(n,)``, in 0..1; ``labels`` ``(n,)`` long. An image has at most ``max_detections`` detections,
-            sorted by descending score.
+            ``scores`` ``(n,)``, in 0..1; ``labels`` ``(n,)`` long. An image has at most ``max_detections`` detections.
+            They are sorted by descending score.
         """
         logits, boxes = self.decode(outputs)
         candidates = best_candidates(logits, boxes, outputs["levels"])
@@ -136,7 +136,7 @@ class RetinaNet(nn.Module):
 def best_candidates(logits: Tensor, boxes: Tensor, levels: Sequence[int]) -> dict[str, Tensor]:
     """Return the 1000 pairs (anchor, class) with the highest scores on each feature map.
 
-    If a map has fewer pairs, all of them are returned.
+    If a map has fewer than 1000 pairs, all of its pairs are returned.
 
     Args:
         logits: class logits ``(B, A, K)`` of the A anchors.
@@ -179,8 +179,8 @@ def suppress_candidates(
 
     Returns:
         List with one dictionary for each image: ``boxes`` ``(n, 4)``, xyxy in pixels of the size in ``image_sizes``;
-        ``scores`` ``(n,)`` and ``labels`` ``(n,)``. An image has at most ``max_detections`` detections, sorted by
-        descending score.
+        ``scores`` ``(n,)`` and ``labels`` ``(n,)``. An image has at most ``max_detections`` detections. They are sorted
+        by descending score.
     """
     detections = []
     for image, (height, width) in enumerate(image_sizes):

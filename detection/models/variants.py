@@ -1,4 +1,4 @@
-"""Dictionaries from detector name to configuration (Chen et al., Mobile-Former, CVPR 2022, section 4.2)."""
+"""Configurations of the detectors, by name (Chen et al., Mobile-Former, CVPR 2022, section 4.2)."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,9 @@ class E2EVariant:
         width: channels of the feature maps in the head.
         queries: number of object queries.
         query_dim: dimension of a query.
-        blocks: one tuple (stride, expansion) for each block of the head, in order. The block works on the feature map
-            at this stride: 32, 16 or 8, in descending order. Its inverted bottleneck has this expansion.
+        blocks: one tuple (stride, expansion) for each block of the head, from first to last. ``stride`` is the stride
+            of the feature map that the block works on, 32, 16 or 8. It never increases from block to block.
+            ``expansion`` is the expansion ratio of the block's inverted bottleneck.
     """
 
     backbone: str
@@ -46,7 +47,7 @@ class RetinaNetVariant:
         backbone: name of the Mobile-Former that is the backbone.
         width: channels of the feature pyramid and of the prediction towers (stacks of convolutions).
         depth: number of convolutions in a prediction tower.
-        base: side of the smallest square anchor, in units of the feature map's stride.
+        base: side of the smallest square anchor of a feature map, divided by the stride of the map.
     """
 
     backbone: str

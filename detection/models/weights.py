@@ -1,4 +1,4 @@
-"""Function that loads the weights of a detector or classifier from a file into a detector."""
+"""Load weights into a detector from a file that belongs to a detector or a classifier."""
 
 import logging
 from pathlib import Path

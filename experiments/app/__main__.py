@@ -1,9 +1,9 @@
-"""Try a trained model in a browser: drop an image, and see the predictions, the attention and the run time.
+"""Try a trained model in a browser. The page shows its predictions, attention and run time for your images.
 
     python -m experiments.app --ckpt runs/…/checkpoints/best.ckpt
 
-The predictions are classes or boxes. The attention is the attention between feature map and tokens
-(:mod:`mobile_former.bridge`). Only this machine can open the page, unless ``--host`` is given. The page loads nothing
+The predictions are classes or boxes. The attention is that between feature map and tokens
+(:mod:`mobile_former.bridge`). The page can be opened only on this machine, unless ``--host`` is given. It loads nothing
 from other servers.
 """
 
@@ -20,7 +20,7 @@ from mobile_former.training.cli.parser import Parser
 
 
 def main() -> None:
-    """Serve the page until Ctrl-C is pressed."""
+    """Start the server of the page, and stop it when Ctrl-C is pressed."""
     parser = Parser(prog="python -m experiments.app", description="Try a model in a browser.")
     parser.add_argument(
         "--ckpt_path", "--ckpt", type=str, required=True, help="a run's checkpoints/best.ckpt, of either task"

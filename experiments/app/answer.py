@@ -21,7 +21,7 @@ class Answer:
     """Response to one image file: the predictions of the model, or the reason why the file cannot be read.
 
     Attributes:
-        problem: error message if the image cannot be read, and otherwise empty.
+        problem: error message if the image cannot be read, otherwise an empty string.
         image: image ``(H, W, 3)`` uint8, with at most 1024 pixels on the longer side. None if it cannot be read.
         size: width and height in pixels of the image in the file.
         prediction: predictions and attention of the model. None if the image cannot be read.
@@ -33,7 +33,7 @@ class Answer:
     prediction: Look | None = None
 
     def picture(self, score_threshold: float = 0.3) -> Image.Image:
-        """Return a picture of the image with the detections drawn on it. A classifier has no detections to draw.
+        """Return a picture of the image with its detections. For a classifier, nothing is drawn on the image.
 
         Detections with a score below the threshold are left out.
         """
@@ -56,7 +56,7 @@ class Answer:
         return [[each["class"], round(each["score"], 3), *(round(value) for value in each["box"])] for each in found]
 
     def probabilities(self) -> dict[str, float]:
-        """Return a dictionary from the names of a classifier's best classes to their probabilities."""
+        """Return a classifier's best classes, as a dictionary from class name to probability in 0..1."""
         return {each["class"]: each["probability"] for each in self.prediction.answer}
 
     def attention(self, block: str, score_threshold: float = 0.3) -> Image.Image:
@@ -85,7 +85,7 @@ class Answer:
 def answer(predictor: Predictor, path: str | Path) -> Answer:
     """Run the model on an image file, and return an :class:`Answer`.
 
-    If the file cannot be read, only the attribute ``problem`` of the answer is set, to an error message.
+    If the file cannot be read, the answer contains only the error message, in its attribute ``problem``.
     """
     try:
         image = read_image(path)

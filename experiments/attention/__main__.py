@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _select(blocks: Sequence[BlockAttention], names: Sequence[str] | None) -> list[BlockAttention]:
-    """Return the blocks with the given names. If ``names`` is None, return all blocks."""
+    """Return a list of the blocks whose names are in ``names``, or of all blocks if ``names`` is None."""
     known = [block.name for block in blocks]
     for name in names or ():
         if name not in known:
@@ -85,8 +85,8 @@ def _select(blocks: Sequence[BlockAttention], names: Sequence[str] | None) -> li
 def _picture_names(paths: Sequence[Path]) -> list[str]:
     """Return a list with one name for each input image. The output files of an image begin with its name.
 
-    The name is the file name of the image without its suffix. If several images have the same name, ignoring case, a
-    number is appended to make the names unique.
+    The name is the file name of the image without its suffix. If several names are equal except for upper and lower
+    case, numbers are appended to them.
     """
     taken: set[str] = set()
     names = []

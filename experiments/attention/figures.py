@@ -47,8 +47,8 @@ def draw_bridge(
 ) -> Figure:
     """Draw the attention between feature map and tokens over the image, one row of panels per block.
 
-    The first columns show the attention of each token to the map. The last two columns are about the token that each
-    position of the map attends to most: which token it is, and its share of the position's attention.
+    The first columns show the attention of each token to the map. The last two columns show, for each position of the
+    map, which token it attends to most, and what fraction of its attention this token gets.
 
     Args:
         image: input of the model, ``(H, W, 3)`` uint8 RGB, without padding.
@@ -110,8 +110,8 @@ def draw_boxes(
         title: title of the figure.
 
     Returns:
-        A figure with one picture per block, which shows the boxes after the block in one colour per query. Two charts
-        show the score of each query and the IoU with its last box, block by block.
+        A figure with one picture per block. The picture shows the boxes after the block, in one colour per query. Two
+        charts show the score of each query, and the IoU of its box with its last box, after each block.
     """
     captions = best_queries(steps, class_names, index=index, score_threshold=score_threshold, most=BOXES)
     queries = list(captions)
@@ -200,7 +200,7 @@ def best_queries(
 class _Page:
     """A figure that is built from top to bottom, one row of panels per block.
 
-    Positions are in inches. Matplotlib computes no layout.
+    All positions are computed here, in inches, instead of by Matplotlib's layout functions.
     """
 
     def __init__(self, photo: np.ndarray, columns: int):
@@ -219,7 +219,7 @@ class _Page:
         Args:
             title: title of the figure.
             head: attention head that is shown, 1 or 2. None: the mean of both heads.
-            detects: whether to explain the panels of E2E-MF's queries too.
+            detects: whether the explanation also covers the panels of E2E-MF's queries.
         """
         width, height = self.panel
         shown = "mean of both heads" if head is None else f"head {head}"
@@ -250,7 +250,7 @@ class _Page:
         Args:
             captions: dictionary from the index of a token or query to the caption of its column.
             detects: whether the blocks belong to E2E-MF's head. The tokens of this head are called queries.
-            others: whether some tokens or queries have no column. The header then explains their colour.
+            others: whether there are tokens or queries without a column. The header then explains their colour.
         """
         token = "query" if detects else "token"
         self._text(_LABEL, self.y + 0.18, f"Mobile→Former: where each {token} looks", fontsize=9.5)
@@ -266,7 +266,7 @@ class _Page:
         self.y = y + 0.06
 
     def row(self, block: BlockAttention, index: int, head: int | None, tokens: list[int], size: tuple) -> None:
-        """Add a row of panels with the attention of one block."""
+        """Add a row of panels that show the attention in one block. ``size`` is the height and width of the image."""
         height, width = (-(-side // block.input_stride) for side in size)  # of the map, without padding
         looks = _select_head(block.to_former[index], head)[:, :height, :width] * (height * width)
         most = max(2.0, float(looks[tokens].max()))
@@ -291,7 +291,7 @@ class _Page:
         self.y += self.panel[1] + _GAP
 
     def figure(self) -> Figure:
-        """Draw all panels and texts that the other methods have added, and return the figure."""
+        """Draw all panels and texts that were added by methods of this class, and return the figure."""
         height = self.y + 0.05
         figure = Figure(figsize=(self.width, height), dpi=_DPI)
         for draw in self.parts:
@@ -367,7 +367,7 @@ def _colour(values: np.ndarray, least: float, most: float) -> np.ndarray:
 
 
 def _enlarge(cells: np.ndarray, stride: int, size: tuple[int, int], pixels: tuple[int, int]) -> np.ndarray:
-    """Enlarge a map to the size of the picture of the input image, with nearest-neighbour interpolation.
+    """Enlarge a map to the size of the picture that shows the input image, by nearest-neighbour interpolation.
 
     Args:
         cells: values of the map, ``(h, w)``.
@@ -425,10 +425,10 @@ def _wrap(text: str, letters: int) -> list[str]:
 
 
 def _choose_font(text: str, letters: int | None = None) -> tuple[str, FontProperties]:
-    """Return the text to draw, and a font that has all of its characters.
+    """Return a tuple (text to draw on one line, font that has all of its characters).
 
     Args:
-        text: text on one or several lines. The result is on one line.
+        text: text on one or several lines.
         letters: maximum number of characters. The middle of a longer text is replaced by an ellipsis. None: no limit.
     """
     text, path = with_font(text)

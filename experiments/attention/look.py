@@ -69,14 +69,14 @@ class Look:
     seconds: float
 
     def above(self, score_threshold: float = 0.3) -> list[dict]:
-        """Return the detections with a score of at least ``score_threshold``, which is in [0, 1].
+        """Return a list of the detections with a score (in [0, 1]) of at least ``score_threshold``.
 
-        For a classifier, return all predictions.
+        For a classifier, return the list of all predictions.
         """
         return [each for each in self.answer if each.get("score", 1) >= score_threshold]
 
     def told(self, score_threshold: float = 0.3) -> str:
-        """Return the best predictions as a short text, without detections whose score is below the threshold."""
+        """Return a short text with the best predictions. Detections with a score below the threshold are left out."""
         answer = self.above(score_threshold)
         best = answer[:_TITLE_ENTRIES]
         captions = [caption(each["class"], each.get("score", each.get("probability"))) for each in best]
@@ -86,7 +86,7 @@ class Look:
     def queries(self, score_threshold: float = 0.3) -> dict[int, str]:
         """Return a dictionary from the indices of E2E-MF's best queries to their captions.
 
-        See :func:`best_queries`. For other models, the dictionary is empty.
+        See :func:`best_queries`. For models other than E2E-MF, the dictionary is empty.
         """
         return best_queries(self.steps, self.class_names, score_threshold=score_threshold) if self.steps else {}
 

@@ -1,6 +1,6 @@
 """Record the attention between feature map and tokens in every block of a model, with forward hooks.
 
-The module also lists the boxes of the detector E2E-MF after each block of its head.
+For the detector E2E-MF, the boxes after each block of its head are available too.
 """
 
 from collections.abc import Callable, Iterator
@@ -149,7 +149,7 @@ def box_steps(model: E2EMobileFormer, outputs: dict) -> list[dict[str, Tensor]]:
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """Return the names of the blocks that :func:`recording` records, in forward order.
+    """Return a list of the names of the blocks that :func:`recording` records, in forward order.
 
     Raises:
         InputError: the attention of the model cannot be recorded, see :func:`recording`.
@@ -159,7 +159,7 @@ def block_names(model: nn.Module) -> list[str]:
 
 @dataclass(frozen=True)
 class _Bridge:
-    """A block that has attention between feature map and tokens.
+    """A block with attention between feature map and tokens, and facts about its place in the model.
 
     ``map_is_used`` is False if no layer reads the output map of the block.
     """
@@ -213,7 +213,7 @@ def _add_hooks(record: Recording, bridge: _Bridge) -> list[RemovableHandle]:
         bridge: the block.
 
     Returns:
-        List of handles to remove the hooks.
+        List of handles, with which the hooks can be removed.
     """
     weights: dict[str, Tensor] = {}
 

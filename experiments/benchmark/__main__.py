@@ -121,9 +121,9 @@ def main() -> None:
 
 
 def choose_device(options: Namespace) -> torch.device:
-    """Return the device given by ``--device``. Without this option, training uses the GPU if there is one.
+    """Return the device given by ``--device``, or the default device.
 
-    In all other cases the default is the CPU.
+    The default is the GPU if training is timed and a GPU is available, otherwise the CPU.
 
     Raises:
         InputError: the device is neither cpu nor cuda, or the device is not available.
@@ -192,7 +192,7 @@ def time_latency(options: Namespace, device: torch.device) -> list[dict]:
     Returns:
         List of dictionaries, one for each number of threads and batch size. The keys are ``threads``, ``batch_size``,
         ``baseline`` (the label of the baseline) and ``rows``. ``rows`` is a list with one dictionary for each
-        candidate, which has the keys of :func:`row`, ``madds`` (multiply-adds for one image) and ``speedup``. The
+        candidate. Its keys are those of :func:`row`, ``madds`` (multiply-adds for one image) and ``speedup``. The
         speed-up is the time of the model in eager form divided by the candidate's time. The speed-up is None if the
         eager form is not timed.
 
@@ -266,10 +266,10 @@ def time_training(options: Namespace, device: torch.device) -> list[dict]:
 
     Returns:
         List of dictionaries, one for each batch size. The keys are ``threads``, ``batch_size``, ``baseline`` (the label
-        of the baseline), ``rows`` and ``trace``. ``rows`` is a list with one dictionary for each candidate, which has
-        the keys of :func:`row`, ``layout`` (the memory layout), ``memory`` (peak in bytes, None on a CPU) and ``saved``
-        (bytes kept for the backward pass). ``trace`` is None if no step is traced. Otherwise it is the dictionary from
-        :func:`trace_step`, with the ``label`` of the traced candidate.
+        of the baseline), ``rows`` and ``trace``. ``rows`` is a list with one dictionary for each candidate. Its keys
+        are those of :func:`row`, ``layout`` (the memory layout), ``memory`` (peak in bytes, None on a CPU) and
+        ``saved`` (bytes kept for the backward pass). ``trace`` is None if no step is traced. Otherwise it is the
+        dictionary from :func:`trace_step`, with the ``label`` of the traced candidate.
 
     Raises:
         InputError: a candidate is unknown, cannot be built or does not fit into memory.
@@ -380,7 +380,7 @@ def choose_baseline(given: str | None, labels: Sequence[str], peers: Sequence[st
 
 
 def fixed_images(batch: int, image_size: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return a batch of random noise ``(batch, 3, H, W)``, which is the same in every call."""
+    """Return random images ``(batch, 3, H, W)``. They are the same in every call with these arguments."""
     return torch.randn(batch, 3, *image_size, generator=torch.Generator().manual_seed(0)).to(device)
 
 

@@ -28,7 +28,7 @@ Prepare = Callable[[int, Tensor], Callable[[], object]]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to time. The same model has one such object for each form, such as eager or compiled.
+    """A model to time, in one form such as eager or compiled.
 
     Attributes:
         model: name of the model.
@@ -79,8 +79,8 @@ def model_candidates(
 
     Args:
         name: name of the model, see :func:`create_network`.
-        forms: some of "eager", "deployed", "compiled" and "onnx". A model of another library is always timed in eager
-            form. It has no form "deployed".
+        forms: one or more of "eager", "deployed", "compiled" and "onnx". For a model of another library, "eager" is
+            always added and "deployed" is ignored.
         image_size: height and width in pixels.
         device: device of the model.
         scratch: folder for the exported ONNX files.
@@ -176,7 +176,7 @@ def _pop_package() -> dict:
 
 
 def prepare_module(network: nn.Module) -> Prepare:
-    """Return a function to use as :attr:`Candidate.prepare` for a PyTorch module, which needs no preparation."""
+    """Return the function :attr:`Candidate.prepare` for a PyTorch module."""
     return lambda threads, images: lambda: network(images)
 
 

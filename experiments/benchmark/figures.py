@@ -18,9 +18,9 @@ LINES = ("-", "--", ":", "-.")  # one per model family
 def draw_latency(result: dict, path: Path) -> None:
     """Plot latency against multiply-adds on logarithmic axes.
 
-    There is one panel for each combination of number of threads and batch size. This project's models are connected by
-    lines, one for each combination of model family (such as the classifiers) and form in which the models run (such as
-    compiled). Each other network is a labelled point.
+    There is one panel for each combination of number of threads and batch size. There is one line for each family of
+    this project's models (such as the classifiers) in each form (such as compiled). Each other network is a labelled
+    point.
 
     Args:
         result: content of ``benchmark.json``.

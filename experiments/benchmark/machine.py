@@ -37,14 +37,14 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's name, or its architecture if the system reports no name.
 
     Args:
-        cpuinfo: file in which Linux describes each core.
+        cpuinfo: path of the file in which Linux describes the processor cores.
     """
     found = re.search(r"^model name\s*:\s*(.+)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def in_words(machine: dict) -> str:
-    """Return a description from :func:`describe_machine` as one line of text."""
+    """Convert the dictionary from :func:`describe_machine` to one line of text."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     gpu = f"{machine['gpu']}; " if machine["gpu"] else ""
     return f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {versions}"

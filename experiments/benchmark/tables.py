@@ -94,7 +94,7 @@ def _measured(result: dict, step: str) -> str:
 
     Args:
         result: content of ``benchmark.json`` or ``training.json``.
-        step: description of a training step, which is appended to the size of the images. Empty for inference.
+        step: text about a training step, which follows the size of the images in the paragraph. Empty for inference.
     """
     options, machine = result["options"], result["machine"]
     workload = f"images of {options['image_size'][0]}x{options['image_size'][1]} pixels{step}"
@@ -114,7 +114,7 @@ def setting_title(setting: dict) -> str:
 
 
 def _times(row: dict) -> list[str]:
-    """Return the table cells of one result: milliseconds, images per second, and ratio to the baseline."""
+    """Return a list of table cells for one result: milliseconds, images per second, and ratio to the baseline."""
     return [_spread(row, "ms"), f"{row['images_per_s']:.1f}", _spread(row, "ratio")]
 
 

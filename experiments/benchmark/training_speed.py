@@ -27,7 +27,7 @@ OBJECTS = 10  # per image; COCO has 7 on average
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model to train and time. The same model has one such object for each form and memory layout.
+    """A model whose training is timed, in one form and one memory layout.
 
     Attributes:
         model: name of the model.
@@ -35,8 +35,8 @@ class TrainedModel:
         layout: "contiguous" or "channels_last".
         is_peer: whether the model comes from another library.
         step: function that runs one training step.
-        memory: peak GPU memory of a training step in bytes, without the memory of other models and of CUDA itself. None
-            on a CPU.
+        memory: peak GPU memory of a training step in bytes. It does not include the memory of other models and of CUDA
+            itself. None on a CPU.
         saved: bytes of all tensors that the forward pass and the loss keep for the backward pass, without the weights.
     """
 
@@ -151,12 +151,13 @@ def _allocated(device: torch.device) -> int:
 
 
 def _peak(device: torch.device, step: Callable[[], None], resident: int) -> int | None:
-    """Return the peak memory of a training step in bytes, without the memory of other models on the GPU; None on a CPU.
+    """Return the peak GPU memory of a model's training step in bytes, or None on a CPU.
 
     Args:
         device: device of the step.
         step: function that runs one training step.
-        resident: bytes that the model, its optimiser and its images occupy between two steps.
+        resident: bytes that the model, its optimiser and its images occupy between two steps. All other memory that is
+            in use before the step is not counted.
     """
     if device.type != "cuda":
         return None

@@ -20,7 +20,7 @@ TITLES = {"last": "val, last epoch", "best": "val, best epoch", "test": "test, b
 
 
 def report(sweep: Sweep, split: str) -> None:
-    """Write the comparison as Markdown, JSON and a figure to the output folder, and print the Markdown table."""
+    """Write the comparison to the output folder as Markdown, JSON and a figure, and print the Markdown table."""
     if rows := compare(sweep, split):
         table = markdown(rows)
         write_whole(sweep.output / "comparison.md", table.encode())
@@ -41,8 +41,8 @@ def compare(sweep: Sweep, split: str) -> list[dict]:
     """Return the scores, the cost and the latency of each model.
 
     Args:
-        sweep: trials of the comparison. Only finished trials are used.
-        split: "val", or "test" to score the best checkpoints on the test data, too.
+        sweep: object with the trials (training runs) of the comparison. Only finished runs are used.
+        split: "val", or "test" to also score the best checkpoints on the test data.
 
     Returns:
         A list with one dictionary for each model:

@@ -6,7 +6,7 @@
 Such a function is called a reader. It must return a result, or raise an error that the commands print in one line.
 Anything else is a defect: another exception, a crash of the process, more time or memory than the limits allow, or
 execution of code from the file. The readers run in a separate process, so that a crash can be detected. Files that
-cause a defect are kept in the output folder, and failures.txt lists the defects. This command needs Linux.
+cause a defect are kept in the output folder, with a list of the defects, failures.txt. This command needs Linux.
 
 The content of a file depends only on the seed, the kind of file and the file's number. There is one exception: torch's
 older layout of weights files orders the tensors by their memory addresses.
@@ -63,9 +63,9 @@ def main() -> None:
 
 
 def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: float = SECONDS) -> list[Defect]:
-    """Make damaged files, read each file with all functions under test of its kind, and return a list of the defects.
+    """Make damaged files, pass each to all functions that read its kind of file, and return a list of the defects.
 
-    The kinds of files alternate. A copy of each file that causes a defect is kept.
+    The kinds of files take turns. A copy of each file that causes a defect is kept.
 
     Args:
         kinds: dictionary from the name of a kind of file to the :class:`~experiments.fuzz.readers.Kind`.
@@ -92,11 +92,11 @@ def fuzz(kinds: dict[str, Kind], files: int, seed: int, output: Path, seconds: f
 
 
 def keep(current: Path, path: Path) -> Path:
-    """Copy the only file in the folder ``current``, and return the path of the copy.
+    """Copy the only file in the folder ``current``. Return the path of the copy.
 
     Args:
         current: a folder that contains exactly one file.
-        path: the beginning of the copy's path. A hyphen and the name of the original file are appended.
+        path: beginning of the copy's path. It is followed by a hyphen and the name of the original file.
     """
     for file in current.iterdir():
         path = path.with_name(f"{path.name}-{file.name}")

@@ -1,7 +1,7 @@
 """Functions that make damaged and hostile files of every kind that the commands read.
 
-Each function takes a random generator, which makes all random choices. The code in hostile files is harmless: it only
-creates a file or folder ``canary`` in the working folder, or sets the environment variable ``canary``.
+Each function takes a random generator and uses it for all random choices. The code in hostile files is harmless: it
+only creates a file or folder ``canary`` in the working folder, or sets the environment variable ``canary``.
 """
 
 import io
@@ -53,8 +53,8 @@ class File(NamedTuple):
 def damaged(data: bytes, random: Random) -> bytes:
     """Return a damaged copy of the content of a file.
 
-    Bits are flipped, segments are overwritten, inserted, copied or deleted, the end is cut off, or bytes are set to
-    extreme values.
+    At random, bits are flipped, segments are overwritten, inserted, copied or deleted, the end is cut off, or bytes are
+    set to extreme values.
     """
     content = bytearray(data)
     for _ in range(random.choice((1, 1, 2, 5, 30))):
@@ -86,7 +86,7 @@ def damaged(data: bytes, random: Random) -> bytes:
 def image(random: Random) -> File:
     """Make a damaged or unusual image file, and return it as a :class:`File`.
 
-    It has damaged bytes, noise, a wrong size in the header, an extreme shape or odd EXIF data.
+    At random, it has damaged bytes, noise, a wrong size in the header, an extreme shape or odd EXIF data.
     """
     name = random.choice(list(_images()))
     data = _images()[name]
@@ -212,7 +212,8 @@ def odd_value(random: Random) -> Any:
 def change(content: Any, random: Random) -> Any:
     """Change one random entry of nested lists and dictionaries in place.
 
-    The entry is removed, replaced by an odd value or by a copy of another entry, or a new entry is added beside it.
+    At random, the entry is removed, it is replaced by an unexpected value or by a copy of another entry, or a new entry
+    is added beside it.
 
     Args:
         content: nested lists and dictionaries.
@@ -254,7 +255,7 @@ def _places(content: Any):
 def config(random: Random) -> File:
     """Make a training config with damaged text, odd values or hostile YAML, and return it as a :class:`File`.
 
-    The config belongs to a random task.
+    It is a config of classification or detection, chosen at random.
     """
     name, text = random.choice(list(_configs().items()))
     match random.choice(("text", "values", "values", "values", "abuse")):
@@ -625,8 +626,8 @@ def _attack(content: dict, random: Random) -> bytes:
 def _saved(content: Any, pickle_module: Any, *, as_zip: bool) -> bytes:
     """Return the bytes that ``torch.save`` writes for ``content``, in the zip layout or in torch's older layout.
 
-    The older layout contains the memory addresses of the tensors, which change from run to run. The addresses are
-    replaced by the numbers 0, 1, 2, …, but the order of the tensors still depends on the addresses.
+    The older layout contains the memory addresses of the tensors. Because addresses change from run to run, they are
+    replaced by the numbers 0, 1, 2, …. The order of the tensors still depends on the addresses.
     """
     file = io.BytesIO()
     torch.save(content, file, pickle_module=pickle_module, _use_new_zipfile_serialization=as_zip)
@@ -646,7 +647,7 @@ def _dump(content: Any, file: Any, protocol: int) -> None:
 
 
 def _few_as_safetensors(content: dict, random: Random) -> bytes:
-    """Return the bytes of a safetensors file with up to nine small tensors of zeros. It may be damaged.
+    """Return the bytes of a safetensors file with up to nine small tensors of zeros. At random, it is damaged.
 
     Args:
         content: dictionary of a weights file or checkpoint, from which the names and shapes are taken.

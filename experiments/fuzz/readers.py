@@ -64,7 +64,7 @@ def read_for_detection(path: Path) -> str | None:
 
 
 def _read_image(path: Path, evaluate: Callable, train: Callable, **boxes) -> str | None:
-    """Read an image, and prepare it as in evaluation, then with the transforms of training.
+    """Read an image, and apply the transforms of evaluation and those of training to it.
 
     Returns:
         The error message if the image cannot be read, otherwise None.
@@ -114,7 +114,7 @@ def parse_config(path: Path, *options: str) -> str | None:
 
 
 def read_coco(path: Path) -> str | None:
-    """Read a COCO data set as ``fit`` and ``validate`` do: load samples of both splits and evaluate some boxes.
+    """Read a COCO data set as ``fit`` and ``validate`` do: load samples of both splits, and score a few boxes.
 
     Returns:
         The first error message of a sample, otherwise None.

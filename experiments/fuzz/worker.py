@@ -25,7 +25,7 @@ LONGEST_MESSAGE = 5_000  # characters
 
 
 class Worker:
-    """A process that makes and reads files. If a file crashes the process, the next file is read by a new process.
+    """A process that makes files and reads them. If a file crashes it, a new process reads the next file.
 
     Args:
         kinds: dictionary from the name of a kind of file to the :class:`~experiments.fuzz.readers.Kind`.

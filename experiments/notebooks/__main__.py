@@ -50,9 +50,8 @@ def execute(notebook, folder: Path, parameters: Mapping[str, object] | None = No
 
     The kernel runs the current Python interpreter with one thread, and can import this repository.
 
-    Some variables of the notebook can be changed for the execution. The notebook assigns them in the cell tagged
-    "parameters". The new values are assigned by a temporary cell after the tagged cell. The temporary cell is removed
-    from the returned copy.
+    Variables that the notebook assigns in its cell tagged "parameters" can get other values for the execution. A
+    temporary cell after the tagged cell assigns these values. It is removed from the returned copy.
 
     Args:
         notebook: nbformat notebook. It is not changed.
@@ -103,7 +102,7 @@ def execute(notebook, folder: Path, parameters: Mapping[str, object] | None = No
 def _set_parameters(notebook, parameters: Mapping[str, object]):
     """Insert a cell that assigns new values to variables of a notebook, and return this cell.
 
-    The cell is inserted after the cell tagged "parameters". The notebook is changed in place.
+    The new cell is inserted, in place, after the cell tagged "parameters".
 
     Args:
         notebook: nbformat notebook.

@@ -88,7 +88,7 @@ class Storm:
             subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
 
     def blow(self, events: int) -> None:
-        """Start runs one after another, disturb them by ``events`` events in total, and train each run to its end."""
+        """Train runs one after another, each to its end, and disturb them by ``events`` events in total."""
         number = 0
         while self.events.total() < events:
             task = TASKS[number % len(TASKS)]
@@ -111,7 +111,7 @@ class Storm:
         return f"{self.events.total()} events: {kinds}\n{runs}; {len(self.losses)} losses"
 
     def _train(self, run: Run, kinds: list[str]) -> None:
-        """Train a run to its end. Before that, disturb it by one event of each kind in ``kinds``, in this order."""
+        """Train a run to its end, and disturb it before by one event of each kind in ``kinds``, in this order."""
         run.segments.append((0, run.steps_per_epoch, run.epochs))
         ended = False
         for kind in kinds:
@@ -147,9 +147,10 @@ class Storm:
         self.starts += 1
 
     def _advance(self, run: Run, kind: str, seconds: float | None) -> bool:
-        """Let a run take one to six steps, for at most ``seconds`` if given. Return whether the run has ended.
+        """Let a run take one to six steps, in at most ``seconds`` if given. Return True if the run has ended.
 
-        ``kind`` is the kind of the next event. If the run is not running, it is started as this event needs it.
+        ``kind`` is the kind of the next event. A run that is not running is started in the way that this event
+        requires, for example by SLURM's launcher.
         """
         if run.ended:
             launchers = {"requeue": "slurm", "kernel dies": "kernel" if run.processes == 1 else "plain"}
@@ -199,7 +200,7 @@ class Storm:
             require_recent_checkpoint(run, done, 0 if exact else INTERVAL)
 
     def _fill_disk(self, run: Run) -> None:
-        """Simulate a full disk: for a moment, the run cannot write files of more than 1 kB or 1 MB."""
+        """Simulate a full disk: limit the size of the files that the run can write, to 1 kB or 1 MB."""
         process = run.members[0].pid
         limits = resource.prlimit(process, resource.RLIMIT_FSIZE)
         resource.prlimit(process, resource.RLIMIT_FSIZE, (self.draw.choice((1_000, 1_000_000)), limits[1]))
@@ -211,7 +212,7 @@ class Storm:
             resource.prlimit(process, resource.RLIMIT_FSIZE, limits)
 
     def _change(self, run: Run, kind: str) -> bool:
-        """Restart a run with another option, the one that ``kind`` names. Return whether the run has ended."""
+        """Restart a run after changing the option that ``kind`` names. Return True if the run has ended."""
         if not run.ended and self.draw.random() < 0.5:
             run.send(signal.SIGTERM)
         if run.members:
@@ -239,7 +240,7 @@ class Storm:
         return run.ended
 
     def _require_all(self, run: Run) -> None:
-        """Check the steps and learning rates of a finished run and, if no option has changed, also its weights."""
+        """Check steps and learning rates of a finished run. If its options never changed, also check its weights."""
         require_expected_steps(run)
         require(run.folder.is_finished, "there are no final metrics")
         if len(run.segments) == 1:

@@ -4,9 +4,9 @@
     python -m experiments.storm.aging --epochs 300
 
 The report compares the last hundred epochs with the second hundred: median seconds of an epoch, and median resident
-memory. (In a run of less than 400 epochs, it compares the last quarter with the second one.) It lists the files that
-have grown since the second hundred. It also compares how long it takes to resume this run and a run of ten epochs. This
-command needs Linux.
+memory. (In a run of less than 400 epochs, it compares the last quarter with the second one.) It also contains a list of
+the files that have grown since the second hundred. The time to resume this run is compared with the time to resume a
+run of ten epochs. This command needs Linux.
 """
 
 import argparse
@@ -32,10 +32,10 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Age(Callback):
-    """Callback that writes ``age.csv`` into the run folder: epoch, seconds, resident memory and sizes of files."""
+    """Callback that writes ``age.csv``, with the duration, memory use and file sizes of each epoch."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the row of the previous epoch. Its seconds include its validation and its checkpoints."""
+        """Write the row of the previous epoch. Its duration includes validation and the writing of checkpoints."""
         now, folder = time.perf_counter(), Path(trainer.default_root_dir)
         if trainer.current_epoch > 0 and hasattr(self, "_start"):
             memory = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def report(table: Path) -> str:
-    """Return a comparison of the last hundred epochs in ``age.csv`` with the second hundred, in a few lines."""
+    """Return a text of a few lines that compares the last hundred epochs in ``age.csv`` with the second hundred."""
     with table.open() as file:
         rows = list(csv.reader(file))
     count = min(100, len(rows) // 4)
@@ -87,7 +87,7 @@ def _sizes(folder: Path) -> str:
 
 
 def fit(output: Path, name: str, epochs: int, *more: str) -> float:
-    """Train or resume a run, and return the seconds until training starts."""
+    """Train a new or resumed run to its end. Return the seconds that pass before training starts."""
     options = (*_OPTIONS, "--runs_folder", str(output), "--name", name, "--trainer.max_epochs", str(epochs), *more)
     start = time.perf_counter()
     with subprocess.Popen([sys.executable, "-m", "classification.fit", *options], stdout=-1, text=True) as process:

@@ -14,19 +14,20 @@ _STATE = ("state_dict", "current_model_state", "optimizer_states", "lr_scheduler
 
 
 class LossError(AssertionError):
-    """Exception for something that a run has lost or changed."""
+    """Exception for a failed check, such as a lost checkpoint or a changed file."""
 
 
 def require(condition: bool, text: str) -> None:
-    """Raise :class:`LossError` with a text if a condition does not hold."""
+    """Raise :class:`LossError` with the message ``text`` if ``condition`` is False."""
     if not condition:
         raise LossError(text)
 
 
 def require_plain(status: int, output: str, expected: set[int]) -> None:
-    """Check that the exit status of a command is in ``expected``, and that its output has at most one line of error.
+    """Check the exit status and the output of a command.
 
-    The line is required if the status is 1. A traceback is not allowed.
+    The status must be in ``expected``. The output must have one line with an error message if the status is 1, and none
+    otherwise. It must not have a traceback.
     """
     require(status in expected, f"status {status}, not one of {sorted(expected)}:\n{output}")
     require("Traceback" not in output, f"a traceback:\n{output}")
@@ -51,7 +52,8 @@ def require_recent_checkpoint(run: Run, done: int, interval: int) -> None:
     Args:
         run: the run.
         done: number of steps in ``metrics.csv``.
-        interval: maximum number of steps since the checkpoint. One more is allowed, see below.
+        interval: maximum number of steps since the checkpoint. One more step is allowed, because the row of a step is
+            written before its checkpoint.
     """
     kept = newest_step(run)
     # The row of a step is written before its checkpoint.
@@ -84,13 +86,13 @@ def require_expected_steps(run: Run) -> None:
 
 
 def state(run: Run) -> dict:
-    """Return the training state in the last checkpoint of a run: weights, averaged weights, optimiser, schedule."""
+    """Return the training state in a run's last checkpoint as a dictionary: weights, optimiser, schedule and more."""
     content = read_file(run.folder.last)
     return {name: content[name] for name in _STATE if name in content}
 
 
 def same(first: object, second: object) -> bool:
-    """Whether two training states are equal, bit for bit."""
+    """Return True if two training states are equal, bit for bit."""
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
@@ -101,6 +103,6 @@ def same(first: object, second: object) -> bool:
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """Return a dictionary from each file in a folder to the hash of its content."""
+    """Return a dictionary from the relative path of each file in a folder to the SHA-256 of its content."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -52,7 +52,7 @@ class Run:
         processes: number of training processes.
         segments: list of tuples (first step, steps per epoch, epochs), one for each start with other options.
         members: processes that the storm has started for this run. The first one has rank 0.
-        kind: how the run was started last, see :meth:`start`; empty before the first start.
+        kind: argument ``kind`` of the last call of :meth:`start`; empty before the first call.
     """
 
     def __init__(self, task: str, data: Path, output: Path, name: str, processes: int):
@@ -67,19 +67,19 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of optimiser steps in an epoch with the current options."""
+        """Number of optimiser steps per epoch, given the current options of the run."""
         return IMAGES // self.processes // self.batch
 
     @property
     def steps(self) -> int:
-        """Number of optimiser steps so far, from ``metrics.csv``, which has a row for each step."""
+        """Number of optimiser steps so far. ``metrics.csv`` has a row for each step."""
         with contextlib.suppress(ValueError):  # read while it is being written
             return 1 + max((int(row["step"]) for row in self.folder.history() if "lr" in row), default=-1)
         return 0
 
     @property
     def steps_since_start(self) -> int:
-        """Number of optimiser steps, as in :attr:`steps`, but 0 until a row was written after the last start."""
+        """Value of :attr:`steps`, but 0 as long as the run has taken no step since it was last started."""
         table = self.folder.metrics_csv
         return self.steps if table.is_file() and table.stat().st_mtime > self._started else 0
 
@@ -91,7 +91,7 @@ class Run:
         return trained or all(member.poll() is not None for member in self.members)
 
     def describe(self) -> str:
-        """Return a description of the state of the run."""
+        """Return one line of text with the task, name, number of processes and last step of the run."""
         return f"{self.task} {self.name}, {self.processes} processes ({self.kind or 'new'}), step {self.steps}"
 
     def arguments(self) -> list[str]:
@@ -123,20 +123,20 @@ class Run:
     def second_start(self) -> tuple[int, str]:
         """Start the run a second time while it is running, in one process.
 
-        Return the exit status and the output of the second start.
+        Return a tuple (exit status, output) of the second start.
         """
         twin = Run(self.task, self.data, self.output, self.name, 1)
         twin.start()
         return twin.wait()
 
     def send(self, number: int, *, everyone: bool = True) -> None:
-        """Send a signal to all processes of the run, or only to the first one."""
+        """Send the signal ``number`` to all processes of the run or, if ``everyone`` is False, only to the first."""
         for member in self.members if everyone else self.members[:1]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(member.pid, number) if everyone else os.kill(member.pid, number)
 
     def kill(self, kind: str | None = None) -> None:
-        """Kill all processes of the run. If ``kind`` is given, do so only if the run was started in this way."""
+        """Kill all processes of the run. If ``kind`` is given and the last start was of another kind, do nothing."""
         if kind in (None, self.kind):
             self.send(signal.SIGCONT)
             self.send(signal.SIGKILL)
@@ -162,7 +162,7 @@ class Run:
         return self.members[0].returncode, "".join(self._output)
 
     def queued(self) -> list[str]:
-        """Return the arguments of each call of the script that replaces SLURM's scontrol."""
+        """Return a list with the arguments of each call of the script that replaces SLURM's program scontrol."""
         path = self.output / "scontrol.txt"
         return path.read_text().splitlines() if path.is_file() else []
 
@@ -221,7 +221,7 @@ class Run:
 
 
 def _job(rank: int, processes: int, port: int) -> dict[str, str]:
-    """Return the environment variables that SLURM sets for the process of rank ``rank`` in a job."""
+    """Return a dictionary of the environment variables that SLURM sets for the process ``rank`` of a job."""
     job = {"JOB_ID": "100", "JOB_NAME": "storm", "NODELIST": "localhost", "NODEID": "0"}
     sizes = {"NTASKS": processes, "NTASKS_PER_NODE": processes, "PROCID": rank, "LOCALID": rank}
     variables = {f"SLURM_{name}": str(value) for name, value in {**job, **sizes}.items()}

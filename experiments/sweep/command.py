@@ -16,7 +16,7 @@ from mobile_former.errors import InputError
 def run_sweep(
     command: str, plan: Plan, options: argparse.Namespace, others: Sequence[str], report: Callable[[Sweep], None]
 ) -> None:
-    """Run the trials of a sweep or comparison, then write its report. If trials have failed, exit with status 1.
+    """Run the trials of a sweep or comparison, then write its report. Exit with status 1 if a trial failed.
 
     Args:
         command: ``"sweep"`` or ``"compare"``.
@@ -26,7 +26,8 @@ def run_sweep(
         report: function that writes the report.
 
     Raises:
-        InputError: an option or argument is invalid, no trial was begun, or see :class:`Sweep` and :func:`run_trials`.
+        InputError: an option or argument is invalid, or no trial was begun, so there is nothing to report. Also raised
+            by :class:`Sweep` and :func:`run_trials`.
     """
     require_whole("--workers", options.workers, 0)
     require_free_options(others, plan.space)

@@ -1,4 +1,4 @@
-"""Optuna's figures of a sweep."""
+"""Draw figures of a sweep's trials with Optuna."""
 
 import optuna
 from matplotlib import pyplot, rc_context
@@ -12,10 +12,11 @@ pyplot.switch_backend("agg")
 
 
 def draw(trials: dict[int, FrozenTrial], plan: Plan) -> dict[str, Figure]:
-    """Return a dictionary from file name to figure. Figures that need more complete trials are left out.
+    """Draw the figures of a sweep. Return a dictionary from file name to figure.
 
     Args:
-        trials: dictionary from the number of a trial to its last attempt.
+        trials: dictionary from the number of a trial to its last attempt, see :class:`Sweep`. A figure is left out if
+            there are too few complete trials for it.
         plan: config of the sweep.
     """
     study, figures = optuna.create_study(direction=plan.direction), {}  # a study in memory, with the last attempts only

@@ -29,17 +29,18 @@ class Plan:
         task: "classification" or "detection".
         config: file name or path of the task's training config.
         space: the search space, a dictionary from an option of ``fit`` to the distribution of its values.
-        points: list with one dictionary for each trial, from option to the value that is fixed before the trial starts.
-            A grid fixes all options in ``space``. The dictionaries of other samplers are empty.
+        points: list with one dictionary for each trial. In a grid, it maps each option in ``space`` to its value in the
+            trial. With other samplers, it is empty, because they choose the values when the trial starts.
         options: dictionary from an option of ``fit`` to the value that all trials share.
-        models: dictionary from a model's label to its options. The labels are the values of the parameter "model" in
-            ``space``. Empty if there is no such parameter.
+        models: dictionary from the label of each compared model to its options. The labels are the values of the
+            parameter "model" in ``space``. Empty if ``space`` has no such parameter.
         metric: the score or loss to optimise, a column of ``metrics.csv``.
         direction: "maximize" or "minimize".
         score: the epoch by which a trial is rated, "best" or "last".
         sampler: "tpe", "random" or "grid".
-        pruner: options of Optuna's median pruner, which stops unpromising trials early. It stops no trial before
-            ``n_startup_trials`` trials have finished, and none before its epoch ``n_warmup_steps``. None: no pruner.
+        pruner: options of Optuna's median pruner, which stops unpromising trials early. The pruner waits until
+            ``n_startup_trials`` trials have finished, and stops a trial only from its epoch ``n_warmup_steps`` on.
+            None: no pruner.
         seed: the seed of the sampler.
         runs: the folder of the runs, which several sweeps can share; None for the output folder of the sweep.
     """
@@ -60,19 +61,19 @@ class Plan:
 
     @property
     def score_label(self) -> str:
-        """The name of the score as shown in figures and tables, such as "val/top1, best epoch"."""
+        """Name of the score in figures and tables, such as "val/top1, best epoch"."""
         return f"{self.metric}, {self.score} epoch"
 
     def arguments(self, params: dict) -> list[str]:
-        """Return the command-line arguments of ``fit`` for one trial, without the folder and name of the run."""
+        """Return a list of the ``fit`` arguments for one trial, without the options for folder and name of the run."""
         own = {name: value for name, value in params.items() if name != "model"}
         return ["--config", self.config, *as_arguments(self.options | own | self.models.get(params.get("model"), {}))]
 
     def run_name(self, number: int, params: dict) -> str:
         """Return the name of the run of a trial.
 
-        In a folder of runs that several sweeps share, the name consists of the parameters. Trials of different sweeps
-        with the same parameters then share one run.
+        If several sweeps share a folder of runs, the name consists of the parameters. Trials with the same parameters
+        then share one run, even if they are in different sweeps.
 
         Args:
             number: number of the trial.
@@ -81,9 +82,10 @@ class Plan:
         return plain(shown_params(params)) if self.runs or self.models else f"trial-{number}"
 
     def identity(self) -> dict:
-        """Return the settings that must not change when a sweep is continued, as a dictionary of JSON values.
+        """Return a dictionary of the settings that must not change when a sweep is continued, as JSON values.
 
-        ``points`` and ``runs`` are None in it: trials, and the seeds or folds of a grid, can be added later.
+        The entries ``points`` and ``runs`` are None, because they may change: trials, and the seeds or folds of a grid,
+        can be added later.
         """
         space = {name: distributions.distribution_to_json(domain) for name, domain in self.space.items()}
         return json.loads(json.dumps(vars(self) | {"space": space, "points": None, "runs": None}))
@@ -94,7 +96,7 @@ def read_plan(path: Path, trials: int | None = None) -> Plan:
 
     Args:
         path: path of the file.
-        trials: number of trials, which replaces the number in the file. In a grid, only so many of its first points are
+        trials: number of trials, which replaces the number in the file. In a grid, only the first ``trials`` points are
             used. None: the number in the file, or all points of a grid.
 
     Raises:
@@ -117,7 +119,7 @@ def read_comparison(path: Path, seeds: Sequence[int] | None = None) -> tuple[Pla
         seeds: seeds that replace those in the file. None: the seeds in the file.
 
     Returns:
-        A tuple (plan, split). The split is "val", or "test" to score the best checkpoints on the test data, too.
+        A tuple (plan, split). The split is "val", or "test" to also score the best checkpoints on the test data.
 
     Raises:
         InputError: the file is not the config of a comparison.
@@ -143,7 +145,7 @@ def read_comparison(path: Path, seeds: Sequence[int] | None = None) -> tuple[Pla
 def _grid_points(values: dict[str, Sequence]) -> list[dict]:
     """Return all combinations of values as a list of dictionaries from option to value.
 
-    All combinations with the first seed or fold come first, then all with the second one, and so on.
+    The list begins with all combinations that have the first seed or fold, then those with the second one, and so on.
 
     Args:
         values: dictionary from an option to its values.

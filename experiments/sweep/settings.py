@@ -1,4 +1,4 @@
-"""Group trials that differ only in their seed or fold into settings, and compare each setting with a baseline."""
+"""Group trials that differ only in seed or fold into a setting, and compare the settings with a baseline."""
 
 import json
 from dataclasses import dataclass
@@ -11,15 +11,16 @@ from experiments.tables import paired_difference
 
 @dataclass(frozen=True)
 class Setting:
-    """Group of complete trials that differ only in their repetition, which is their seed, their fold, or both.
+    """Group of complete trials that repeat the same training with other seeds, other folds, or both.
 
     Attributes:
-        params: dictionary from the name of each other parameter to its value, which is the same in all these trials.
-        trials: dictionary from the repetition as text, such as "0" for seed 0, to the number of its trial.
-        values: dictionary from the repetition to the score of its trial.
-        cost: list of the numbers of the model's parameters and of its multiply-adds for one image; None if unknown.
-        difference: difference of ``values`` from the scores of a grid's baseline, see
-            :func:`~experiments.tables.paired_difference`. None for the baseline itself, and outside a grid.
+        params: dictionary from the name of each parameter except seed and fold to its value in these trials.
+        trials: dictionary from the seed or fold of each trial, as text such as "0", to the number of the trial.
+        values: dictionary from the seed or fold of each trial, as text, to the score of the trial.
+        cost: list of two integers, number of the model's parameters and number of multiply-adds for one image; None if
+            unknown.
+        difference: result of :func:`~experiments.tables.paired_difference` for ``values`` and the scores of the
+            baseline. None for the baseline itself, and if the sweep is not a grid.
     """
 
     params: dict
@@ -30,12 +31,12 @@ class Setting:
 
 
 def group(trials: dict[int, FrozenTrial], plan: Plan) -> list[Setting]:
-    """Group the complete trials into settings, in the order of their first trials.
+    """Group the complete trials into a list of settings, in the order of their first trials.
 
     The list is empty if the search space has no seed or fold.
 
     Args:
-        trials: dictionary from the number of a trial to its last attempt.
+        trials: dictionary from the number of a trial to its last attempt, see :class:`Sweep`.
         plan: config of the sweep.
     """
     repeats = [name for name in plan.space if name in REPEATS]
@@ -55,9 +56,10 @@ def group(trials: dict[int, FrozenTrial], plan: Plan) -> list[Setting]:
 
 
 def baseline(plan: Plan) -> dict:
-    """Return the parameters of the baseline of a grid, to which its other settings are compared.
+    """Return the parameters of a grid's baseline, with which the other settings of the grid are compared.
 
-    The value of each option is None if the grid has this value for the option, otherwise the option's first value.
+    They are a dictionary from option to value. If None is among the values of an option in the grid, the baseline has
+    None, otherwise the first of the values.
     """
     values = {name: [point[name] for point in plan.points] for name in plan.space if name not in REPEATS}
     return {name: None if None in choices else choices[0] for name, choices in values.items()}

@@ -29,7 +29,7 @@ retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
 
 @contextlib.contextmanager
 def alone(url: str) -> Iterator[None]:
-    """Context manager that only one worker at a time can enter, among all workers that use the database ``url``."""
+    """Context manager that locks the database ``url``, so that only one worker at a time runs the ``with`` block."""
     parsed = sqlalchemy.make_url(url)
     if parsed.get_backend_name() == "sqlite":  # all workers are on one machine
         with open(f"{parsed.database}.lock", "a") as file:

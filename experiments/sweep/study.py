@@ -23,8 +23,8 @@ class Sweep:
     """A sweep: its trials in the database, and the folders of their runs.
 
     If the worker of a trial was stopped or killed, or its training failed, the trial is attempted again. Each attempt
-    is an entry in the database. All attempts at a trial have the same number (a user attribute), parameters and folder.
-    Only the last attempt counts.
+    is an entry in the database. All attempts at a trial have the same trial number (a user attribute), parameters and
+    run folder. Only the last attempt counts.
 
     Args:
         plan: config of the sweep.
@@ -53,27 +53,27 @@ class Sweep:
             self._record_config()
 
     def last_attempts(self) -> dict[int, FrozenTrial]:
-        """Return a dictionary from the number of a trial to its last attempt, for all trials that were begun."""
+        """Return a dictionary from trial number to the trial's last attempt, for all trials that were begun."""
         own = [each for each in self.study.get_trials(False) if each.system_attrs["fixed_params"] in self.plan.points]
         return dict(sorted({trial.user_attrs["number"]: trial for trial in own}.items()))
 
     def training(self, trial: FrozenTrial | optuna.Trial) -> Training:
-        """Return the training run of a trial, which is the same for all attempts."""
+        """Return the training run of a trial. If a trial is attempted again, the attempts share this run."""
         plan, params = self.plan, {name: trial.params[name] for name in self.plan.space}
         name, runs = plan.run_name(trial.user_attrs["number"], params), Path(plan.runs) if plan.runs else self.output
         log = runs / "logs" / plan.task / f"{name}.log"
         return Training(plan.task, RunFolder(runs / plan.task / name), [*plan.arguments(params), *self.others], log)
 
     def progress(self) -> tuple[int, int]:
-        """Return a tuple (number of trials that have ended, number of all trials, including those not yet begun)."""
+        """Return a tuple (number of ended trials, number of all trials, begun or not)."""
         states = [state_of(trial) for trial in self.last_attempts().values()]
         return len(states) - states.count("unfinished"), max(len(states), len(self.plan.points))
 
     def claim(self) -> optuna.Trial | None:
-        """Take the next trial and return it with all of its parameters, or None if no trial is free.
+        """Take the next trial for this worker and return it with all of its parameters. Return None if none is free.
 
-        Only one worker at a time takes a trial. So no trial is taken twice, and there are never more trials than
-        planned, with any kind of database. Trials whose worker was stopped or killed are taken before new ones.
+        A lock ensures that only one worker at a time takes a trial. Therefore no trial is taken twice, and there are
+        never more trials than planned. Trials whose worker was stopped or killed are taken before new ones.
         """
         with alone(self.url):
             optuna.storages.fail_stale_trials(self.study)
@@ -90,7 +90,7 @@ class Sweep:
             return self.study.ask(self.plan.space)
 
     def repeat(self, state: str) -> None:
-        """Add an attempt to each trial in a state, "failed" or "unfinished", that is not waiting or running."""
+        """Queue a new attempt at each trial whose last attempt ended in ``state``, "failed" or "unfinished"."""
         for trial in self.last_attempts().values():
             if trial.state == TrialState.FAIL and state_of(trial) == state:
                 retry(self.study, copy.deepcopy(trial))
@@ -130,7 +130,7 @@ class Sweep:
 
 
 def state_of(trial: FrozenTrial) -> str:
-    """Return the state of an attempt: "complete", "pruned", "failed" (training ended with an error) or "unfinished"."""
+    """Return the state of an attempt at a trial: "complete", "pruned", "failed" (an error) or "unfinished"."""
     if trial.state == TrialState.FAIL and not trial.user_attrs.get("error"):  # its worker was stopped or killed
         return "unfinished"
     states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}

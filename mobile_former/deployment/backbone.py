@@ -71,8 +71,8 @@ class DeployedBackbone(nn.Module):
 
     Args:
         backbone: trained backbone.
-        last: Mobile→Former bridge of the classifier, whose query and gate are computed by the last block; None for a
-            backbone without a classifier.
+        last: Mobile→Former bridge of the classifier. The last block computes its query and gate. None for a backbone
+            without a classifier.
     """
 
     def __init__(self, backbone: Backbone, last: MobileToFormer | None = None):
@@ -230,8 +230,9 @@ class TokenReads(InferenceModule):
     Mobile→Former bridge. Each of them is ``(B, heads·M, C)``, with one row for each pair of attention head and token.
     A row uses only the channels of its head. The other channels are 0.
 
-    Due to the masks, one matrix product with the feature map computes all heads. Separate products for the heads would
-    need only half as many multiplications, but they are slower, because they split the map's channels in memory.
+    Because the other channels are 0, one matrix product with the feature map computes all heads. Separate products for
+    the heads would need only half as many multiplications, but would be slower, because they would have to split the
+    map's channels in memory.
 
     Args:
         to_mobile: Former→Mobile bridge of the block; None if there is none.
@@ -423,14 +424,14 @@ class DeployedClassifier(InferenceModule):
 
 
 class RowLinear(InferenceLinear):
-    """Linear layer of the classifier, which is applied to one vector per image, ``(B, in)``.
+    """Linear layer of the classifier. It is applied to one vector per image, ``(B, in)``.
 
     In ONNX graphs, this layer is a convolution, because ONNX Runtime computes the convolution faster.
     """
 
 
 def _head_masks(layer: nn.Linear, heads: int) -> Tensor:
-    """Return a mask over the output features of a linear layer for each attention head, ``(heads, 1, out)``.
+    """Return, for each attention head, a 0/1 mask over the output features of a linear layer, ``(heads, 1, out)``.
 
     The mask of a head is 1 at the features of this head and 0 at the features of the other heads.
     """

@@ -109,7 +109,7 @@ def to_mobile(self: DeployedToMobile, x: Tensor, key: Tensor, value: Tensor) -> 
 
 @exported_forward(RowLinear, onnx_only=True)
 def row_linear(self: RowLinear, x: Tensor) -> Tensor:
-    """Compute a linear layer of the classifier as a 1×1 convolution, which is faster in ONNX Runtime.
+    """Compute a linear layer of the classifier as a 1×1 convolution, because ONNX Runtime computes this faster.
 
     The input ``(B, in)`` is treated as a feature map ``(B, in, 1, 1)``. The classifier's weights do not fit into a
     processor's caches, so that the time depends on how they are read from memory. ONNX Runtime reads the weight of a
@@ -143,8 +143,8 @@ def pointwise(self: Pointwise, x: Tensor) -> Tensor:
 
     The strides below are those of the feature map relative to the image.
 
-    - A convolution that is grouped in the trained model stays grouped, and channel shuffles are computed separately.
-      An ungrouped convolution would also multiply the zeros of its block-diagonal weight, which takes longer.
+    - A convolution that is grouped in the trained model stays grouped, and channel shuffles are computed separately. An
+      ungrouped convolution would take longer, because it also multiplies the zeros of its block-diagonal weight.
     - There are two exceptions. At strides of 4 or less, a grouped convolution becomes ungrouped, because feature maps
       have few channels there and shuffles of few channels are slow. It also becomes ungrouped if its input channels are
       in another order than in the trained model.
@@ -181,7 +181,7 @@ def _depthwise_parts(layer: Depthwise, x: Tensor) -> list[Tensor]:
     """Apply a depthwise layer as several convolutions, each with one output channel for each input channel.
 
     Args:
-        layer: the layer, which can have several output channels for each input channel.
+        layer: the depthwise layer. It can have several output channels for each input channel.
         x: input map, ``(B, C, H, W)``. Its channels may be padded to 16.
 
     Returns:
@@ -205,7 +205,7 @@ def _split(layer: Depthwise, tensor: Tensor, width: int, dim: int = 0) -> list[T
         dim: axis of ``tensor`` that corresponds to the output channels of the depthwise layer.
 
     Returns:
-        List of the tensors.
+        List with one tensor for each convolution.
     """
     return [pad_with_zeros(part, dim, width) for part in tensor.split(_part_size(layer, width), dim)]
 

@@ -9,7 +9,7 @@ from mobile_former.layers.conv_norm import ChannelShuffle, ConvNorm
 
 
 def fold_norm(layer: ConvNorm) -> nn.Conv2d:
-    """Fold the BatchNorm of a layer into its convolution, and return the new convolution, which has a bias."""
+    """Fold the BatchNorm of a layer into its convolution. Return the new convolution, which has a bias."""
     return fuse_conv_bn_eval(layer.conv.eval(), layer.norm.eval())
 
 
@@ -19,7 +19,7 @@ def fold_features_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
 
 
 def merged(layers: list[nn.Linear | InferenceLinear]) -> InferenceLinear:
-    """Merge linear layers that have the same input into one layer, which returns their concatenated outputs."""
+    """Merge linear layers with the same input into one layer, whose output is the concatenation of their outputs."""
     return InferenceLinear(torch.cat([_weight(layer) for layer in layers]), torch.cat([layer.bias for layer in layers]))
 
 
@@ -34,8 +34,9 @@ def scaled(layer: nn.Linear, factor: float = 1) -> InferenceLinear:
 def with_unit_range(layer: nn.Linear) -> InferenceLinear:
     """Fold the scale and shift of a hard sigmoid into the linear layer before it, and return the new layer.
 
-    A hard sigmoid is ``(x / 6 + ½).clamp(0, 1)``. Only the clamp is left to compute. Runtimes also have a hard sigmoid,
-    but OpenCV 5 takes any product with it for a hard swish, and loses the other factor.
+    A hard sigmoid is ``(x / 6 + ½).clamp(0, 1)``. After the new layer, only the clamp is left to compute. The hard
+    sigmoid of the runtimes is not used, because OpenCV 5 mistakes each product of a hard sigmoid and another tensor for
+    a hard swish, and ignores the other tensor.
     """
     return InferenceLinear(layer.weight / 6, layer.bias / 6 + 0.5)
 
@@ -72,7 +73,7 @@ def shuffle_order(shuffle: nn.Module | None, channels: int) -> Tensor:
 
 
 def inverse(order: Tensor) -> Tensor:
-    """Return the inverse of a permutation. Both are tensors of indices."""
+    """Return the inverse of a permutation. Both permutations are tensors of indices, ``(n,)``."""
     return order.argsort()
 
 

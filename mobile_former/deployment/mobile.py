@@ -155,7 +155,7 @@ class Pointwise(InferenceConv):
         gain: factor by which the output is multiplied.
         stride: stride of the feature map relative to the image. It determines how ONNX graphs compute the layer, see
             :func:`mobile_former.deployment.exported_graphs.pointwise`. The default, infinity, selects the computation
-            for large strides, where maps have many channels.
+            for maps with large strides and many channels.
         relu6: apply ReLU6 to the output.
     """
 

@@ -1,4 +1,4 @@
-"""Basic modules for inference, which make converted models fast in eager PyTorch.
+"""Basic modules of converted models, designed for fast inference in eager PyTorch.
 
 All code that depends on the internals of ``nn.Module`` or on oneDNN's operators is in this file:
 
@@ -21,7 +21,7 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 class InferenceModule(nn.Module):
-    """Base class of modules for inference, which can be called with less overhead than ``nn.Module``.
+    """Base class of modules for inference. A call has less overhead than a call of an ``nn.Module``.
 
     A call runs ``forward`` without hooks. Submodules are also stored as plain attributes, so that Python finds them
     without a call of ``nn.Module.__getattr__``. Parameters and buffers are not stored as plain attributes, because
@@ -51,8 +51,8 @@ def exported_forward(kind: type[InferenceModule], *, onnx_only: bool = False) ->
     function. At all other times, they run the ``forward`` method of the class. To achieve this, the decorator replaces
     the ``__call__`` method of the class.
 
-    If two functions are registered for the same class, exports use the second one. If the second one is registered with
-    ``onnx_only=True``, only exports to ONNX use it, and all other exports use the first one.
+    A second function can be registered for the same class, and then replaces the first one. If it is registered with
+    ``onnx_only=True``, it replaces the first one only in exports to ONNX.
 
     Args:
         kind: class of the modules. The decorated function takes the module, followed by the inputs of ``kind.forward``.
@@ -140,7 +140,8 @@ class InferenceConv(InferenceModule):
 
     On a CPU, PyTorch's convolution converts the weight to oneDNN's layout at every call. For a map of few positions,
     the conversion takes half the time of the convolution itself. This class converts the weight only at the first call.
-    A pointwise convolution runs as a linear layer over the positions, because a linear layer has less overhead.
+    A pointwise convolution is computed as a linear layer that is applied to every position, because this has less
+    overhead.
 
     Args:
         weight: ``(out, in / groups, kernel, kernel)``.
@@ -167,7 +168,7 @@ class InferenceConv(InferenceModule):
         return self._convolve(x, self._parameters["weight"], self._parameters["bias"], self.groups)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, part: int = 0) -> Tensor:
-        """Convolve a map with a part of the weight and of the bias, and apply the activation."""
+        """Convolve a map with the given parts of the weight and the bias, and apply the activation function."""
         if _runs_onednn(x) and not _needs_gradients(x, weight, bias):
             packed = self._packed_weight(weight, x, groups, part)
             if self._is_linear:

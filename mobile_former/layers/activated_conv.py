@@ -27,8 +27,8 @@ LARGE = 1 << 18  # for maps with fewer values, storing them is faster than compu
 def can_train_activated_conv(x: Tensor, *modules: nn.Module) -> bool:
     """Return whether :func:`activated_conv` can replace modules in a training step.
 
-    It cannot if a module has hooks, because they would not be called, or if a module or a part of it has an unexpected
-    class.
+    The result is False if a module has hooks, because they would not be called. It is also False if the class of a
+    module or of one of its parts is not the expected one.
 
     Args:
         x: input map of the first module.
@@ -46,7 +46,7 @@ def can_train_activated_conv(x: Tensor, *modules: nn.Module) -> bool:
 
 
 def _is_unchanged(module: nn.Module) -> bool:
-    """Return whether a module is of a known class with known parts, and neither it nor a part of it has hooks."""
+    """Return True if a module and all its parts have known classes and no hooks."""
     if type(module) is ConvNorm:
         norm = module.norm
         if (
@@ -171,7 +171,7 @@ def _convolution_gradient(of: int, gradient: Tensor, x: Tensor, kernel: Tensor, 
 
 
 def _scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the scale and the shift by which BatchNorm changes each channel."""
+    """Return a tuple (scale, shift), both ``(C,)``, of the linear function that BatchNorm applies to each channel."""
     scale = weight / deviation
     return scale, bias - scale * mean
 
@@ -184,7 +184,7 @@ def _activate(
 
 
 def _differentiable_gradients(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Compute the gradients of :class:`_ActivatedConv` by operations that autograd records."""
+    """Compute the gradients of :class:`_ActivatedConv` by differentiable operations. Return one per input."""
     *inputs, mean, deviation, padding = ctx.saved_tensors
     # Views, because one input can depend on another one, but only the direct gradient of each input is needed.
     inputs = [None if part is None else part.view_as(part) for part in inputs]

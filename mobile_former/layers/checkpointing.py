@@ -35,7 +35,7 @@ def checkpoint_gradients(model: nn.Module, enable: bool = True) -> None:
 
 
 def recomputable(forward: Callable) -> Callable:
-    """Decorate the ``forward`` method of a module class, so that :func:`checkpoint_gradients` supports the class."""
+    """Decorator for the ``forward`` method of a module class. :func:`checkpoint_gradients` then supports the class."""
 
     @functools.wraps(forward)
     def forward_or_checkpoint(self: nn.Module, *inputs, **named):

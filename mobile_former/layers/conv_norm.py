@@ -28,7 +28,7 @@ class ConvNorm(nn.Module):
 
 
 def depthwise(channels: int, expansion: int, stride: int = 1) -> ConvNorm:
-    """Build a 3×3 depthwise convolution with BatchNorm. It computes ``expansion`` outputs for each input channel."""
+    """Build a 3×3 depthwise convolution with BatchNorm and ``expansion`` output channels per input channel."""
     return ConvNorm(channels, channels * expansion, kernel_size=3, stride=stride, groups=channels)
 
 

@@ -67,7 +67,8 @@ def guiding_tokens(tokens: Tensor, mixing: Tensor | None) -> Tensor:
             variant.
 
     Returns:
-        All tokens ``(B, M, d)`` for the spatially aware variant, the first token ``(B, d)`` for the other one.
+        All tokens ``(B, M, d)`` for the spatially aware variant, the first token ``(B, d)`` for the spatially shared
+        variant.
     """
     return tokens[:, 0] if mixing is None and tokens.ndim == 3 else tokens
 
@@ -133,18 +134,18 @@ def _forward(x: Tensor, slopes: Tensor, mixing: Tensor | None, overwrite: bool) 
 
 
 def is_large(x: Tensor) -> bool:
-    """Return whether a map is computed in blocks, which only pays for large maps on a CPU."""
+    """Return whether to compute a map block by block. Only for large maps on a CPU, this is faster."""
     return x.is_cpu and x.numel() > LARGE
 
 
 def _whole_forward(x: Tensor, slopes: Tensor, mixing: Tensor | None) -> Tensor:
-    """Compute :func:`larger_product` with whole maps."""
+    """Compute :func:`larger_product` on the whole map at once, without blocks."""
     slope1, slope2 = _slopes_at_positions(slopes, mixing)
     return torch.maximum(x * slope1, x * slope2)  # with x first, the result has its memory format
 
 
 def _slopes_at_positions(slopes: Tensor, mixing: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return both slopes at each position, ``(B, C, H, W)``, or ``(B, C, 1, 1)`` if they are the same everywhere."""
+    """Return both slopes at each position: ``(B, C, H, W)``, or ``(B, C, 1, 1)`` if equal at all positions."""
     if mixing is None:
         mixed = slopes[:, :, None, None]
     else:
@@ -155,9 +156,10 @@ def _slopes_at_positions(slopes: Tensor, mixing: Tensor | None) -> tuple[Tensor,
 def _whole_backward(
     gradient: Tensor, x: Tensor, slopes: Tensor, mixing: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Compute the gradients of :func:`larger_product` with respect to its inputs, with whole maps.
+    """Return the gradients of :func:`larger_product` with respect to ``x``, ``slopes`` and ``mixing``.
 
-    No boolean mask is used, because on a CPU masks take twenty times as long as products.
+    They are computed on the whole map at once. No boolean mask is used, because on a CPU, masks take twenty times as
+    long as products.
     """
     x, slopes = x.to(gradient.dtype), slopes.to(gradient.dtype)
     mixing = None if mixing is None else mixing.to(gradient.dtype)
@@ -187,7 +189,8 @@ def blocked_forward(
         x: feature map, ``(B, C, H, W)``.
         slopes: see :func:`larger_product`.
         mixing: see :func:`larger_product`.
-        affine: scale and shift of each channel, both ``(C,)``. They are applied to ``x`` first. None for neither.
+        affine: scale and shift of each channel, both ``(C,)``. They are applied to ``x`` first. None: ``x`` is not
+            changed.
         overwrite: store the result in the memory of ``x`` if its type allows it.
 
     Returns:
@@ -232,8 +235,8 @@ def blocked_backward(
         mixing: see :func:`blocked_forward`.
         affine: see :func:`blocked_forward`.
         overwrite: store the gradient with respect to the map in the memory of ``gradient``.
-        output: map in the shape and memory format of ``x``. The output of :func:`blocked_forward` is stored in it,
-            which takes less time here than in a separate call. None: it is not computed.
+        output: map in the shape and memory format of ``x``. The output of :func:`blocked_forward` is computed again and
+            stored in it. This takes less time here than a separate call. None: this output is not computed.
 
     Returns:
         The gradients with respect to the map after ``affine``, to ``slopes`` and to ``mixing``. The last one is None if
@@ -268,10 +271,10 @@ def blocked_backward(
 
 
 class _Blocks:
-    """The division of a map into blocks of similar size.
+    """Division of a feature map into blocks of similar size that fit into a processor's cache.
 
     A map is viewed as one matrix for each image, ``(B, R, K)``: ``(B, H·W, C)`` if it is channels-last, else
-    ``(B, C, H·W)``. A block ``(b, r, K)`` consists of the matrices of several images, or of some rows of one matrix.
+    ``(B, C, H·W)``. A block ``(b, r, K)`` consists of the matrices of b images, or of r rows of one matrix.
 
     Args:
         x: dense map ``(B, C, H, W)``.
@@ -295,7 +298,7 @@ class _Blocks:
         return x.permute(0, 2, 3, 1).flatten(1, 2) if self.positions_first else x.flatten(2)
 
     def of_map(self, x: Tensor) -> list[Tensor]:
-        """Return the blocks of a map that has the shape and memory format of ``x``."""
+        """Return a list of the blocks of ``x``, a map with the same shape and memory format as the divided map."""
         return self.of_rows(self._matrices(x))
 
     def of_rows(self, matrices: Tensor) -> list[Tensor]:
@@ -316,7 +319,7 @@ class _Blocks:
         return list(in_image) * self.image_groups
 
     def buffers(self, shape: torch.Size) -> list[Tensor]:
-        """Return the buffers in the shape of a block. They still contain the values of the previous block."""
+        """Return a list of the buffers in the shape of a block. They still contain values of the previous block."""
         if self._buffers[0] != shape:
             self._buffers = shape, [memory[: shape.numel()].view(shape) for memory in self._memory]
         return self._buffers[1]
@@ -325,9 +328,9 @@ class _Blocks:
 class _Slopes:
     """One of the two slopes, ``a₁`` or ``a₂``, at all positions, stored as two small matrices for each image.
 
-    Their product ``left @ right`` has the shape ``(B, R, K)`` of the matrices in :class:`_Blocks`. The two matrices are
-    the mixing weights and the slopes of the tokens, in the order that fits the memory format of the map. Without mixing
-    weights, the slope is a single row or column, which is broadcast.
+    Their product ``left @ right`` has the shape ``(B, R, K)`` of the matrices in :class:`_Blocks`. One matrix has the
+    mixing weights and the other one the slopes of the tokens. The memory format of the map determines which of them is
+    ``left``. Without mixing weights, the slope is a single row or column, which is broadcast.
 
     Args:
         slope: ``(B, C)`` without ``mixing``, otherwise ``(B, M, C)`` for M tokens.
@@ -358,9 +361,9 @@ class _Slopes:
             self.sums_right = None if right is None else blocks.of_images(self.of_right)
 
     def block(self, block: int, out: Tensor) -> Tensor:
-        """Return the slopes in the block with the index ``block``, in the memory of ``out``.
+        """Compute the slopes in block number ``block``, store them in ``out``, and return ``out``.
 
-        Without mixing weights, ``out`` is not used, and the result is a row or column that broadcasts to the block.
+        Without mixing weights, ``out`` is not used. The result is then a row or column that broadcasts to the block.
         """
         if self.left is None:
             return self.right[block]

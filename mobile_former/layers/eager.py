@@ -1,4 +1,4 @@
-"""Checks for computations that are faster, or possible, only in eager PyTorch or only in channels-last format."""
+"""Functions that check whether tensors are in eager mode and in channels-last memory format."""
 
 import torch
 from torch import Tensor, nn

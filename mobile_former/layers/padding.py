@@ -1,4 +1,4 @@
-"""Functions for padding masks, which make the features of an image independent of its padding in a batch."""
+"""Functions that use padding masks to make the features of an image independent of its padding in a batch."""
 
 import torch
 import torch.nn.functional as F

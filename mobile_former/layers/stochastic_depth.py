@@ -27,5 +27,5 @@ class StochasticDepth(nn.Module):
         return branch * (keep / (1 - self.rate))
 
     def extra_repr(self) -> str:
-        """Return the rate as text, which ``print(model)`` shows."""
+        """Return the rate as text. ``print(model)`` shows this text."""
         return f"rate={self.rate:.3g}"

@@ -1,4 +1,4 @@
-"""Baseline models of the libraries timm and transformers, selected as ``timm/NAME`` and ``transformers/NAME``."""
+"""Build models of the libraries timm and transformers, which users select as ``timm/NAME`` or ``transformers/NAME``."""
 
 import logging
 from collections.abc import Sequence
@@ -52,8 +52,8 @@ def timm_model(
         name: name of the model in timm.
         weights: weights file whose tensor names are those of timm. The classifier in the file is not loaded if its
             number of classes differs from that of the model. None: no weights file is loaded.
-        image_size: side of the images in pixels, or height and width. It is passed to models that take images of one
-            size only, such as LeViT. None: these models are built for the size that timm has chosen.
+        image_size: side of the images in pixels, or height and width. It only affects models that take images of one
+            size, such as LeViT. None: these models are built for timm's default size.
         options: keyword arguments of ``timm.create_model``. Arguments that are None are ignored.
 
     Raises:

@@ -24,8 +24,8 @@ class Optimisation:
     Attributes:
         learning_rate: peak learning rate.
         backbone_learning_rate: peak learning rate of the backbone. None: ``learning_rate``.
-        learning_rate_batch: reference batch size of the given learning rates, in images per optimiser step. The rates
-            are multiplied by the run's images per optimiser step divided by this number. None: no scaling.
+        learning_rate_batch: number of images per optimiser step for which the learning rates are given. If a run has
+            another number, its learning rates are scaled in proportion. None: no scaling.
         weight_decay: weight decay of all parameters, with the exceptions in :func:`parameter_groups` (such as biases).
         warmup_epochs: number of epochs at the start during which the learning rate rises.
         milestones: epochs after which the learning rate is divided by 10. None: a cosine schedule down to 0.
@@ -90,10 +90,10 @@ class Optimisation:
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def rates(self, trainer: Trainer) -> dict[str, float]:
-        """Return the current learning rates by the names under which they are logged.
+        """Return a dictionary from the name of each logged learning rate to its current value.
 
-        These are ``lr`` and, if the backbone has another rate, ``lr_backbone``. If a user's callback has replaced the
-        optimiser, ``lr`` is the rate of the first group of its parameters.
+        The names are ``lr`` and, if the backbone has another peak learning rate, ``lr_backbone``. If a user's callback
+        has replaced the optimiser, ``lr`` is the learning rate of the optimiser's first parameter group.
         """
         groups = trainer.optimizers[0].param_groups
         rates = {group.get("name", "model"): group["lr"] for group in reversed(groups)}
@@ -104,7 +104,7 @@ class Optimisation:
         """Return the factor by which the peak learning rates are multiplied in the next optimiser step.
 
         Args:
-            progress: position of the run in its schedule.
+            progress: number of finished steps and length of the schedule, see :class:`Progress`.
         """
         steps, total = progress.steps_per_epoch, progress.total_steps
         warmup = min(total, round(self.warmup_epochs * steps))
@@ -133,11 +133,11 @@ class Progress(NamedTuple):
 
 
 def progress_of(trainer: Trainer) -> Progress:
-    """Return the position of a run in its learning rate schedule.
+    """Return the position of a run in its learning rate schedule as :class:`Progress`, in optimiser steps.
 
-    The position depends on the number of finished epochs and the finished fraction of the current epoch. It does not
-    depend on the number of optimiser steps taken. A run can therefore resume at the right position with another batch
-    size or another number of devices, images or epochs.
+    The position is computed from the number of finished epochs and the finished batches of the current epoch, not from
+    the number of optimiser steps that the run has taken. A run can therefore resume at the right position with another
+    batch size or another number of devices, images or epochs.
     """
     loop, accumulated = trainer.fit_loop, trainer.accumulate_grad_batches
     steps_per_epoch = math.ceil(trainer.num_training_batches / accumulated)
@@ -152,7 +152,7 @@ def progress_of(trainer: Trainer) -> Progress:
 
 
 class ProgressSchedule(LRScheduler):
-    """Learning rate schedule whose rates depend only on the position of the run in its schedule.
+    """Learning rate schedule that depends only on the progress of the run, see :func:`progress_of`.
 
     The state of the schedule is not saved in checkpoints. A resumed run therefore uses its own options, not those of
     the checkpoint.
@@ -173,13 +173,13 @@ class ProgressSchedule(LRScheduler):
         return [peak * factor for peak in self.base_lrs]
 
     def state_dict(self) -> dict:
-        """Return an empty dictionary, because the learning rates depend only on the position of the run."""
+        """Return an empty dictionary, because the learning rates depend only on the progress of the run."""
         return {}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Set the learning rates to those at the current position of the run.
+        """Set the learning rates to their values at the step from which the run resumes.
 
-        Lightning restores this position before it calls the method.
+        Lightning restores the number of this step before it calls the method.
 
         Args:
             state_dict: not used. The argument is part of PyTorch's interface.
@@ -240,14 +240,14 @@ class ExponentialAverage(WeightAveraging):
 
     @property
     def state_key(self) -> str:
-        """Key of the callback's state in checkpoints.
+        """Key under which checkpoints store the state of the callback.
 
-        Earlier versions of this project used the same key.
+        It is fixed, so that checkpoints of earlier versions of this project can be loaded.
         """
         return "EMAWeightAveraging"
 
     def _batch_norms(self, pl_module: LightningModule) -> list[nn.Module]:
-        """Return the BatchNorm layers of the averaged model. Layers that are frozen in training are left out."""
+        """Return a list of the averaged model's BatchNorm layers, except those that are frozen in training."""
         means = dict(self._average_model.module.named_modules())
         return [
             means[name]
@@ -339,8 +339,9 @@ def parameter_groups(
             default.
 
     Returns:
-        A list of parameter groups for a PyTorch optimiser. Their names are that of the submodule or ``"model"``. Groups
-        without weight decay have names that end in ``_no_decay``.
+        A list of parameter groups for a PyTorch optimiser. The name of a group is the name of the submodule in
+        ``learning_rates``, or ``"model"`` for all other parameters. For a group without weight decay, ``_no_decay`` is
+        appended to the name.
     """
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
     rates = {part: rate for module, rate in (learning_rates or {}).items() for part in module.modules()}
@@ -366,14 +367,14 @@ def parameter_groups(
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Return the factor for the peak learning rate at an optimiser step, with warm-up and cosine decay.
+    """Return the learning rate at an optimiser step, as a fraction of its peak, with warm-up and cosine decay.
 
-    The factor rises linearly from 1/warmup_steps to 1, then falls to 0 along half a cosine period.
+    The fraction rises linearly from 1/``warmup_steps`` to 1, then falls to 0 along half a cosine period.
 
     Args:
         step: number of the optimiser step in the schedule, from 0.
         warmup_steps: length of the linear rise in steps.
-        total_steps: length of the whole schedule in steps. The factor is 0 from this step on.
+        total_steps: length of the whole schedule in steps. From this step on, the fraction is 0.
     """
     if step >= total_steps:
         return 0.0
@@ -384,14 +385,14 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 def warmup_milestones(step: int, warmup_steps: int, milestones: Sequence[int]) -> float:
-    """Return the factor for the peak learning rate at an optimiser step, with warm-up and step decay.
+    """Return the learning rate at an optimiser step, as a fraction of its peak, with warm-up and step decay.
 
-    The factor rises linearly from 1/warmup_steps to 1. It is divided by 10 at each milestone.
+    The fraction rises linearly from 1/``warmup_steps`` to 1. It is divided by 10 at each milestone.
 
     Args:
         step: number of the optimiser step in the schedule, from 0.
         warmup_steps: length of the linear rise in steps.
-        milestones: optimiser steps at which the factor is divided by 10.
+        milestones: optimiser steps at which the fraction is divided by 10.
     """
     warmup = (step + 1) / warmup_steps if step < warmup_steps else 1.0
     return warmup * 0.1 ** sum(step >= milestone for milestone in milestones)
@@ -410,8 +411,7 @@ def rate_factor(trainer: Trainer, meant_for: int | None) -> float:
 
     Args:
         trainer: trainer of the run.
-        meant_for: reference batch size of the given learning rates, in images per optimiser step. None: the factor is
-            1.
+        meant_for: total batch size for which the learning rates are given. None: the factor is 1.
     """
     return 1.0 if meant_for is None else total_batch(trainer) / meant_for
 

@@ -7,8 +7,8 @@ from pathlib import Path
 def available_cores() -> int:
     """Return the number of cores that this process may use.
 
-    The number is limited by the process's CPU affinity and by the CPU quota of its control groups, which is how
-    containers are limited. Fractions of a core are dropped, but at least one core is returned.
+    The number is limited by the process's CPU affinity and by the CPU quota of its control groups. Containers set such
+    a quota. Fractions of a core are dropped, but at least one core is returned.
     """
     # Only Linux reports the affinity.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -22,7 +22,7 @@ def default_workers() -> int:
 
 
 def cpu_quota(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Return the CPU quota of this process, which its control groups (cgroups) set.
+    """Return the CPU quota that control groups (cgroups) set for this process.
 
     The quota of a control group also limits the groups inside this group. The smallest quota is therefore returned.
 
@@ -50,7 +50,7 @@ def cpu_quota(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/p
 
 
 def _quota_of(group: Path) -> list[float]:
-    """Return the CPU quota of a control group in cores, as a list of one number. Return ``[]`` if there is no quota."""
+    """Return a list with one number, the CPU quota of a control group in cores; ``[]`` if there is no quota."""
     try:
         if (group / "cpu.max").is_file():  # version 2
             quota, period = (group / "cpu.max").read_text().split()

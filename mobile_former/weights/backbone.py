@@ -13,7 +13,7 @@ _logger = logging.getLogger(__name__)
 
 
 def load_backbone_weights(backbone: Backbone, variant: str, path: str | Path) -> None:
-    """Load weights into a backbone from the weights file of a classifier. The backbone is modified in place.
+    """Load the weights of a classifier's backbone from a file into ``backbone``, in place.
 
     Args:
         backbone: the backbone, usually of a detector. It may have the spatially shared or the spatially aware dynamic

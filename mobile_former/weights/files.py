@@ -54,7 +54,7 @@ def read_file(path: Path) -> object:
     """Load a safetensors file or a ``torch.save`` file, without running code from the file.
 
     Returns:
-        The loaded object, usually a dictionary. The type of the object is not checked. Tensors in it are on the CPU.
+        The loaded object, usually a dictionary. Its type is not checked. All tensors in it are on the CPU.
 
     Raises:
         FileNotFoundError: the file does not exist.

@@ -192,7 +192,7 @@ def _check_usage(model: HubModel, usage: Usage) -> None:
 def _require_published_parts(model: HubModel) -> None:
     """Raise InputError if the model's tensors differ in name or shape from those of the published model.
 
-    Some ablations cause such differences. :meth:`HubModel.save_pretrained` cannot save a model with such differences,
+    Ablations can cause such differences. A model that has them cannot be saved by :meth:`HubModel.save_pretrained`,
     because ``config.json`` can describe only published models.
     """
     published = model.published(

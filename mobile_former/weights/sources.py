@@ -28,7 +28,7 @@ _CHUNK = 2**20  # bytes
 
 
 def local_file(source: str | Path, sha256: str | None = None) -> Path:
-    """Return the path of a weights file, and download the file first if necessary.
+    """Download a weights file if necessary, and return its local path.
 
     Downloads from a URL are stored in the folder of torch.hub, ``torch.hub.get_dir()/checkpoints``. Those from the Hub
     are stored in the cache of huggingface_hub. A file that is already stored is not downloaded again.
@@ -168,7 +168,7 @@ def huggingface_hub(purpose: str) -> ModuleType:
     """Import and return huggingface_hub.
 
     Args:
-        purpose: purpose of the import, for the error message.
+        purpose: what the library is needed for. The error message contains this text.
 
     Raises:
         InputError: huggingface_hub is not installed.
@@ -183,5 +183,5 @@ def huggingface_hub(purpose: str) -> ModuleType:
 
 
 def reason(error: Exception) -> str:
-    """Return the type and the first line of an error, for messages."""
+    """Return one line of text with the type and the first line of an error, for use in messages."""
     return f"{type(error).__name__}: {first_line(error)}"

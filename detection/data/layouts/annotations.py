@@ -17,10 +17,10 @@ class Annotations(NamedTuple):
     """Annotations of one split.
 
     Attributes:
-        path: file or folder of the annotations, for messages.
+        path: path of the file or folder with the annotations. It is used in messages.
         read: function that reads the annotations. It returns a tuple (dictionary in COCO format, image folder). The
             file names in the dictionary are relative to this folder.
-        crowd: name for the annotations with ``iscrowd`` 1 in messages, such as "difficult objects".
+        crowd: what messages call annotations with ``iscrowd`` 1, such as "difficult objects".
     """
 
     path: Path
@@ -29,12 +29,12 @@ class Annotations(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A recognised data folder.
+    """The recognised layout of a data folder, and its annotations.
 
     Attributes:
         name: name of the layout, such as "YOLO".
-        splits: dictionary from a split ("train", "val" or "test") to its annotations. Images without a split are in
-            "train".
+        splits: dictionary from a split ("train", "val" or "test") to its annotations. If the data is not divided into
+            splits, all images are in "train".
         note: function that returns a note for the user on how the files are read, or an empty text. The call can take
             as long as reading all annotations.
     """
@@ -45,12 +45,12 @@ class Layout(NamedTuple):
 
 
 class LabelledObject(NamedTuple):
-    """One object.
+    """One object in an image: its class and its bounding box.
 
     Attributes:
         name: class name.
         corners: left, top, right and bottom in pixels.
-        ignored: whether detections of this object are not scored.
+        ignored: True if a detection of this object counts neither as right nor as false.
     """
 
     name: str
@@ -67,13 +67,14 @@ class LabelledImage(NamedTuple):
 
 
 def to_coco(images: Iterable[LabelledImage], folder: Path, class_names: Sequence[str] = ()) -> tuple[dict, Path]:
-    """Return a tuple (dictionary in COCO format, ``folder``). File names in the dictionary are relative to the folder.
+    """Convert images with objects to a dictionary in COCO format. Return a tuple (dictionary, ``folder``).
 
     Args:
         images: images with their objects.
-        folder: data folder. The path of an image outside this folder is absolute.
-        class_names: names of the classes, in the order of the category ids, which start at 1. Names that only occur in
-            ``images`` follow in alphabetical order.
+        folder: data folder. The file names in the dictionary are relative to it. Images outside the folder have
+            absolute paths.
+        class_names: names of the classes in the order of the category ids. The ids start at 1. Names that only occur in
+            ``images`` are added at the end, in alphabetical order.
     """
     images = list(images)
     found = {known.name for image in images for known in image.objects}
@@ -105,7 +106,8 @@ def to_coco(images: Iterable[LabelledImage], folder: Path, class_names: Sequence
 def class_names(images: Mapping[str, Callable[[], Iterable[LabelledImage]]], split: str) -> list[str]:
     """Return the sorted names of all classes that occur in ``split``, in the training or in the validation images.
 
-    Used for layouts without a list of classes, in which a split can lack some of the classes.
+    This function is for layouts without a list of classes. A single split may lack objects of a class, so several
+    splits are read.
 
     Args:
         images: dictionary from a split to a function that reads the images of the split.
@@ -131,12 +133,12 @@ def size_of(image: Path, width: object, height: object) -> tuple[int, int]:
 
 
 def progress(paths: Sequence[Path], folder: Path) -> Iterable[Path]:
-    """Iterate over paths, with a progress bar if the output is a terminal."""
+    """Yield each of ``paths``, and show a progress bar if the output is a terminal."""
     console = Console(stderr=True)
     return track(paths, f"reading {folder.name}", console=console, transient=True, disable=not sys.stderr.isatty())
 
 
 def enclosing(points: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
-    """Return the corners of the smallest box that contains all points ``(x, y)``."""
+    """Return left, top, right and bottom of the smallest box that contains all points ``(x, y)``."""
     columns = list(zip(*points, strict=True))
     return min(columns[0]), min(columns[1]), max(columns[0]), max(columns[1])

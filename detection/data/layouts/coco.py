@@ -1,4 +1,4 @@
-"""Data folders with COCO files, in the layouts of COCO, Roboflow, CVAT, Label Studio, datumaro, FiftyOne and others."""
+"""Recognise data folders with COCO files as COCO, Roboflow, CVAT, Label Studio, datumaro and FiftyOne write them."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ _MOST_FOLDERS = 1000  # folders that are searched for images
 
 
 def find_coco(root: Path) -> Layout | None:
-    """Recognise a folder with COCO files by the names of the files. Return None if there is none."""
+    """Recognise a folder with COCO files by the usual file names."""
     files: dict[str, Path] = {}
     tools: list[str] = []
     for path in sorted((root / "annotations").glob("*.json"), key=_preference):
@@ -62,7 +62,7 @@ def find_coco(root: Path) -> Layout | None:
 
 
 def find_any_coco(root: Path) -> Layout | None:
-    """Recognise a folder with COCO files of any names by their contents. Return None if there is none."""
+    """Recognise a folder with COCO files by the content of the files, whatever their names are."""
     files: dict[str, Path] = {}
     for folder in (root, root / "annotations", root / "labels"):
         for path in _coco_files(folder):
@@ -78,12 +78,13 @@ def find_any_coco(root: Path) -> Layout | None:
 
 
 def coco_files(root: Path | None, files: dict[str, Path], images: dict[str, Path]) -> dict[str, Annotations]:
-    """Return a dictionary from each split in ``files`` to its annotations, which are read later.
+    """Return a dictionary from each split in ``files`` to its :class:`Annotations`. No file is read yet.
 
     Args:
-        root: folder in which images are searched for. None: the folder of the annotation file.
+        root: folder to search for the images. None: search the folder of the annotation file.
         files: dictionary from a split to the path of its COCO file.
-        images: dictionary from a split to its image folder. The images of other splits are searched for in ``root``.
+        images: dictionary from a split to its image folder. For a split that is missing here, the images are searched
+            for in ``root``.
     """
     return {
         split: Annotations(path, partial(_read, path, split, path.parent if root is None else root, images.get(split)))
@@ -129,9 +130,10 @@ def _layout(root: Path, files: dict[str, Path], tools: list[str]) -> Layout | No
 
 
 def _split_of_file(stem: str) -> str | None:
-    """Return the split in the name of a COCO file, such as "train" for ``instances_train2017``, or None.
+    """Return the split that a COCO file name contains, such as "train" for ``instances_train2017``.
 
-    COCO's ``image_info`` files, which have no annotations, are used for the test split only.
+    Return None if there is no split in ``stem``, the file name without suffix. COCO's ``image_info`` files have no
+    annotations and therefore only count as the test split.
     """
     if stem.lower().startswith("image_info"):
         return "test" if re.search(r"test(-dev)?(2017)?$", stem) else None
@@ -144,7 +146,7 @@ def _split_of_file(stem: str) -> str | None:
 
 
 def _preference(path: Path) -> tuple:
-    """Sort key that prefers files of instances to other COCO files, and names without a year to names with one."""
+    """Return a sort key that puts ``instances_*`` files first, and names without a year before names with one."""
     stem = path.stem.lower()
     kinds = ("instances_", "", "person_keypoints", "image_info")
     kind = max((number for number, start in enumerate(kinds) if stem.startswith(start)), default=1)
@@ -187,7 +189,7 @@ def _read(path: Path, split: str, root: Path, images: Path | None) -> tuple[dict
 
 
 def _image_folders(path: Path, split: str, root: Path) -> list[Path]:
-    """Return the existing folders that may contain the images of an annotation file, the likeliest first."""
+    """Return a list of the folders that may contain the images of an annotation file, the likeliest first."""
     own = path.stem.rpartition("_")[2]
     folders = [root / "images" / own, root / "images", root / own]
     if own[-1:].isdigit():
@@ -204,7 +206,7 @@ def _with_slashes(name: str) -> str:
 
 
 def _last_part(name: str) -> str:
-    """Return a file name without folders. Some tools write a URL, or a path on the machine of the annotator."""
+    """Return the file name at the end of ``name``, which can be a path, URL or file name in a COCO file."""
     return PurePosixPath(unquote(_with_slashes(name).partition("?")[0])).name
 
 

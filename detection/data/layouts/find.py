@@ -12,17 +12,18 @@ _SHOWN = 12  # names in an error message
 
 
 def find_layout(root: Path) -> Layout:
-    """Recognise the layout of a data folder: COCO, YOLO, Pascal VOC or LabelMe, as many tools write them.
+    """Recognise and return the layout of a data folder: COCO, YOLO, Pascal VOC or LabelMe.
 
-    Nothing is converted. If a folder has several layouts, one with training images is preferred. If a folder only
-    contains another folder, as unpacked archives often do, the inner folder is examined.
+    Variants of these layouts that common tools write are recognised too. No file is changed. If a folder fits several
+    layouts, one with training images is preferred. If a folder only contains another folder, as unpacked archives often
+    do, the inner folder is examined.
 
     Args:
-        root: path of the folder, or of YOLO's YAML file in this folder.
+        root: path of the folder, or of the YAML file in a folder with YOLO's layout.
 
     Raises:
-        FileNotFoundError: the folder does not exist, or no layout is recognised. The message lists what was looked for
-            and what the folder contains.
+        FileNotFoundError: the folder does not exist, or no layout is recognised. The message contains the layouts that
+            were looked for, and the content of the folder.
         InputError: a file that describes the layout cannot be read.
     """
     if root.is_file() and root.suffix in {".yaml", ".yml"} and (layout := yolo.find_yolo(root)):
@@ -46,7 +47,7 @@ def find_layout(root: Path) -> Layout:
 
 
 def contents(root: Path) -> str:
-    """Describe what is in a folder, down to the second level, for error messages."""
+    """Return a list of the files and subfolders in a folder, two levels deep, as text for error messages."""
     names = []
     for path in sorted(root.iterdir()):
         if path.is_dir():

@@ -1,4 +1,4 @@
-"""Data folders in LabelMe's layout: a JSON file with the shapes of each image."""
+"""Recognise and read data folders in LabelMe's layout: a JSON file with the shapes of each image."""
 
 import json
 import math
@@ -29,7 +29,7 @@ _EXAMINED = 5  # number of JSON files in a folder that are read to recognise the
 
 
 def find_labelme(root: Path) -> Layout | None:
-    """Recognise a folder in LabelMe's layout. Return None if it has another layout."""
+    """Return the :class:`Layout` of a folder in LabelMe's layout, or None for any other folder."""
     folders = {split: own for split, own in split_folders(root).items() if _holds_shapes(own)}
     if not folders and _holds_shapes(root):
         folders = {"train": root}
@@ -77,7 +77,8 @@ def _parse(folder: Path) -> list[LabelledImage]:
 def _image_of(path: Path, content: dict) -> Path:
     """Return the path of the image that a JSON file annotates.
 
-    This is the entry ``imagePath``, relative to the JSON file, or an image beside the JSON file with the same name.
+    The entry ``imagePath`` gives this path, relative to the JSON file. If that file is missing, an image with the same
+    name in the folder of the JSON file is used.
 
     Raises:
         FileNotFoundError: there is no such image.
@@ -94,7 +95,7 @@ def _image_of(path: Path, content: dict) -> Path:
 
 
 def _objects(shapes: list, path: Path) -> list[LabelledObject]:
-    """Return the objects of an image. Shapes with the same label and the same ``group_id`` form one object."""
+    """Return a list of the objects of an image. Shapes with equal ``label`` and ``group_id`` form one object."""
     parts: dict[object, tuple[str, list]] = {}
     skipped: Counter[str] = Counter()
     for number, shape in enumerate(shapes, 1):

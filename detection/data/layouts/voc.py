@@ -1,4 +1,4 @@
-"""Data folders in the layout of Pascal VOC: an XML file for each image."""
+"""Recognise and read data folders in the layout of Pascal VOC: an XML file for each image."""
 
 import re
 from collections import defaultdict
@@ -34,7 +34,7 @@ _ZERO_BASED_TOOL = "label studio"
 
 
 class _Parsed(NamedTuple):
-    """Images of one split, and hints whether the corners in their XML files count pixels from 0 or from 1."""
+    """Images of one split, and evidence on whether their XML files number the first pixel 0 or 1."""
 
     images: list[LabelledImage]  # with the corners as written in the files
     from_zero: bool  # a corner is below 1, or the tool is known to count from 0
@@ -42,7 +42,7 @@ class _Parsed(NamedTuple):
 
 
 def find_voc(root: Path) -> Layout | None:
-    """Recognise a folder in the layout of Pascal VOC. Return None if it has another layout.
+    """Return the :class:`Layout` of a folder in the layout of Pascal VOC, or None for any other folder.
 
     Raises:
         InputError: several folders in ``root`` have this layout.
@@ -66,7 +66,7 @@ def find_voc(root: Path) -> Layout | None:
 
     @cache
     def origin() -> int:
-        """Return the number of the first pixel: 1 in Pascal VOC, 0 if another convention is recognised."""
+        """Return the number of the first pixel: 1 as in Pascal VOC, or 0 if the files seem to count from 0."""
         found = [own() for own in parsed.values()]
         zero = any(own.from_zero for own in found) or _by_fiftyone(base)
         return int(not (zero or (_by_datumaro(base) and any(own.decimals for own in found))))
@@ -113,7 +113,7 @@ def _image_folder(base: Path) -> Path:
 
 
 def _pairs(annotations: Path, images: Path) -> list[tuple[Path, Path | None]]:
-    """Return a list of tuples (image, XML file). An image without an XML file has None instead, and no objects."""
+    """Return a list of tuples (path of an image, path of its XML file). The second path is None if it is missing."""
     found = find_images(images).images
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in found:
@@ -167,13 +167,13 @@ def _in_list(path: Path, known: dict[str, tuple[Path, Path | None]]) -> list[tup
 
 
 def _by_datumaro(base: Path) -> bool:
-    """Return whether datumaro or CVAT wrote the folder. They write corners from 0, with decimals."""
+    """Return whether datumaro or CVAT wrote the folder. In their files, the first pixel has the number 0."""
     path = base / "labelmap.txt"
     return path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith("# label:color_rgb")
 
 
 def _by_fiftyone(base: Path) -> bool:
-    """Return whether FiftyOne wrote the folder. It writes corners from 0."""
+    """Return whether FiftyOne wrote the folder. In its files, the first pixel has the number 0."""
     return (base / "labels").is_dir() and _image_folder(base).name == "data"
 
 
@@ -218,7 +218,8 @@ def _parse(pairs: list[tuple[Path, Path | None]], base: Path) -> _Parsed:
 def _corner_texts(element: ElementTree.Element) -> list[str]:
     """Return left, top, right and bottom of an object as they are written in the XML file.
 
-    They are read from the polygon if the object has no ``bndbox``. The list is empty if it has neither.
+    They come from the element ``bndbox`` or, if it is missing, from the polygon. If the object has neither, the list is
+    empty.
     """
     if element.find("bndbox") is not None:
         return [element.findtext(f"bndbox/{name}") or "" for name in ("xmin", "ymin", "xmax", "ymax")]
@@ -231,7 +232,7 @@ def _corner_texts(element: ElementTree.Element) -> list[str]:
 
 
 def _shifted(image: LabelledImage, origin: int) -> LabelledImage:
-    """Return a copy of an image whose corners are coordinates from 0.
+    """Return a copy of an image in which the corners of the objects are coordinates that start at 0.
 
     If ``origin`` is 1, the corners are the numbers of the first and the last pixel of an object. Pixel n extends from
     n - 1 to n, so 1 is subtracted only from left and top.

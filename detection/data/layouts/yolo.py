@@ -1,4 +1,4 @@
-"""Data folders in YOLO's layout: a text file with normalised boxes or polygons beside each image or in ``labels/``."""
+"""Recognise and read data folders in YOLO's layout: a text file with normalised boxes or polygons for each image."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -31,10 +31,11 @@ _LARGEST = 2.0  # larger coordinates are pixels; smaller ones above 1 are roundi
 
 
 def find_yolo(root: Path) -> Layout | None:
-    """Recognise a folder in YOLO's layout, or the YAML file in such a folder. Return None for another layout.
+    """Return the :class:`Layout` of a folder in YOLO's layout, or None for any other folder.
 
     Raises:
-        InputError: a class file cannot be read, or a list of images names files that do not exist.
+        InputError: the file with the class names cannot be read, or an image in a text file of image paths does not
+            exist.
     """
     files = [root] if root.is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
     root = root.parent if root.is_file() else root
@@ -110,7 +111,8 @@ def _read_image(path: Path, names: dict[int, str] | None, keypoints: int) -> Lab
 def _label_path(image: Path) -> Path | None:
     """Return the path of the label file of an image, or None if it has none.
 
-    In the path of the label file, ``labels/`` replaces the last ``images/``. Or the file is beside the image.
+    The path of the label file is that of the image, with ``labels/`` instead of the last ``images/``. If there is no
+    such file, a label file in the folder of the image is used.
     """
     parts = list(image.parts)
     for position in range(len(parts) - 2, -1, -1):
@@ -125,7 +127,7 @@ def _label_path(image: Path) -> Path | None:
 
 
 def _standard_splits(root: Path) -> dict[str, Path]:
-    """Return a dictionary from a split to its image folder, for folders ``images/`` with ``labels/`` beside them."""
+    """Return a dictionary from each split to its image folder, found by the standard names of folders."""
     if (root / "images").is_dir() and _has_labels(root / "labels"):
         return split_folders(root / "images") or {"train": root / "images"}
     return {
@@ -146,8 +148,8 @@ def _has_labels_beside_images(folder: Path) -> bool:
 def _splits_of_yaml(content: dict, path: Path, root: Path) -> dict[str, list[Path]]:
     """Return a dictionary from each split in a YAML file to the paths of its images.
 
-    If no path in the file exists, the splits are those of the standard folders. A path is relative to the entry
-    ``path`` or to the folder of the file. Exports of Roboflow write ``../`` before paths that are relative to the
+    If no path in the file exists, the splits are those of :func:`_standard_splits`. A path is relative to the file's
+    entry ``path`` or to the folder of the file. Exports of Roboflow write ``../`` before paths that are relative to the
     folder of the file.
     """
     bases = [path.parent]
@@ -182,7 +184,7 @@ def _existing(entry: str, bases: Sequence[Path]) -> Path | None:
 
 
 def _listed(entry: str, folder: Path, base: Path) -> list[Path]:
-    """Return the images that the text file ``entry`` lists, one per line. The list is empty if there is no such file.
+    """Return a list of the image paths in a text file, one per line. The list is empty if the file is missing.
 
     Raises:
         InputError: an image does not exist.

@@ -1,4 +1,4 @@
-"""Helper functions that run a command, report its errors, create its output folder and configure its log messages."""
+"""Helper functions of the commands: run a command, report errors, create the output folder, configure log messages."""
 
 import contextlib
 import logging
@@ -21,8 +21,8 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     An error in the user's input is printed in one line, and the exit status is 1. Ctrl-C exits with status 130. If the
     command fails, the empty folders that :func:`require_writable` created are removed.
 
-    PyTorch's threads are limited if PyTorch has been imported. A command that imports it later, so that its help is
-    printed at once, calls :func:`limit_threads` itself.
+    If PyTorch has been imported, this function limits its threads. A command that imports PyTorch only after printing
+    its help must call :func:`limit_threads` itself.
     """
     quieten()
     if "torch" in sys.modules:
@@ -55,7 +55,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 
 
 def _lightning_errors() -> list[type[Exception]]:
-    """Return the error that Lightning raises for invalid options, in a list. It is empty if Lightning is not loaded."""
+    """Return a list with the exception class that Lightning raises for invalid options; ``[]`` without Lightning."""
     module = sys.modules.get("pytorch_lightning.utilities.exceptions")
     return [module.MisconfigurationException] if module else []
 
@@ -81,8 +81,8 @@ def require_writable(path: Path) -> None:
 def folder_of(checkpoint: str | Path) -> Path:
     """Return the run folder of a checkpoint file.
 
-    The checkpoints of a run are in the subfolder ``checkpoints`` of its run folder. If the file is in a folder of
-    another name, that folder is returned.
+    The checkpoints of a run are in the subfolder ``checkpoints`` of its run folder. If the file is not in a folder of
+    this name, the folder of the file is returned.
     """
     folder = Path(checkpoint).parent
     return folder.parent if folder.name == "checkpoints" else folder

@@ -1,4 +1,4 @@
-"""Listing the commands of a task, for ``python -m classification`` and ``python -m detection``."""
+"""Print the commands of a task, for ``python -m classification`` and ``python -m detection``."""
 
 import ast
 import re
@@ -13,8 +13,8 @@ _FIRST = ("fit", "validate", "test", "predict", "export")  # the order in which 
 def list_commands(task: str, folder: Path) -> None:
     """Print one line for each command of a task.
 
-    A command is a module or a package whose docstring begins with its command line in double backticks and a colon. The
-    text after it describes the command. Nothing is imported, because some commands import PyTorch and Lightning.
+    A command is a module or package whose docstring begins with the command line in double backticks, followed by a
+    colon and a description. Nothing is imported, because some commands import PyTorch and Lightning.
 
     Args:
         task: name of the package of the task.

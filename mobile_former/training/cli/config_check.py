@@ -1,6 +1,6 @@
 """Safety checks of a YAML config.
 
-They limit the number of values after aliases are expanded, and accept only albumentations classes as transforms.
+The checks limit the number of values after aliases are expanded, and allow only albumentations classes as transforms.
 """
 
 import itertools
@@ -21,8 +21,8 @@ _MAX_VALUES = 100_000  # values in a config with its aliases expanded
 def require_transforms(value: object) -> None:
     """Check that every ``class_path`` in the option ``--data.train_transforms`` is an albumentations transform.
 
-    Some arguments of transforms accept any callable. Without this check, a config from an untrusted source could
-    therefore call any function.
+    Without this check, a config from an untrusted source could call any function, because transforms have arguments
+    that accept any callable.
 
     Args:
         value: value of the option. Nested lists and dictionaries are checked too.

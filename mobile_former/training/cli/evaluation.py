@@ -55,10 +55,10 @@ def output_folder(options: Namespace) -> Path:
 
 
 def keep_known_split(data: ImageData, checkpoint: str | Path, root: str | None) -> None:
-    """Let a data module hold out the same validation images as the training run.
+    """Make a data module use the same validation images as the training run.
 
-    If the evaluation has another data folder than the training run, and this folder has no validation split, all images
-    in it are scored.
+    If the data folder of the evaluation is not that of the training run, and has no validation split, all of its images
+    are used.
 
     Args:
         data: data module of the evaluation.

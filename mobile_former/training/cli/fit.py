@@ -95,7 +95,7 @@ class FitCLI(LightningCLI):
     def fit(self) -> None:
         """Train the model, score the best checkpoint, and write scores and pictures to the run folder.
 
-        With ``--trainer.fast_dev_run``, only the training is done.
+        With ``--trainer.fast_dev_run``, the model is only trained, and nothing is scored or written.
         """
         try:
             self._fit()
@@ -129,9 +129,9 @@ class FitCLI(LightningCLI):
             self.report.finish(self.trainer, self.model, self.datamodule)
 
     def _is_refusal(self, error: Exception) -> bool:
-        """Return whether ``error`` was raised by Lightning or torch before the first batch.
+        """Return whether Lightning or torch raised ``error`` before the first training batch.
 
-        Such an error is attributed to an invalid option.
+        If so, the cause of the error is assumed to be an invalid option.
         """
         frame = error.__traceback__
         while frame.tb_next:
@@ -208,7 +208,7 @@ class FitCLI(LightningCLI):
             raise InputError(f"--seed_everything is {seed}: give a number from 0 to {2**32 - 1}")
 
     def _with_config_paths(self, arguments: Sequence[str]) -> list[str]:
-        """Return the command-line arguments with each config name replaced by the path of the config file.
+        """Replace each config name in the command-line arguments by the path of the file. Return the new list.
 
         If no config is given, a config of the task is added: the one for fine-tuning if the options name data, and
         otherwise the one that trains on embedded data (made from scikit-learn's digits).
@@ -320,8 +320,8 @@ class FitCLI(LightningCLI):
     def _start_run(self, found: Sequence[str]) -> int | None:
         """Choose the run folder and the checkpoint to resume from, and save the config in the folder.
 
-        Options in ``found`` take the values of the checkpoint. Return the optimiser step to resume from, or None if the
-        folder is new.
+        The options in ``found`` take their values from the checkpoint, if the run resumes from one. Return the
+        optimiser step to resume from, or None if the folder is new.
         """
         default = f"{self.model.label}-{self.datamodule.dataset_name}".replace("/", "-")
         if task := array_task():
@@ -340,7 +340,7 @@ class FitCLI(LightningCLI):
         return step
 
     def _record(self, found: dict[str, float]) -> None:
-        """Write the options that finders have found to the config of a new run."""
+        """Write option values that a Lightning callback such as LearningRateFinder has found to a new run's config."""
         self._set_in_config(found)
         self.folder.write_config(self.parser.dump(self.config), resumed=False)
 

@@ -1,8 +1,8 @@
 """The ``--help`` of commands whose options come from the signatures and docstrings of classes.
 
-``--help`` lists the options of this project. Options and classes of other libraries have their own help texts, called
-topics: ``--help.trainer`` lists the options of Lightning's Trainer, ``--help.trainer.callbacks`` its callbacks, and
-``--help.trainer.callbacks EarlyStopping`` the options of one callback.
+``--help`` lists the options of this project. Options and classes of other libraries have separate help texts, called
+topics. ``--help.trainer`` prints the options of Lightning's Trainer, ``--help.trainer.callbacks`` prints the list of
+its callbacks, and ``--help.trainer.callbacks EarlyStopping`` prints the options of one callback.
 """
 
 import inspect
@@ -20,19 +20,19 @@ _CLASSES = re.compile(r",? known subclasses: ([^)]*)")
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Formatter of jsonargparse that removes reStructuredText markup and lists of classes, and splits no words."""
+    """jsonargparse's formatter without reStructuredText markup, lists of classes and splitting of words."""
 
     def add_usage(self, usage: str | None, actions: Iterable[Action], *args, **kwargs) -> None:
-        """Add the usage. An option in a group, such as ``--model.name``, is only shown if it is required."""
+        """Add the usage line. It leaves out options in a group, such as ``--model.name``, unless they are required."""
         shown = [action for action in actions if "." not in action.dest or action.required]
         super().add_usage(usage, shown, *args, **kwargs)
 
     def start_section(self, heading: str | None) -> None:
-        """Begin a group of options. The title of a group is the beginning of a class docstring, without its markup."""
+        """Begin a group of options, and remove the markup from its title, which comes from a class docstring."""
         super().start_section(heading and without_markup(heading))
 
     def add_argument(self, action: Action) -> None:
-        """Add an option. Options that jsonargparse adds for the help on classes are left out, see :func:`topics`."""
+        """Add an option, unless its name ends in ``.help``. jsonargparse adds such options for the help on classes."""
         if not any(option.endswith(".help") for option in action.option_strings):
             super().add_argument(action)
 
@@ -49,7 +49,7 @@ class HelpFormatter(DefaultHelpFormatter):
 
 
 def without_markup(text: str) -> str:
-    """Return a text of a docstring in one line, without the markup of reStructuredText."""
+    """Remove reStructuredText markup and line breaks from a part of a docstring, and return the text."""
     text = re.sub(r":\w+:`~?([^`<]+?)(?: <[^`>]*>)?`", r"\1", text)  # roles such as :class:`x`
     text = re.sub(r"`([^`<]+?) <[^`>]*>`_+", r"\1", text)  # links
     text = re.sub(r"\.\. \w+::\s*", "", text)  # directives
@@ -57,21 +57,23 @@ def without_markup(text: str) -> str:
 
 
 def topics(groups: Iterable[str], options: Iterable[str]) -> list[str]:
-    """Return the topics of a parser, such as ``"trainer"`` and ``"trainer.callbacks"``.
+    """Return a list of the help topics of a parser, such as ``"trainer"`` and ``"trainer.callbacks"``.
 
     Args:
         groups: names of the groups of options.
-        options: names of all options. If the value of an option is a class, there is a second option with the ending
-            ``.help``.
+        options: names of all options. If the value of an option is a class, jsonargparse adds a second option with the
+            ending ``.help``.
     """
     classes = [option[2:].removesuffix(".help") for option in options if option.endswith(".help")]
     return [group for group in groups if group == _GROUP] + classes
 
 
 def introduction(found: Sequence[str]) -> str:
-    """Return the first lines of the help, which explain how to print the help on the topics ``found``.
+    """Return the lines of the help that explain how to print the help on other topics.
 
-    Return ``""`` if the topic of Lightning's Trainer is not the first one.
+    Args:
+        found: output of :func:`topics`. If the parser has the options of Lightning's Trainer, ``"trainer"`` is the
+            first topic. Otherwise, the result is an empty string.
     """
     lines = [f"Options of Lightning's Trainer, such as --{topic}.max_epochs: --help.{topic}" for topic in found[:1]]
     lines += [f"Classes for --{topic}: --help.{topic}" for topic in found[1:] if not topic.startswith(f"{_GROUP}.")]
@@ -79,7 +81,7 @@ def introduction(found: Sequence[str]) -> str:
 
 
 def list_classes(formatter: HelpFormatter, action: Action) -> str:
-    """Return one line for each class that an option takes: its path and the beginning of its docstring.
+    """Return a text with one line for each class that an option accepts: path and beginning of the docstring.
 
     Args:
         formatter: formatter of the parser.

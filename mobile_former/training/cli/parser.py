@@ -27,7 +27,7 @@ class Parser(ArgumentParser):
         super().__init__(*args, allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
 
     def set_help(self, option: str, text: str) -> None:
-        """Replace the help text of an option that another library has added."""
+        """Replace the help text of ``option``. Used for options that another library has added to the parser."""
         self._options[option].help = text
 
     def parse_args(self, args: Sequence[str] | None = None, **kwargs) -> Namespace:
@@ -41,7 +41,7 @@ class Parser(ArgumentParser):
         return super().parse_args(args, **kwargs)
 
     def format_help(self, *args) -> str:
-        """Return the help: the options of this project, and how to print the help on other topics."""
+        """Return the help text. It describes the options of this project, and how to print other topics."""
         groups, description = self._action_groups, self.description
         others = (self.groups or {}).get("trainer")
         self._action_groups = [group for group in groups if group not in (others, self._links)]
@@ -54,7 +54,7 @@ class Parser(ArgumentParser):
 
     @property
     def _links(self) -> object:
-        """Group of the arguments that are no options, because they come from another class. None: no such group."""
+        """Group of the arguments that are copied from another class, so they are no options. None: no such group."""
         return next((group for group in self._action_groups if group.title == "Linked arguments"), None)
 
     @property
@@ -96,7 +96,7 @@ class Parser(ArgumentParser):
         sys.exit(2)
 
     def _suggestion(self, message: str) -> str:
-        """Return a line that suggests a valid option, for an error message about an unknown option.
+        """Return a line to append to an error message about an unknown option. It suggests a valid option.
 
         Return ``""`` if the message is about another error.
         """

@@ -16,9 +16,9 @@ if TYPE_CHECKING:  # prediction reads and resizes images without albumentations
 
 
 class ImageSource(Protocol):
-    """Protocol of a sequence of images that are read by index.
+    """Interface (protocol) of a sequence of images that are read by index.
 
-    Classification and detection extend this protocol with labels.
+    Classification and detection extend this interface with labels.
     """
 
     def __len__(self) -> int: ...
@@ -31,7 +31,7 @@ class ImageSource(Protocol):
         """
 
     def name(self, index: int) -> str:
-        """Return the name of the image at ``index``, for messages."""
+        """Return the name that error messages use for the image at ``index``."""
 
 
 class ListedImages:
@@ -57,16 +57,15 @@ class ListedImages:
         return read_image(self.paths[index])
 
     def name(self, index: int) -> str:
-        """Return the path of the image at ``index`` as a string, for messages."""
+        """Return the path of the image at ``index`` as a string. Error messages use it."""
         return str(self.paths[index])
 
 
 def indices_to_look_at(source: ImageSource, most: int) -> list[int]:
     """Return a list of evenly spaced image indices, from the first image to the last.
 
-    Some sources read scattered images slowly. Such a source has a method ``leading(most)`` that returns a number N. The
-    indices are then chosen only among the first N images, see
-    :meth:`classification.data.shards.ShardSource.leading`.
+    A source that reads scattered images slowly has a method ``leading(most)``, which returns a number N. The indices
+    are then chosen only among the first N images, see :meth:`classification.data.shards.ShardSource.leading`.
 
     Args:
         source: sequence of images.
@@ -169,7 +168,7 @@ class EvaluationImages(Dataset):
 
 
 def split_messages(samples: list[dict]) -> tuple[list[dict], dict[str, list[str]]]:
-    """Separate the samples that have an image from the error messages of all samples.
+    """Separate the samples that have an image from the error messages that samples contain.
 
     Args:
         samples: items of :class:`TrainingImages` or :class:`EvaluationImages`.

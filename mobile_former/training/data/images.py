@@ -124,7 +124,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def _may_be_turned(image: Image.Image, path: str | os.PathLike) -> bool:
-    """Return False for a PNG file without metadata on its orientation. Pillow would decode the image to find out."""
+    """Return False for a PNG file without metadata on its orientation, otherwise True."""
     if image.format != "PNG":
         return True
     data = Path(path).read_bytes()
@@ -136,7 +136,8 @@ class FoundFiles(NamedTuple):
 
     Attributes:
         images: sorted paths of the image files.
-        others: dictionary from a lower-case suffix, such as ``".txt"``, to the number of other files that have it.
+        others: dictionary from a lower-case suffix, such as ``".txt"``, to the number of files with this suffix that
+            are not images.
     """
 
     images: list[Path]
@@ -180,7 +181,7 @@ def image_format(path: Path) -> str | None:
 
 
 def warn_of_others(place: str | os.PathLike, files: int, others: Mapping[str, int]) -> None:
-    """Log a warning with the number of files in a folder that are not images. Log nothing if ``others`` is empty.
+    """Log a warning with the number of files in a folder that are not images, if there are any.
 
     Args:
         place: path of the folder.
@@ -192,7 +193,7 @@ def warn_of_others(place: str | os.PathLike, files: int, others: Mapping[str, in
 
 
 def list_others(others: Mapping[str, int]) -> str:
-    """Format ``others`` as text, such as ``"3 .txt, 1 .csv"``.
+    """Return a text with the numbers of files that are not images, such as ``"3 .txt, 1 .csv"``.
 
     If there are HEIC files, the text also names the package that reads them.
 
@@ -237,8 +238,8 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize an image with antialiased bilinear interpolation.
 
     Published models are trained and evaluated with Pillow's ``resize(..., BILINEAR)``. This function takes a third of
-    Pillow's time, and its pixels differ by at most 1 of 255. OpenCV's ``INTER_LINEAR`` reads only four pixels and
-    aliases when it shrinks an image. OpenCV's ``INTER_AREA`` is slower, and blocky for factors below 2.
+    Pillow's time. Its pixel values, in 0..255, differ from Pillow's by at most 1. OpenCV's ``INTER_LINEAR`` reads only
+    four pixels and aliases when it shrinks an image. OpenCV's ``INTER_AREA`` is slower, and blocky for factors below 2.
 
     Args:
         image: ``(H, W, 3)`` uint8.
@@ -388,7 +389,8 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
 def _high_byte(image: Image.Image) -> np.ndarray:
     """Convert a greyscale image of up to 16 bits to an array ``(H, W)`` uint8 with the high 8 bits of each pixel.
 
-    Pillow itself does this for 16-bit colour images. In 16-bit greyscale images, Pillow clips all values above 255.
+    Pillow itself keeps the high 8 bits of 16-bit colour images. In 16-bit greyscale images, it would clip all values
+    above 255.
     """
     tags = getattr(image, "tag_v2", {})  # TIFF
     bits = tags.get(258, (16,))[0]  # BitsPerSample: 12-bit cameras

@@ -1,6 +1,6 @@
 """Base class of the data modules.
 
-It builds the data loaders, handles unreadable images and saves the position within an epoch in checkpoints.
+The class builds the data loaders, handles unreadable images, and saves the position within an epoch in checkpoints.
 """
 
 import logging
@@ -54,10 +54,10 @@ class ImageData(LightningDataModule):
             processes.
         std: standard deviation of each channel, in 0..1. The constructor only checks that it is above 0.
         collate: function that builds a batch from samples.
-        hold_out: how validation images are held out of the training images, if the data has no validation split or an
-            option asks for it.
-        groups: path of a CSV file with the group of each image. Images of a group are not separated. None: groups.csv
-            in ``root`` if it exists.
+        hold_out: options for choosing validation images among the training images. They are used if the data has no
+            validation split, or if :attr:`HoldOut.is_asked_for` is True.
+        groups: path of a CSV file with the group of each image. Either all images of a group are held out, or none.
+            None: groups.csv in ``root`` if it exists.
 
     Raises:
         InputError: a value is out of range.
@@ -103,7 +103,7 @@ class ImageData(LightningDataModule):
     def class_names(self) -> list[str]:
         """List of class names in the order of the class indices.
 
-        If no names were set, these are the names of the classes in the training data.
+        Unless other names were set, these are the names of the classes in the training data.
         """
         if self._class_names is None:
             self._class_names = self.training_classes()
@@ -138,7 +138,7 @@ class ImageData(LightningDataModule):
         return {"skipped_images": len(over_processes(self.skipped))}
 
     def notes(self) -> list[str]:
-        """Return lines about the data: its layout, if it was recognised, and how validation images were held out."""
+        """Return a list of lines about the data: layout, if it was recognised, and choice of validation images."""
         return [f"split  {self.split_text}"] if self.split_text else []
 
     def keep_split(self, new: Path | None, known: Path | None, *, only_known: bool = False) -> None:
@@ -146,10 +146,10 @@ class ImageData(LightningDataModule):
 
         Args:
             new: file to write if validation images are held out. None: no file is written.
-            known: file of an earlier run. The validation images in it are held out again. If it is None or lists other
-                images than the data, validation images are chosen.
-            only_known: whether the data can differ from those of training. If so, validation images are never chosen:
-                only images in the file ``known`` are held out.
+            known: file of an earlier run. The validation images in it are held out again. If it is None, or its images
+                are not those of the data, new validation images are chosen.
+            only_known: True if the data may not be the training data. Then no new validation images are chosen, and
+                only those in the file ``known`` are held out.
         """
         self._new_split, self._known_split, self._only_known = new, known, only_known
 
@@ -161,16 +161,17 @@ class ImageData(LightningDataModule):
         *,
         has_val: bool = False,
     ) -> np.ndarray | None:
-        """Choose the validation images among the training images. Describe the choice in ``split_text``.
+        """Choose the validation images among the training images, and store a description of the choice.
 
         Args:
             paths: path of each image.
             counts: ``(images, classes)``, how often each class occurs in each image.
             groups: group of each image, if the annotations have groups.
-            has_val: whether the data has a validation split. It is then not used, and ``split_text`` notes this.
+            has_val: whether the data also has a validation split, which is not used in this case. The description,
+                ``split_text``, then mentions it.
 
         Returns:
-            Array ``(images,)`` bool, True for the validation images. None: these are not the data of training, and no
+            Array ``(images,)`` bool, True for the validation images. None: the data is not the training data, and no
             image is held out, see ``only_known`` of :meth:`keep_split`.
 
         Raises:
@@ -198,7 +199,7 @@ class ImageData(LightningDataModule):
         return chosen
 
     def warn_of_same_files(self, train: Sequence[str], val: Sequence[str]) -> None:
-        """Log a warning if training and validation images are the same files by content.
+        """Log a warning if a training image and a validation image are files with the same content.
 
         Args:
             train: paths of the training images.
@@ -266,7 +267,7 @@ class ImageData(LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Remove the error messages of data loading from a batch, and log or raise them.
+        """Remove the error messages of data loading from a batch, log or raise them, and return the batch.
 
         In training, a warning is logged once for each unreadable image. In evaluation, an unreadable image raises
         InputError, because skipping it would change the score. All other errors raise InputError in both cases.
@@ -341,7 +342,7 @@ class ImageData(LightningDataModule):
 
 
 def over_processes(messages: set[str]) -> set[str]:
-    """Combine the messages of all processes into one set, and return it.
+    """Return the union of the sets of messages of all processes.
 
     All processes must call this function.
     """
@@ -363,7 +364,7 @@ def _start_worker(number: int) -> None:
 
 
 def _quieten_orphan() -> None:
-    """Let this loading process end without a traceback if the main process is killed while it takes a batch."""
+    """Let this loading process end without a traceback if the main process is killed while receiving a batch."""
     parent = os.getppid()
 
     def unless_orphaned(report: Callable[..., None]) -> Callable[..., None]:

@@ -59,7 +59,7 @@ class EpochSampler(Sampler[Draw]):
         return -(-self.size // self.world_size)
 
     def _draws(self, generator: torch.Generator) -> list[Draw]:
-        """Return the draws of an epoch, in order, for all processes together."""
+        """Return a list of the draws of all processes in the current epoch, in order."""
         return [Draw(index, self.epoch) for index in torch.randperm(self.size, generator=generator).tolist()]
 
 
@@ -159,7 +159,7 @@ def mix_seeds(*numbers: int) -> int:
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Return a tuple of the rank of this process and the number of processes.
+    """Return a tuple (rank of this process, number of processes).
 
     Without distributed training the tuple is ``(0, 1)``.
     """

@@ -30,9 +30,9 @@ _CHECKED = 200_000  # maximum number of files to compare, because getting the si
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a folder or file name stands for: ``"train"``, ``"val"``, ``"test"`` or None.
+    """Return the split that a folder or file name means, ``"train"``, ``"val"`` or ``"test"``, or None.
 
-    Upper and lower case are the same, and a year at the end is ignored, as in ``train2017``.
+    Case is ignored, and so is a year at the end, as in ``train2017``.
     """
     word = name.strip().lower().rstrip("0123456789").rstrip("-_ ")
     return next((split for split, names in _NAMES.items() if word in names), None)
@@ -41,7 +41,7 @@ def split_of(name: str) -> str | None:
 def split_folders(root: Path) -> dict[str, Path]:
     """Return a dictionary from each split to its subfolder of ``root``, such as ``valid`` for ``"val"``.
 
-    If several subfolders have a name of the same split, the name that is listed first in ``_NAMES`` is preferred.
+    If several subfolders have usual names of the same split, the one whose name comes first in ``_NAMES`` is chosen.
 
     Raises:
         InputError: two subfolders have the same name except for upper and lower case, such as ``val`` and ``Val``.
@@ -79,9 +79,9 @@ class HoldOut:
     """Options that determine which training images are held out for validation.
 
     Args:
-        fraction: fraction of the images to hold out, above 0 and below 1. None: the default, 0.2.
+        fraction: fraction of the images to hold out, above 0 and below 1. None: 0.2.
         folds: number of parts for cross-validation, at least 2. None: no cross-validation.
-        fold: number of the part that is held out, from 1 to ``folds``.
+        fold: number of the part to hold out, from 1 to ``folds``.
         seed: seed of the random choice.
 
     Raises:
@@ -107,7 +107,7 @@ class HoldOut:
 
     @property
     def is_asked_for(self) -> bool:
-        """Whether an option asks to hold images out, even if the data has a validation split."""
+        """True if the user has set an option, so that images are held out even if the data has a validation split."""
         return self.fraction is not None or self.folds is not None
 
     @property
@@ -122,8 +122,8 @@ class HoldOut:
 
         Args:
             counts: ``(images, classes)``, how often each class occurs in each image.
-            groups: group of each image. Images of one group are not separated. An image with the group None is a group
-                of its own. Default: every image is a group of its own.
+            groups: group of each image. Either all images of a group are chosen, or none. An image whose group is None
+                is a group of its own. Default: every image is a group of its own.
 
         Returns:
             Array ``(images,)`` bool, True for the validation images.
@@ -142,9 +142,10 @@ def stratified_parts(
 ) -> np.ndarray:
     """Divide images at random into parts with similar class frequencies. No part is empty.
 
-    This is iterative stratification (Sechidis et al., "On the Stratification of Multi-Label Data", 2011), which also
-    fits images with several classes: the images of the rarest class are distributed first, each to the part that lacks
-    most objects of this class. If every part lacks less than one object, the part that lacks most images is chosen.
+    This is iterative stratification (Sechidis et al., "On the Stratification of Multi-Label Data", 2011). It also works
+    for images with several classes. The images of the rarest class are distributed first. Each is added to the part
+    that lacks most objects of this class. If every part lacks less than one object of the class, the image goes to the
+    part that lacks most images.
 
     Args:
         counts: ``(images, classes)``, how often each class occurs in each image.
@@ -241,11 +242,12 @@ def read_split(path: Path, names: Sequence[str], *, share: float = 0.5) -> np.nd
 def read_groups(path: Path) -> dict[str, str]:
     """Read a CSV file with one image and its group in each row, and return a dictionary from image name to group.
 
-    The header names the columns: ``group`` (or ``group_id``) and one more, the path of the image.
+    The first row of the file contains the column names: ``group`` (or ``group_id``) and one more, the path of the
+    image.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        InputError: the file has other columns.
+        InputError: the file does not have these columns.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path} (--data.groups): give a CSV file with the columns image and group")
@@ -260,7 +262,7 @@ def read_groups(path: Path) -> dict[str, str]:
 
 
 def groups_of(names: Sequence[str], root: Path, given: str | None) -> list[str | None] | None:
-    """Return the group of each image from a file, or None if there is no such file.
+    """Read the groups file. Return a list with the group of each image, or None if there is no such file.
 
     Args:
         names: name of each image relative to ``root``. The file can also list names without their folder.
@@ -268,7 +270,7 @@ def groups_of(names: Sequence[str], root: Path, given: str | None) -> list[str |
         given: value of ``--data.groups``, a path.
 
     Raises:
-        InputError: the file lacks one of these images.
+        InputError: one of the images is missing in the file.
     """
     path = Path(given) if given is not None else root / GROUP_FILE
     if given is None and not path.is_file():
@@ -283,10 +285,10 @@ def groups_of(names: Sequence[str], root: Path, given: str | None) -> list[str |
 
 
 def same_files(first: Iterable[str], second: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the pairs of files with the same content, one of ``first`` and one of ``second``.
+    """Return a list of tuples (path in ``first``, path in ``second``) of files with the same content.
 
-    Each file of ``second`` is in at most one pair. Only files of the same size are read. Nothing is compared, and the
-    list is empty, if there are more than 200 000 files.
+    Each file of ``second`` is in at most one pair. Only files of the same size are read. If there are more than 200 000
+    files, they are not compared, and the list is empty.
     """
     first, second = list(first), list(second)
     if len(first) + len(second) > _CHECKED:

@@ -81,10 +81,11 @@ def read_checkpoint(path: str | Path, task: str) -> dict:
 
 @contextlib.contextmanager
 def naming_damage(path: str | Path) -> Iterator[None]:
-    """Context manager that raises an error with the path of a checkpoint if the content of the file is unusable.
+    """Context manager for reading a checkpoint. It converts exceptions to errors with the path of the file.
 
     Raises:
-        InputError: the body of the ``with`` statement raised an exception. If it was an InputError, it is unchanged.
+        InputError: the ``with`` block raised an exception, so the file is damaged. An InputError is passed on
+            unchanged.
     """
     try:
         yield

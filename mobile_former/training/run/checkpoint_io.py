@@ -54,7 +54,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 def _keep(path: Path, previous: Path) -> None:
     """Create a hard link ``previous`` to the file ``path``, or a copy if hard links are not supported.
 
-    The content is therefore kept when a new file replaces ``path``.
+    When a new file replaces ``path``, the old content is then still available as ``previous``.
     """
     unfinished = previous.with_name(previous.name + ".part")
     unfinished.unlink(missing_ok=True)

@@ -116,8 +116,8 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str], path: Path) -
 def _shorten(text: str, width: int = 28) -> str:
     """Shorten each line of a text to at most ``width`` characters.
 
-    The middle of a longer line is replaced by ``…``. Many lines are file names, which differ more at their
-    beginning and end than in the middle.
+    The middle of a longer line is replaced by ``…``. The middle is chosen because many lines are file names, and these
+    differ mostly at their beginning and end.
     """
     half = (width - 1) // 2
     return "\n".join(line if len(line) <= width else f"{line[:half]}…{line[-half:]}" for line in text.splitlines())

@@ -83,7 +83,7 @@ class RunFolder:
 
     @classmethod
     def resume(cls, runs: Path, task: str, name: str) -> "RunFolder":
-        """Return the folder of the existing run ``name``, which must have a checkpoint to resume from.
+        """Return the folder of the existing run ``name``. The run must have a checkpoint to resume from.
 
         Raises:
             InputError: ``name`` is not a valid folder name.
@@ -100,7 +100,7 @@ class RunFolder:
         return folder
 
     def _make(self) -> None:
-        """Create the folder; raise FileExistsError if it exists, InputError if it cannot be created."""
+        """Create the folder. Raise FileExistsError if it exists, and InputError if it cannot be created."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.mkdir()
@@ -155,12 +155,12 @@ class RunFolder:
 
     @property
     def requeued(self) -> list[Path]:
-        """Paths of the checkpoints that Lightning's own handler for SLURM has written, the newest first."""
+        """List of paths of the checkpoints that Lightning's own SLURM handler has written, the newest first."""
         return sorted(self.path.glob(REQUEUED), key=lambda path: path.stat().st_mtime, reverse=True)
 
     @property
     def metrics_csv(self) -> Path:
-        """Path of the CSV file of all logged metrics. A row is added each time metrics are logged."""
+        """Path of the CSV file that contains all logged metrics. A row is added each time metrics are logged."""
         return self.path / "metrics.csv"
 
     @property
@@ -183,7 +183,7 @@ class RunFolder:
         return [path for path in self.path.iterdir() if path.name != LOCK]
 
     def require_same_array_task(self) -> None:
-        """Check that the run was not started by another task of the SLURM array job of this process.
+        """If this process belongs to a SLURM array job, check that no other task of this job started the run.
 
         The tasks of an array usually have different options, such as seeds. The tasks of a later array job are allowed
         to resume the run.
@@ -217,7 +217,7 @@ class RunFolder:
     def write_config(self, config: str, *, resumed: bool) -> None:
         """Write the options of the run to ``config.yaml``, or to ``config.resumed.yaml`` if the run is resumed.
 
-        In an array job of SLURM, the first line names the task of the array.
+        In a SLURM array job, the first line of the file has the id of the array task.
         """
         if task := array_task():
             config = f"{_ARRAY_TASK}{task}\n{config}"
@@ -278,7 +278,7 @@ class ContinuedCSVLogger(CSVLogger):
 
     @property
     def experiment(self) -> ExperimentWriter:
-        """Object that writes ``metrics.csv``.
+        """Object that writes ``metrics.csv``. It is created on first use.
 
         In a resumed run, the file begins with the rows that were logged before the checkpoint was written.
         """
@@ -288,7 +288,7 @@ class ContinuedCSVLogger(CSVLogger):
 
 
 class _WholeWriter(ExperimentWriter):
-    """Lightning's writer of ``metrics.csv``, which never removes rows before the file with the new rows is complete."""
+    """Writer of ``metrics.csv`` that rewrites the file atomically, so that a crash does not lose earlier rows."""
 
     def __init__(self, log_dir: str, kept: list[dict[str, float]]):
         super().__init__(log_dir)
@@ -314,7 +314,7 @@ class _WholeWriter(ExperimentWriter):
 
 
 def array_task() -> str | None:
-    """Return the task of a SLURM array job that this process belongs to, such as ``"100_7"``, or None."""
+    """Return the id of this process's SLURM array task, such as ``"100_7"``, or None outside an array job."""
     job, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     return f"{job}_{task}" if job and task else None
 

@@ -1,4 +1,4 @@
-"""Callbacks of Lightning that a user adds to a run: finders of option values, and callbacks that do not work here."""
+"""Handle the Lightning callbacks that a user adds to a run, such as LearningRateFinder."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,7 +16,7 @@ def given_callbacks(value: Callback | list[Callback] | None) -> list[Callback]:
     """Return the value of the option ``--trainer.callbacks`` as a list.
 
     Raises:
-        InputError: a callback does not work with the models of this project.
+        InputError: a callback is known not to work with the models of this project.
     """
     callbacks = value if isinstance(value, list) else [] if value is None else [value]
     for callback in callbacks:
@@ -35,20 +35,21 @@ def given_callbacks(value: Callback | list[Callback] | None) -> list[Callback]:
 
 
 def found_options(callbacks: list[Callback]) -> list[str]:
-    """Return the names of the options that Lightning's finders in ``callbacks`` set.
+    """Return a list of the options whose values Lightning's finders in ``callbacks`` will choose.
 
-    BatchSizeFinder sets ``batch_size``, and LearningRateFinder sets ``learning_rate``.
+    The finders are BatchSizeFinder, which chooses ``batch_size``, and LearningRateFinder, which chooses
+    ``learning_rate``.
     """
     return [name for finder, name in _FINDERS.items() if any(isinstance(callback, finder) for callback in callbacks)]
 
 
 def without_finders(callbacks: list[Callback]) -> list[Callback]:
-    """Return the callbacks without Lightning's finders. A resumed run uses the values in its checkpoint instead."""
+    """Return a list of ``callbacks`` without BatchSizeFinder and LearningRateFinder, for a resumed run."""
     return [callback for callback in callbacks if not isinstance(callback, tuple(_FINDERS))]
 
 
 def set_option(module: LightningModule, datamodule: LightningDataModule, name: str, value: float) -> None:
-    """Set the option ``batch_size`` or ``learning_rate`` of a run that is about to start."""
+    """Set the option ``name`` (``batch_size`` or ``learning_rate``) of a run that is about to start."""
     if name == "learning_rate":
         module.optimisation = replace(module.optimisation, learning_rate=value)
         module.hparams[name] = value
@@ -57,10 +58,11 @@ def set_option(module: LightningModule, datamodule: LightningDataModule, name: s
 
 
 class FoundOptions(Callback):
-    """Callback that makes a run use and record the values that a finder has found.
+    """Callback that applies and records the option values that Lightning's finders have found.
 
-    Lightning's finders change the options of the model and the data when training starts. This callback must come after
-    them in the list of callbacks. It builds the optimiser and the schedule again with the found values.
+    The finders (BatchSizeFinder and LearningRateFinder) change the options of the model and the data when training
+    starts. This callback must come after them in the list of callbacks. It builds the optimiser and the schedule again,
+    with the found values.
 
     Args:
         used: dictionary with the values of ``batch_size`` and ``learning_rate`` before the finders run.

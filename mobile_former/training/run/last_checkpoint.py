@@ -50,7 +50,8 @@ class LastCheckpoint(RunCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replace Lightning's handler of the signal with which SLURM requeues a job.
 
-        Lightning's handler would write a checkpoint in the middle of a step, in a file that no later one replaces.
+        Lightning's handler would write a checkpoint in the middle of a step, into an additional file that is never
+        replaced.
         """
         super().setup(trainer, pl_module, stage)
         environment = trainer._accelerator_connector.cluster_environment
@@ -75,8 +76,9 @@ class LastCheckpoint(RunCheckpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         """Write a checkpoint after every ``every_n_steps`` optimiser steps.
 
-        After SIGTERM or Ctrl-C, write a checkpoint at any step and stop the run. In both cases, nothing is done after a
-        batch that does not complete an optimiser step, precedes a validation or ends an epoch.
+        After SIGTERM or Ctrl-C, write a checkpoint after the current step and stop the run. In both cases, batches are
+        skipped from which the run could not resume correctly: those that do not complete an optimiser step, and those
+        directly before a validation or the end of an epoch.
         """
         # A checkpoint does not hold accumulated gradients.
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
@@ -94,7 +96,7 @@ class LastCheckpoint(RunCheckpoint):
             self._stop(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the run if SIGTERM or Ctrl-C came in the last step or the last validation of the previous epoch."""
+        """Stop the run if SIGTERM or Ctrl-C came during the last step or validation of the previous epoch."""
         if trainer.current_epoch > 0 and self._any_process_signalled(trainer):
             self._stop(trainer)
 
@@ -130,7 +132,7 @@ class LastCheckpoint(RunCheckpoint):
 
     @property
     def _requeues(self) -> bool:
-        """Whether this process has received the signal after which the job returns to the queue."""
+        """True if this process has received the signal that asks to put the SLURM job back into the queue."""
         return self._signal is not None and self._signal == self._requeue_signal
 
     def _stop(self, trainer: Trainer) -> None:

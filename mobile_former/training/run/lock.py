@@ -1,6 +1,6 @@
-"""The lock of a run folder, which ensures that only one process at a time writes into the folder.
+"""Locks for run folders. They ensure that only one process at a time writes into a folder.
 
-The lock is a file in the folder. On one machine, a process that has locked the file in the operating system owns it
+The lock is a file in the folder. On one machine, a process locks the file in the operating system, and owns the lock
 until the process ends. On a disk that several machines share, other machines may not see such a lock. The owner
 therefore writes its name into the file and touches the file at intervals. A new process on another machine watches the
 file for a while. If the file is not touched, the owner counts as dead, and the new process takes over the lock.
@@ -104,12 +104,12 @@ def release_folder(folder: Path) -> None:
 
 
 def _is_at(file: FileIO, path: Path) -> bool:
-    """Return whether an open file is still the file at ``path``, and was not moved or deleted."""
+    """Return whether an open file is still the one at ``path``. It is not if it was moved or deleted."""
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def _lock(file: FileIO) -> bool:
-    """Lock a file in the operating system. Return False if the system or the file system has no such locks.
+    """Lock a file in the operating system. Return True on success, and False if such locks are not supported.
 
     Raises:
         InUseError: another process holds the lock.
@@ -127,7 +127,7 @@ def _lock(file: FileIO) -> bool:
 
 
 def _outwait(path: Path) -> None:
-    """Wait until the owner of a lock file counts as dead.
+    """Wait until the owner of a lock file counts as dead, because it no longer touches the file.
 
     Raises:
         InUseError: the owner has touched the file, so it is alive.
@@ -177,7 +177,7 @@ def _sign(file: FileIO) -> None:
 
 
 def _owner(file: FileIO) -> dict:
-    """Return the result of :func:`_me` that the owner has written to its lock file, or ``{}`` if there is none yet."""
+    """Return the dictionary in which the owner of a lock file describes itself; ``{}`` if it is not yet written."""
     try:
         file.seek(0)
         owner = json.loads(file.read())

@@ -100,7 +100,7 @@ class GradientNorm(Callback):
 class StopOnNonFiniteLoss(Callback):
     """Callback that raises InputError if the training or validation loss of a run is NaN or infinite.
 
-    The run stops before the optimiser step and before a checkpoint is written.
+    The run stops before the loss can change the weights or a checkpoint is written.
     """
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss) -> None:
@@ -140,7 +140,7 @@ class TrainingBar(RichProgressBar):
         super().__init__(refresh_rate=5, theme=RichProgressBarTheme(metrics_text_delimiter="  ", metrics=""))
 
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
-        """Return the columns: epoch, bar, number of batches, remaining time of the epoch."""
+        """Return a list of the columns: epoch, bar, number of batches, remaining time of the epoch."""
         return [
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),

@@ -27,7 +27,7 @@ _TRAINER_OPTIONS = (
 
 
 def figure(value: float) -> str:
-    """Format a score as text with four decimals. Format a negative score as ``"none to find"``.
+    """Convert a score to text with four decimals, or to ``"none to find"`` if the score is negative.
 
     pycocotools returns -1 for a class or a size without objects.
     """
@@ -35,7 +35,7 @@ def figure(value: float) -> str:
 
 
 def describe_batch(trainer: Trainer) -> str:
-    """Return a line that describes how many images make up an optimiser step.
+    """Return a line of text about the number of images per optimiser step.
 
     An example is ``"64 images a step: 8 images a process x 4 processes x 2 batches accumulated"``.
     """
@@ -49,7 +49,7 @@ def describe_batch(trainer: Trainer) -> str:
 
 
 def _end_reasons(trainer: Trainer) -> list[str]:
-    """Return a line for each callback that has ended the training early."""
+    """Return a list with a line for each callback that has ended the training early."""
     reasons = [
         f"EarlyStopping: {callback.stopping_reason_message.removesuffix(' Signaling Trainer to stop.')}"
         for callback in trainer.early_stopping_callbacks
@@ -126,7 +126,7 @@ class RunReport(Callback):
         self._start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the timer that measures the training time, and print why a callback has ended the training."""
+        """Stop the timer that measures the training time. If a callback has ended the training early, print why."""
         self._seconds, self._start = self._elapsed(), None
         if trainer.should_stop and trainer.is_global_zero:
             for reason in _end_reasons(trainer):

@@ -39,7 +39,7 @@ class SharedCores(Callback):
     def shares(self) -> bool:
         """Whether other processes were busy in the last measurement.
 
-        If so, this callback has added idle threads to this process, which make PyTorch's threads wait passively.
+        If so, this callback has added idle threads to this process, so that PyTorch's threads wait passively.
         """
         return self._release is not None
 

@@ -138,7 +138,7 @@ def _resumed_step(
         task: ``"classification"`` or ``"detection"``, for error messages.
         module: model of the run.
         datamodule: data module of the run.
-        found: names of options that are set to their values in the checkpoint.
+        found: names of the options that take their values from the checkpoint.
 
     Raises:
         InputError: the file is not a checkpoint of the task. Also raised if the model and the checkpoint differ in
@@ -166,7 +166,7 @@ def _resumed_step(
 
 
 def _changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """Return a list with one phrase for each option that a resumed run changes."""
+    """Return a list with one phrase for each option whose value differs between ``before`` and ``now``."""
     return [
         f"{name} {now[name]} (was {before[name]})"
         for name in sorted(before.keys() & now.keys())

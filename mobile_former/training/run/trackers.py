@@ -23,23 +23,23 @@ _logger = logging.getLogger(__name__)
 
 
 class mlflow(MLFlowLogger):  # noqa: N801
-    """MLflow. Without options, it writes to ``MLFLOW_TRACKING_URI``, or to the folder ``mlruns``."""
+    """MLflow. It writes to the address in the variable ``MLFLOW_TRACKING_URI``, by default to the folder ``mlruns``."""
 
 
 class wandb(WandbLogger):  # noqa: N801
-    """Weights & Biases. Run ``wandb login`` before, or set ``WANDB_MODE=offline``."""
+    """Weights & Biases. First run ``wandb login``, or set the environment variable ``WANDB_MODE=offline``."""
 
 
 class comet(CometLogger):  # noqa: N801
-    """Comet. Set ``COMET_API_KEY`` before."""
+    """Comet. First set the environment variable ``COMET_API_KEY``."""
 
 
 class tensorboard(DummyLogger):  # noqa: N801
-    """The log of TensorBoard in the run's folder, which is always written."""
+    """TensorBoard's log in the run folder. It is always written, even without this option."""
 
 
 class csv(DummyLogger):  # noqa: N801
-    """The file ``metrics.csv`` in the run's folder, which is always written."""
+    """The file ``metrics.csv`` in the run folder. It is always written, even without this option."""
 
 
 # The package of a logger, and the options that take the name and the folder of the run unless they are given.
@@ -51,12 +51,13 @@ _KINDS: dict[type[Logger], tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 
 
 def build_loggers(given: object, folder: RunFolder, resumed_step: int | None) -> list[Logger] | bool:
-    """Build the loggers of a run: ``metrics.csv``, TensorBoard's log, and the trackers that the user names.
+    """Build a list of a run's loggers: for ``metrics.csv``, for TensorBoard, and for the user's trackers.
 
     Args:
         given: parsed value of ``--trainer.logger``: class path and options of one or several loggers, a bool, or None.
-            False: no logger at all.
-        folder: folder of the run. A tracker calls the run by its name, unless its options give another one.
+            False: no logger at all, and False is returned.
+        folder: folder of the run. Trackers show the run under the name of this folder, unless their options give
+            another name.
         resumed_step: optimiser step from which the run resumes. None: the run is new.
 
     Raises:
@@ -94,7 +95,7 @@ def _build(given: Namespace, folder: RunFolder) -> Logger:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first sentence or two of an error message, in one line of at most 300 characters."""
+    """Return an error message in one line. A message of more than 300 characters is shortened."""
     text = " ".join(str(error).split()) or type(error).__name__
     if len(text) <= 300:
         return text
@@ -103,11 +104,11 @@ def _reason(error: Exception) -> str:
 
 
 def log_options(trainer: Trainer, options: Mapping[str, Any]) -> None:
-    """Send the options of a run to all loggers. ``hparams.yaml`` then contains them, too.
+    """Send the options of a run to all of its loggers.
 
     Args:
         trainer: trainer of the run.
-        options: options by group, such as ``{"model": {"learning_rate": 1e-3}}``.
+        options: dictionary from the name of each group to its options, such as ``{"model": {"learning_rate": 1e-3}}``.
     """
     for logger in trainer.loggers:
         logger.log_hyperparams(_plain(options))
@@ -117,8 +118,8 @@ def send_results(loggers: list[Logger], folder: RunFolder, checkpoint: Path) -> 
     """Send the pictures of a finished run and the path of its best checkpoint to the trackers.
 
     Args:
-        loggers: loggers of the run. Only MLflow, Weights & Biases and Comet get them.
-        folder: folder of the run, with the pictures.
+        loggers: loggers of the run. Only those of MLflow, Weights & Biases and Comet get the pictures and the path.
+        folder: folder of the run, which contains the pictures as ``.png`` files.
         checkpoint: path of the best checkpoint.
     """
     pictures, best = sorted(folder.path.glob("*.png")), str(checkpoint.resolve())
@@ -148,7 +149,10 @@ def _send(logger: Logger, pictures: list[Path], best: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Convert nested mappings and tuples to dictionaries and lists, as YAML needs. Drop Lightning's private keys."""
+    """Convert nested options to types that YAML can store: dictionaries, lists, numbers, text, booleans and None.
+
+    Keys that begin with an underscore are dropped, because they are internal to Lightning.
+    """
     if isinstance(value, Mapping):
         return {str(name): _plain(part) for name, part in value.items() if not str(name).startswith("_")}
     if isinstance(value, (list, tuple)):
