@@ -298,9 +298,9 @@ class ClassificationData(ImageData):
         return self._shard_loader(self.train_set, self._train_lanes, first)
 
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
-        """Log one warning for each damaged shard of a batch, and return the batch without these messages.
+        """Remove the messages about damaged shards from a batch, and log one warning for each damaged shard.
 
-        Unreadable images are then handled by :meth:`ImageData.on_before_batch_transfer`.
+        Afterwards, :meth:`ImageData.on_before_batch_transfer` handles the unreadable images of the batch.
         """
         for damage in set(batch.pop("damages", ())) - self.skipped_shards:
             self.skipped_shards.add(damage)

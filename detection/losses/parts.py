@@ -11,10 +11,11 @@ def parts(objects: int, boxes: int, device: torch.device) -> tuple[Tensor, ...]:
 
     Args:
         objects: number of objects.
-        boxes: number of boxes that each object is compared with. It determines the length of the parts.
+        boxes: number of boxes that each object is compared with. The more boxes, the fewer objects in a part.
         device: device of the result.
 
     Returns:
-        Tuple with one tensor ``(m,)`` long for each part: the indices of its m objects. m is at least 1.
+        Tuple of int64 tensors, one for each part. Each has the shape ``(m,)`` and contains the indices of the m objects
+        in the part. A part has at least one object.
     """
     return torch.arange(objects, device=device).split(max(1, _LIMIT // max(1, boxes)))

@@ -114,7 +114,7 @@ def setting_title(setting: dict) -> str:
 
 
 def _times(row: dict) -> list[str]:
-    """Return a list of table cells for one result: milliseconds, images per second, and ratio to the baseline."""
+    """Return a list of table cells for one result: milliseconds, images per second, and ratio of the time to the baseline's."""
     return [_spread(row, "ms"), f"{row['images_per_s']:.1f}", _spread(row, "ratio")]
 
 

@@ -81,11 +81,11 @@ def read_checkpoint(path: str | Path, task: str) -> dict:
 
 @contextlib.contextmanager
 def naming_damage(path: str | Path) -> Iterator[None]:
-    """Context manager for reading a checkpoint. It converts exceptions to errors with the path of the file.
+    """Context manager for reading a checkpoint. It reports any exception as a damaged file, and names the file.
 
     Raises:
-        InputError: the ``with`` block raised an exception, so the file is damaged. An InputError is passed on
-            unchanged.
+        InputError: the ``with`` block raised an exception. The message contains ``path`` and says that the file is
+            damaged. If the exception is already an InputError, it is passed on unchanged.
     """
     try:
         yield

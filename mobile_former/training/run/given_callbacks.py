@@ -1,4 +1,4 @@
-"""Handle the Lightning callbacks that a user adds to a run, such as LearningRateFinder."""
+"""Check the Lightning callbacks that a user adds to a run, and apply the values that a LearningRateFinder finds."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
