@@ -49,7 +49,7 @@ class E2EMobileFormer(nn.Module):
         dense_head: add a head that predicts at every position of the feature maps. Without ``choose_queries``, the head
             runs only in training.
         choose_queries: initialise the queries from the best positions of the dense head; needs ``refine_boxes`` and
-            ``dense_head``. The blocks on the finest map also sample the map inside the boxes of the queries, and a second
+            ``dense_head``. The blocks on the finest map also sample the map inside the queries' boxes, and a second
             classifier learns from several queries for each object. If an image has fewer positions than queries, some
             queries start on padding. Only in this case do the detections depend on the amount of padding.
         backbone: name of a backbone that replaces the one in ``variant``, see

@@ -114,7 +114,7 @@ def setting_title(setting: dict) -> str:
 
 
 def _times(row: dict) -> list[str]:
-    """Return a list of table cells for one result: milliseconds, images per second, and ratio of the time to the baseline's."""
+    """Return three table cells for a result: milliseconds, images per second, and time as a ratio to the baseline."""
     return [_spread(row, "ms"), f"{row['images_per_s']:.1f}", _spread(row, "ratio")]
 
 
