@@ -3,8 +3,8 @@
     python -m experiments.storm.aging                   # 2000 epochs
     python -m experiments.storm.aging --epochs 300
 
-The report compares the last hundred epochs with the second hundred: median seconds of an epoch, and median resident
-memory. (In a run of less than 400 epochs, it compares the last quarter with the second one.) It also contains a list of
+The report compares the last hundred epochs with the second hundred: median processor time of an epoch, and median
+resident memory. (In a run of less than 400 epochs, it compares the last quarter with the second one.) It also contains a list of
 the files that have grown since the second hundred. The time to resume this run is compared with the time to resume a
 run of ten epochs. This command needs Linux.
 """
@@ -32,16 +32,17 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Age(Callback):
-    """Callback that writes ``age.csv``, with the duration, memory use and file sizes of each epoch."""
+    """Callback that writes ``age.csv``, with the processor time, memory use and file sizes of each epoch."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the row of the previous epoch. Its duration includes validation and the writing of checkpoints."""
-        now, folder = time.perf_counter(), Path(trainer.default_root_dir)
+        """Write the row of the previous epoch. Its time includes validation and the writing of checkpoints."""
+        # Processor time, which other processes on the machine lengthen less than they delay an epoch.
+        now, folder = time.process_time(), Path(trainer.default_root_dir)
         if trainer.current_epoch > 0 and hasattr(self, "_start"):
             memory = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
             with (folder / "age.csv").open("a") as file:
                 file.write(f"{trainer.current_epoch},{now - self._start:.4f},{memory},{_sizes(folder)}\n")
-        self._start = time.perf_counter()
+        self._start = time.process_time()
 
 
 def main() -> None:
@@ -69,7 +70,7 @@ def report(table: Path) -> str:
     count = min(100, len(rows) // 4)
     second, last = rows[count : 2 * count], rows[-count:]
     lines = []
-    for name, column, unit in (("seconds an epoch", 1, 1.0), ("resident memory in MB", 2, 1e6)):
+    for name, column, unit in (("processor seconds an epoch", 1, 1.0), ("resident memory in MB", 2, 1e6)):
         before, after = (statistics.median(float(row[column]) / unit for row in part) for part in (second, last))
         values = f"{before:.4g} in epochs {count + 1} to {2 * count}, {after:.4g} in the last {count}"
         lines.append(f"{name}: {values}: {after / before:.3f}")

@@ -70,7 +70,7 @@ def test_the_report_of_an_old_run_names_what_has_grown(tmp_path):
     rows = [f"{epoch},{1 + epoch // 200},1000000,metrics.csv={epoch};leak.txt={epoch}" for epoch in range(1, 401)]
     table.write_text("\n".join(rows) + "\n")
     report = aging.report(table)
-    assert "seconds an epoch: 1 in epochs 101 to 200, 2 in the last 100: 2.000" in report
+    assert "processor seconds an epoch: 1 in epochs 101 to 200, 2 in the last 100: 2.000" in report
     assert "of these not expected: leak.txt" in report
 
 
