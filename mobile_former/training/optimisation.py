@@ -216,7 +216,7 @@ class ExponentialAverage(WeightAveraging):
         In the last batches before a validation or the end of an epoch, also update the BatchNorm statistics of the
         averaged model.
         """
-        position, start, end = _statistics_window(trainer, batch_idx)
+        position, start = _statistics_window(trainer, batch_idx)
         norms = self._batch_norms(pl_module) if position >= start else []
         buffers = [buffer for norm in norms for buffer in norm.buffers()]
         collected = [buffer.clone() for buffer in buffers]  # the update replaces them by those of the trained model
@@ -233,7 +233,7 @@ class ExponentialAverage(WeightAveraging):
                 norm.reset_running_stats()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             average(*(batch[name] for name in ("image", "padding_mask") if name in batch))
-        if position == end - 1 and trainer.world_size > 1:
+        if trainer.world_size > 1:  # after each batch, since a checkpoint only contains those of the first process
             statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
             mean = trainer.strategy.reduce(parameters_to_vector(statistics), reduce_op="mean")
             vector_to_parameters(mean, statistics)
@@ -256,20 +256,20 @@ class ExponentialAverage(WeightAveraging):
         ]
 
 
-def _statistics_window(trainer: Trainer, batch_idx: int) -> tuple[int, int, int]:
-    """Return the position of a batch and the range of batches that are used to compute BatchNorm statistics.
+def _statistics_window(trainer: Trainer, batch_idx: int) -> tuple[int, int]:
+    """Return the position of a batch, and of the first batch that is used to compute BatchNorm statistics.
 
     Training is divided into intervals. An interval ends at a validation, at the end of an epoch or at the end of
-    training. The range is the last tenth of the interval that contains the batch, but at least 10 and at most 50
-    batches.
+    training. The statistics are computed from the last tenth of the interval that contains the batch, but from at least
+    10 and at most 50 batches.
 
     Args:
         trainer: trainer of the run.
         batch_idx: number of the batch in its epoch, from 0.
 
     Returns:
-        A tuple (position, start, end). The range contains the batches from ``start`` to ``end - 1``. All three numbers
-        count from the start of the epoch or, if validations are not aligned with epochs, from the start of training.
+        A tuple (position, start). Both count from the start of the epoch or, if validations are not aligned with epochs,
+        from the start of training.
     """
     total, first = trainer.num_training_batches, 0
     if trainer.check_val_every_n_epoch is None:
@@ -282,7 +282,7 @@ def _statistics_window(trainer: Trainer, batch_idx: int) -> tuple[int, int, int]
     if trainer.max_steps != -1:
         left = (trainer.max_steps - trainer.global_step) * accumulated - (batch_idx + 1) % accumulated
         end = min(end, position + 1 + max(0, left))
-    return position, max(begin, end - min(50, max(10, (end - begin) // 10))), end
+    return position, max(begin, end - min(50, max(10, (end - begin) // 10)))
 
 
 def adamw(

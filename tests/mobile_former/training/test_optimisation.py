@@ -344,3 +344,21 @@ def test_a_run_that_max_steps_ends_within_an_epoch_has_statistics_of_its_last_ba
     trainer = Trainer(max_steps=17, callbacks=[average], **QUIET)
     trainer.fit(module, DataLoader(images, batch_size=None))
     assert module.norm.running_mean.item() == pytest.approx(sum(range(7, 17)) / 10)
+
+
+def test_processes_share_their_statistics_after_each_batch(monkeypatch):
+    """Otherwise, a run of two processes that resumes between these batches would lose those of the second one."""
+    module, shared = Normalised(), []
+    (average,) = Optimisation(0.1, ema_decay=0.9).callbacks()
+    images = [{"image": torch.tensor([[n - 1.0], [n + 1.0]])} for n in range(15)]
+    trainer = Trainer(max_epochs=1, callbacks=[average], use_distributed_sampler=False, **QUIET)
+    monkeypatch.setattr(Trainer, "world_size", 2)
+
+    def reduce(values, reduce_op):
+        shared.append(reduce_op)
+        return torch.full_like(values, 3.0)
+
+    monkeypatch.setattr(trainer.strategy, "reduce", reduce)
+    trainer.fit(module, DataLoader(images, batch_size=None))
+    assert shared.count("mean") == 10
+    assert (module.norm.running_mean.item(), module.norm.running_var.item()) == (3, 3)
