@@ -146,6 +146,10 @@ def test_within_an_epoch_a_run_resumes_only_with_the_same_batch_size(two_colours
     assert re.search(
         r"^error: the run was stopped within epoch \d with --data.batch_size 4 and 1 .* now has 8", result.stderr
     )
+    processes = ("--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.devices", "2")
+    result = run_module("classification.fit", *OPTIONS, *options[:4], *processes, cwd=tmp_path)
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: the run was stopped within epoch .* now has 4 and 2: .*\n", result.stderr)
     assert last(tmp_path).is_file(), "a run that cannot resume keeps its checkpoint"
 
 

@@ -279,6 +279,7 @@ class FitCLI(LightningCLI):
         given = given_callbacks(options.get("callbacks"))
         if options.get("fast_dev_run"):
             self.folder = self.report = self.checkpoint = None
+            self._position = {}
         else:
             found = found_options(given)
             step = self._start_run(found)
@@ -299,6 +300,8 @@ class FitCLI(LightningCLI):
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
         try:
             trainer = super().instantiate_trainer(**kwargs)
+            # The first process checks this alone, before it starts the others: they would all print the error.
+            self.datamodule.require_same_batches(self._position, trainer.world_size)
             limit_threads(trainer.num_devices)
             return trainer
         except Exception as error:
@@ -328,7 +331,7 @@ class FitCLI(LightningCLI):
             default += f"-{task.partition('_')[2]}"
         name = self.config["name"] or default
         runs = Path(self.config["runs_folder"])
-        self.folder, self.checkpoint, step = start_run(
+        self.folder, self.checkpoint, step, self._position = start_run(
             runs, self.task, name, self.config["ckpt_path"], self.model, self.datamodule, found
         )
         if self.checkpoint:

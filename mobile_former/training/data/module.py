@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from multiprocessing.queues import Queue
 from pathlib import Path
 
@@ -299,7 +299,8 @@ class ImageData(LightningDataModule):
         epoch, batches = self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
         if batches >= self.trainer.num_training_batches:
             epoch, batches = epoch + 1, 0
-        return {"epoch": epoch, "batches": batches, "shares": self._shares, "images": len(self.train_set)}
+        shares = [self.hparams.batch_size, self.trainer.world_size]
+        return {"epoch": epoch, "batches": batches, "shares": shares, "images": len(self.train_set)}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restore the epoch and the batch at which training resumes. Do nothing in evaluation.
@@ -320,21 +321,25 @@ class ImageData(LightningDataModule):
                 f"the run was stopped within epoch {self.first_epoch + 1} of {images} training images, but now there "
                 f"are {found}: to resume within an epoch, give the same images"
             )
-        if self.first_batch and state_dict["shares"] != self._shares:
-            (size, processes), (now, now_processes) = state_dict["shares"], self._shares
-            raise InputError(
-                f"the run was stopped within epoch {self.first_epoch + 1} with --data.batch_size {size} and "
-                f"{processes} processes, but now has {now} and {now_processes}: to resume within an epoch, give the "
-                "same"
-            )
+        self.require_same_batches(state_dict, self.trainer.world_size if self.trainer else 1)
 
-    @property
-    def _shares(self) -> list[int]:
-        """List of the batch size and the number of processes.
+    def require_same_batches(self, state_dict: Mapping[str, object], processes: int) -> None:
+        """Check that a run can resume within an epoch: its batches must contain the same images as before.
 
-        These two numbers determine which images are in each batch.
+        Args:
+            state_dict: output of :meth:`state_dict` in the checkpoint; ``{}`` if the checkpoint has none.
+            processes: number of processes of the run.
+
+        Raises:
+            InputError: the run resumes within an epoch, but the batch size or the number of processes has changed.
         """
-        return [self.hparams.batch_size, self.trainer.world_size]
+        shares = [self.hparams.batch_size, processes]
+        if state_dict.get("batches") and state_dict["shares"] != shares:
+            (size, before), (now, _) = state_dict["shares"], shares
+            raise InputError(
+                f"the run was stopped within epoch {state_dict['epoch'] + 1} with --data.batch_size {size} and "
+                f"{before} processes, but now has {now} and {processes}: to resume within an epoch, give the same"
+            )
 
     def _evaluation_loader(self, dataset: EvaluationImages) -> DataLoader:
         sampler: Sampler = EvaluationSampler(len(dataset))

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pytorch_lightning import LightningDataModule, LightningModule
@@ -26,11 +27,13 @@ class RunStart(NamedTuple):
         folder: folder of the run. It is either a new folder or the folder of an earlier run that is resumed.
         checkpoint: path of the checkpoint to resume from. None: training starts from the beginning.
         step: number of optimiser steps before ``checkpoint`` was written. None: ``folder`` is new.
+        position: state of the data module in ``checkpoint``. ``{}``: there is none.
     """
 
     folder: RunFolder
     checkpoint: Path | None
     step: int | None
+    position: Mapping[str, object] = MappingProxyType({})
 
 
 def start_run(
@@ -73,8 +76,8 @@ def start_run(
         named.require_same_array_task()
     if ckpt_path == "last" or (ckpt_path == "auto" and named.has_checkpoint):
         folder = RunFolder.resume(runs, task, name)
-        checkpoint, step = _last_whole_checkpoint(folder, task, module, datamodule, found)
-        return RunStart(folder, checkpoint, step)
+        checkpoint, content = _last_whole_checkpoint(folder, task, module, datamodule, found)
+        return RunStart(folder, checkpoint, content["global_step"], _position(content, datamodule))
     checkpoint = None if ckpt_path in (None, "auto") else Path(ckpt_path)
     new = RunStart(named, checkpoint, None)  # the first process creates the folder; RunReport sends its path
     if not first and not found:
@@ -85,17 +88,19 @@ def start_run(
                 f"--ckpt_path {checkpoint}: no such file. Give a checkpoint of a run, or 'last' to resume the run "
                 f"{name!r}"
             )
-        _resumed_step(checkpoint, read_file(checkpoint), task, module, datamodule, found)
+        content = read_file(checkpoint)
+        _require_fit(checkpoint, content, task, module, datamodule, found)
+        new = new._replace(position=_position(content, datamodule))
     if not first:
         return new
     create = RunFolder.restart if ckpt_path == "auto" else RunFolder.create
-    return RunStart(create(runs, task, name), checkpoint, None)
+    return new._replace(folder=create(runs, task, name))
 
 
 def _last_whole_checkpoint(
     folder: RunFolder, task: str, module: LightningModule, datamodule: LightningDataModule, found: Sequence[str]
-) -> tuple[Path, int]:
-    """Return a tuple of the path and the optimiser step of the newest undamaged checkpoint of a run.
+) -> tuple[Path, dict]:
+    """Return a tuple of the path and the content of the newest undamaged checkpoint of a run.
 
     This is ``last.ckpt`` or, if that file is damaged or missing, ``previous.ckpt``. A checkpoint that Lightning's
     handler for SLURM has written is used if it is from a later step.
@@ -114,23 +119,29 @@ def _last_whole_checkpoint(
     if not whole:
         raise InputError(f"every checkpoint of the run is damaged: {'; '.join(damages)}")
     path, content = max(whole, key=lambda each: each[1].get("global_step", -1) if isinstance(each[1], dict) else -1)
-    step = _resumed_step(path, content, task, module, datamodule, found)
+    _require_fit(path, content, task, module, datamodule, found)
     if damages and rank_zero_only.rank == 0:
+        step = content["global_step"]
         _logger.warning("%s. Resuming from the previous checkpoint, %s, at step %d", damages[0], path, step)
-    return path, step
+    return path, content
 
 
-def _resumed_step(
+def _position(content: dict, datamodule: LightningDataModule) -> Mapping[str, object]:
+    return content.get(type(datamodule).__qualname__) or {}  # Lightning's key
+
+
+def _require_fit(
     checkpoint: Path,
     content: object,
     task: str,
     module: LightningModule,
     datamodule: LightningDataModule,
     found: Sequence[str],
-) -> int:
-    """Check that a run can resume from a checkpoint, and return the optimiser step of the checkpoint.
+) -> None:
+    """Check that a run can resume from a checkpoint.
 
-    The first process also prints the options of the run that differ from those in the checkpoint.
+    The first process also prints the optimiser step of the checkpoint, and the options of the run that differ from
+    those in the checkpoint.
 
     Args:
         checkpoint: path of the checkpoint, for error messages.
@@ -162,7 +173,6 @@ def _resumed_step(
         print(f"from   {checkpoint}, step {step}")
         if changes := _changes(theirs, {**module.hparams, **datamodule.hparams}):
             print(f"new    {', '.join(changes)}")
-    return step
 
 
 def _changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:

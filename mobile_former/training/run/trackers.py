@@ -4,9 +4,11 @@ jsonargparse finds a class by its name. The classes ``mlflow``, ``wandb``, ``com
 short names possible: ``--trainer.logger mlflow``.
 """
 
+import functools
 import importlib
 import inspect
 import logging
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,11 +69,27 @@ def build_loggers(given: object, folder: RunFolder, resumed_step: int | None) ->
         return False
     chosen = [] if given in (None, True) else given if isinstance(given, list) else [given]
     trackers = [_build(each, folder) for each in chosen]
+    _quieten_tensorboard()
     return [
         ContinuedCSVLogger(folder, resumed_step),
         TensorBoardLogger(str(folder.path), name="", version="tensorboard", default_hp_metric=False),
         *(tracker for tracker in trackers if not isinstance(tracker, (tensorboard, csv))),
     ]
+
+
+@functools.cache  # once in a process, which can be a notebook with several runs
+def _quieten_tensorboard() -> None:
+    """Print no errors of the threads in which TensorBoard writes its files, such as that the disk is full.
+
+    TensorBoard raises the error of such a thread in the main thread too, which then ends the run.
+    """
+    print_error = threading.excepthook
+
+    def print_others(error: threading.ExceptHookArgs) -> None:
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            print_error(error)
+
+    threading.excepthook = print_others
 
 
 def _build(given: Namespace, folder: RunFolder) -> Logger:

@@ -38,7 +38,7 @@ def damage(path):
 
 @pytest.mark.parametrize("ckpt_path", [None, "auto"])
 def test_a_new_run_has_a_folder_and_no_checkpoint(tmp_path, ckpt_path):
-    folder, checkpoint, step = start(tmp_path, ckpt_path)
+    folder, checkpoint, step, _ = start(tmp_path, ckpt_path)
     assert folder.path == tmp_path / "task" / "x"
     assert folder.path.is_dir()
     assert (checkpoint, step) == (None, None)
@@ -46,14 +46,14 @@ def test_a_new_run_has_a_folder_and_no_checkpoint(tmp_path, ckpt_path):
 
 @pytest.mark.parametrize("ckpt_path", ["last", "auto"])
 def test_a_run_resumes_in_its_folder_from_its_last_checkpoint(tmp_path, checkpoints, ckpt_path, capsys):
-    folder, checkpoint, step = start(tmp_path, ckpt_path)
+    folder, checkpoint, step, _ = start(tmp_path, ckpt_path)
     assert folder.path == checkpoints.parent
     assert (checkpoint, step) == (checkpoints / "last.ckpt", 6)
     assert capsys.readouterr().out == f"from   {checkpoint}, step 6\n"
 
 
 def test_a_run_from_a_file_gets_a_new_folder(tmp_path, checkpoints):
-    folder, checkpoint, step = start(tmp_path, str(checkpoints / "last.ckpt"))
+    folder, checkpoint, step, _ = start(tmp_path, str(checkpoints / "last.ckpt"))
     assert folder.path == tmp_path / "task" / "x-2"
     assert (checkpoint, step) == (checkpoints / "last.ckpt", None)
 
@@ -77,7 +77,7 @@ def test_the_error_for_damaged_checkpoints_names_all_of_them(tmp_path, checkpoin
 @pytest.mark.parametrize(("step", "expected"), [(9, "hpc_ckpt_2.ckpt"), (6, "last.ckpt"), (4, "last.ckpt")])
 def test_a_checkpoint_of_lightning_s_handler_for_slurm_is_used_if_it_is_newer(tmp_path, checkpoints, step, expected):
     write_checkpoint(checkpoints.parent / "hpc_ckpt_2.ckpt", step)
-    _, checkpoint, found = start(tmp_path, "auto")
+    _, checkpoint, found, _ = start(tmp_path, "auto")
     assert (checkpoint.name, found) == (expected, max(step, 6))
     damage(checkpoints.parent / "hpc_ckpt_2.ckpt")
     assert start(tmp_path, "auto").checkpoint.name == "last.ckpt"

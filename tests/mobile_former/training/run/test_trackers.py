@@ -4,15 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
 import yaml
 from pytorch_lightning import loggers
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from mobile_former.errors import InputError
 from mobile_former.training.cli.parser import Parser
+from mobile_former.training.run import trackers
 from mobile_former.training.run.folder import ContinuedCSVLogger, RunFolder
 from mobile_former.training.run.trackers import build_loggers, log_options, send_results
 from tests.conftest import ROOT, run_module
@@ -195,3 +199,24 @@ def test_mlflow_and_wandb_get_options_metrics_name_pictures_and_the_best_checkpo
     assert json.loads(summary["best_checkpoint"]) == best
     logged = {[*item.nested_key, item.key][0] for record in records for item in record.history.item}
     assert {"val/top1"} | {f"pictures/{name.removesuffix('.png')}" for name in pictures} <= logged
+
+
+def test_the_error_of_a_thread_of_tensorboard_is_not_printed_beside_that_of_the_run(tmp_path, monkeypatch):
+    printed = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    trackers._quieten_tensorboard.__wrapped__()
+    writer = EventFileWriter(str(tmp_path), flush_secs=0)
+
+    def fill(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(writer._async_writer._worker._record_writer, "write", fill)
+    writer.add_event(Event())
+    writer._async_writer._worker.join()
+    with pytest.raises(OSError, match="the disk is full"):
+        writer.flush()
+    assert not printed
+    other = threading.Thread(target=fill)
+    other.start()
+    other.join()
+    assert [error.exc_type for error in printed] == [OSError]
