@@ -268,8 +268,8 @@ def _statistics_window(trainer: Trainer, batch_idx: int) -> tuple[int, int]:
         batch_idx: number of the batch in its epoch, from 0.
 
     Returns:
-        A tuple (position, start). Both count from the start of the epoch or, if validations are not aligned with epochs,
-        from the start of training.
+        A tuple (position, start). Both count from the start of the epoch. If validations are not aligned with epochs,
+        they count from the start of training.
     """
     total, first = trainer.num_training_batches, 0
     if trainer.check_val_every_n_epoch is None:

@@ -60,11 +60,11 @@ def test_a_run_from_a_file_gets_a_new_folder(tmp_path, checkpoints):
 
 def test_a_damaged_last_checkpoint_is_replaced_by_the_previous_one(tmp_path, checkpoints, caplog):
     damage(checkpoints / "last.ckpt")
-    assert start(tmp_path, "last")[1:] == (checkpoints / "previous.ckpt", 3)
+    assert start(tmp_path, "last")[1:3] == (checkpoints / "previous.ckpt", 3)
     assert "last.ckpt is cut short or damaged" in caplog.text
     assert "previous.ckpt, at step 3" in caplog.text
     (checkpoints / "last.ckpt").unlink()
-    assert start(tmp_path, "last")[1:] == (checkpoints / "previous.ckpt", 3)
+    assert start(tmp_path, "last")[1:3] == (checkpoints / "previous.ckpt", 3)
 
 
 def test_the_error_for_damaged_checkpoints_names_all_of_them(tmp_path, checkpoints):
