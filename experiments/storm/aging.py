@@ -4,9 +4,9 @@
     python -m experiments.storm.aging --epochs 300
 
 The report compares the last hundred epochs with the second hundred: median processor time of an epoch, and median
-resident memory. (In a run of less than 400 epochs, it compares the last quarter with the second one.) It also contains a list of
-the files that have grown since the second hundred. The time to resume this run is compared with the time to resume a
-run of ten epochs. This command needs Linux.
+resident memory. (In a run of less than 400 epochs, it compares the last quarter with the second one.) It also lists the
+files that have grown since the second hundred. The time to resume this run is compared with the time to
+resume a run of ten epochs. This command needs Linux.
 """
 
 import argparse
