@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import mobile_former
 from classification.classifier import create_classifier
 from classification.data.resizing import resize_and_crop
-from mobile_former.training.data.images import normalise
+from mobile_former.training.data.images import to_batch
 from mobile_former.training.prediction.inputs import Input, as_input
 from mobile_former.training.prediction.loading import Loaded, load_batches
 from mobile_former.training.run.checkpoint import naming_damage, read_checkpoint, require_data_options
@@ -24,14 +24,14 @@ class Classifier(Protocol):
 
     Attributes:
         class_names: class names in the order of the logits.
-        transform: function that prepares an image ``(H, W, 3)`` uint8 for :meth:`logits`.
+        transform: function that prepares images ``(..., H, W, 3)`` uint8 for :meth:`logits`.
     """
 
     class_names: list[str]
     transform: Callable[[np.ndarray], np.ndarray]
 
-    def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Return the logits ``(B, K)`` of a list of images ``(3, H, W)`` uint8 that ``transform`` has prepared."""
+    def logits(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Return the logits ``(B, K)`` of a list of images ``(H, W, 3)`` uint8 that ``transform`` has prepared."""
 
 
 class CheckpointClassifier:
@@ -53,10 +53,9 @@ class CheckpointClassifier:
         self.mean, self.std = data_options["mean"], data_options["std"]
 
     @torch.inference_mode()
-    def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Return the logits ``(B, K)`` of a list of square images ``(3, S, S)`` uint8, prepared by ``transform``."""
-        pixels = normalise(torch.stack(list(images)).to(self.device), self.mean, self.std)
-        return self.model(pixels.contiguous(memory_format=torch.channels_last))
+    def logits(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Return the logits ``(B, K)`` of a list of square images ``(S, S, 3)`` uint8, prepared by ``transform``."""
+        return self.model(to_batch(images, self.mean, self.std, self.device))
 
 
 def load_classifier(path: str | Path, *, inference_form: bool = True) -> CheckpointClassifier:
@@ -149,13 +148,13 @@ def classify(
     )
     with closing(batches):
         for batch in batches:
-            images = [loaded.planes for loaded in batch if loaded.planes is not None]
+            images = [loaded.image for loaded in batch if loaded.image is not None]
             rows = iter(())
             if images:
                 best = classifier.logits(images).softmax(1).topk(min(top_k, len(names)))
                 rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
             for loaded in batch:
-                if loaded.planes is None:
+                if loaded.image is None:
                     yield loaded, {"path": loaded.source.name, "error": loaded.error}
                     continue
                 top = [
