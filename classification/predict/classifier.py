@@ -1,7 +1,6 @@
 """Classifying images with a model from a checkpoint or an ONNX file, without Lightning."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +14,8 @@ from classification.classifier import create_classifier
 from classification.data.resizing import resize_and_crop
 from mobile_former.training.data.images import to_batch
 from mobile_former.training.prediction.inputs import Input, as_input
-from mobile_former.training.prediction.loading import Loaded, load_batches
+from mobile_former.training.prediction.loading import Loaded
+from mobile_former.training.prediction.predicting import predict_inputs
 from mobile_former.training.run.checkpoint import naming_damage, read_checkpoint, require_data_options
 
 
@@ -121,13 +121,7 @@ def predict(classifier: Classifier, paths: Sequence[str | Path], *, top_k: int =
 
 
 def classify(
-    classifier: Classifier,
-    inputs: Sequence[Input],
-    *,
-    top_k: int = 5,
-    batch_size: int = 32,
-    keep_originals: bool = False,
-    max_frames: int | None = None,
+    classifier: Classifier, inputs: Sequence[Input], *, top_k: int = 5, batch_size: int = 32, **loading: Any
 ) -> Iterator[tuple[Loaded, dict]]:
     """Classify images, and the frames of videos and cameras.
 
@@ -136,29 +130,20 @@ def classify(
         inputs: images, videos and cameras.
         top_k: maximum number of classes in the result of an image.
         batch_size: number of images in a batch.
-        keep_originals: whether the yielded images contain the original pixels.
-        max_frames: number of frames to read of each video at most.
+        **loading: ``keep_originals`` and ``max_frames`` of :func:`predict_inputs`.
 
     Yields:
         A tuple (image, prediction) for each image or frame. The prediction is a dictionary as in :func:`predict`.
     """
     names = classifier.class_names
-    batches = load_batches(
-        inputs, classifier.transform, batch_size, keep_originals=keep_originals, max_frames=max_frames
-    )
-    with closing(batches):
-        for batch in batches:
-            images = [loaded.image for loaded in batch if loaded.image is not None]
-            rows = iter(())
-            if images:
-                best = classifier.logits(images).softmax(1).topk(min(top_k, len(names)))
-                rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            for loaded in batch:
-                if loaded.image is None:
-                    yield loaded, {"path": loaded.source.name, "error": loaded.error}
-                    continue
-                top = [
-                    {"class": names[label], "probability": round(value, 6)}
-                    for value, label in zip(*next(rows), strict=True)
-                ]
-                yield loaded, {**loaded.place(), **top[0], "top_k": top}
+
+    def predict_batch(batch: Sequence[Loaded]) -> Iterator[dict]:
+        best = classifier.logits([loaded.image for loaded in batch]).softmax(1).topk(min(top_k, len(names)))
+        for values, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            top = [
+                {"class": names[label], "probability": round(value, 6)}
+                for value, label in zip(values, labels, strict=True)
+            ]
+            yield {**top[0], "top_k": top}
+
+    return predict_inputs(inputs, classifier.transform, predict_batch, batch_size=batch_size, **loading)

@@ -15,7 +15,8 @@ from detection.data.resizing import resize_to_fit
 from detection.inference import category_ids, configured_detector, detect
 from mobile_former.training.data.images import to_planes
 from mobile_former.training.prediction.inputs import Input, as_input
-from mobile_former.training.prediction.loading import Loaded, load_batches
+from mobile_former.training.prediction.loading import Loaded
+from mobile_former.training.prediction.predicting import predict_inputs
 from mobile_former.training.run.checkpoint import naming_damage, read_checkpoint, require_data_options
 
 
@@ -124,13 +125,7 @@ def predict(
 
 
 def find_objects(
-    detector: Detector,
-    inputs: Sequence[Input],
-    *,
-    score_threshold: float = 0.3,
-    batch_size: int = 8,
-    keep_originals: bool = False,
-    max_frames: int | None = None,
+    detector: Detector, inputs: Sequence[Input], *, score_threshold: float = 0.3, batch_size: int = 8, **loading: Any
 ) -> Iterator[tuple[Loaded, dict]]:
     """Detect objects in images, and in the frames of videos and cameras.
 
@@ -139,27 +134,19 @@ def find_objects(
         inputs: images, videos and cameras.
         score_threshold: minimum score of a detection, in [0, 1].
         batch_size: number of images in a batch.
-        keep_originals: whether the yielded images contain the original pixels.
-        max_frames: number of frames to read of each video at most.
+        **loading: ``keep_originals`` and ``max_frames`` of :func:`predict_inputs`.
 
     Yields:
         A tuple (image, prediction) for each image or frame. The prediction is a dictionary as in :func:`predict`.
     """
-    batches = load_batches(inputs, detector.transform, batch_size, keep_originals=keep_originals, max_frames=max_frames)
-    with closing(batches):
-        for batch in batches:
-            readable = [loaded for loaded in batch if loaded.image is not None]
-            found = iter(())
-            if readable:
-                images, sizes = ([getattr(loaded, name) for loaded in readable] for name in ("image", "size"))
-                found = iter(detector.detect(images, sizes))
-            for loaded in batch:
-                if loaded.image is None:
-                    yield loaded, {"path": loaded.source.name, "error": loaded.error}
-                    continue
-                height, width = loaded.size
-                detections = listed(next(found), detector.class_names, score_threshold)
-                yield loaded, {**loaded.place(), "width": width, "height": height, "detections": detections}
+
+    def predict_batch(batch: Sequence[Loaded]) -> Iterator[dict]:
+        images, sizes = [loaded.image for loaded in batch], [loaded.size for loaded in batch]
+        for (height, width), found in zip(sizes, detector.detect(images, sizes), strict=True):
+            detections = listed(found, detector.class_names, score_threshold)
+            yield {"width": width, "height": height, "detections": detections}
+
+    return predict_inputs(inputs, detector.transform, predict_batch, batch_size=batch_size, **loading)
 
 
 def listed(found: dict[str, Tensor], names: Sequence[str], score_threshold: float) -> list[dict]:

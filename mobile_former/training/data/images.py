@@ -393,7 +393,7 @@ def _names_orientation(content: bytes) -> bool:
 def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
     remedy = "copy or download it again, or remove it"
     # Pillow accepts a file with all pixels, but a file without its last chunk is truncated
-    if data.startswith(b"\x89PNG\r\n\x1a\n") and b"IEND\xaeB`\x82" not in data:
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and data.rfind(b"IEND\xaeB`\x82") < 0:
         raise ImageError(f"{name}: a PNG file that is cut short; {remedy}")
     try:
         # Pillow warns of faulty metadata and of large photographs, which are harmless.
