@@ -11,7 +11,7 @@ from mobile_former.training.data.images import IMAGE_SUFFIXES, find_images
 from mobile_former.training.data.splits import only_folder, split_folders
 
 _LOOKED_FOR = (
-    f"{LAYOUT} (also valid, validation, testing)",
+    f"{LAYOUT.removeprefix('expected ')} (also valid, validation, testing)",
     "DIR/<class>/<images>",
     "a CSV file with a column of paths and a column of labels",
     "metadata.csv with file_name and label, as Hugging Face's imagefolder has it",
@@ -63,7 +63,7 @@ def find_layout(root: Path, columns: Columns | None = None) -> Layout:
     if (inner := only_folder(root)) and not any(path.suffix.lower() in IMAGE_SUFFIXES for path in inner.iterdir()):
         return find_layout(inner, columns)  # an unpacked archive
     classes = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    if any(map(_has_images, classes)):
+    if any(_has_images(path) for path in classes if path not in present.values()):  # splits without classes are none
         return Layout("one folder of classes", {"train": cache(partial(read_classes, root))})
     found = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
     raise FileNotFoundError(

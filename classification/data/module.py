@@ -167,14 +167,24 @@ class ClassificationData(ImageData):
         self.lanes: int | None = None  # number of lanes of a resumed run, see ShardBatches
 
     def training_classes(self) -> list[str]:
-        """Return a list of the class names of the training data, in the order of the labels."""
+        """Return a list of the class names of the training data, in the order of the labels.
+
+        Raises:
+            InputError: all images of a folder or table are of one class.
+        """
         if self.hparams.dataset == "digits":
             return list(Digits.class_names)
         if self.hparams.dataset == "shards":
             return list(self.shard_index.class_names)
         labelled = self._labelled("train")
         empty = self._empty_classes(labelled)
-        return [name for name in labelled.classes if name not in empty]
+        names = [name for name in labelled.classes if name not in empty]
+        if len(names) < 2:
+            raise InputError(
+                f"{self.root} (--data.root, read as {self.layout.name}) has images of only one class, {names[0]!r}: "
+                "give two classes or more; images with boxes are for detection.fit"
+            )
+        return names
 
     @cached_property
     def layout(self) -> Layout:

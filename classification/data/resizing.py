@@ -42,7 +42,7 @@ def resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
     image could fill the memory: the result for an image of 1×60 000 pixels would take 12 GB.
     """
     image = middle(image)
-    height, width = image.shape[:2]
+    height, width = image.shape[-3:-1]
     shorter = min(height, width)
     return resize(image, height * size // shorter, width * size // shorter)
 
@@ -52,9 +52,9 @@ def middle(image: np.ndarray) -> np.ndarray:
 
     The longer side of the crop is 32 times the shorter. Any other image is returned unchanged.
     """
-    height, width = image.shape[:2]
+    height, width = image.shape[-3:-1]
     top, left = (max(0, (side - _STRIP * min(height, width)) // 2) for side in (height, width))
-    return image[top : height - top, left : width - left]
+    return image[..., top : height - top, left : width - left, :]
 
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
@@ -63,5 +63,5 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     The sides of the image must be at least as long. If the margins are not whole pixels, the coordinates of the top
     left corner are rounded half to even, as in torchvision.
     """
-    top, left = (round((side - size) / 2) for side in image.shape[:2])
-    return image[top : top + size, left : left + size]
+    top, left = (round((side - size) / 2) for side in image.shape[-3:-1])
+    return image[..., top : top + size, left : left + size, :]

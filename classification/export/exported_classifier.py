@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from classification.data.resizing import middle, resize_and_crop, shorter_side
 from mobile_former.errors import InputError
-from mobile_former.training.data.images import normalise
+from mobile_former.training.data.images import normalise, to_batch
 from mobile_former.training.export.fixed_model import FixedModel
 from mobile_former.training.export.onnx_file import OnnxModel
 from mobile_former.training.run.checkpoint import require_data_options
@@ -90,7 +90,7 @@ class ExportedClassifier:
         class_names: names of the classes in the order of the logits.
         preprocessing: ``"none"``, ``"normalise"`` or ``"resize_and_normalise"``: the preprocessing that the file
             contains.
-        transform: function that prepares an image ``(H, W, 3)`` uint8 for :meth:`logits`.
+        transform: function that prepares images ``(..., H, W, 3)`` uint8 for :meth:`logits`.
 
     Raises:
         InputError: the file is damaged.
@@ -117,11 +117,11 @@ class ExportedClassifier:
         if self.preprocessing == "resize_and_normalise":
             self.transform = middle
 
-    def logits(self, images: Sequence[Tensor]) -> Tensor:
+    def logits(self, images: Sequence[np.ndarray]) -> Tensor:
         """Return the logits ``(B, K)`` of images as a CPU tensor.
 
         Args:
-            images: list of images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
+            images: list of images ``(H, W, 3)`` uint8 that :attr:`transform` has prepared.
 
         Raises:
             InputError: the number of logits per image differs from the number of class names, so the file is damaged.
@@ -134,19 +134,20 @@ class ExportedClassifier:
             )
         return logits
 
-    def batches(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
+    def batches(self, images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """Convert prepared images to batches for the exported model. Yield each batch as a list of input arrays.
 
         Args:
-            images: list of images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
+            images: list of images ``(H, W, 3)`` uint8 that :attr:`transform` has prepared.
         """
         for batch in self._prepare(images):
             yield from self.model.batches(batch)
 
-    def _prepare(self, images: Sequence[Tensor]) -> Iterator[np.ndarray]:
+    def _prepare(self, images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         if self.preprocessing == "none":
-            yield normalise(torch.stack(list(images)), self.model.metadata["mean"], self.model.metadata["std"]).numpy()
+            batch = to_batch(images, self.model.metadata["mean"], self.model.metadata["std"])
+            yield batch.contiguous().numpy()
         elif self.preprocessing == "normalise":
-            yield torch.stack(list(images)).permute(0, 2, 3, 1).numpy()
+            yield np.stack(images)
         else:  # each image has its own size
-            yield from (image.permute(1, 2, 0)[None].numpy() for image in images)
+            yield from (image[None] for image in images)

@@ -157,7 +157,7 @@ class ClassifierExporter(Exporter):
             file: exported classifier, as returned by :meth:`read`.
             image: original image ``(H, W, 3)`` uint8.
         """
-        return file.batches([_planes(file, image)])
+        return file.batches([file.transform(image)])
 
     def check(self, file: ExportedClassifier, source: ImageSource) -> tuple[str, str] | None:
         """Check that the exported model and the PyTorch model have the same logits on the same pixels.
@@ -295,12 +295,8 @@ def _logits(
         with torch.inference_mode():
             expected.append(module(normalise(planes, data_options["mean"], data_options["std"])).numpy())
         for classifier, logits in zip(classifiers, found, strict=True):
-            logits.append(classifier.logits([_planes(classifier, image) for image in images]).numpy())
+            logits.append(classifier.logits(list(map(classifier.transform, images))).numpy())
     return np.concatenate(expected), [np.concatenate(logits) for logits in found]
-
-
-def _planes(classifier: ExportedClassifier, image: np.ndarray) -> torch.Tensor:
-    return to_planes(classifier.transform(image))
 
 
 def _share(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -1,14 +1,14 @@
 """``python -m classification.predict``: classify images, videos and cameras."""
 
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import Namespace
 
 from mobile_former.errors import InputError
-from mobile_former.training.cli.command import exit_if_unreadable, require_writable, run_command
+from mobile_former.training.cli.command import run_command
 from mobile_former.training.cli.parser import Parser
 from mobile_former.training.cli.prediction import add_predict_options, check_predict_options
-from mobile_former.training.processors import limit_threads
 
 
 def main() -> None:
@@ -33,46 +33,19 @@ def _run(options: Namespace) -> None:
     from classification.export.exported_classifier import ExportedClassifier
     from classification.predict import results
     from classification.predict.classifier import classify, load_classifier
-    from mobile_former.training.export.onnx_file import OnnxModel
-    from mobile_former.training.prediction.drawings import Drawings, drawing_paths
-    from mobile_former.training.prediction.inputs import find_inputs
-    from mobile_former.training.prediction.progress import Pace, rows_shown
+    from mobile_former.training.prediction.predicting import run_prediction
 
-    limit_threads()
-    inputs = find_inputs(options.images)
-    drawn = drawing_paths(inputs, options.drawings) if options.drawings else {}
-    for target in filter(None, (options.output, options.sheet, *drawn.values())):  # before the work is done
-        require_writable(target)
-    if options.onnx:
-        classifier = ExportedClassifier(OnnxModel(options.onnx, "classification"))
-    else:
-        classifier = load_classifier(options.ckpt_path)
-    found = classify(
-        classifier,
-        inputs,
-        top_k=options.top_k,
-        batch_size=options.batch_size,
-        keep_originals=bool(drawn),
-        max_frames=options.max_frames,
+    run_prediction(
+        options,
+        "classification",
+        load_checkpoint=load_classifier,
+        load_exported=ExportedClassifier,
+        predict=partial(classify, top_k=options.top_k),
+        draw=results.with_classes,
+        print_rows=results.print_rows,
+        print_summary=results.print_summary,
+        files={options.output: results.write_file, options.sheet: results.draw_sheet},
     )
-    pace, predictions = Pace(inputs, shown=not options.quiet), []
-    with Drawings(drawn) as drawings:
-        for loaded, prediction in pace.follow(found):
-            if loaded.original is not None:
-                drawings.add(loaded, results.with_classes(loaded.original, prediction["top_k"][:3]))
-            predictions.append(prediction)
-    rows = rows_shown(len(predictions), quiet=options.quiet, verbose=options.verbose)
-    if rows is not None:
-        (results.print_rows if rows else results.print_summary)(predictions)
-    pace.print_summary()
-    for target, write in ((options.output, results.write_file), (options.sheet, results.draw_sheet)):
-        if target:
-            write(predictions, target)
-            if not options.quiet:
-                print(f"written: {target}")
-    if drawn and not options.quiet:
-        print(f"written: {len(drawings.written)} drawings in {options.drawings}/")
-    exit_if_unreadable([prediction["error"] for prediction in predictions if "error" in prediction], len(predictions))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Classifying images with a model from a checkpoint or an ONNX file, without Lightning."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 import mobile_former
 from classification.classifier import create_classifier
 from classification.data.resizing import resize_and_crop
-from mobile_former.training.data.images import normalise
+from mobile_former.training.data.images import to_batch
 from mobile_former.training.prediction.inputs import Input, as_input
-from mobile_former.training.prediction.loading import Loaded, load_batches
+from mobile_former.training.prediction.loading import Loaded
+from mobile_former.training.prediction.predicting import predict_inputs
 from mobile_former.training.run.checkpoint import naming_damage, read_checkpoint, require_data_options
 
 
@@ -24,14 +24,14 @@ class Classifier(Protocol):
 
     Attributes:
         class_names: class names in the order of the logits.
-        transform: function that prepares an image ``(H, W, 3)`` uint8 for :meth:`logits`.
+        transform: function that prepares images ``(..., H, W, 3)`` uint8 for :meth:`logits`.
     """
 
     class_names: list[str]
     transform: Callable[[np.ndarray], np.ndarray]
 
-    def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Return the logits ``(B, K)`` of a list of images ``(3, H, W)`` uint8 that ``transform`` has prepared."""
+    def logits(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Return the logits ``(B, K)`` of a list of images ``(H, W, 3)`` uint8 that ``transform`` has prepared."""
 
 
 class CheckpointClassifier:
@@ -53,10 +53,9 @@ class CheckpointClassifier:
         self.mean, self.std = data_options["mean"], data_options["std"]
 
     @torch.inference_mode()
-    def logits(self, images: Sequence[Tensor]) -> Tensor:
-        """Return the logits ``(B, K)`` of a list of square images ``(3, S, S)`` uint8, prepared by ``transform``."""
-        pixels = normalise(torch.stack(list(images)).to(self.device), self.mean, self.std)
-        return self.model(pixels.contiguous(memory_format=torch.channels_last))
+    def logits(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Return the logits ``(B, K)`` of a list of square images ``(S, S, 3)`` uint8, prepared by ``transform``."""
+        return self.model(to_batch(images, self.mean, self.std, self.device))
 
 
 def load_classifier(path: str | Path, *, inference_form: bool = True) -> CheckpointClassifier:
@@ -122,13 +121,7 @@ def predict(classifier: Classifier, paths: Sequence[str | Path], *, top_k: int =
 
 
 def classify(
-    classifier: Classifier,
-    inputs: Sequence[Input],
-    *,
-    top_k: int = 5,
-    batch_size: int = 32,
-    keep_originals: bool = False,
-    max_frames: int | None = None,
+    classifier: Classifier, inputs: Sequence[Input], *, top_k: int = 5, batch_size: int = 32, **loading: Any
 ) -> Iterator[tuple[Loaded, dict]]:
     """Classify images, and the frames of videos and cameras.
 
@@ -137,29 +130,20 @@ def classify(
         inputs: images, videos and cameras.
         top_k: maximum number of classes in the result of an image.
         batch_size: number of images in a batch.
-        keep_originals: whether the yielded images contain the original pixels.
-        max_frames: number of frames to read of each video at most.
+        **loading: ``keep_originals`` and ``max_frames`` of :func:`predict_inputs`.
 
     Yields:
         A tuple (image, prediction) for each image or frame. The prediction is a dictionary as in :func:`predict`.
     """
     names = classifier.class_names
-    batches = load_batches(
-        inputs, classifier.transform, batch_size, keep_originals=keep_originals, max_frames=max_frames
-    )
-    with closing(batches):
-        for batch in batches:
-            images = [loaded.planes for loaded in batch if loaded.planes is not None]
-            rows = iter(())
-            if images:
-                best = classifier.logits(images).softmax(1).topk(min(top_k, len(names)))
-                rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            for loaded in batch:
-                if loaded.planes is None:
-                    yield loaded, {"path": loaded.source.name, "error": loaded.error}
-                    continue
-                top = [
-                    {"class": names[label], "probability": round(value, 6)}
-                    for value, label in zip(*next(rows), strict=True)
-                ]
-                yield loaded, {**loaded.place(), **top[0], "top_k": top}
+
+    def predict_batch(batch: Sequence[Loaded]) -> Iterator[dict]:
+        best = classifier.logits([loaded.image for loaded in batch]).softmax(1).topk(min(top_k, len(names)))
+        for values, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            top = [
+                {"class": names[label], "probability": round(value, 6)}
+                for value, label in zip(values, labels, strict=True)
+            ]
+            yield {**top[0], "top_k": top}
+
+    return predict_inputs(inputs, classifier.transform, predict_batch, batch_size=batch_size, **loading)

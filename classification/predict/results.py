@@ -11,10 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.markup import escape
 from rich.table import Table
 
+from classification.predict.classifier import Classifier
 from mobile_former.errors import InputError
 from mobile_former.training.console import console
 from mobile_former.training.prediction.inputs import as_input
 
+_BELOW = 3  # classes below an image
 SHEET_MOST = 60  # images; more would be too small to look at
 
 
@@ -44,7 +46,7 @@ def print_summary(predictions: Sequence[dict]) -> None:
     console().print(table)
 
 
-def write_file(predictions: Sequence[dict], path: Path) -> None:
+def write_file(_: Classifier, predictions: Sequence[dict], path: Path) -> None:
     """Write the predictions to a ``.json`` or ``.csv`` file."""
     if path.suffix == ".json":
         path.write_text(json.dumps(predictions, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -61,7 +63,7 @@ def write_file(predictions: Sequence[dict], path: Path) -> None:
             writer.writerow([*(prediction.get(name, "") for name in place), *cells, prediction.get("error", "")])
 
 
-def draw_sheet(predictions: Sequence[dict], path: Path) -> None:
+def draw_sheet(_: Classifier, predictions: Sequence[dict], path: Path) -> None:
     """Write a picture of the first images with their classes.
 
     Raises:
@@ -84,11 +86,12 @@ def draw_sheet(predictions: Sequence[dict], path: Path) -> None:
     )
 
 
-def with_classes(image: np.ndarray, top: Sequence[dict]) -> Image.Image:
-    """Write class names and probabilities below a copy of an image ``(H, W, 3)`` uint8, and return it."""
+def with_classes(image: np.ndarray, prediction: dict) -> Image.Image:
+    """Write the best classes and their probabilities below a copy of an image ``(H, W, 3)`` uint8, and return it."""
     from matplotlib import get_data_path  # for its font only
 
     height, width = image.shape[:2]
+    top = prediction["top_k"][:_BELOW]
     size = max(12, min(height, width) // 24)
     font = ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
     line = size * 3 // 2

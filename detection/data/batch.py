@@ -165,9 +165,11 @@ def pad(
     """
     largest = (max(image.shape[axis] for image in images) for axis in (1, 2))
     height, width = frame or (-(-side // MULTIPLE) * MULTIPLE for side in largest)
+    if all(image.shape[1:] == (height, width) for image in images):
+        return torch.stack(list(images)), None
     batch = torch.zeros((len(images), 3, height, width), dtype=torch.uint8)
     mask = torch.ones((len(images), height, width), dtype=torch.bool)
     for number, image in enumerate(images):
         batch[number, :, : image.shape[1], : image.shape[2]] = image
         mask[number, : image.shape[1], : image.shape[2]] = False
-    return batch, mask if mask.any() else None
+    return batch, mask

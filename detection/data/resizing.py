@@ -21,7 +21,7 @@ def resize_to_fit(
         longest: maximum length of the longer side in pixels.
         frame: maximum height and width of the result in pixels. Default: no limit.
     """
-    return resize(image, *resized(*image.shape[:2], short_side, longest, frame))
+    return resize(image, *resized(*image.shape[-3:-1], short_side, longest, frame))
 
 
 def resized(

@@ -14,7 +14,7 @@ from detection.data.batch import MULTIPLE, pad
 from detection.data.resizing import resize_to_fit, resized
 from detection.models.retinanet import DETECTIONS, STRIDES, best_candidates, suppress_candidates
 from mobile_former.errors import InputError
-from mobile_former.training.data.images import normalise
+from mobile_former.training.data.images import normalise, to_planes
 from mobile_former.training.export.fixed_model import FixedModel
 from mobile_former.training.export.onnx_file import OnnxModel
 from mobile_former.training.run.checkpoint import require_data_options
@@ -30,7 +30,7 @@ class ExportedDetector:
         class_names: class names in the order of the labels.
         category_ids: COCO category ids in the order of the labels.
         max_detections: maximum number of detections in an image.
-        transform: function that prepares an original image ``(H, W, 3)`` uint8 for :meth:`detect`.
+        transform: function that prepares original images ``(..., H, W, 3)`` uint8 for :meth:`detect`.
 
     Raises:
         InputError: the metadata of the file is damaged.
@@ -62,11 +62,11 @@ class ExportedDetector:
             _as_it_is if self.preprocessing else partial(resize_to_fit, **sizes, frame=self.frame)
         )
 
-    def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    def detect(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Detect objects in one or more images.
 
         Args:
-            images: images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
+            images: images ``(H, W, 3)`` uint8 that :attr:`transform` has prepared.
             sizes: output height and width of each image, usually the original size. Boxes are scaled to this size.
 
         Returns:
@@ -84,25 +84,25 @@ class ExportedDetector:
             start = end
         return detections
 
-    def batches(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
+    def batches(self, images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """Convert prepared images to batches for the ONNX graph. Yield each batch as a list of input arrays.
 
         Args:
-            images: images ``(3, H, W)`` uint8 that :attr:`transform` has prepared.
+            images: images ``(H, W, 3)`` uint8 that :attr:`transform` has prepared.
         """
         for inputs in self._prepare(images):
             yield from self.model.batches(*inputs)
 
-    def _prepare(self, images: Sequence[Tensor]) -> Iterator[list[np.ndarray]]:
+    def _prepare(self, images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
         if self.preprocessing:  # images keep their own sizes
-            yield from ([np.ascontiguousarray(image.permute(1, 2, 0)[None].numpy())] for image in images)
+            yield from ([image[None]] for image in images)
             return
-        batch, _ = pad(list(images), self.frame)
-        sizes = np.array([image.shape[1:] for image in images], dtype=np.int64)
+        batch, _ = pad(list(map(to_planes, images)), self.frame)
+        sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
         yield [normalise(batch, self.model.metadata["mean"], self.model.metadata["std"]).numpy(), sizes]
 
     def _in_frames(
-        self, outputs: dict[str, Tensor], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+        self, outputs: dict[str, Tensor], images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         """Return the detections of each image of a batch, for a graph that returns detections.
 
@@ -114,7 +114,7 @@ class ExportedDetector:
         Returns:
             List with one dictionary for each image: ``boxes``, ``scores`` and ``labels``.
         """
-        normalised = outputs["boxes"] / _corners([image.shape[1:] for image in images])
+        normalised = outputs["boxes"] / _corners([image.shape[:2] for image in images])
         detections = to_pixels(outputs | {"boxes": normalised}, sizes)
         return [
             {name: values[:count] for name, values in found.items()}
@@ -122,7 +122,7 @@ class ExportedDetector:
         ]
 
     def _decode(
-        self, outputs: dict[str, Tensor], images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+        self, outputs: dict[str, Tensor], images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         """Return the detections of each image of a batch, for a graph that returns raw logits and boxes.
 
@@ -133,7 +133,7 @@ class ExportedDetector:
             probabilities = logits.sigmoid() if self.of_sigmoid else logits.softmax(-1)[..., :-1]
             return to_pixels(best_classes(probabilities, boxes), sizes)
         options = self.model.metadata
-        seen = [tuple(image.shape[1:]) for image in images]
+        seen = [image.shape[:2] for image in images]
         if self.preprocessing:
             seen = [resized(*size, options["short_side"], options["longest"], self.frame) for size in seen]
         place = self.frame or [-(-max(size[axis] for size in seen) // MULTIPLE) * MULTIPLE for axis in (0, 1)]

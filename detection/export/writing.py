@@ -23,7 +23,6 @@ from detection.module import DetectionModule
 from detection.predict import CheckpointDetector, Detector
 from mobile_former.errors import InputError
 from mobile_former.training.data.dataset import ImageSource, indices_to_look_at
-from mobile_former.training.data.images import to_planes
 from mobile_former.training.export.command import Exporter
 from mobile_former.training.export.formats import IMPLEMENTATIONS
 from mobile_former.training.export.latency import milliseconds
@@ -208,7 +207,7 @@ class DetectorExporter(Exporter):
         Returns:
             An iterator over lists of arrays. Each list contains the inputs of one run of the model.
         """
-        return file.batches([_planes(file, image)])
+        return file.batches([file.transform(image)])
 
     def check(self, file: ExportedDetector, source: ImageSource) -> tuple[str, str] | None:
         """Check that the exported model and the PyTorch model have the same detections on the same resized images.
@@ -294,14 +293,10 @@ class DetectorExporter(Exporter):
         image = images.source.read(indices[0])
         times = []
         for detector in detectors:
-            planes = [_planes(detector, image)]
-            times.append(milliseconds(lambda: detector.detect(planes, [image.shape[:2]]), 5))  # noqa: B023
+            prepared = [detector.transform(image)]
+            times.append(milliseconds(lambda: detector.detect(prepared, [image.shape[:2]]), 5))  # noqa: B023
         add_time_row(table, times)
         return table
-
-
-def _planes(detector: Detector, image: np.ndarray) -> torch.Tensor:
-    return to_planes(detector.transform(image))
 
 
 def differences(
@@ -353,4 +348,4 @@ def differences(
 def _detect(
     detector: Detector, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
 ) -> list[dict[str, torch.Tensor]]:
-    return detector.detect([_planes(detector, image) for image in images], sizes)
+    return detector.detect(list(map(detector.transform, images)), sizes)

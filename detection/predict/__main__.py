@@ -1,12 +1,13 @@
 """``python -m detection.predict``: detect objects in images, videos and cameras."""
 
+from functools import partial
+
 from jsonargparse import Namespace
 
 from mobile_former.errors import InputError
-from mobile_former.training.cli.command import exit_if_unreadable, require_writable, run_command
+from mobile_former.training.cli.command import run_command
 from mobile_former.training.cli.parser import Parser
 from mobile_former.training.cli.prediction import add_predict_options, check_predict_options
-from mobile_former.training.processors import limit_threads
 
 
 def main() -> None:
@@ -31,45 +32,19 @@ def _run(options: Namespace) -> None:
     from detection.export.exported_detector import ExportedDetector
     from detection.predict import results
     from detection.predict.detector import find_objects, load_detector
-    from mobile_former.training.export.onnx_file import OnnxModel
-    from mobile_former.training.prediction.drawings import Drawings, drawing_paths
-    from mobile_former.training.prediction.inputs import find_inputs
-    from mobile_former.training.prediction.progress import Pace, rows_shown
+    from mobile_former.training.prediction.predicting import run_prediction
 
-    limit_threads()
-    inputs = find_inputs(options.images)
-    drawn = drawing_paths(inputs, options.drawings) if options.drawings else {}
-    for target in filter(None, (options.output, *drawn.values())):  # before any work, so that no result is lost
-        require_writable(target)
-    if options.onnx:
-        detector = ExportedDetector(OnnxModel(options.onnx, "detection"))
-    else:
-        detector = load_detector(options.ckpt_path)
-    found = find_objects(
-        detector,
-        inputs,
-        score_threshold=options.score_threshold,
-        batch_size=options.batch_size,
-        keep_originals=bool(drawn),
-        max_frames=options.max_frames,
+    run_prediction(
+        options,
+        "detection",
+        load_checkpoint=load_detector,
+        load_exported=ExportedDetector,
+        predict=partial(find_objects, score_threshold=options.score_threshold),
+        draw=results.with_boxes,
+        print_rows=results.print_rows,
+        print_summary=results.print_summary,
+        files={options.output: results.write_file},
     )
-    pace, predictions = Pace(inputs, shown=not options.quiet), []
-    with Drawings(drawn) as drawings:
-        for loaded, prediction in pace.follow(found):
-            if loaded.original is not None:
-                drawings.add(loaded, results.with_boxes(loaded.original, prediction["detections"]))
-            predictions.append(prediction)
-    rows = rows_shown(len(predictions), quiet=options.quiet, verbose=options.verbose)
-    if rows is not None:
-        (results.print_rows if rows else results.print_summary)(predictions)
-    pace.print_summary()
-    if options.output:
-        results.write_file(predictions, detector, options.output)
-        if not options.quiet:
-            print(f"written: {options.output}")
-    if drawn and not options.quiet:
-        print(f"written: {len(drawings.written)} drawings in {options.drawings}/")
-    exit_if_unreadable([prediction["error"] for prediction in predictions if "error" in prediction], len(predictions))
 
 
 if __name__ == "__main__":

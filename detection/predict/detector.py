@@ -13,8 +13,10 @@ from torch import Tensor, nn
 import mobile_former
 from detection.data.resizing import resize_to_fit
 from detection.inference import category_ids, configured_detector, detect
+from mobile_former.training.data.images import to_planes
 from mobile_former.training.prediction.inputs import Input, as_input
-from mobile_former.training.prediction.loading import Loaded, load_batches
+from mobile_former.training.prediction.loading import Loaded
+from mobile_former.training.prediction.predicting import predict_inputs
 from mobile_former.training.run.checkpoint import naming_damage, read_checkpoint, require_data_options
 
 
@@ -24,18 +26,18 @@ class Detector(Protocol):
     Attributes:
         class_names: class names in the order of the labels.
         category_ids: COCO category ids in the order of the labels.
-        transform: function that prepares an image ``(H, W, 3)`` uint8 for :meth:`detect`.
+        transform: function that prepares images ``(..., H, W, 3)`` uint8 for :meth:`detect`.
     """
 
     class_names: list[str]
     category_ids: list[int]
     transform: Callable[[np.ndarray], np.ndarray]
 
-    def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    def detect(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Detect objects in one or more images.
 
         Args:
-            images: images prepared by ``transform``, each ``(3, H, W)`` uint8.
+            images: images prepared by ``transform``, each ``(H, W, 3)`` uint8.
             sizes: list with a tuple (height, width) for each image, usually its original size. Boxes are scaled to this
                 size.
 
@@ -73,9 +75,9 @@ class CheckpointDetector:
         self.transform = partial(resize_to_fit, **sizes, frame=frame)
         self.mean, self.std = data_options["mean"], data_options["std"]
 
-    def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    def detect(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Detect objects in one or more images. See :meth:`Detector.detect` for arguments and result."""
-        return detect(self.model, images, sizes, self.mean, self.std)
+        return detect(self.model, list(map(to_planes, images)), sizes, self.mean, self.std)
 
 
 def load_detector(path: str | Path, *, inference_form: bool = True) -> CheckpointDetector:
@@ -123,13 +125,7 @@ def predict(
 
 
 def find_objects(
-    detector: Detector,
-    inputs: Sequence[Input],
-    *,
-    score_threshold: float = 0.3,
-    batch_size: int = 8,
-    keep_originals: bool = False,
-    max_frames: int | None = None,
+    detector: Detector, inputs: Sequence[Input], *, score_threshold: float = 0.3, batch_size: int = 8, **loading: Any
 ) -> Iterator[tuple[Loaded, dict]]:
     """Detect objects in images, and in the frames of videos and cameras.
 
@@ -138,27 +134,19 @@ def find_objects(
         inputs: images, videos and cameras.
         score_threshold: minimum score of a detection, in [0, 1].
         batch_size: number of images in a batch.
-        keep_originals: whether the yielded images contain the original pixels.
-        max_frames: number of frames to read of each video at most.
+        **loading: ``keep_originals`` and ``max_frames`` of :func:`predict_inputs`.
 
     Yields:
         A tuple (image, prediction) for each image or frame. The prediction is a dictionary as in :func:`predict`.
     """
-    batches = load_batches(inputs, detector.transform, batch_size, keep_originals=keep_originals, max_frames=max_frames)
-    with closing(batches):
-        for batch in batches:
-            readable = [loaded for loaded in batch if loaded.planes is not None]
-            found = iter(())
-            if readable:
-                planes, sizes = ([getattr(loaded, name) for loaded in readable] for name in ("planes", "size"))
-                found = iter(detector.detect(planes, sizes))
-            for loaded in batch:
-                if loaded.planes is None:
-                    yield loaded, {"path": loaded.source.name, "error": loaded.error}
-                    continue
-                height, width = loaded.size
-                detections = listed(next(found), detector.class_names, score_threshold)
-                yield loaded, {**loaded.place(), "width": width, "height": height, "detections": detections}
+
+    def predict_batch(batch: Sequence[Loaded]) -> Iterator[dict]:
+        images, sizes = [loaded.image for loaded in batch], [loaded.size for loaded in batch]
+        for (height, width), found in zip(sizes, detector.detect(images, sizes), strict=True):
+            detections = listed(found, detector.class_names, score_threshold)
+            yield {"width": width, "height": height, "detections": detections}
+
+    return predict_inputs(inputs, detector.transform, predict_batch, batch_size=batch_size, **loading)
 
 
 def listed(found: dict[str, Tensor], names: Sequence[str], score_threshold: float) -> list[dict]:

@@ -49,15 +49,15 @@ def print_summary(predictions: Sequence[dict]) -> None:
     console().print(table)
 
 
-def write_file(predictions: Sequence[dict], detector: Detector, path: Path) -> None:
+def write_file(detector: Detector, predictions: Sequence[dict], path: Path) -> None:
     """Write the predictions to a ``.json`` file in COCO's format, or to a ``.csv`` file."""
     if path.suffix == ".json":
-        _write_json(predictions, detector, path)
+        _write_json(detector, predictions, path)
     else:
         _write_csv(predictions, path)
 
 
-def _write_json(predictions: Sequence[dict], detector: Detector, path: Path) -> None:
+def _write_json(detector: Detector, predictions: Sequence[dict], path: Path) -> None:
     names, ids = detector.class_names, detector.category_ids
     images, annotations, errors = [], [], []
     for number, prediction in enumerate(predictions, start=1):
@@ -103,10 +103,11 @@ def _write_csv(predictions: Sequence[dict], path: Path) -> None:
                 writer.writerow([*placed, detection["class"], round(detection["score"], 6), *box, ""])
 
 
-def with_boxes(image: np.ndarray, detections: Sequence[dict]) -> Image.Image:
-    """Draw detections on a copy of an image ``(H, W, 3)`` uint8, and return it."""
+def with_boxes(image: np.ndarray, prediction: dict) -> Image.Image:
+    """Draw the detections of an image on a copy of its pixels ``(H, W, 3)`` uint8, and return it."""
     from detection.pictures import caption, with_detections  # imports matplotlib
 
+    detections = prediction["detections"]
     return with_detections(
         image,
         [detection["box"] for detection in detections],

@@ -13,7 +13,6 @@ from detection.pictures import caption
 from detection.predict import CheckpointDetector, listed, load_detector
 from experiments.attention.figures import best_queries
 from experiments.attention.recording import BlockAttention, block_names, box_steps, recording
-from mobile_former.training.data.images import to_planes
 from mobile_former.weights.files import read_file
 
 Predictor = CheckpointClassifier | CheckpointDetector
@@ -102,13 +101,12 @@ def look(predictor: Predictor, image: np.ndarray, *, top_k: int = 5) -> Look:
     model, names = predictor.model, predictor.class_names
     detects = isinstance(predictor, CheckpointDetector)
     prepared = predictor.transform(image)
-    planes = to_planes(prepared)
     with recording(model) as record:
         start = time.perf_counter()
         if detects:
-            (found,) = predictor.detect([planes], [image.shape[:2]])
+            (found,) = predictor.detect([prepared], [image.shape[:2]])
         else:
-            best = predictor.logits([planes])[0].softmax(0).topk(min(top_k, len(names)))
+            best = predictor.logits([prepared])[0].softmax(0).topk(min(top_k, len(names)))
             values, labels = best.values.tolist(), best.indices.tolist()
         seconds = time.perf_counter() - start
     if detects:

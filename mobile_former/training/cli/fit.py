@@ -34,7 +34,7 @@ from mobile_former.training.run.report import RunReport
 from mobile_former.training.run.shared_cores import SharedCores
 from mobile_former.training.run.start import start_run
 from mobile_former.training.run.step_seed import StepSeed
-from mobile_former.training.run.trackers import build_loggers
+from mobile_former.training.run.trackers import build_loggers, connect
 
 # Raised by Lightning and torch for options that they find unusable only when training begins.
 _OPTION_ERRORS = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)
@@ -303,6 +303,7 @@ class FitCLI(LightningCLI):
             # The first process checks this alone, before it starts the others: they would all print the error.
             self.datamodule.require_same_batches(self._position, trainer.world_size)
             limit_threads(trainer.num_devices)
+            connect(trainer.loggers)
             return trainer
         except Exception as error:
             self._remove_new_folder()

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import logging
 import os
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -242,18 +243,20 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     four pixels and aliases when it shrinks an image. OpenCV's ``INTER_AREA`` is slower, and blocky for factors below 2.
 
     Args:
-        image: ``(H, W, 3)`` uint8.
+        image: ``(H, W, 3)`` uint8, or several images of one size, ``(B, H, W, 3)``.
         height: height of the result in pixels.
         width: width of the result in pixels.
 
     Returns:
-        An array ``(height, width, 3)`` uint8, contiguous. If the size does not change, this is ``image`` itself.
+        An array ``(height, width, 3)`` or ``(B, height, width, 3)`` uint8, contiguous. If the size does not change,
+        this is ``image`` itself.
     """
-    if image.shape[:2] == (height, width):
+    if image.shape[-3:-1] == (height, width):
         return image
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    planes = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0]
-    return cv2.merge(list(planes.numpy()))
+    # A dimension for the batch comes first, so that PyTorch takes the pixels for channels_last, for which it is faster.
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).view(-1, *image.shape[-3:]).permute(0, 3, 1, 2)
+    pixels = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    return np.ascontiguousarray(pixels.numpy()).reshape(*image.shape[:-3], height, width, 3)
 
 
 def to_planes(image: np.ndarray) -> torch.Tensor:
@@ -290,10 +293,37 @@ def normalise(
     Returns:
         A tensor ``(..., 3, H, W)``, contiguous if ``images`` is contiguous.
     """
-    mean, std = torch.tensor([list(mean), list(std)], dtype=torch.float64)[..., None, None]
-    # (x / 255 - mean) / std in one multiplication and one addition
-    scale, offset = (1 / (255 * std)).to(images.device, dtype), (-mean / std).to(images.device, dtype)
-    return images.to(dtype).mul_(scale).add_(offset)
+    scale, offset = _scale_and_offset(mean, std, images.device, dtype)
+    return images.to(dtype).mul_(scale[:, None, None]).add_(offset[:, None, None])
+
+
+def to_batch(
+    images: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """Stack images of one size, and normalise them as :func:`normalise` does.
+
+    Args:
+        images: images ``(H, W, 3)`` uint8.
+        mean: mean of each channel, in 0..1.
+        std: standard deviation of each channel, in 0..1.
+        device: device of the result.
+
+    Returns:
+        A tensor ``(B, 3, H, W)`` float32 in the memory format channels_last.
+    """
+    batch = torch.from_numpy(np.stack(images)).to(device)
+    # Whole rows of pixels: PyTorch is slow where the innermost dimension has only three values.
+    rows = batch.flatten(2).float()
+    scale, offset = (each.repeat(batch.shape[2]) for each in _scale_and_offset(mean, std, rows.device, rows.dtype))
+    return rows.mul_(scale).add_(offset).view(batch.shape).permute(0, 3, 1, 2)
+
+
+def _scale_and_offset(
+    mean: Sequence[float], std: Sequence[float], device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the scale and offset ``(3,)`` for which ``(x / 255 - mean) / std`` is ``x * scale + offset``."""
+    mean, std = torch.tensor([list(mean), list(std)], dtype=torch.float64)
+    return (1 / (255 * std)).to(device, dtype), (-mean / std).to(device, dtype)
 
 
 def decode_jpeg(data: bytes) -> np.ndarray | None:
@@ -329,25 +359,42 @@ def decode_jpeg(data: bytes) -> np.ndarray | None:
 
 
 def _may_hold_orientation(data: bytes) -> bool:
-    """Return whether a JPEG may have an APP1 segment (EXIF or XMP) before its first scan.
+    """Return whether a JPEG may have an orientation other than upright, in an APP1 segment (EXIF or XMP).
 
-    This check reads the headers of about ten segments, so it is fast. Reading the EXIF data of every image with Pillow
-    would take a twentieth of the decoding time.
+    Only the segments before the first scan are searched, so this check is fast. Reading the EXIF data with Pillow takes
+    longer than decoding a small image.
     """
     position = 2
     while True:
         segment = data[position : position + 4]
-        if len(segment) < 4 or segment[0] != 0xFF or segment[1] == 0xE1:
+        if len(segment) < 4 or segment[0] != 0xFF:
             return True
         if segment[1] == 0xDA:
             return False
-        position += 2 + int.from_bytes(segment[2:], "big")
+        end = position + 2 + int.from_bytes(segment[2:], "big")
+        if segment[1] == 0xE1 and _names_orientation(data[position + 4 : end]):
+            return True
+        position = end
+
+
+def _names_orientation(content: bytes) -> bool:
+    """Return whether the content of an APP1 segment may have an orientation other than upright."""
+    if not content.startswith(b"Exif\0\0"):
+        return b"Orientation" in content
+    try:  # the first directory of a TIFF file
+        order = {b"II": "<", b"MM": ">"}[content[6:8]]
+        start = 6 + struct.unpack_from(order + "I", content, 10)[0]
+        end = start + 2 + 12 * struct.unpack_from(order + "H", content, start)[0]
+        entries = struct.iter_unpack(order + "HHIHxx", content[start + 2 : end])  # tag, type, count, value
+        return end > len(content) or any(tag == 0x0112 and rest != [3, 1, 1] for tag, *rest in entries)
+    except (KeyError, struct.error):  # damaged
+        return True
 
 
 def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
     remedy = "copy or download it again, or remove it"
     # Pillow accepts a file with all pixels, but a file without its last chunk is truncated
-    if data.startswith(b"\x89PNG\r\n\x1a\n") and b"IEND\xaeB`\x82" not in data:
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and data.rfind(b"IEND\xaeB`\x82") < 0:
         raise ImageError(f"{name}: a PNG file that is cut short; {remedy}")
     try:
         # Pillow warns of faulty metadata and of large photographs, which are harmless.
@@ -383,7 +430,7 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _high_byte(image: Image.Image) -> np.ndarray:

@@ -3,7 +3,7 @@
 import itertools
 import queue
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from mobile_former.training.data.images import ImageError, to_planes
+from mobile_former.training.data.images import ImageError
 from mobile_former.training.prediction.inputs import Input
 from mobile_former.training.prediction.video import VideoFrame, read_video
 from mobile_former.training.processors import available_cores
 
 _READY = 2  # batches that wait for the model at most
 _MOST_THREADS = 16
+_SMALL = 2**18  # bytes; larger images are not resized together, because copies of them would cost more than calls
 
 
 class Loaded(NamedTuple):
@@ -27,7 +27,7 @@ class Loaded(NamedTuple):
 
     Attributes:
         source: input of the image.
-        planes: prepared image ``(3, H, W)`` uint8. None: it cannot be read.
+        image: image ``(H, W, 3)`` uint8 RGB that the transform has prepared. None: it cannot be read.
         size: height and width of the original image in pixels.
         error: message if the image cannot be read.
         original: original image ``(H, W, 3)`` uint8 RGB, if it was to be kept.
@@ -35,7 +35,7 @@ class Loaded(NamedTuple):
     """
 
     source: Input
-    planes: Tensor | None = None
+    image: np.ndarray | None = None
     size: tuple[int, int] = (0, 0)
     error: str | None = None
     original: np.ndarray | None = None
@@ -64,7 +64,7 @@ def load_batches(
 
     Args:
         inputs: images, videos and cameras.
-        transform: function that prepares an image ``(H, W, 3)`` uint8.
+        transform: function that prepares images of one size, ``(B, H, W, 3)`` uint8.
         batch_size: number of images in a batch. The last batch may be smaller.
         keep_originals: whether to keep the original images, for drawings.
         max_frames: number of frames to read of each video at most.
@@ -81,7 +81,7 @@ def load_batches(
 
     def produce() -> None:
         try:
-            with closing(_load(inputs, transform, keep_originals, max_frames, 2 * batch_size)) as loaded:
+            with closing(_load(inputs, transform, batch_size, keep_originals, max_frames)) as loaded:
                 while not stop.is_set() and (batch := list(itertools.islice(loaded, batch_size))):
                     put(batch)
             put(None)
@@ -105,41 +105,57 @@ def load_batches(
 def _load(
     inputs: Iterable[Input],
     transform: Callable[[np.ndarray], np.ndarray],
+    batch_size: int,
     keep_originals: bool,
     max_frames: int | None,
-    ahead: int,
 ) -> Iterator[Loaded]:
-    """Load images with a pool of threads, and yield them in order. At most ``ahead`` images are in memory."""
+    """Load images with a pool of threads, and yield them in order. About two batches are in memory."""
 
-    def prepare(source: Input, image: np.ndarray, frame: VideoFrame | None = None) -> Loaded:
-        original = image if keep_originals else None
-        return Loaded(source, to_planes(transform(image)), image.shape[:2], None, original, frame)
-
-    def load(source: Input) -> Loaded:
+    def read(source: Input, frame: VideoFrame | ImageError | None) -> Loaded:
         try:
-            image = source.read()
+            if isinstance(frame, ImageError):
+                raise frame
+            image = source.read() if frame is None else frame.image
         except (ImageError, FileNotFoundError) as error:  # FileNotFoundError: a broken link
             return Loaded(source, error=str(error))
-        return prepare(source, image)
+        return Loaded(source, image, image.shape[:2], None, image if keep_originals else None, frame)
 
-    def jobs(pool: ThreadPoolExecutor) -> Iterator["Future[Loaded]"]:
-        for source in inputs:
-            if not source.moves:
-                yield pool.submit(load, source)
-                continue
-            try:
-                for frame in read_video(source, max_frames):
-                    yield pool.submit(prepare, source, frame.image, frame._replace(image=None))
-            except ImageError as error:
-                yield pool.submit(Loaded, source, error=str(error))
+    def prepare(chunk: list) -> list[Loaded]:
+        loaded = list(itertools.starmap(read, chunk))
+        groups = defaultdict(list)
+        for number, each in enumerate(loaded):
+            if each.image is not None:
+                groups[each.size if each.image.nbytes < _SMALL else number].append(number)
+        for numbers in groups.values():
+            images = [loaded[number].image for number in numbers]
+            images = transform(np.stack(images) if len(images) > 1 else images[0][None])
+            for number, image in zip(numbers, images, strict=True):
+                frame = loaded[number].frame
+                loaded[number] = loaded[number]._replace(image=image, frame=frame and frame._replace(image=None))
+        return loaded
 
     workers = min(_MOST_THREADS, max(1, available_cores() - 1))
+    # A task for each image would cost more time in switches between threads than a small image takes to load.
+    size = -(-batch_size // workers)
+    images = _images(inputs, max_frames)
     # One thread for each operation: the images are spread over threads already.
     with ThreadPoolExecutor(workers, "loading", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pending: deque[Future[Loaded]] = deque()
-        for job in jobs(pool):
-            pending.append(job)
-            if len(pending) >= ahead:
-                yield pending.popleft().result()
+        pending: deque[Future[list[Loaded]]] = deque()
+        while chunk := list(itertools.islice(images, size)):
+            pending.append(pool.submit(prepare, chunk))
+            if len(pending) >= 2 * workers:
+                yield from pending.popleft().result()
         while pending:
-            yield pending.popleft().result()
+            yield from pending.popleft().result()
+
+
+def _images(inputs: Iterable[Input], max_frames: int | None) -> Iterator[tuple[Input, VideoFrame | ImageError | None]]:
+    """Yield each image as a tuple (input, None), and each frame of a video or the error that ends it as (input, it)."""
+    for source in inputs:
+        if not source.moves:
+            yield source, None
+            continue
+        try:
+            yield from ((source, frame) for frame in read_video(source, max_frames))
+        except ImageError as error:
+            yield source, error

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,19 @@ def _build(given: Namespace, folder: RunFolder) -> Logger:
         raise InputError(f"--trainer.logger {name} needs a package that is missing: pip install {package}") from error
     except Exception as error:  # a tracker's own checks of options, servers and stores raise many types
         raise InputError(f"--trainer.logger {name}: {_reason(error)}") from error
+
+
+def connect(loggers: Sequence[Logger]) -> None:
+    """Start the runs of the trackers, which Lightning would do when training begins.
+
+    Raises:
+        InputError: a tracker refuses, such as without a login.
+    """
+    for logger in loggers:
+        try:
+            getattr(logger, "experiment", None)
+        except Exception as error:  # of many types, as in _build
+            raise InputError(f"--trainer.logger {type(logger).__name__}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

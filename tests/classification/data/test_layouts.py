@@ -60,6 +60,19 @@ def test_folders_of_splits_have_many_names(folder, train, val, test):
     assert data.notes() == ["layout folders of classes"]
 
 
+def test_the_folders_of_splits_are_not_taken_for_classes(flat):
+    for split in ("train", "valid"):  # as Roboflow exports images with boxes
+        shutil.copytree(flat / "images", flat / split)
+    shutil.rmtree(flat / "images")
+    with pytest.raises(FileNotFoundError, match=r"no layout that is recognised\. Looked for DIR/train/<class>"):
+        find_layout(flat)
+
+
+def test_images_of_a_single_class_are_an_error(flat):
+    with pytest.raises(InputError, match=r"read as one folder of classes\) has images of only one class, 'images'"):
+        data_of(flat).setup("fit")
+
+
 def test_one_folder_of_classes_is_divided(folder, tmp_path):
     root = (folder / "train").rename(folder.parent / "classes")
     data = data_of(root, split_seed=5)

@@ -28,6 +28,7 @@ from mobile_former.training.data.images import (
     normalise,
     read_image,
     resize,
+    to_batch,
     to_planes,
 )
 
@@ -212,6 +213,15 @@ def test_every_exif_orientation_is_applied_as_by_pillow(photograph, orientation)
         image = decode_image(data, kind)
         assert is_image(image)
         np.testing.assert_array_equal(image, ImageOps.exif_transpose(Image.open(io.BytesIO(data))), err_msg=kind)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_an_orientation_is_read_in_both_byte_orders_and_in_any_type(photograph, order):
+    for kind, value in (("HH", (1, 0)), ("HH", (6, 0)), ("I", (1,)), ("I", (6,))):
+        entry = struct.pack(f"{order}HHHI{kind}", 1, 0x0112, {"HH": 3, "I": 4}[kind], 1, *value)
+        exif = b"Exif\0\0" + {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8) + entry
+        data = encoded(photograph, "JPEG", exif=exif + bytes(4))
+        np.testing.assert_array_equal(decode_image(data, "x"), ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
 
 
 def test_the_orientation_is_read_next_to_a_colour_profile_and_from_xmp(photograph):
@@ -502,6 +512,8 @@ def test_resizing_accepts_views_and_returns_an_image_of_the_same_size_unchanged(
     image = np.array(photograph)
     for view in (image[5:80, 10:90], image[:, ::-1], image[::2]):
         np.testing.assert_array_equal(resize(view, 64, 48), resize(view.copy(), 64, 48))
+        together = resize(np.stack([view, view[::-1]]), 64, 48)
+        np.testing.assert_array_equal(together, [resize(view, 64, 48), resize(view[::-1], 64, 48)])
     assert resize(image, 91, 120) is image
 
 
@@ -516,6 +528,9 @@ def test_normalised_tensors_equal_albumentations_within_1e_6(size):
     torch.testing.assert_close(tensor, expected, rtol=0, atol=1e-6)
     batch = normalise(torch.stack([to_planes(image)] * 2), MEAN, STD, torch.float64)
     torch.testing.assert_close(batch[1].float(), expected, rtol=0, atol=1e-6)
+    batch = to_batch([image, image[::-1]], MEAN, STD)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch, torch.stack([tensor, tensor.flip(1)]))
 
 
 def test_planes_of_a_view_are_correct_and_share_no_memory():

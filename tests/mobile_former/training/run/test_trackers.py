@@ -18,7 +18,7 @@ from mobile_former.errors import InputError
 from mobile_former.training.cli.parser import Parser
 from mobile_former.training.run import trackers
 from mobile_former.training.run.folder import ContinuedCSVLogger, RunFolder
-from mobile_former.training.run.trackers import build_loggers, log_options, send_results
+from mobile_former.training.run.trackers import build_loggers, connect, log_options, send_results
 from tests.conftest import ROOT, run_module
 
 
@@ -90,6 +90,16 @@ def test_a_logger_that_cannot_be_built_gives_the_reason_in_a_short_line(folder):
     assert message.startswith("--trainer.logger Refusing: The store is closed. Open it. And so on.")
     assert message.endswith("And so on.")
     assert len(message) < 350
+
+
+def test_a_tracker_without_a_login_gives_the_reason(monkeypatch):
+    def experiment(_):
+        raise RuntimeError("No API key configured.")
+
+    connect([Recorder()])
+    monkeypatch.setattr(Recorder, "experiment", property(experiment), raising=False)
+    with pytest.raises(InputError, match=r"^--trainer.logger Recorder: No API key configured\.$"):
+        connect([Recorder()])
 
 
 def test_the_command_names_the_reason_and_leaves_no_folder(tmp_path):
