@@ -9,8 +9,9 @@ Each model of ``--models`` has random weights, and is run on embedded digits. A 
 images of its data set. The columns are the file size, the largest difference of the logits from PyTorch's relative to
 their scale, the fraction of images with the same class, the accuracy of the file and of PyTorch (for checkpoints), the
 milliseconds per image, and the ratio to the time of the baseline in the same runtime with its quartiles. All runtimes
-and models take turns in one process, with one thread each; times and ratios are medians. For runtimes that do not read
-ONNX files, the baseline must be a model of timm, such as timm/mobilenetv3_large_100.
+and models take turns in one process, with one thread each. Times and ratios are medians. A time is that of the
+processor, so that other processes on the machine change it less. For runtimes that do not read ONNX files, the baseline
+must be a model of timm, such as timm/mobilenetv3_large_100.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -41,6 +43,7 @@ def main() -> None:
     """Parse the command line, export and run the models, and print a table for each."""
     options = parse()
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     names = options.runtimes or [name for name in RUNTIMES if importlib.util.find_spec(RUNTIMES[name].package)]
     rows, runs = [], {}
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +61,7 @@ def main() -> None:
                 runs[f"baseline {name}"] = run
         seconds = interleave(
             {label: partial(run, image.numpy()) for label, run in runs.items()},
-            rounds=options.rounds, warmup=2, clock=time.perf_counter,
+            rounds=options.rounds, warmup=2, clock=time.process_time, repeat=5,
         )  # fmt: skip
     for row in rows:
         own = seconds[f"{row['model']} {row['runtime']}"]
