@@ -3,12 +3,15 @@
     python -m experiments.runtimes                    # 26M, in all runtimes that are installed
     python -m experiments.runtimes --models mobile_former_26m mobile_former_294m --image_size 224 \\
         --baseline mobilenetv3_large_100.onnx         # any network in an ONNX file with images of this size
+    python -m experiments.runtimes --ckpt_path runs/classification/mobile_former_26m-digits/checkpoints/best.ckpt
 
-Each model has random weights. It is exported, and run on embedded digits with one thread. The columns are the file
-size, the largest difference of the logits from PyTorch's relative to their scale, the fraction of images with the same
-class, the milliseconds per image, and the ratio to the time of the baseline in the same runtime. All runtimes and
-models take turns in one process; times are medians. For runtimes that do not read ONNX files, the baseline must be a
-model of timm, such as timm/mobilenetv3_large_100.
+Each model of ``--models`` has random weights, and is run on embedded digits. A checkpoint is run on the validation
+images of its data set. The columns are the file size, the largest difference of the logits from PyTorch's relative to
+their scale, the fraction of images with the same class, the accuracy of the file and of PyTorch (for checkpoints), the
+milliseconds per image, and the ratio to the time of the baseline in the same runtime with its quartiles. All runtimes
+and models take turns in one process, with one thread each. Times and ratios are medians. A time is that of the
+processor, so that other processes on the machine change it less. For runtimes that do not read ONNX files, the baseline
+must be a model of timm, such as timm/mobilenetv3_large_100.
 """
 
 import argparse
@@ -17,16 +20,18 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
 import mobile_former
 from classification.baselines import create_baseline
-from experiments.interleaved import interleave, paired
-from experiments.runtimes.digits import digit_images, spread_classifier
+from experiments.interleaved import interleave, paired, quartiles
+from experiments.runtimes.classifiers import Classifier, random_classifier, trained_classifier
 from experiments.runtimes.runtimes import RUNTIMES, Run, size, write_file
 from experiments.tables import as_table
 from mobile_former.errors import InputError
@@ -38,37 +43,63 @@ def main() -> None:
     """Parse the command line, export and run the models, and print a table for each."""
     options = parse()
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     names = options.runtimes or [name for name in RUNTIMES if importlib.util.find_spec(RUNTIMES[name].package)]
-    images = digit_images("val", options.image_size)[: options.images]
     rows, runs = [], {}
     with tempfile.TemporaryDirectory() as folder:
-        for model in options.models:
-            print(f"{model}: exporting …", file=sys.stderr, flush=True)
-            module = spread_classifier(model)
-            with torch.no_grad():
-                expected = np.concatenate([module(image[None]).numpy() for image in images])
-            for name, path in files(mobile_former.deploy(module), names, images[:1], Path(folder) / model).items():
-                run = RUNTIMES[name].open(path)
-                found = np.concatenate([run(image[None].numpy()) for image in images])
-                runs[f"{model} {name}"] = run
-                row = {"model": model, "runtime": name, "MB": f"{size(path) / 1e6:.1f}"}
-                row["difference"] = f"{relative_difference(found, expected):.1e}"
-                row["same class"] = f"{(found.argmax(1) == expected.argmax(1)).mean():.3f}"
-                rows.append(row)
+        for classifier in classifiers(options):
+            print(f"{classifier.name}: exporting …", file=sys.stderr, flush=True)
+            image = classifier.images[:1]
+            expected = outputs(partial(run_module, classifier.module), classifier)
+            stem = Path(folder) / classifier.name
+            for name, path in files(mobile_former.deploy(classifier.module), names, image, stem).items():
+                run = runs[f"{classifier.name} {name}"] = RUNTIMES[name].open(path)
+                row = {"model": classifier.name, "runtime": name, "MB": f"{size(path) / 1e6:.1f}"}
+                rows.append(row | compared(outputs(run, classifier), expected, classifier.labels))
         if options.baseline:
-            for name, run in baseline_runs(options.baseline, names, images[:1], Path(folder) / "baseline").items():
+            for name, run in baseline_runs(options.baseline, names, image, Path(folder) / "baseline").items():
                 runs[f"baseline {name}"] = run
-        image = images[:1].numpy()
         seconds = interleave(
-            {label: partial(run, image) for label, run in runs.items()},
-            rounds=options.rounds, warmup=2, clock=time.perf_counter,
+            {label: partial(run, image.numpy()) for label, run in runs.items()},
+            rounds=options.rounds, warmup=2, clock=time.process_time, repeat=5,
         )  # fmt: skip
     for row in rows:
         own = seconds[f"{row['model']} {row['runtime']}"]
         row["ms"] = f"{1000 * statistics.median(own):.2f}"
         if of_baseline := seconds.get(f"baseline {row['runtime']}"):
-            row["ratio"] = f"{statistics.median(paired(own, of_baseline)):.2f}"
+            low, middle, high = quartiles(paired(own, of_baseline))
+            row["ratio"] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
     print(as_table(rows), end="")
+
+
+def classifiers(options: argparse.Namespace) -> Iterator[Classifier]:
+    """Yield the classifiers of ``--ckpt_path`` or ``--models``."""
+    if options.ckpt_path:
+        yield trained_classifier(options.ckpt_path, options.images)
+    else:
+        for name in options.models:
+            yield random_classifier(name, options.image_size, options.images)
+
+
+def run_module(module: torch.nn.Module, images: np.ndarray) -> np.ndarray:
+    """Run a module in PyTorch on images ``(1, 3, S, S)``. Return the logits ``(1, K)``."""
+    with torch.inference_mode():
+        return module(torch.from_numpy(images)).numpy()
+
+
+def outputs(run: Run, classifier: Classifier) -> np.ndarray:
+    """Return the logits ``(N, K)`` of the images of a classifier, which are run one at a time."""
+    return np.concatenate([run(image[None].numpy()) for image in classifier.images])
+
+
+def compared(found: np.ndarray, expected: np.ndarray, labels: np.ndarray | None) -> dict[str, str]:
+    """Compare the logits ``(N, K)`` of a file with those of PyTorch. Return cells of the table, by column."""
+    classes, right = found.argmax(1), expected.argmax(1)
+    cells = {"difference": f"{relative_difference(found, expected):.1e}"}
+    cells["same class"] = f"{(classes == right).mean():.3f}"
+    if labels is not None:
+        cells |= {"top1": f"{(classes == labels).mean():.4f}", "PyTorch": f"{(right == labels).mean():.4f}"}
+    return cells
 
 
 def files(module: torch.nn.Module, names: list[str], image: torch.Tensor, stem: Path) -> dict[str, Path]:
@@ -108,10 +139,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.runtimes", description=__doc__.partition("\n")[0])
     known = mobile_former.list_models()
     parser.add_argument("--models", nargs="+", default=["mobile_former_26m"], help="default: mobile_former_26m")
+    parser.add_argument("--ckpt_path", default=None, help="checkpoint of classification.fit to run instead of --models")
     parser.add_argument("--runtimes", nargs="+", default=None, help=f"of {', '.join(RUNTIMES)}; default: all installed")
     parser.add_argument("--baseline", default=None, help="an ONNX file, or a model of timm, to divide the times by")
-    parser.add_argument("--image_size", type=int, default=32, help="side in pixels (default: 32)")
-    parser.add_argument("--images", type=int, default=100, help="number of digits (default: 100)")
+    parser.add_argument("--image_size", type=int, default=32, help="side for --models in pixels (default: 32)")
+    parser.add_argument("--images", type=int, default=100, help="number of images (default: 100)")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default: 15)")
     options = parser.parse_args()
     for option, given, names in (("models", options.models, known), ("runtimes", options.runtimes or [], RUNTIMES)):

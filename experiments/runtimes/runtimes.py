@@ -121,6 +121,14 @@ def _ncnn(path: Path) -> Run:
     return run
 
 
+def _executorch(path: Path) -> Run:
+    from executorch.extension.pybindings import portable_lib
+
+    if portable_lib._threadpool_get_thread_count() > 1:  # a reset invalidates the programs that are loaded
+        portable_lib._unsafe_reset_threadpool(1)
+    return _exported(path)
+
+
 def _exported(path: Path) -> Run:
     model = IMPLEMENTATIONS[path.suffix].read(path, "classification")
     return lambda images: model.run([images])[0]
@@ -133,7 +141,7 @@ RUNTIMES = {
     "OpenCV": Runtime("cv2", ".onnx", _opencv),
     "ncnn": Runtime("ncnn", NCNN, _ncnn),
     "LiteRT": Runtime("litert_torch", ".tflite", _exported),
-    "ExecuTorch": Runtime("executorch", ".pte", _exported),
+    "ExecuTorch": Runtime("executorch", ".pte", _executorch),
     "torch.export": Runtime("torch", ".pt2", _exported),
 }
 

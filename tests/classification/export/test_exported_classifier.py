@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from classification.data.transforms import eval_transform
-from classification.export.exported_classifier import resized_and_cropped
+from classification.export.exported_classifier import ClassifierGraph, resized_and_cropped
 from classification.module import ClassificationModule
-from mobile_former.training.export.onnx_file import OnnxModel
+from mobile_former.training.export.onnx_file import OnnxModel, write_onnx
+from mobile_former.weights.usage import IMAGENET_MEAN, IMAGENET_STD
 from tests.classification.conftest import NAMES
 from tests.classification.export.conftest import assert_same_predictions
 
@@ -21,6 +22,24 @@ def test_the_preprocessing_of_the_graph_equals_that_of_evaluation(photographs):
         image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
         found = resized_and_cropped(torch.from_numpy(image).permute(2, 0, 1)[None], 64, 0.875)
         assert np.array_equal(found[0].permute(1, 2, 0).numpy(), transform(image=image)["image"]), (height, width)
+
+
+@pytest.mark.slow
+def test_openvino_needs_images_of_the_final_size_because_it_ignores_antialiasing(runtimes, tmp_path):
+    """If this fails for large images, OpenVINO is repaired, and docs/export/runtimes.md needs a change."""
+    openvino = pytest.importorskip("openvino")
+    options = {"image_size": 32, "crop_fraction": 1.0, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    graph = ClassifierGraph(torch.nn.Flatten(), "resize_and_normalise", options)
+    write_onnx(
+        graph, [torch.zeros(1, 64, 96, 3, dtype=torch.uint8)], tmp_path / "x.onnx", input_names=["images"],
+        output_names=["pixels"], dynamic_axes=[{1: "height", 2: "width"}], metadata={"task": "classification"},
+    )  # fmt: skip
+    network = openvino.Core().compile_model(tmp_path / "x.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    generator = np.random.default_rng(0)
+    for shape, low, high in (((1, 32, 50, 3), 0, 1e-5), ((1, 90, 120, 3), 0.5, np.inf)):
+        image = generator.integers(0, 256, shape, dtype=np.uint8)
+        difference = np.abs(network(image)[0] - graph(torch.from_numpy(image)).numpy()).max()
+        assert low <= difference < high
 
 
 @pytest.mark.slow

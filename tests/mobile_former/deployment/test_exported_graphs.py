@@ -76,11 +76,11 @@ def test_a_trace_gives_the_outputs_of_the_model_without_operations_that_ncnn_lac
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "spatial"), [("mobile_former_26m", False), ("mobile_former_96m", True)])
-def test_ncnn_gives_the_outputs_of_the_model(runtimes, tmp_path, monkeypatch, name, spatial):
+def test_ncnn_gives_the_outputs_of_the_model(runtimes, tmp_path, monkeypatch):
+    """tests/experiments/runtimes has the 26M model."""
     pnnx, ncnn = pytest.importorskip("pnnx"), pytest.importorskip("ncnn")
     monkeypatch.chdir(tmp_path)
-    model = trained(name, spatial_dynamic_relu=spatial)
+    model = trained("mobile_former_96m", spatial_dynamic_relu=True)
     images = torch.randn(1, 3, 64, 96)
     pnnx.export(mobile_former.deploy(model).float(), "model.pt", images, check_trace=False, fp16=False)
     network = ncnn.Net()
@@ -96,12 +96,11 @@ def test_ncnn_gives_the_outputs_of_the_model(runtimes, tmp_path, monkeypatch, na
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobile_former_26m", "mobile_former_96m"])
-def test_core_ml_converts_the_model(runtimes, name):
+def test_core_ml_converts_the_model(runtimes):
     """Core ML runs on Apple's systems only."""
     coremltools = pytest.importorskip("coremltools")
-    images = torch.randn(1, 3, 64, 96)
-    program = torch.export.export(mobile_former.deploy(trained(name)).float(), (images,)).run_decompositions({})
+    model, images = trained("mobile_former_96m"), torch.randn(1, 3, 64, 96)
+    program = torch.export.export(mobile_former.deploy(model).float(), (images,)).run_decompositions({})
     inputs = [coremltools.TensorType(name="images", shape=images.shape)]
     converted = coremltools.convert(program, inputs=inputs, skip_model_load=True)
     (output,) = converted.get_spec().description.output
