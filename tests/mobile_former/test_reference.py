@@ -82,7 +82,7 @@ def test_every_map_the_tokens_and_the_logits_agree_in_float64(stem, tmp_path):
 
 
 # The rounding error of a correct implementation on these ill-conditioned weights, with a margin of three: the largest
-# one of an Intel and an AMD processor, with and without oneDNN. Changing the images by 1e-7 changes logits by up to 5e-3.
+# one of an Intel and an AMD processor, with and without oneDNN. A change of the images by 1e-7 changes logits by 5e-3.
 @pytest.mark.parametrize(("stem", "bound"), list(zip(STEMS, [1.5e-4, 4e-3, 6e-2, 6e-3], strict=True)))
 def test_float32_differs_by_rounding_only(stem, bound, tmp_path):
     model, images, expected = load(stem, tmp_path)
