@@ -3,7 +3,7 @@
     python -m experiments.runtimes                    # 26M, in all runtimes that are installed
     python -m experiments.runtimes --models mobile_former_26m mobile_former_294m --image_size 224 \\
         --baseline mobilenetv3_large_100.onnx         # any network in an ONNX file with images of this size
-    python -m experiments.runtimes --ckpt_path runs/classification/mobile_former_26m-digits/checkpoints/best.ckpt
+    python -m experiments.runtimes --ckpt_path runs/classification/mobile_former_26m-images/checkpoints/best.ckpt
 
 Each model of ``--models`` has random weights, and is run on embedded digits. A checkpoint is run on the validation
 images of its data set. The columns are the file size, the largest difference of the logits from PyTorch's relative to
@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for classifier in classifiers(options):
             print(f"{classifier.name}: exporting …", file=sys.stderr, flush=True)
-            image = classifier.images[:1]
+            image = classifier.images[:1].clone()  # a .pt2 file contains its whole storage
             expected = outputs(partial(run_module, classifier.module), classifier)
             stem = Path(folder) / classifier.name
             for name, path in files(mobile_former.deploy(classifier.module), names, image, stem).items():
