@@ -61,7 +61,7 @@ def start_run(
         datamodule: data module of the run. The options of ``module`` and ``datamodule`` that differ from those in the
             checkpoint are printed.
         found: names of the options that a finder of Lightning sets in a new run. They are the output of
-            :func:`~mobile_former.training.run.given_callbacks.found_options`. A resumed run takes their values from the
+            :func:`mobile_former.training.run.given_callbacks.found_options`. A resumed run takes their values from the
             checkpoint.
 
     Raises:
