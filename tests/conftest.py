@@ -159,7 +159,11 @@ def run_module(
 ) -> subprocess.CompletedProcess:
     """Run ``python -m …`` as a user would, in a folder outside the repository. It also imports from ``paths``."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, *paths))), "COLUMNS": "200"}
-    return forks().run(arguments, cwd, environment, timeout)
+    if not paths:
+        return forks().run(arguments, cwd, environment, timeout)
+    # The sitecustomize module in a path is only imported when Python starts.
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 @pytest.fixture(scope="session")
