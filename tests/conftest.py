@@ -30,10 +30,10 @@ RUNTIMES = ROOT / ".venv" / "runtimes"  # `make runtimes` installs OpenVINO, ncn
 # Started last, these files would keep one process busy while the others have ended.
 LONGEST = (
     "test_layout.py",
-    "test_readme.py",
-    "test_interruption.py",
-    "test_training.py",
     "test_storm.py",
+    "test_readme.py",
+    "test_training.py",
+    "test_interruption.py",
     "test_fuzz.py",
 )
 
