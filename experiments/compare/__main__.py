@@ -2,9 +2,9 @@
 
     python -m experiments.compare --config experiments/configs/sign_digits.yaml --data.root DIR
 
-The config file contains the task, the name of one of the task's training configs, the options of all runs, the seeds,
-and the options of each model. Any other command-line option is passed to every run. Run the same command again to
-continue. The output folder contains the runs, their logs, comparison.md, comparison.json and comparison.png.
+The config names the task, one of the task's training configs, the options of all runs, the seeds, and the options of
+each model. Any other command-line option is passed to every run. Run the same command again to continue. The output
+folder contains the runs, their logs, comparison.md, comparison.json and comparison.png.
 """
 
 from functools import partial

@@ -20,7 +20,7 @@ TITLES = {"last": "val, last epoch", "best": "val, best epoch", "test": "test, b
 
 
 def report(sweep: Sweep, split: str) -> None:
-    """Write the comparison to the output folder as Markdown, JSON and a figure, and print the Markdown table."""
+    """Write the comparison as Markdown, JSON and a figure to the output folder, and print the Markdown table."""
     if rows := compare(sweep, split):
         table = markdown(rows)
         write_whole(sweep.output / "comparison.md", table.encode())
@@ -38,24 +38,10 @@ def report(sweep: Sweep, split: str) -> None:
 
 
 def compare(sweep: Sweep, split: str) -> list[dict]:
-    """Return the scores, the cost and the latency of each model.
+    """Return the scores of the finished runs (one for each of ``seeds``), and the cost and latency of each model.
 
-    Args:
-        sweep: object with the trials (training runs) of the comparison. Only finished runs are used.
-        split: "val", or "test" to also score the best checkpoints on the test data.
-
-    Returns:
-        A list with one dictionary for each model:
-
-        - ``label``: label of the model in the config.
-        - ``params``, ``madds``: number of parameters, and multiply-adds for one image.
-        - ``image_size``: height and width of this image in pixels.
-        - ``latency``: median latency for one image in milliseconds.
-        - ``seeds``: list of the seeds of the finished runs. The lists below have one value for each seed.
-        - ``seconds``: list of training times in seconds.
-        - ``scores``: dictionary from the name of a score to a dictionary of lists: ``last`` (validation score of the
-          last epoch), ``best`` (of the best epoch) and, if ``split`` is "test", ``test`` (test score of the best
-          epoch).
+    ``scores`` maps a score to its lists ``last`` (last epoch), ``best`` (best epoch) and, for the split "test",
+    ``test`` (best epoch, on the test data). ``seconds`` are the times of training. ``latency`` is in milliseconds.
     """
     rows, models, trials = [], [], sweep.last_attempts()
     for setting in group(trials, sweep.plan):

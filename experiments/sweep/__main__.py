@@ -2,10 +2,9 @@
 
     python -m experiments.sweep --config experiments/configs/sweep_classification.yaml --data.root DIR --workers 2
 
-A trial is one training run with values from the search space. The config file contains the task, the name of one of the
-task's training configs, the options of all trials, and the search space. Any other command-line option is passed to
-every trial. Run the same command again to continue an interrupted sweep. To add workers, run the same command on other
-machines, with the same --storage.
+A trial is one training run. The config names the task, one of the task's training configs, the options of all trials,
+and the search space. Any other command-line option is passed to every trial. Run the same command again to continue an
+interrupted sweep. To add workers, run the same command on other machines, with the same --storage.
 """
 
 from experiments.options import find_config, trainings_parser

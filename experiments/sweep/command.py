@@ -1,4 +1,4 @@
-"""Common part of the commands ``sweep`` and ``compare``: run the trials, then write the report."""
+"""What the commands ``sweep`` and ``compare`` do: run the trials, then write the report."""
 
 import argparse
 import sys
@@ -16,18 +16,9 @@ from mobile_former.errors import InputError
 def run_sweep(
     command: str, plan: Plan, options: argparse.Namespace, others: Sequence[str], report: Callable[[Sweep], None]
 ) -> None:
-    """Run the trials of a sweep or comparison, then write its report. Exit with status 1 if a trial failed.
+    """Run the trials of a sweep or comparison, then write its report. If trials have failed, exit with status 1.
 
-    Args:
-        command: ``"sweep"`` or ``"compare"``.
-        plan: config of the sweep or comparison.
-        options: parsed options of :func:`~experiments.options.trainings_parser`.
-        others: command-line arguments that are passed to the ``fit`` command of every trial.
-        report: function that writes the report.
-
-    Raises:
-        InputError: an option or argument is invalid, or no trial was begun, so there is nothing to report. Also raised
-            by :class:`Sweep` and :func:`run_trials`.
+    ``options`` are those of :func:`~experiments.options.trainings_parser`, and ``others`` are passed to every trial.
     """
     require_whole("--workers", options.workers, 0)
     require_free_options(others, plan.space)
@@ -43,7 +34,7 @@ def run_sweep(
         run_trials(sweep, options.workers)
     if not (attempts := sweep.last_attempts()):
         raise InputError(f"the sweep {sweep.name!r} has nothing to report: no trial was begun")
-    with alone(url):  # because several workers can finish at the same time
+    with alone(url):  # several workers may finish at the same time
         report(sweep)
     over, total = sweep.progress()
     if over < total:

@@ -1,4 +1,4 @@
-"""Draw figures of a sweep's trials with Optuna."""
+"""Optuna's figures of a sweep."""
 
 import optuna
 from matplotlib import pyplot, rc_context
@@ -12,14 +12,8 @@ pyplot.switch_backend("agg")
 
 
 def draw(trials: dict[int, FrozenTrial], plan: Plan) -> dict[str, Figure]:
-    """Draw the figures of a sweep. Return a dictionary from file name to figure.
-
-    Args:
-        trials: dictionary from the number of a trial to its last attempt, see :class:`Sweep`. A figure is left out if
-            there are too few complete trials for it.
-        plan: config of the sweep.
-    """
-    study, figures = optuna.create_study(direction=plan.direction), {}  # a study in memory, with the last attempts only
+    """Return a dictionary from a file name to a figure of trials by number, if there are enough trials for it."""
+    study, figures = optuna.create_study(direction=plan.direction), {}  # in memory, of the last attempts only
     for number in range(max(trials) + 1):
         ended = number in trials and trials[number].state.is_finished()
         study.add_trial(trials[number] if ended else optuna.trial.create_trial(state=TrialState.FAIL))

@@ -16,33 +16,30 @@ from mobile_former.errors import InputError, first_line, nearest
 
 CHOICES = {"direction": ("maximize", "minimize"), "score": ("best", "last"), "sampler": ("tpe", "random", "grid")}
 PRUNER = {"startup_trials": 5, "warmup_epochs": 1}  # defaults
-# Options whose values only repeat a training, and the plural noun for these values. Reports give the mean over them.
+# Options that repeat a setting, and the name of their values: reports have the mean over the values.
 REPEATS = {"seed_everything": "seeds", "data.fold": "folds"}
 ANY_SEED = IntDistribution(0, 2**32 - 1)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Config of a sweep or comparison: task, search space and search method.
+    """A sweep: its task, search space and search method.
 
     Attributes:
         task: "classification" or "detection".
         config: file name or path of the task's training config.
         space: the search space, a dictionary from an option of ``fit`` to the distribution of its values.
-        points: list with one dictionary for each trial. In a grid, it maps each option in ``space`` to its value in the
-            trial. With other samplers, it is empty, because they choose the values when the trial starts.
+        points: the parameters of each trial that are fixed before it starts: all in a grid, none with other samplers.
         options: dictionary from an option of ``fit`` to the value that all trials share.
-        models: dictionary from the label of each compared model to its options. The labels are the values of the
-            parameter "model" in ``space``. Empty if ``space`` has no such parameter.
+        models: the options that each value of the parameter "model" stands for, if the space has this parameter.
         metric: the score or loss to optimise, a column of ``metrics.csv``.
         direction: "maximize" or "minimize".
         score: the epoch by which a trial is rated, "best" or "last".
         sampler: "tpe", "random" or "grid".
-        pruner: options of Optuna's median pruner, which stops unpromising trials early. The pruner waits until
-            ``n_startup_trials`` trials have finished, and stops a trial only from its epoch ``n_warmup_steps`` on.
-            None: no pruner.
+        pruner: options of Optuna's median pruner. No trial is pruned (stopped early) before ``n_startup_trials`` trials
+            have finished, or in its own first epochs, less than ``n_warmup_steps``. None: never.
         seed: the seed of the sampler.
-        runs: the folder of the runs, which several sweeps can share; None for the output folder of the sweep.
+        runs: the folder of the runs, which several sweeps may share; None for the output folder of the sweep.
     """
 
     task: str
@@ -61,43 +58,26 @@ class Plan:
 
     @property
     def score_label(self) -> str:
-        """Name of the score in figures and tables, such as "val/top1, best epoch"."""
+        """The name of the score as shown in figures and tables, such as "val/top1, best epoch"."""
         return f"{self.metric}, {self.score} epoch"
 
     def arguments(self, params: dict) -> list[str]:
-        """Return a list of the ``fit`` arguments for one trial, without the options for folder and name of the run."""
+        """Return the command-line arguments of ``fit`` for one trial, without the folder and name of the run."""
         own = {name: value for name, value in params.items() if name != "model"}
         return ["--config", self.config, *as_arguments(self.options | own | self.models.get(params.get("model"), {}))]
 
     def run_name(self, number: int, params: dict) -> str:
-        """Return the name of the run of a trial.
-
-        If several sweeps share a folder of runs, the name consists of the parameters. Trials with the same parameters
-        then share one run, even if they are in different sweeps.
-
-        Args:
-            number: number of the trial.
-            params: dictionary from the options in ``space`` to the values of the trial.
-        """
+        """Return the name of a trial's run. In a shared folder, the same run has the same name in every sweep."""
         return plain(shown_params(params)) if self.runs or self.models else f"trial-{number}"
 
     def identity(self) -> dict:
-        """Return a dictionary of the settings that must not change when a sweep is continued, as JSON values.
-
-        The entries ``points`` and ``runs`` are None, because they may change: trials, and the seeds or folds of a grid,
-        can be added later.
-        """
+        """Return the settings that all calls of a sweep share, as JSON. Trials and the seeds of a grid may be added."""
         space = {name: distributions.distribution_to_json(domain) for name, domain in self.space.items()}
         return json.loads(json.dumps(vars(self) | {"space": space, "points": None, "runs": None}))
 
 
 def read_plan(path: Path, trials: int | None = None) -> Plan:
-    """Read the config file of a sweep.
-
-    Args:
-        path: path of the file.
-        trials: number of trials, which replaces the number in the file. In a grid, only the first ``trials`` points are
-            used. None: the number in the file, or all points of a grid.
+    """Read a sweep's config. ``trials`` is the number of trials, or of a grid's first points, if not the config's.
 
     Raises:
         InputError: the file is not the config of a sweep, or ``trials`` is less than 1.
@@ -112,14 +92,10 @@ def read_plan(path: Path, trials: int | None = None) -> Plan:
 
 
 def read_comparison(path: Path, seeds: Sequence[int] | None = None) -> tuple[Plan, str]:
-    """Read the config file of a comparison.
-
-    Args:
-        path: path of the file.
-        seeds: seeds that replace those in the file. None: the seeds in the file.
+    """Read the config file of a comparison, with other ``seeds`` if they are given.
 
     Returns:
-        A tuple (plan, split). The split is "val", or "test" to also score the best checkpoints on the test data.
+        A tuple of the sweep, and the split: "val", or "test" to score the best checkpoints on the test data too.
 
     Raises:
         InputError: the file is not the config of a comparison.
@@ -143,13 +119,7 @@ def read_comparison(path: Path, seeds: Sequence[int] | None = None) -> tuple[Pla
 
 
 def _grid_points(values: dict[str, Sequence]) -> list[dict]:
-    """Return all combinations of values as a list of dictionaries from option to value.
-
-    The list begins with all combinations that have the first seed or fold, then those with the second one, and so on.
-
-    Args:
-        values: dictionary from an option to its values.
-    """
+    """Return all combinations of the options' values: all with the first seed, then all with the second, and so on."""
     names = sorted(values, key=lambda name: name not in REPEATS)
     return [dict(zip(names, point, strict=True)) for point in itertools.product(*map(values.get, names))]
 
@@ -183,7 +153,7 @@ def _plan(content: dict, trials: int | None) -> Plan:
     values = {name: _grid_values(name, domain) for name, domain in space.items()}
     for name in REPEATS.keys() & space.keys():
         if all(type(value) is int for value in values[name]):
-            space[name] = ANY_SEED  # so that seeds and folds can be added when the sweep is continued
+            space[name] = ANY_SEED  # so that a later call may add seeds and folds
     return Plan(**content, points=_grid_points(values)[:trials])
 
 
@@ -192,7 +162,7 @@ def _domain(where: str, given: object) -> BaseDistribution:
     if isinstance(given, list):
         if not given or len(set(map(json.dumps, given))) < len(given):
             raise InputError(f"{where}: give at least one value, and no value twice")
-        # Optuna cannot store lists: a list is stored as the text of a command-line argument.
+        # Optuna stores plain values only: a list is passed as the command line's text.
         return CategoricalDistribution([json.dumps(value) if isinstance(value, list) else value for value in given])
     if not isinstance(given, dict):
         raise InputError(f"{where}: give a list of values, or {{low: …, high: …}}")

@@ -1,4 +1,4 @@
-"""Group trials that differ only in seed or fold into a setting, and compare the settings with a baseline."""
+"""Group trials that differ only in their seed into settings, and compare each setting with a baseline."""
 
 import json
 from dataclasses import dataclass
@@ -11,16 +11,14 @@ from experiments.tables import paired_difference
 
 @dataclass(frozen=True)
 class Setting:
-    """Group of complete trials that repeat the same training with other seeds, other folds, or both.
+    """Complete trials that differ only in the options that repeat a setting, such as the seed.
 
     Attributes:
-        params: dictionary from the name of each parameter except seed and fold to its value in these trials.
-        trials: dictionary from the seed or fold of each trial, as text such as "0", to the number of the trial.
-        values: dictionary from the seed or fold of each trial, as text, to the score of the trial.
-        cost: list of two integers, number of the model's parameters and number of multiply-adds for one image; None if
-            unknown.
-        difference: result of :func:`~experiments.tables.paired_difference` for ``values`` and the scores of the
-            baseline. None for the baseline itself, and if the sweep is not a grid.
+        params: dictionary from the name of each other parameter to its value in all these trials.
+        trials: dictionary from the repetition as text, such as "0" for seed 0, to the number of its trial.
+        values: dictionary from the repetition to the score.
+        cost: the model's parameters and its multiply-adds for one image; None if they were not computed.
+        difference: the :func:`~experiments.tables.paired_difference` from a grid's baseline; None for the baseline.
     """
 
     params: dict
@@ -31,14 +29,7 @@ class Setting:
 
 
 def group(trials: dict[int, FrozenTrial], plan: Plan) -> list[Setting]:
-    """Group the complete trials into a list of settings, in the order of their first trials.
-
-    The list is empty if the search space has no seed or fold.
-
-    Args:
-        trials: dictionary from the number of a trial to its last attempt, see :class:`Sweep`.
-        plan: config of the sweep.
-    """
+    """Return the settings of the complete trials, in the order of their first trials; empty if nothing is repeated."""
     repeats = [name for name in plan.space if name in REPEATS]
     complete = {n: trial for n, trial in trials.items() if repeats and trial.state == TrialState.COMPLETE}
     groups: dict[str, dict[str, int]] = {}
@@ -56,10 +47,6 @@ def group(trials: dict[int, FrozenTrial], plan: Plan) -> list[Setting]:
 
 
 def baseline(plan: Plan) -> dict:
-    """Return the parameters of a grid's baseline, with which the other settings of the grid are compared.
-
-    They are a dictionary from option to value. If None is among the values of an option in the grid, the baseline has
-    None, otherwise the first of the values.
-    """
+    """Return the setting with which a grid is compared: None for each option that allows it, else the first value."""
     values = {name: [point[name] for point in plan.points] for name in plan.space if name not in REPEATS}
     return {name: None if None in choices else choices[0] for name, choices in values.items()}

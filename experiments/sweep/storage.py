@@ -19,19 +19,17 @@ warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")  #
 
 SQLITE = {"timeout": 600, "isolation_level": None}  # wait for the lock; send no BEGIN but those below
 
-# Statements that wait for a lock, which ends with the connection. The time limit of MySQL is a year, because MariaDB
-# would give no lock with -1 (no limit).
+# Statements that wait for a lock, which ends with the connection. A year: with -1, MariaDB gives no lock.
 _LOCKS = {"postgresql": "SELECT pg_advisory_lock(1108)", "mysql": "SELECT GET_LOCK('mobile_former', 31536000)"}
-# Dictionary from the module of a database driver to the package to install.
-_PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+_PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # of drivers
 retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
 
 
 @contextlib.contextmanager
 def alone(url: str) -> Iterator[None]:
-    """Context manager that locks the database ``url``, so that only one worker at a time runs the ``with`` block."""
+    """Let one worker at a time run the body of the ``with`` statement, on all machines that use the database."""
     parsed = sqlalchemy.make_url(url)
-    if parsed.get_backend_name() == "sqlite":  # all workers are on one machine
+    if parsed.get_backend_name() == "sqlite":  # for one machine
         with open(f"{parsed.database}.lock", "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -42,11 +40,7 @@ def alone(url: str) -> Iterator[None]:
 
 
 def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
-    """Open Optuna's storage in a database, with heartbeats of running trials.
-
-    Args:
-        url: SQLAlchemy URL of the database.
-        may_begin: whether to create an SQLite file that does not exist. Otherwise, a missing file is an error.
+    """Open Optuna's storage in a database, with heartbeats. ``may_begin``: create a missing SQLite file.
 
     Raises:
         InputError: the database cannot be opened. The message hides the password in the URL.
@@ -75,7 +69,7 @@ def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
         driver = getattr(error.__cause__ or error, "name", None) or parsed.get_driver_name()
         raise InputError(f"{shown} needs {driver}: pip install {_PACKAGES.get(driver, driver)}") from None
     except Exception as error:  # each driver has its own exceptions
-        # The message is not cut before the password is replaced: a part of the password would not be found.
+        # Cut the message late: half a password could not be hidden.
         reason = first_line(getattr(error, "orig", None) or error, longest=10_000)
         reason = reason.replace(str(parsed.password), "***") if parsed.password else reason
         raise InputError(f"cannot open {shown}: {reason}") from None

@@ -16,27 +16,26 @@ from experiments.sweep.storage import alone, open_storage, retry
 from mobile_former.errors import InputError
 from mobile_former.training.run.folder import RunFolder
 
-LAST_WITH_QUEUE = "dc3481e"  # last commit with the earlier format of the database, which had a separate queue
+LAST_WITH_QUEUE = "dc3481e"  # the last commit whose sweeps had a queue of their own in the database
 
 
 class Sweep:
     """A sweep: its trials in the database, and the folders of their runs.
 
-    If the worker of a trial was stopped or killed, or its training failed, the trial is attempted again. Each attempt
-    is an entry in the database. All attempts at a trial have the same trial number (a user attribute), parameters and
-    run folder. Only the last attempt counts.
+    A trial may have several attempts in the database, because its worker was stopped or killed, or its training failed.
+    All of them have the same number (a user attribute), parameters and folder. Only the last one counts.
 
     Args:
-        plan: config of the sweep.
+        plan: the sweep's config.
         name: the name of the study in the database.
         output: the folder of the report, and of the runs unless ``plan.runs`` names another folder.
         url: the SQLAlchemy URL of the database.
         others: further command-line options of every trial.
-        may_begin: whether to begin a new sweep if the database has no sweep of this name. If False, this is an error.
+        may_begin: whether the sweep may be new.
 
     Raises:
-        InputError: the database cannot be opened or lacks the sweep, or the sweep was begun with another config or by
-            an earlier version of the command.
+        InputError: the database cannot be opened, has no such sweep (unless ``may_begin``), or one that was begun with
+            another config or by an earlier version of the command.
     """
 
     def __init__(self, plan: Plan, name: str, output: Path, url: str, others: Sequence[str], *, may_begin: bool = True):
@@ -53,27 +52,27 @@ class Sweep:
             self._record_config()
 
     def last_attempts(self) -> dict[int, FrozenTrial]:
-        """Return a dictionary from trial number to the trial's last attempt, for all trials that were begun."""
+        """Return a dictionary from a trial's number to its last attempt, for all trials that were begun."""
         own = [each for each in self.study.get_trials(False) if each.system_attrs["fixed_params"] in self.plan.points]
         return dict(sorted({trial.user_attrs["number"]: trial for trial in own}.items()))
 
     def training(self, trial: FrozenTrial | optuna.Trial) -> Training:
-        """Return the training run of a trial. If a trial is attempted again, the attempts share this run."""
+        """Return the training run of a trial, which is the same for all attempts."""
         plan, params = self.plan, {name: trial.params[name] for name in self.plan.space}
         name, runs = plan.run_name(trial.user_attrs["number"], params), Path(plan.runs) if plan.runs else self.output
         log = runs / "logs" / plan.task / f"{name}.log"
         return Training(plan.task, RunFolder(runs / plan.task / name), [*plan.arguments(params), *self.others], log)
 
     def progress(self) -> tuple[int, int]:
-        """Return a tuple (number of ended trials, number of all trials, begun or not)."""
+        """Return a tuple of two counts: the trials that have ended, and all trials, also those that were not begun."""
         states = [state_of(trial) for trial in self.last_attempts().values()]
         return len(states) - states.count("unfinished"), max(len(states), len(self.plan.points))
 
     def claim(self) -> optuna.Trial | None:
-        """Take the next trial for this worker and return it with all of its parameters. Return None if none is free.
+        """Take the next trial and return it with all of its parameters, or None if no trial is free.
 
-        A lock ensures that only one worker at a time takes a trial. Therefore no trial is taken twice, and there are
-        never more trials than planned. Trials whose worker was stopped or killed are taken before new ones.
+        Only one worker at a time takes a trial, so that none is taken twice or added beyond the budget, in any
+        database. Trials whose worker was stopped or killed are taken before new ones.
         """
         with alone(self.url):
             optuna.storages.fail_stale_trials(self.study)
@@ -90,7 +89,7 @@ class Sweep:
             return self.study.ask(self.plan.space)
 
     def repeat(self, state: str) -> None:
-        """Queue a new attempt at each trial whose last attempt ended in ``state``, "failed" or "unfinished"."""
+        """Let the trials in a state, "failed" or "unfinished", run again, except those that are waiting or running."""
         for trial in self.last_attempts().values():
             if trial.state == TrialState.FAIL and state_of(trial) == state:
                 retry(self.study, copy.deepcopy(trial))
@@ -118,7 +117,7 @@ class Sweep:
             self.study.set_user_attr("plan", new)
 
     def _refuse_earlier_version(self) -> None:
-        begun = (self.output / "options.json").is_file()  # written by an earlier version of a comparison
+        begun = (self.output / "options.json").is_file()  # of a comparison
         if sqlalchemy.inspect(self.storage.engine).has_table("mobile_former_plans"):
             with self.storage.engine.connect() as connection:
                 begun |= self.name in connection.scalars(sqlalchemy.text("SELECT study FROM mobile_former_plans")).all()
@@ -130,7 +129,7 @@ class Sweep:
 
 
 def state_of(trial: FrozenTrial) -> str:
-    """Return the state of an attempt at a trial: "complete", "pruned", "failed" (an error) or "unfinished"."""
+    """Return "complete", "pruned", "failed" (its training ended with an error), or "unfinished"."""
     if trial.state == TrialState.FAIL and not trial.user_attrs.get("error"):  # its worker was stopped or killed
         return "unfinished"
     states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}

@@ -1,4 +1,4 @@
-"""The worker of a sweep. It trains each trial in a separate process, and reports the scores of its epochs to Optuna."""
+"""The worker of a sweep: trains trials, each in a process of its own, and reports their epochs to Optuna."""
 
 import contextlib
 import json
@@ -20,16 +20,16 @@ from experiments.tables import shown_params
 from mobile_former.errors import InputError, first_line
 from mobile_former.multiply_adds import cost
 
-PAUSE = 0.5  # seconds between two checks of a training, and between two requests for a free trial
+PAUSE = 0.5  # seconds between two looks at a training, or for a free trial
 
 
 def run_trials(sweep: Sweep, count: int) -> None:
-    """Run ``count`` trials at a time. Return when all trials of the sweep have ended, also those of other workers.
+    """Run ``count`` trials at a time until all trials have ended, also those of other workers.
 
-    After Ctrl-C or SIGTERM, the running trainings write their last checkpoints and end. The next worker resumes them.
+    Ctrl-C and SIGTERM let the running trainings write their last checkpoints. The next worker resumes them.
 
     Raises:
-        InputError: the database of the sweep cannot be reached or reports an error.
+        InputError: the database failed.
     """
     stopped = threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -50,10 +50,7 @@ def run_trials(sweep: Sweep, count: int) -> None:
 
 
 def _run_trials(sweep: Sweep, count: int, stopped: threading.Event) -> None:
-    """Run one trial after another until all trials of the sweep have ended or ``stopped`` is set.
-
-    ``count`` is the number of trials that the worker runs at the same time, see :func:`run_trials`.
-    """
+    """Run one trial at a time until all trials have ended or the worker is stopped."""
     while not stopped.is_set():
         if (trial := sweep.claim()) is not None:
             with get_heartbeat_thread(trial._trial_id, sweep.storage):
@@ -65,7 +62,7 @@ def _run_trials(sweep: Sweep, count: int, stopped: threading.Event) -> None:
 
 
 class _Attempt:
-    """One attempt at a trial. It runs the training process, and reports the scores of epochs to Optuna."""
+    """One attempt at a trial."""
 
     def __init__(self, sweep: Sweep, trial: optuna.Trial, stopped: threading.Event):
         self.sweep, self.trial, self.stopped, self.training = sweep, trial, stopped, sweep.training(trial)
@@ -73,7 +70,7 @@ class _Attempt:
         self.reported = {*sweep.study.get_trials(deepcopy=False)[trial.number].intermediate_values}  # epochs
 
     def run(self, count: int) -> None:
-        """Train the trial and record its result. ``count`` is the number of trainings that run at the same time."""
+        """Train the trial and record its result; ``count`` trainings run at the same time."""
         known = {"host": socket.gethostname(), "folder": str(self.folder.path), "log": str(self.training.log)}
         try:
             for name, value in {**known, "error": None}.items():
@@ -93,10 +90,7 @@ class _Attempt:
         print(f"[{over}/{total}] trial {self.number}: {params}  {self.plan.metric} {result}", flush=True)
 
     def _train(self, count: int) -> tuple[int, bool]:
-        """Train until the training ends, Optuna prunes the trial, or the worker is stopped.
-
-        Return a tuple (exit status of the training, whether the trial was pruned).
-        """
+        """Train until the trial ends or is pruned, or the worker is stopped. Return the exit status, and if pruned."""
         status, pruned, seen = 0, False, None
         if not self.folder.is_finished:
             if self.folder.has_checkpoint:
@@ -114,7 +108,7 @@ class _Attempt:
         return status, pruned
 
     def _report(self) -> bool:
-        """Report the scores of new epochs to Optuna. Return True if Optuna's pruner wants to stop the trial."""
+        """Report new epochs to Optuna, and return whether its pruner wants to stop the trial."""
         values = {}
         with contextlib.suppress(OSError, ValueError, TypeError):  # read while it is being written
             if self.folder.metrics_csv.read_bytes().endswith(b"\n"):
@@ -126,11 +120,7 @@ class _Attempt:
         return bool(new) and self.trial.should_prune()
 
     def _result(self, status: int, pruned: bool) -> tuple[TrialState, float | None, str]:
-        """Return a tuple (state of the trial, its score or None, text for the user about state and score).
-
-        Raises:
-            InputError: the training failed. ``status`` and ``pruned`` are the values that :meth:`_train` returned.
-        """
+        """Return a tuple of the state, the score and both as text; raise :class:`InputError` if the training failed."""
         values = list(self.training.values(self.plan.metric).values())
         self.trial.set_user_attr("epochs", len(values))
         if self.folder.is_finished and status == 0:
