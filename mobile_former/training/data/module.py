@@ -333,9 +333,9 @@ class ImageData(LightningDataModule):
         Raises:
             InputError: the run resumes within an epoch, but the batch size or the number of processes has changed.
         """
-        shares = [self.hparams.batch_size, processes]
-        if state_dict.get("batches") and state_dict["shares"] != shares:
-            (size, before), (now, _) = state_dict["shares"], shares
+        now = self.hparams.batch_size
+        if state_dict.get("batches") and state_dict["shares"] != [now, processes]:
+            size, before = state_dict["shares"]
             raise InputError(
                 f"the run was stopped within epoch {state_dict['epoch'] + 1} with --data.batch_size {size} and "
                 f"{before} processes, but now has {now} and {processes}: to resume within an epoch, give the same"
