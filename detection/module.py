@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from detection.data.batch import Source
 from detection.data.module import DetectionData
 from detection.evaluation import NUMBERS, SCORED_DETECTIONS, CocoAP
 from detection.inference import category_ids, configured_detector, detect
-from detection.losses.dense_criterion import TOP_POSITIONS
-from detection.models.e2e_mf import E2EMobileFormer
 from detection.models.retinanet import RetinaNet
 from detection.models.variants import E2E_VARIANTS
 from detection.models.weights import load_detector_weights
@@ -175,20 +172,10 @@ class DetectionModule(LightningModule):
         return losses["total"]
 
     def on_fit_start(self) -> None:
-        """Log a warning if training images have more objects than the model can detect, or than its queries suit."""
+        """Log a warning if training images have more objects than the model can detect."""
         counts, most = self.trainer.datamodule.object_counts, self.model.max_detections
         if not self.trainer.is_global_zero:
             return
-        mean = counts.sum() / max(1, (counts > 0).sum())
-        if isinstance(self.model, E2EMobileFormer) and self.hparams.choose_queries and mean * TOP_POSITIONS > most:
-            _logger.warning(
-                "training images have %.1f objects on average, and the dense head marks %d positions for each, but "
-                "only the best %d become queries: objects are missed; give --model.num_queries %d",
-                mean,
-                TOP_POSITIONS,
-                most,
-                math.ceil(mean) * TOP_POSITIONS,
-            )
         if counts.max() > most:
             _logger.warning(
                 "%d of %d training images have more than %d objects (at most %d), but %s detects at most %d objects "

@@ -26,7 +26,7 @@ from detection.data.module import require_annotations
 from detection.evaluate import labelled_data
 from detection.evaluation import CocoAP
 from detection.losses.matcher import Pairs
-from detection.models.e2e_mf import E2EMobileFormer, best_positions
+from detection.models.e2e_mf import E2EMobileFormer, distinct_positions
 from detection.models.retinanet import DETECTIONS, NMS_THRESHOLD, best_candidates
 from detection.module import DetectionModule
 from mobile_former.errors import InputError
@@ -159,7 +159,7 @@ def chosen_positions(dense: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     Returns:
         A dictionary with ``logits`` ``(B, Q, K)`` and ``boxes`` ``(B, Q, 4)``, cxcywh, clipped to 0..1. Q is at most P.
     """
-    best = best_positions(dense["logits"], count)
+    best = distinct_positions(dense["logits"], dense["boxes"], count)
     return {
         name: dense[name].gather(1, best.expand(-1, -1, dense[name].shape[2])).float() for name in ("logits", "boxes")
     }

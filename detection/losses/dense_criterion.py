@@ -30,6 +30,10 @@ class DenseCriterion(nn.Module):
 
     The target score of a position is its alignment times a factor. All positions of an object have the same factor. The
     factor is chosen so that the highest target score of the object equals the highest IoU of these positions.
+
+    In the box losses, each object has the same weight, which its positions share in proportion to their target scores.
+    In TOOD, the target score itself is the weight. Small objects then have little weight: they take few positions, and
+    as long as their boxes are poor, their target scores are low (experiments/README.md).
     """
 
     def forward(self, dense: dict[str, Tensor], targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -41,18 +45,19 @@ class DenseCriterion(nn.Module):
                 cxcywh, normalised to 0..1.
 
         Returns:
-            A dictionary from name to scalar. Each loss except ``total`` is unweighted. All are divided by the sum of
-            the target scores, or by 1 if the sum is smaller. In training, this sum is averaged over processes.
+            A dictionary from name to scalar. Each loss except ``total`` is unweighted. The divisors below are at least
+            1. In training, they are averaged over processes.
 
-            - ``loss_dense_ce``: cross-entropy with the target scores. Easy negatives are down-weighted.
-            - ``loss_dense_bbox``: L1 distance of the boxes, weighted by the target scores.
-            - ``loss_dense_giou``: generalised IoU loss, weighted by the target scores.
+            - ``loss_dense_ce``: cross-entropy with the target scores. Easy negatives are down-weighted. It is divided
+              by the sum of the target scores.
+            - ``loss_dense_bbox``: L1 distance of the boxes, averaged over the objects with positions.
+            - ``loss_dense_giou``: generalised IoU loss, averaged likewise.
             - ``total``: weighted sum of these losses.
         """
         with without_autocast(dense["logits"].device):
             logits, boxes = dense["logits"], dense["boxes"]
             wanted = torch.zeros_like(logits)
-            images, positions, qualities, objects = [], [], [], []
+            images, positions, weights, objects = [], [], [], []
             for image, target in enumerate(targets):
                 if len(target["labels"]) == 0:
                     continue
@@ -62,21 +67,21 @@ class DenseCriterion(nn.Module):
                 wanted[image, taken, target["labels"][chosen]] = quality
                 images.append(torch.full_like(taken, image))
                 positions.append(taken)
-                qualities.append(quality)
+                weights.append(shares(quality, chosen, len(target["labels"])))
                 objects.append(target["boxes"][chosen].to(boxes))
             weight = torch.where(wanted > 0, wanted, _NEGATIVE_WEIGHT * logits.detach().sigmoid() ** GAMMA)
             entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * weight
             total = normaliser(wanted.sum(), training=self.training)
             losses = {"loss_dense_ce": entropy.masked_fill(dense["padding"][..., None], 0).sum() / total}
+            # Without objects the losses are 0, but boxes still need a gradient: every process must reduce it.
+            losses["loss_dense_bbox"] = losses["loss_dense_giou"] = 0 * boxes.sum()
+            learned = normaliser(sum((share.sum() for share in weights), 0 * total), training=self.training)
             if images:
                 predicted = boxes[torch.cat(images), torch.cat(positions)]
-                quality, expected = torch.cat(qualities), torch.cat(objects)
+                weight, expected = torch.cat(weights), torch.cat(objects)
                 overlap = generalised_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(expected))
-                losses["loss_dense_bbox"] = ((predicted - expected).abs().sum(-1) * quality).sum() / total
-                losses["loss_dense_giou"] = ((1 - overlap) * quality).sum() / total
-            else:
-                # Without objects the losses are 0, but boxes still need a gradient: every process must reduce it.
-                losses["loss_dense_bbox"] = losses["loss_dense_giou"] = 0 * boxes.sum()
+                losses["loss_dense_bbox"] = ((predicted - expected).abs().sum(-1) * weight).sum() / learned
+                losses["loss_dense_giou"] = ((1 - overlap) * weight).sum() / learned
         return losses | {"total": sum(WEIGHTS[name] * loss for name, loss in losses.items())}
 
 
@@ -116,6 +121,21 @@ def assign(
     )
     scale = most_overlap / most_alignment.clamp(min=torch.finfo(alignment.dtype).tiny)
     return positions, objects, alignment * scale[objects]
+
+
+def shares(scores: Tensor, objects: Tensor, count: int) -> Tensor:
+    """Divide the target score of each position by the sum of the target scores of its object.
+
+    Args:
+        scores: target scores ``(m,)``.
+        objects: index of the object of each position ``(m,)``.
+        count: number of objects.
+
+    Returns:
+        ``(m,)`` in 0..1. The shares of an object sum to 1, or are 0 if all its scores are 0.
+    """
+    total = scores.new_zeros(count).scatter_add_(0, objects, scores)
+    return scores / total[objects].clamp(min=torch.finfo(scores.dtype).tiny)
 
 
 def _best_positions(

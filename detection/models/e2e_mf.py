@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from detection.boxes.geometry import cxcywh_to_xyxy, iou
 from detection.boxes.postprocess import best_classes, to_pixels
 from detection.boxes.reference_boxes import attention_bias, correct, grid_boxes, sampling_weights
 from detection.losses.criterion import SetCriterion
@@ -32,6 +33,9 @@ SCALES = (32, 16, 8)  # strides of the feature maps that the head uses, coarse t
 # class losses of the queries would worsen the boxes of the dense head, and the queries start from these boxes.
 QUERY_GRADIENT = 0.25
 
+COPY_IOU = 0.7  # a position whose box overlaps the box of a better position more than this is its copy
+CANDIDATES = 8  # per query: the number of best positions among which copies are searched
+
 
 class E2EMobileFormer(nn.Module):
     """E2E-MF detector: object queries pass through Mobile-Former blocks that work on feature maps at three strides.
@@ -48,10 +52,11 @@ class E2EMobileFormer(nn.Module):
             around its box. If false, each block predicts new boxes.
         dense_head: add a head that predicts at every position of the feature maps. Without ``choose_queries``, the head
             runs only in training.
-        choose_queries: initialise the queries from the best positions of the dense head; needs ``refine_boxes`` and
-            ``dense_head``. The blocks on the finest map also sample the map inside the queries' boxes, and a second
-            classifier learns from several queries for each object. If an image has fewer positions than queries, some
-            queries start on padding. Only in this case do the detections depend on the amount of padding.
+        choose_queries: initialise the queries from positions of the dense head, see :func:`distinct_positions`; needs
+            ``refine_boxes`` and ``dense_head``. The blocks on the finest map also sample the map inside the queries'
+            boxes, and a second classifier learns from several queries for each object. If an image has fewer positions
+            than queries, some queries start on padding. Only in this case do the detections depend on the amount of
+            padding.
         backbone: name of a backbone that replaces the one in ``variant``, see
             :func:`detection.models.backbone.create_backbone`. None: the one in ``variant``.
 
@@ -256,7 +261,7 @@ class QueryStart(nn.Module):
     """Module that returns the initial object queries, and moves queries to their predicted boxes after each block.
 
     By default, queries start from learned position embeddings. With ``refine_boxes``, they start from learned boxes.
-    With ``choose_queries``, they start from the best predictions of the dense head.
+    With ``choose_queries``, they start from the best distinct predictions of the dense head.
 
     Args:
         variant: configuration of the detector.
@@ -297,7 +302,7 @@ class QueryStart(nn.Module):
         return Queries(torch.zeros_like(position), position, boxes)
 
     def _best_positions(self, dense: dict[str, Tensor]) -> Queries:
-        best = best_positions(dense["logits"], self.queries)
+        best = distinct_positions(dense["logits"], dense["boxes"], self.queries)
         # The dense head learns its predictions only from its own loss.
         boxes = dense["boxes"].detach().gather(1, best.expand(-1, -1, 4)).clamp(0, 1)
         features = dense["features"].gather(1, best.expand(-1, -1, dense["features"].shape[2]))
@@ -320,18 +325,33 @@ def scale_gradient(x: Tensor, share: float) -> Tensor:
     return x.detach().lerp(x, share)
 
 
-def best_positions(logits: Tensor, count: int) -> Tensor:
-    """For each image, return the indices of the positions with the highest class logits.
+def distinct_positions(logits: Tensor, boxes: Tensor, count: int) -> Tensor:
+    """For each image, return the indices of positions with high class logits and distinct boxes.
+
+    A position is a copy if its box and the box of a position with a higher logit have an IoU above 0.7, of whatever
+    class. Only the ``8 * count`` positions with the highest logits are candidates. Those that are not copies are
+    returned first, and copies only if there are too few others. An object then has few queries, so that the queries
+    also suffice for crowded images (Zhang et al., Dense Distinct Query, CVPR 2023). In contrast to non-maximum
+    suppression, copies have copies, too: this needs no loop.
 
     Args:
         logits: class logits of the dense head ``(B, P, K)``.
+        boxes: boxes of the dense head ``(B, P, 4)``, cxcywh, normalised to 0..1.
         count: number of positions.
 
     Returns:
-        ``(B, Q, 1)`` long, sorted by descending logit. Q is ``count``, or P if that is less.
+        ``(B, Q, 1)`` long; in each of both parts sorted by descending logit. Q is ``count``, or P if that is less.
     """
-    count = torch.sym_min(count, logits.shape[1])  # min() would be constant in torch.export
-    return logits.detach().amax(-1).topk(count, dim=1).indices[..., None]
+    # In torch.export, min() would be constant.
+    scores, candidates = logits.detach().amax(-1).topk(torch.sym_min(CANDIDATES * count, logits.shape[1]), dim=1)
+    corners = cxcywh_to_xyxy(boxes.detach().gather(1, candidates[..., None].expand(-1, -1, 4)).clamp(0, 1))
+    overlaps = iou(corners[:, :, None], corners[:, None]) > COPY_IOU
+    copies = (overlaps & (scores[:, None] > scores[:, :, None])).any(-1)
+    last = copies | (scores == torch.finfo(scores.dtype).min)  # padding, too
+    rank = torch.arange(scores.shape[1], dtype=scores.dtype, device=scores.device)
+    order = torch.where(last, rank + scores.shape[1], rank)
+    best = order.topk(torch.sym_min(count, scores.shape[1]), dim=1, largest=False).indices
+    return candidates.gather(1, best)[..., None]
 
 
 class HeadBlock(nn.Module):

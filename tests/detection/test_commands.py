@@ -811,11 +811,7 @@ def test_images_with_more_objects_than_queries_are_counted(folder, working):
     result = working("detection.fit", *finetune(folder, "--trainer.max_epochs", "1"))
     assert "1 of 6 training images have more than 50 objects" in result.err
     assert "detects at most 50 objects in an image: recall can be 0.83 at most; raise --model.num_queries" in result.err
-    assert "have 12.0 objects on average, and the dense head marks 10 positions for each" in result.err
-    assert "only the best 50 become queries: objects are missed; give --model.num_queries 120" in result.err
-    result = working("detection.fit", *finetune(folder, "--trainer.max_epochs", "1"), "--model.num_queries", "120")
     assert "more than" not in result.err
-    assert "num_queries" not in result.err
 
 
 def test_as_many_detections_are_scored_as_the_model_makes(folder, working, tmp_path):

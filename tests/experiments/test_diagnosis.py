@@ -69,12 +69,12 @@ def test_each_correction_changes_only_its_kind_of_error():
     assert torch.equal(scores[0], SCORES * torch.tensor([[1], [1], [0]]))
 
 
-def test_the_dense_heads_best_positions_and_its_detections():
+def test_the_dense_heads_distinct_positions_and_its_detections():
     logits = torch.tensor([[[2.0, -5], [1, -5], [-5, 3], [-4, -6]]])
     boxes = torch.tensor([[[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.4, 0.38], [0.5, 0.5, 0.4, 0.4], [0.9, 0.9, 0.4, 0.2]]])
     chosen = chosen_positions({"logits": logits, "boxes": boxes}, 3)
-    assert torch.equal(chosen["logits"][0], logits[0, [2, 0, 1]])
-    assert torch.equal(chosen["boxes"][0], boxes[0, [2, 0, 1]])
+    assert torch.equal(chosen["logits"][0], logits[0, [2, 3, 0]])
+    assert torch.equal(chosen["boxes"][0], boxes[0, [2, 3, 0]])
     (found,) = dense_detections({"logits": logits, "boxes": boxes}, [(100, 200)])
     assert found["labels"].tolist() == [1, 0]  # the second position repeats the first, and the last has a low score
     torch.testing.assert_close(found["boxes"], torch.tensor([[60.0, 30, 140, 70]]).expand(2, -1))

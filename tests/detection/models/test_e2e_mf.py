@@ -1,5 +1,7 @@
 import pickle
 
+import numpy as np
+import pycocotools.mask
 import pytest
 import torch
 from torch import distributed
@@ -7,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import detection
 import mobile_former
+from detection.models.e2e_mf import distinct_positions
 from mobile_former import InputError
 from tests.conftest import assert_same_step, kept_for_backward
 
@@ -119,14 +122,47 @@ def test_the_dense_head_runs_only_in_training_unless_queries_are_chosen_from_it(
     assert mobile_former.cost(model.eval(), (64, 64)).madds == mobile_former.cost(detector(), (64, 64)).madds
 
 
-def test_queries_start_at_the_best_positions_of_the_dense_head():
+def test_queries_start_at_the_best_distinct_positions_of_the_dense_head():
     model = detector(focal=True, refine_boxes=True, dense_head=True, choose_queries=True).double()
     with torch.no_grad():
-        outputs = model(images(1, 3, 64, 64).double())
-        queries = model.start(1, outputs["dense"])
-    scores = outputs["dense"]["logits"][0].max(1).values
-    best = scores.argsort(descending=True)[:50]
-    torch.testing.assert_close(queries.boxes[0], outputs["dense"]["boxes"][0, best].clamp(0, 1))
+        dense = model(images(1, 3, 128, 160).double())["dense"]
+        queries = model.start(1, dense)
+    best = expected_positions(dense["logits"][0].max(1).values, dense["boxes"][0], 50)
+    torch.testing.assert_close(queries.boxes[0], dense["boxes"][0, best].clamp(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("positions", "count", "spread"), [(300, 20, 0.02), (300, 20, 0.3), (30, 20, 0.02), (7, 20, 1)]
+)
+def test_positions_whose_boxes_repeat_a_better_one_come_last(positions, count, spread):
+    generator = torch.Generator().manual_seed(positions)
+    objects = torch.rand(6, 4, generator=generator) * 0.2 + 0.3
+    logits = torch.randn(2, positions, 3, generator=generator)
+    noise = torch.randn(2, positions, 4, generator=generator)
+    boxes = (objects[torch.arange(positions) % 6] + 0.2 * spread * noise).clamp(min=0.01)
+    chosen = distinct_positions(logits, boxes, count)
+    assert chosen.shape == (2, min(count, positions), 1)
+    for image in range(2):
+        scores = logits[image].max(1).values
+        assert chosen[image, :, 0].tolist() == expected_positions(scores, boxes[image], count)
+
+
+def test_padding_is_chosen_after_copies():
+    logits = torch.tensor([[1.0, torch.finfo(torch.float32).min, 2, 0]])[..., None]
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2], [0.8, 0.8, 0.1, 0.1]])
+    assert distinct_positions(logits, boxes[None], 4)[0, :, 0].tolist() == [2, 3, 0, 1]
+
+
+def expected_positions(scores: torch.Tensor, boxes: torch.Tensor, count: int) -> list[int]:
+    """Choose positions one after the other, with the IoU of pycocotools."""
+    order = scores.argsort(descending=True)[: 8 * count].tolist()
+    centres, sizes = boxes.double().clamp(0, 1).split(2, dim=1)
+    rectangles = torch.cat([centres - sizes / 2, sizes], dim=1).numpy()
+    distinct, copies = [], []
+    for rank, position in enumerate(order):
+        overlaps = pycocotools.mask.iou(rectangles[[position]], rectangles[order[:rank]], [0] * rank)
+        (copies if np.any(np.greater(overlaps, 0.7)) else distinct).append(position)
+    return (distinct + copies)[:count]
 
 
 def test_the_backbone_gets_a_quarter_of_the_queries_gradient_beside_a_dense_head(monkeypatch):
