@@ -24,6 +24,7 @@ from mobile_former.training.cli.config_check import require_finite, require_tran
 from mobile_former.training.cli.lightning_parser import LightningParser
 from mobile_former.training.cli.parser import LONGEST_MESSAGE, Parser
 from mobile_former.training.data.splits import SPLIT_FILE
+from mobile_former.training.data.timed_loader import loader_error
 from mobile_former.training.processors import limit_threads
 from mobile_former.training.run.checkpoint_io import WholeCheckpointIO
 from mobile_former.training.run.folder import RunCheckpoint, array_task
@@ -113,6 +114,8 @@ class FitCLI(LightningCLI):
         except _OPTION_ERRORS as error:
             if self.trainer.world_size > 1 and _is_loss_of_peer(error):
                 raise InputError(f"another process of the run has ended ({first_line(error)})") from error
+            if lost := loader_error(error):
+                raise lost from error
             if not self._is_refusal(error):
                 raise
             self._remove_new_folder()

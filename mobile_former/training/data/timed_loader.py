@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch.utils.data import DataLoader
 
+from mobile_former.errors import InputError
 from mobile_former.training.data.sampler import rank_and_world_size
 
 # In Python 3.11 a forked worker can hang. After a broadcast, a thread of gloo frees its tensors and holds a lock of the
@@ -30,6 +31,25 @@ class TimedLoader(DataLoader):
         return _TimedIterator(self, super().__iter__())
 
 
+def loader_error(error: Exception) -> InputError | None:
+    """Return the error to report if a worker process of a data loader was killed or got no shared memory, else None.
+
+    Args:
+        error: an exception that PyTorch has raised. A killed worker interrupts whatever the main process does.
+    """
+    reason = str(error).strip().rpartition("\n")[2]
+    if "DataLoader worker" in str(error) and "</torch_" in reason:  # a batch, which the worker passes on in such a file
+        return InputError(
+            f"a process that loads images got no shared memory ({reason}): give more to the machine (docker run "
+            "--shm-size 8g), or --data.num_workers 0"
+        )
+    if reason.startswith("DataLoader worker (pid"):
+        return InputError(
+            f"a process that loads images has ended ({reason}): if memory is short, give a smaller --data.num_workers"
+        )
+    return None
+
+
 class _TimedIterator:
     def __init__(self, loader: TimedLoader, batches: Iterator):
         self._loader, self._batches = loader, batches
@@ -41,6 +61,10 @@ class _TimedIterator:
         start = time.perf_counter()
         try:
             return next(self._batches)
+        except RuntimeError as error:
+            if lost := loader_error(error):
+                raise lost from error
+            raise
         finally:
             self._loader.waited += time.perf_counter() - start
 
