@@ -54,9 +54,9 @@ class DetectionModule(LightningModule):
             attends mainly to the area around its box. If false, each block predicts new boxes.
         dense_head: in training, add a head that predicts at every position of the feature maps. The backbone then
             learns faster.
-        choose_queries: initialise the object queries from the best predictions of the dense head, and sample the finest
-            feature map in their boxes. The dense head then also runs in inference. This option needs ``refine_boxes``
-            and ``dense_head``.
+        choose_queries: initialise the object queries from the best distinct predictions of the dense head, and sample
+            the finest feature map in their boxes. The dense head then also runs in inference. This option needs
+            ``refine_boxes`` and ``dense_head``.
         num_queries: number of object queries of E2E-MF or DETR. It is also the maximum number of detections in an
             image. Default: 50 for e2e_mf_26m and e2e_mf_52m, otherwise 100.
         max_detections: maximum number of detections of RetinaNet in an image. Default: 100.
