@@ -87,7 +87,7 @@ class E2EMobileFormer(nn.Module):
         self.scales = list(SCALES)
         self.project = nn.ModuleDict({str(s): ConvNorm(self.backbone.channels[s], width) for s in self.scales})
         self.merge = nn.ModuleDict({str(s): depthwise(width, 1) for s in self.scales[1:]})
-        self.dense = DenseHead(width, self.scales, num_classes) if dense_head else None
+        self.dense = DenseHead(width, self.scales, num_classes, separable=variant.separable) if dense_head else None
         self.start = QueryStart(variant, refine_boxes=refine_boxes, choose_queries=choose_queries)
         self.blocks = nn.ModuleList(
             HeadBlock(width, query_dim, expansion, sample_boxes=choose_queries and stride == self.scales[-1])

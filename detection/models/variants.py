@@ -15,6 +15,8 @@ class E2EVariant:
         blocks: one tuple (stride, expansion) for each block of the head, from first to last. ``stride`` is the stride
             of the feature map that the block works on, 32, 16 or 8. It never increases from block to block.
             ``expansion`` is the expansion ratio of the block's inverted bottleneck.
+        separable: whether the convolutions of the dense head are depthwise separable. Otherwise the dense head of a
+            large detector would cost more than the rest.
     """
 
     backbone: str
@@ -22,6 +24,7 @@ class E2EVariant:
     queries: int
     query_dim: int
     blocks: tuple[tuple[int, int], ...]
+    separable: bool = True
 
 
 # The paper's expansions are not public. These expansions stay within its published parameters and multiply-adds.
@@ -30,8 +33,8 @@ _NINE_BLOCKS = ((32, 6),) * 5 + ((16, 5),) * 2 + ((8, 5),) * 2
 _TWO_BLOCKS = ((16, 5), (8, 3))
 
 E2E_VARIANTS: dict[str, E2EVariant] = {
-    "e2e_mf_26m": E2EVariant("mobile_former_26m", 64, 50, 128, _TWO_BLOCKS),
-    "e2e_mf_52m": E2EVariant("mobile_former_52m", 64, 50, 128, _TWO_BLOCKS),
+    "e2e_mf_26m": E2EVariant("mobile_former_26m", 64, 50, 128, _TWO_BLOCKS, separable=False),
+    "e2e_mf_52m": E2EVariant("mobile_former_52m", 64, 50, 128, _TWO_BLOCKS, separable=False),
     "e2e_mf_151m": E2EVariant("mobile_former_151m", 128, 100, 256, _NINE_BLOCKS),
     "e2e_mf_214m": E2EVariant("mobile_former_214m", 160, 100, 256, _NINE_BLOCKS),
     "e2e_mf_294m": E2EVariant("mobile_former_294m", 192, 100, 256, _NINE_BLOCKS),

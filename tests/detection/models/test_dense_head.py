@@ -7,7 +7,7 @@ from mobile_former.layers.padding import content_size, padding_pyramid
 
 def test_the_head_predicts_at_every_cell_coarse_to_fine():
     torch.manual_seed(0)
-    head = DenseHead(16, (32, 16, 8), 3).eval()
+    head = DenseHead(16, (32, 16, 8), 3, separable=separable).eval()
     mask = torch.zeros(2, 64, 96, dtype=torch.bool)
     mask[1, :, 50:] = True
     maps = {stride: torch.randn(2, 16, 64 // stride, 96 // stride) for stride in (32, 16, 8)}
@@ -32,7 +32,7 @@ def test_the_head_predicts_at_every_cell_coarse_to_fine():
 
 def test_only_the_class_tower_gets_a_gradient_from_the_features():
     torch.manual_seed(0)
-    head = DenseHead(16, (32, 16), 3)
+    head = DenseHead(16, (32, 16), 3, separable=separable)
     maps = {stride: torch.randn(2, 16, 64 // stride, 64 // stride) for stride in (32, 16)}
     dense = head(maps, {}, content_size(torch.zeros(2, 3, 64, 64), None))
     assert dense["features"].shape == (2, 2 * 2 + 4 * 4, 2 * 16)
