@@ -5,7 +5,8 @@ from detection.models.dense_head import DenseHead
 from mobile_former.layers.padding import content_size, padding_pyramid
 
 
-def test_the_head_predicts_at_every_cell_coarse_to_fine():
+@pytest.mark.parametrize("separable", [False, True])
+def test_the_head_predicts_at_every_cell_coarse_to_fine(separable):
     torch.manual_seed(0)
     head = DenseHead(16, (32, 16, 8), 3, separable=separable).eval()
     mask = torch.zeros(2, 64, 96, dtype=torch.bool)
@@ -30,7 +31,8 @@ def test_the_head_predicts_at_every_cell_coarse_to_fine():
     torch.testing.assert_close(dense["boxes"][0, :, :2], dense["centres"][0])
 
 
-def test_only_the_class_tower_gets_a_gradient_from_the_features():
+@pytest.mark.parametrize("separable", [False, True])
+def test_only_the_class_tower_gets_a_gradient_from_the_features(separable):
     torch.manual_seed(0)
     head = DenseHead(16, (32, 16), 3, separable=separable)
     maps = {stride: torch.randn(2, 16, 64 // stride, 64 // stride) for stride in (32, 16)}
