@@ -159,7 +159,7 @@ def chosen_positions(dense: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     Returns:
         A dictionary with ``logits`` ``(B, Q, K)`` and ``boxes`` ``(B, Q, 4)``, cxcywh, clipped to 0..1. Q is at most P.
     """
-    best = distinct_positions(dense["logits"], dense["boxes"], count)
+    best = distinct_positions(dense, count)
     return {
         name: dense[name].gather(1, best.expand(-1, -1, dense[name].shape[2])).float() for name in ("logits", "boxes")
     }

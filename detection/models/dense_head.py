@@ -71,6 +71,7 @@ class DenseHead(nn.Module):
             - ``features``: features of the positions ``(B, P, 2·C)``, first those of the class tower, then those of the
               box tower. The box tower gets no gradient from them.
             - ``padding``: ``(B, P)`` bool, True on padding.
+            - ``peaks``: ``(B, P)`` bool, True if none of the eight neighbours on the same map has a higher class logit.
         """
         x, rows = None, []
         for stride in self.strides:
@@ -92,7 +93,10 @@ class DenseHead(nn.Module):
         offsets = at_least_float32(_rows(self.box(shape)))
         size = 4 * stride * offsets[..., 2:].clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()
         extent = extent[:, None].to(offsets.dtype)
-        logits = at_least_float32(_rows(self.classify(features)))
+        logits = self.classify(features)
+        best = logits.detach().amax(1, keepdim=True)
+        peaks = best == F.max_pool2d(best, 3, stride=1, padding=1)
+        logits = at_least_float32(_rows(logits))
         padded = (
             logits.new_zeros((x.shape[0], height * width, 1), dtype=torch.bool) if padding is None else _rows(padding)
         )
@@ -102,6 +106,7 @@ class DenseHead(nn.Module):
             "centres": (centres / extent).expand(x.shape[0], -1, -1),
             "features": torch.cat([_rows(features), _rows(shape).detach()], dim=-1),
             "padding": padded[..., 0],
+            "peaks": _rows(peaks)[..., 0],
         }
 
 

@@ -34,7 +34,7 @@ SCALES = (32, 16, 8)  # strides of the feature maps that the head uses, coarse t
 QUERY_GRADIENT = 0.25
 
 COPY_IOU = 0.7  # a position whose box overlaps the box of a better position more than this is its copy
-CANDIDATES = 8  # per query: the number of best positions among which copies are searched
+CANDIDATES = 8  # per query: the number of positions that can become queries
 
 
 class E2EMobileFormer(nn.Module):
@@ -302,7 +302,7 @@ class QueryStart(nn.Module):
         return Queries(torch.zeros_like(position), position, boxes)
 
     def _best_positions(self, dense: dict[str, Tensor]) -> Queries:
-        best = distinct_positions(dense["logits"], dense["boxes"], self.queries)
+        best = distinct_positions(dense, self.queries)
         # The dense head learns its predictions only from its own loss.
         boxes = dense["boxes"].detach().gather(1, best.expand(-1, -1, 4)).clamp(0, 1)
         features = dense["features"].gather(1, best.expand(-1, -1, dense["features"].shape[2]))
@@ -325,31 +325,34 @@ def scale_gradient(x: Tensor, share: float) -> Tensor:
     return x.detach().lerp(x, share)
 
 
-def distinct_positions(logits: Tensor, boxes: Tensor, count: int) -> Tensor:
+def distinct_positions(dense: dict[str, Tensor], count: int) -> Tensor:
     """For each image, return the indices of positions with high class logits and distinct boxes.
 
     A position is a copy if its box and the box of a position with a higher logit have an IoU above 0.7, of whatever
-    class. Only the ``8 * count`` positions with the highest logits are candidates. Those that are not copies are
-    returned first, and copies only if there are too few others. An object then has few queries, so that the queries
-    also suffice for crowded images (Zhang et al., Dense Distinct Query, CVPR 2023). In contrast to non-maximum
-    suppression, copies have copies, too: this needs no loop.
+    class. An object then has few queries, so that the queries also suffice for crowded images (Zhang et al., Dense
+    Distinct Query, CVPR 2023). In contrast to non-maximum suppression, copies have copies, too: this needs no loop.
+    Only ``8 * count`` positions are candidates: first peaks, then other positions, both by descending logit. Copies and
+    padding are returned only if there are too few other candidates.
 
     Args:
-        logits: class logits of the dense head ``(B, P, K)``.
-        boxes: boxes of the dense head ``(B, P, 4)``, cxcywh, normalised to 0..1.
+        dense: ``logits``, ``boxes`` and ``peaks`` of P positions, see :class:`detection.models.dense_head.DenseHead`.
         count: number of positions.
 
     Returns:
-        ``(B, Q, 1)`` long; in each of both parts sorted by descending logit. Q is ``count``, or P if that is less.
+        ``(B, Q, 1)`` long, in the order of preference. Q is ``count``, or P if that is less.
     """
+    scores = dense["logits"].detach().amax(-1)
+    lowest = torch.finfo(scores.dtype).min
     # In torch.export, min() would be constant.
-    scores, candidates = logits.detach().amax(-1).topk(torch.sym_min(CANDIDATES * count, logits.shape[1]), dim=1)
-    corners = cxcywh_to_xyxy(boxes.detach().gather(1, candidates[..., None].expand(-1, -1, 4)).clamp(0, 1))
+    number = torch.sym_min(CANDIDATES * count, scores.shape[1])
+    candidates = torch.where(dense["peaks"], scores, scores - 100).topk(number, dim=1).indices
+    scores = scores.gather(1, candidates)
+    boxes = dense["boxes"].detach().gather(1, candidates[..., None].expand(-1, -1, 4)).clamp(0, 1)
+    corners = cxcywh_to_xyxy(boxes)
     overlaps = iou(corners[:, :, None], corners[:, None]) > COPY_IOU
     copies = (overlaps & (scores[:, None] > scores[:, :, None])).any(-1)
-    last = copies | (scores == torch.finfo(scores.dtype).min)  # padding, too
     rank = torch.arange(scores.shape[1], dtype=scores.dtype, device=scores.device)
-    order = torch.where(last, rank + scores.shape[1], rank)
+    order = torch.where(copies | (scores == lowest), rank + scores.shape[1], rank)
     best = order.topk(torch.sym_min(count, scores.shape[1]), dim=1, largest=False).indices
     return candidates.gather(1, best)[..., None]
 
