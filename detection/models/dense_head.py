@@ -95,6 +95,8 @@ class DenseHead(nn.Module):
         extent = extent[:, None].to(offsets.dtype)
         logits = self.classify(features)
         best = logits.detach().amax(1, keepdim=True)
+        if padding is not None:
+            best = best.masked_fill(padding, torch.finfo(best.dtype).min)
         peaks = best == F.max_pool2d(best, 3, stride=1, padding=1)
         logits = at_least_float32(_rows(logits))
         padded = (

@@ -72,10 +72,11 @@ def test_each_correction_changes_only_its_kind_of_error():
 def test_the_dense_heads_distinct_positions_and_its_detections():
     logits = torch.tensor([[[2.0, -5], [1, -5], [-5, 3], [-4, -6]]])
     boxes = torch.tensor([[[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.4, 0.38], [0.5, 0.5, 0.4, 0.4], [0.9, 0.9, 0.4, 0.2]]])
-    chosen = chosen_positions({"logits": logits, "boxes": boxes}, 3)
+    dense = {"logits": logits, "boxes": boxes, "peaks": torch.ones(1, 4, dtype=torch.bool)}
+    chosen = chosen_positions(dense, 3)
     assert torch.equal(chosen["logits"][0], logits[0, [2, 3, 0]])
     assert torch.equal(chosen["boxes"][0], boxes[0, [2, 3, 0]])
-    (found,) = dense_detections({"logits": logits, "boxes": boxes}, [(100, 200)])
+    (found,) = dense_detections(dense, [(100, 200)])
     assert found["labels"].tolist() == [1, 0]  # the second position repeats the first, and the last has a low score
     torch.testing.assert_close(found["boxes"], torch.tensor([[60.0, 30, 140, 70]]).expand(2, -1))
     torch.testing.assert_close(found["scores"], torch.tensor([3.0, 2]).sigmoid())

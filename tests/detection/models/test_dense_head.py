@@ -41,3 +41,23 @@ def test_only_the_class_tower_gets_a_gradient_from_the_features(separable):
     dense["features"].square().sum().backward()
     for tower, trained in ((head.class_towers, True), (head.box_towers, False)):
         assert all((parameter.grad is not None) == trained for parameter in tower.parameters())
+
+
+def test_peaks_are_the_positions_without_a_better_neighbour():
+    torch.manual_seed(0)
+    head = DenseHead(16, (32, 16), 3, separable=True).eval()
+    mask = torch.zeros(2, 160, 224, dtype=torch.bool)
+    mask[1, 100:] = True
+    maps = {stride: 100 * torch.randn(2, 16, 160 // stride, 224 // stride) for stride in (32, 16)}
+    dense = head(maps, padding_pyramid(mask, (32, 16)), content_size(torch.zeros(2, 3, 160, 224), mask))
+    best = dense["logits"].amax(-1)
+    for image in range(2):
+        for number, (rows, columns) in {0: (5, 7), 35: (10, 14)}.items():
+            scores = best[image, number : number + rows * columns].view(rows, columns)
+            found = dense["peaks"][image, number : number + rows * columns].view(rows, columns)
+            for row in range(rows):
+                for column in range(columns):
+                    near = scores[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
+                    if scores[row, column] > torch.finfo(torch.float32).min:  # not on padding
+                        assert found[row, column] == (scores[row, column] == near.max())
+    assert 0.05 < dense["peaks"].float().mean() < 0.4

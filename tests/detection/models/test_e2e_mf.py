@@ -127,40 +127,49 @@ def test_queries_start_at_the_best_distinct_positions_of_the_dense_head():
     with torch.no_grad():
         dense = model(images(1, 3, 128, 160).double())["dense"]
         queries = model.start(1, dense)
-    best = expected_positions(dense["logits"][0].max(1).values, dense["boxes"][0], 50)
-    torch.testing.assert_close(queries.boxes[0], dense["boxes"][0, best].clamp(0, 1))
+    torch.testing.assert_close(queries.boxes[0], dense["boxes"][0, expected_positions(dense, 0, 50)].clamp(0, 1))
 
 
 @pytest.mark.parametrize(
     ("positions", "count", "spread"), [(300, 20, 0.02), (300, 20, 0.3), (30, 20, 0.02), (7, 20, 1)]
 )
-def test_positions_whose_boxes_repeat_a_better_one_come_last(positions, count, spread):
+def test_peaks_come_first_and_copies_of_better_boxes_last(positions, count, spread):
     generator = torch.Generator().manual_seed(positions)
     objects = torch.rand(6, 4, generator=generator) * 0.2 + 0.3
-    logits = torch.randn(2, positions, 3, generator=generator)
     noise = torch.randn(2, positions, 4, generator=generator)
-    boxes = (objects[torch.arange(positions) % 6] + 0.2 * spread * noise).clamp(min=0.01)
-    chosen = distinct_positions(logits, boxes, count)
+    dense = {
+        "logits": torch.randn(2, positions, 3, generator=generator),
+        "boxes": (objects[torch.arange(positions) % 6] + 0.2 * spread * noise).clamp(min=0.01),
+        "peaks": torch.rand(2, positions, generator=generator) < 0.2,
+    }
+    chosen = distinct_positions(dense, count)
     assert chosen.shape == (2, min(count, positions), 1)
     for image in range(2):
-        scores = logits[image].max(1).values
-        assert chosen[image, :, 0].tolist() == expected_positions(scores, boxes[image], count)
+        assert chosen[image, :, 0].tolist() == expected_positions(dense, image, count)
 
 
 def test_padding_is_chosen_after_copies():
-    logits = torch.tensor([[1.0, torch.finfo(torch.float32).min, 2, 0]])[..., None]
-    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2], [0.8, 0.8, 0.1, 0.1]])
-    assert distinct_positions(logits, boxes[None], 4)[0, :, 0].tolist() == [2, 3, 0, 1]
+    dense = {
+        "logits": torch.tensor([[1.0, torch.finfo(torch.float32).min, 2, 0]])[..., None],
+        "boxes": torch.tensor(
+            [[[0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2], [0.8, 0.8, 0.1, 0.1]]]
+        ),
+        "peaks": torch.ones(1, 4, dtype=torch.bool),
+    }
+    assert distinct_positions(dense, 4)[0, :, 0].tolist() == [2, 3, 0, 1]
 
 
-def expected_positions(scores: torch.Tensor, boxes: torch.Tensor, count: int) -> list[int]:
-    """Choose positions one after the other, with the IoU of pycocotools."""
-    order = scores.argsort(descending=True)[: 8 * count].tolist()
-    centres, sizes = boxes.double().clamp(0, 1).split(2, dim=1)
+def expected_positions(dense: dict[str, torch.Tensor], image: int, count: int) -> list[int]:
+    """Choose the positions of an image one after the other, with the IoU of pycocotools."""
+    scores = dense["logits"][image].max(1).values.tolist()
+    peaks = dense["peaks"][image].tolist()
+    order = sorted(range(len(scores)), key=lambda position: (not peaks[position], -scores[position]))[: 8 * count]
+    centres, sizes = dense["boxes"][image].double().clamp(0, 1).split(2, dim=1)
     rectangles = torch.cat([centres - sizes / 2, sizes], dim=1).numpy()
     distinct, copies = [], []
-    for rank, position in enumerate(order):
-        overlaps = pycocotools.mask.iou(rectangles[[position]], rectangles[order[:rank]], [0] * rank)
+    for position in order:
+        better = [other for other in order if scores[other] > scores[position]]
+        overlaps = pycocotools.mask.iou(rectangles[[position]], rectangles[better], [0] * len(better))
         (copies if np.any(np.greater(overlaps, 0.7)) else distinct).append(position)
     return (distinct + copies)[:count]
 
