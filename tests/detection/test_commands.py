@@ -811,6 +811,7 @@ def test_images_with_more_objects_than_queries_are_counted(folder, working):
     result = working("detection.fit", *finetune(folder, "--trainer.max_epochs", "1"))
     assert "1 of 6 training images have more than 50 objects" in result.err
     assert "detects at most 50 objects in an image: recall can be 0.83 at most; raise --model.num_queries" in result.err
+    result = working("detection.fit", *finetune(folder, "--trainer.max_epochs", "1"), "--model.num_queries", "90")
     assert "more than" not in result.err
 
 
