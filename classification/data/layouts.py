@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from classification.data.image_folder import LAYOUT, Labelled, abridged, read_classes
-from classification.data.tables import TABLE_SUFFIXES, Columns, divided, find_tables, read_labelled, read_table
+from classification.data.tables import (
+    METADATA,
+    TABLE_SUFFIXES,
+    Columns,
+    divided,
+    find_tables,
+    read_labelled,
+    read_table,
+)
 from mobile_former.training.data.images import IMAGE_SUFFIXES, find_images
 from mobile_former.training.data.splits import only_folder, split_folders
 
@@ -86,7 +94,7 @@ def _has_folders(folder: Path) -> bool:
 
 
 def _has_metadata(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("metadata.csv", "metadata.jsonl"))
+    return any((folder / name).is_file() for name in METADATA)
 
 
 def _has_images(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ from mobile_former.errors import InputError
 from mobile_former.training.data.images import IMAGE_SUFFIXES, find_images
 from mobile_former.training.data.splits import GROUP_COLUMNS, GROUP_FILE, split_folders, split_of
 
-METADATA = ("metadata.csv", "metadata.jsonl")
+_logger = logging.getLogger(__name__)
+
+METADATA = ("metadata.csv", "metadata.jsonl", "_classes.csv")  # of Hugging Face, and of Roboflow
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 _IMAGE_COLUMNS = (
@@ -147,7 +150,9 @@ def read_labelled(table: Table, numbers: Sequence[int], split: str, columns: Col
             f"{table.path} has the columns {abridged(table.columns)}: name those of images and labels with "
             "--data.image_column and --data.label_column"
         )
-    numbers = [number for number in numbers if names[number]]
+    given, numbers = numbers, [number for number in numbers if names[number]]
+    if missing := len(given) - len(numbers):
+        _logger.warning("%s: rows without a label are left out: %d", table.path, missing)
     paths = _find_all([table.rows[number].get(image, "") for number in numbers], table.path, split)
     known = {name for name in names if name}
     classes = sorted(known, key=int) if all(name.isdecimal() for name in known) else sorted(known)

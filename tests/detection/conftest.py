@@ -1,7 +1,11 @@
 """Data and computations shared by the tests of detection."""
 
 import json
+import logging
+import runpy
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -59,6 +63,32 @@ def write_shapes(root: Path, categories: list[dict] = CATEGORIES, **counts: int)
 def shapes(tmp_path_factory) -> Path:
     """A COCO folder of the classes ``bar`` and ``disc``: six training, three validation, two test images."""
     return write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=6, val=3, test=2)
+
+
+class Result(NamedTuple):
+    """Exit status and output of a command. The errors include all warnings."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(monkeypatch, capfd, caplog, tmp_path):
+    """Run a command in this process, in a folder of its own."""
+
+    def run_command(module, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        capfd.readouterr()
+        caplog.clear()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(module, run_name="__main__", alter_sys=False)
+        output = capfd.readouterr()
+        told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        return Result(end.value.code, output.out, "\n".join([output.err, *told]).strip())
+
+    return run_command
 
 
 def corners_of(box: list[float]) -> tuple[float, float, float, float]:

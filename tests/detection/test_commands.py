@@ -3,13 +3,9 @@
 import csv
 import io
 import json
-import logging
-import runpy
 import shutil
-import sys
 from collections import Counter
 from contextlib import redirect_stdout
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -58,24 +54,6 @@ def classifier(tmp_path_factory):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return cwd / "runs" / "classification" / "digits" / "checkpoints" / "last.ckpt"
-
-
-@pytest.fixture
-def call(monkeypatch, capfd, caplog, tmp_path):
-    """Run a command in this process, in a folder of its own: exit status, output, and errors with all warnings."""
-
-    def run_command(module, *arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
-        capfd.readouterr()
-        caplog.clear()
-        with pytest.raises(SystemExit) as end:
-            runpy.run_module(module, run_name="__main__", alter_sys=False)
-        output = capfd.readouterr()
-        told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-        return SimpleNamespace(status=end.value.code, out=output.out, err="\n".join([output.err, *told]).strip())
-
-    return run_command
 
 
 @pytest.fixture

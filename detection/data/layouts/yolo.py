@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 
@@ -18,7 +18,7 @@ from detection.data.layouts.annotations import (
 )
 from mobile_former.errors import InputError
 from mobile_former.training.data.images import find_images, image_size
-from mobile_former.training.data.splits import split_folders, split_of
+from mobile_former.training.data.splits import only_folder, split_folders, split_of
 
 LOOKED_FOR = (
     "YOLO: data.yaml with the paths of the images and the class names, and labels/ beside images/",
@@ -40,8 +40,11 @@ def find_yolo(root: Path) -> Layout | None:
     files = [root] if root.is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
     root = root.parent if root.is_file() else root
     for path in sorted(files, key=lambda path: path.stem != "data"):
-        if (content := _read_yaml(path)) and (splits := _splits_of_yaml(content, path, root)):
-            return _layout(f"YOLO ({path.name})", root, splits, _names_in_yaml(content, path), _keypoints(content))
+        if content := _read_yaml(path):
+            splits, missing = _splits_of_yaml(content, path, root)
+            options = _names_in_yaml(content, path), _keypoints(content), missing
+            if layout := _layout(f"YOLO ({path.name})", root, splits, *options):
+                return layout
     if (darknet := root / "obj.data").is_file():
         options = dict(map(str.strip, line.split("=", 1)) for line in _lines(darknet) if "=" in line)
         splits = {split: _listed(value, root, root) for key, value in options.items() if (split := split_of(key))}
@@ -60,12 +63,18 @@ def find_yolo(root: Path) -> Layout | None:
 
 
 def _layout(
-    name: str, root: Path, splits: dict[str, list[Path]], names: dict[int, str] | None, keypoints: int = 0
+    name: str,
+    root: Path,
+    splits: dict[str, list[Path]],
+    names: dict[int, str] | None,
+    keypoints: int = 0,
+    missing: Sequence[str] = (),
 ) -> Layout | None:
     splits = {split: paths for split, paths in splits.items() if paths}
-    if not splits:
+    if not any(_label_path(path) for paths in splits.values() for path in paths):
         return None
-    note = "" if names else "no file has class names, so the names of the classes are their numbers"
+    notes = [] if names else ["no file has class names, so the names of the classes are their numbers"]
+    note = "; ".join([*notes, *(f"{entry} does not exist and is left out" for entry in missing)])
     read = {split: partial(_read, paths, root, names, keypoints) for split, paths in splits.items()}
     return Layout(name, {split: Annotations(root, own) for split, own in read.items()}, lambda: note)
 
@@ -145,8 +154,8 @@ def _has_labels_beside_images(folder: Path) -> bool:
     return any(path.with_suffix(".txt").is_file() for path in find_images(folder).images)
 
 
-def _splits_of_yaml(content: dict, path: Path, root: Path) -> dict[str, list[Path]]:
-    """Return a dictionary from each split in a YAML file to the paths of its images.
+def _splits_of_yaml(content: dict, path: Path, root: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """Return a dictionary from each split in a YAML file to the paths of its images, and a list of missing paths.
 
     If no path in the file exists, the splits are those of :func:`_standard_splits`. A path is relative to the file's
     entry ``path`` or to the folder of the file. Exports of Roboflow write ``../`` before paths that are relative to the
@@ -156,19 +165,21 @@ def _splits_of_yaml(content: dict, path: Path, root: Path) -> dict[str, list[Pat
     if isinstance(content.get("path"), str) and content["path"]:
         bases = [path.parent / content["path"], *bases]
     splits: dict[str, list[Path]] = {}
-    named = False
+    missing: list[str] = []
     for key, value in content.items():
         entries = value if isinstance(value, list) else [value]
         if not (split := split_of(str(key))) or not all(isinstance(entry, str) for entry in entries):
             continue
-        named = named or any(entries)
-        found = [place for entry in entries if entry and (place := _existing(entry, bases))]
-        for place in found:
+        for entry in filter(None, entries):
+            if (place := _existing(entry, bases)) is None:
+                missing.append(entry)
+                continue
             images = _listed(str(place), path.parent, bases[0]) if place.is_file() else find_images(place).images
             splits[split] = list(dict.fromkeys([*splits.get(split, []), *images]))
-    if named and not splits:
-        splits = {split: find_images(folder).images for split, folder in _standard_splits(root).items()}
-    return splits
+    if missing and not splits:
+        folders = _standard_splits(root) or _standard_splits(only_folder(root) or root)
+        return {split: find_images(folder).images for split, folder in folders.items()}, []
+    return splits, missing
 
 
 def _existing(entry: str, bases: Sequence[Path]) -> Path | None:
@@ -192,13 +203,20 @@ def _listed(entry: str, folder: Path, base: Path) -> list[Path]:
     path = _existing(entry, [folder, base])
     if path is None or not path.is_file():
         return []
-    images, lines = [], [line.strip() for line in _lines(path)]
+    images, lines, bases = [], [line.strip() for line in _lines(path)], [path.parent, base, folder]
     for line in lines:
-        image = _existing(line, [path.parent, base, folder])
+        image = _existing(line, bases) or _of_another_machine(line, bases)
         if image is None:
             raise InputError(f"{path} lists {line}, which does not exist: restore the image, or remove the line")
         images.append(image)
     return images
+
+
+def _of_another_machine(entry: str, bases: Sequence[Path]) -> Path | None:
+    """Return the path of the file that ends with the longest part of ``entry``, or None if there is no such file."""
+    parts = PurePosixPath(entry.replace("\\", "/")).parts
+    endings = (Path(*parts[position:]) for position in range(1, len(parts)))
+    return next((path for ending in endings for base in bases if (path := base / ending).is_file()), None)
 
 
 def _read_yaml(path: Path) -> dict | None:
@@ -214,12 +232,15 @@ def _names_in_yaml(content: dict, path: Path) -> dict[int, str] | None:
     names = content.get("names")
     try:
         if isinstance(names, dict):
-            found = {int(number): str(name) for number, name in names.items()}
-            return dict(sorted(found.items())) or None
-        if isinstance(names, list):
-            return dict(enumerate(map(str, names))) or None
+            names = dict(sorted((int(number), name) for number, name in names.items()))
+        elif isinstance(names, list):
+            names = dict(enumerate(names))
     except ValueError:
         raise InputError(f"{path}: names maps {list(names)} to classes: give their numbers 0, 1, …") from None
+    if isinstance(names, dict):
+        if other := next((name for name in names.values() if not isinstance(name, str)), None):
+            raise InputError(f"{path}: names has {other}: give the name of each class as text")
+        return names or None
     if isinstance(names, str) and (file := _existing(names, [path.parent])) and file.is_file():
         return _names_in_text(file)
     return None

@@ -33,7 +33,12 @@ class wandb(WandbLogger):  # noqa: N801
 
 
 class comet(CometLogger):  # noqa: N801
-    """Comet. First set the environment variable ``COMET_API_KEY``."""
+    """Comet. First set the environment variable ``COMET_API_KEY``, or give ``online=False`` for an offline archive."""
+
+    def _create_experiment(self) -> None:
+        if self._online is False:  # Lightning disables such an experiment, and no archive would be written
+            self._comet_config = importlib.import_module("comet_ml").ExperimentConfig(**self._kwargs)
+        super()._create_experiment()
 
 
 class tensorboard(DummyLogger):  # noqa: N801
@@ -48,7 +53,7 @@ class csv(DummyLogger):  # noqa: N801
 _KINDS: dict[type[Logger], tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     MLFlowLogger: ("mlflow", ("run_name",), ()),
     WandbLogger: ("wandb", ("name",), ("save_dir",)),
-    CometLogger: ("comet-ml", ("name",), ()),
+    CometLogger: ("comet-ml", ("name",), ("offline_directory",)),
 }
 
 

@@ -237,6 +237,23 @@ def test_metadata_of_hugging_face_is_read(flat, rows, name, split):
     assert sorted(layout.splits["train"]().names) == sorted(label for _, label in rows)
 
 
+def test_tables_of_roboflow_are_in_the_folders_of_the_splits(flat, rows):
+    for split in ("train", "valid"):
+        shutil.copytree(flat / "images", flat / split)
+        lines = [f"{name}, {int(label == 'blue')}, {int(label != 'blue')}" for name, label in rows]
+        (flat / split / "_classes.csv").write_text("\n".join(["filename, blue, other", *lines]))
+    layout = find_layout(flat)
+    assert layout.name == "table (_classes.csv)"
+    assert layout.splits.keys() == {"train", "val"}
+    assert layout.splits["val"]().names == [label if label == "blue" else "other" for _, label in rows]
+
+
+def test_rows_without_a_label_are_counted(flat, rows, caplog):
+    write_table(flat / "labels.csv", [("path", "label"), *rows[1:], (rows[0][0], "")])
+    assert len(read(flat)) == len(rows) - 1
+    assert "labels.csv: rows without a label are left out: 1" in caplog.text
+
+
 def test_faults_of_tables_are_named(flat, rows):
     write_table(flat / "labels.csv", [("path", "label"), *rows, ("gone.jpg", "red")])
     with pytest.raises(FileNotFoundError, match=r"labels\.csv names the image 'gone\.jpg', which is not in"):

@@ -358,6 +358,44 @@ def test_paths_and_names_in_the_yaml_file_have_many_forms(config, tmp_path):
     assert objects(CocoDataset.open(layout.splits["val"])) == {"a": []}
 
 
+def test_a_yaml_file_may_be_beside_the_folder_of_its_data(tmp_path):
+    write_yolo(tmp_path / "inner", "1 0.5 0.5 0.5 0.5", config=None)
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [x, y]\n")
+    assert read(tmp_path).class_names == ["x", "y"]
+
+
+def test_paths_of_another_machine_in_a_list_of_images_are_found_by_their_end(tmp_path):
+    root = write_yolo(tmp_path, "0 0.5 0.5 0.5 0.5", config="train: train.txt\nval: val.txt\nnames: [x]\n")
+    (root / "train.txt").write_text("/content/cells/images/train/a.jpg\n")
+    (root / "val.txt").write_text("C:\\cells\\images\\val\\a.jpg\n")
+    layout = find_layout(root)
+    for split in ("train", "val"):
+        assert CocoDataset.open(layout.splits[split]).name(0) == str(root / "images" / split / "a.jpg")
+    (root / "val.txt").write_text("/content/gone.jpg\n")
+    with pytest.raises(InputError, match=r"val\.txt lists /content/gone\.jpg, which does not exist"):
+        find_layout(root)
+
+
+def test_a_path_in_the_yaml_file_that_does_not_exist_is_in_the_note(tmp_path):
+    config = "train: [images/train, more/train]\nval: gone/val\nnames: [x]\n"
+    layout = find_layout(write_yolo(tmp_path, "0 0.5 0.5 0.5 0.5", config=config))
+    assert layout.splits.keys() == {"train"}
+    assert layout.note() == "more/train does not exist and is left out; gone/val does not exist and is left out"
+
+
+def test_a_yaml_file_without_any_label_file_is_no_layout(tmp_path):
+    root = write_yolo(tmp_path, "0 0.5 0.5 0.5 0.5")
+    (root / "labels").rename(root / "annotations")
+    with pytest.raises(FileNotFoundError, match=r"labels/ beside images/.*There is annotations/ \(train/\), data.yaml"):
+        find_layout(root)
+
+
+def test_names_of_classes_must_be_text(tmp_path):
+    config = "train: images/train\nnames: {0: {name: x}}\n"
+    with pytest.raises(InputError, match=r"data\.yaml: names has \{'name': 'x'\}: give the name of each class as text"):
+        find_layout(write_yolo(tmp_path, "0 0.5 0.5 0.5 0.5", config=config))
+
+
 @pytest.mark.parametrize("place", ["classes.txt", "labels/classes.txt"])
 def test_folders_without_a_yaml_file_have_class_names_in_a_text_file(place, tmp_path):
     root = write_yolo(tmp_path, "1 0.5 0.5 0.5 0.5", image="images/a.jpg", config=None)

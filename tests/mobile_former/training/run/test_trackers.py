@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
 from types import SimpleNamespace
 
 import pytest
@@ -154,27 +155,27 @@ def read_wandb(path):
     return records
 
 
+def tracked_run(cwd, tracker, **environment):
+    """Train shortly with a tracker, and return the folder of the run."""
+    arguments = (
+        "--name", "tracked", "--trainer.logger", tracker, "--model.name", "mobile_former_26m",
+        "--data.image_size", "32", "--data.batch_size", "8", "--trainer.max_epochs", "1",
+        "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1",
+    )  # fmt: skip
+    environment |= {"MLFLOW_TRACKING_URI": "", "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    command = [sys.executable, "-m", "classification.fit", *arguments]
+    result = subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    return cwd / "runs" / "classification" / "tracked"
+
+
 @pytest.mark.slow
 def test_mlflow_and_wandb_get_options_metrics_name_pictures_and_the_best_checkpoint(tmp_path, monkeypatch):
     """Read back with the trackers' own API."""
     mlflow = pytest.importorskip("mlflow", reason="pip install mlflow")
     pytest.importorskip("wandb", reason="pip install wandb")
-    environment = {"MLFLOW_ALLOW_FILE_STORE": "true", "WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": ""}
-    arguments = (
-        "--name", "tracked", "--trainer.logger", "[wandb, mlflow]", "--model.name", "mobile_former_26m",
-        "--data.image_size", "32", "--data.batch_size", "8", "--trainer.max_epochs", "1",
-        "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1",
-    )  # fmt: skip
-    result = subprocess.run(
-        [sys.executable, "-m", "classification.fit", *arguments],
-        cwd=tmp_path,
-        env=os.environ | environment | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "Traceback" not in result.stderr
-    run = tmp_path / "runs" / "classification" / "tracked"
+    run = tracked_run(tmp_path, "[wandb, mlflow]", MLFLOW_ALLOW_FILE_STORE="true", WANDB_MODE="offline")
     best, pictures = str(run / "checkpoints" / "best.ckpt"), {path.name for path in run.glob("*.png")}
     assert (run / "metrics.csv").is_file()
     assert list((run / "tensorboard").glob("events.*"))
@@ -209,6 +210,41 @@ def test_mlflow_and_wandb_get_options_metrics_name_pictures_and_the_best_checkpo
     assert json.loads(summary["best_checkpoint"]) == best
     logged = {[*item.nested_key, item.key][0] for record in records for item in record.history.item}
     assert {"val/top1"} | {f"pictures/{name.removesuffix('.png')}" for name in pictures} <= logged
+
+
+def test_an_offline_experiment_of_comet_is_not_disabled_and_has_the_runs_name_and_folder(folder, monkeypatch):
+    started = []
+    experiment = SimpleNamespace(get_key=lambda: "key", project_name=None, log_other=lambda *_: None)
+    comet = SimpleNamespace(
+        ExperimentConfig=lambda **options: options, start=lambda **options: started.append(options) or experiment
+    )
+    monkeypatch.setitem(sys.modules, "comet_ml", comet)
+    monkeypatch.setattr(loggers.comet, "_COMET_AVAILABLE", True)
+    monkeypatch.setenv("COMET_DISABLE_AUTO_LOGGING", "1")  # Lightning sets it
+    build_loggers(parse("--trainer.logger", "comet", "--trainer.logger.online", "false"), folder, None)
+    (options,) = started
+    assert options["online"] is False
+    assert options["experiment_config"] == {"name": "run", "offline_directory": str(folder.path)}
+
+
+@pytest.mark.slow
+def test_comet_gets_options_metrics_name_pictures_and_the_best_checkpoint_offline(tmp_path):
+    pytest.importorskip("comet_ml", reason="pip install comet-ml")
+    run = tracked_run(tmp_path, json.dumps({"class_path": "comet", "init_args": {"online": False}}))
+    (archive,) = run.glob("*.zip")
+    with zipfile.ZipFile(archive) as opened:
+        messages = [json.loads(line) for line in opened.read("messages.json").splitlines()]
+    sent = {}
+    for message in messages:
+        sent.setdefault(message["type"], []).append(message["payload"])
+    others = {payload["key"]: payload["value"] for payload in sent["log_other"]}
+    assert others["Name"] == "tracked"
+    assert others["best_checkpoint"] == str(run / "checkpoints" / "best.ckpt")
+    parameters = [payload["param"] for payload in sent["parameter_msg"] if "param" in payload]  # others: lists
+    assert {row["paramName"]: row["paramValue"] for row in parameters}["model|name"] == "mobile_former_26m"
+    assert "val/top1" in {payload["metric"]["metricName"] for payload in sent["metric_msg"]}
+    pictures = {payload["additional_params"].get("figName") for payload in sent["file_upload"]}
+    assert {f"pictures/{path.stem}" for path in run.glob("*.png")} <= pictures
 
 
 def test_the_error_of_a_thread_of_tensorboard_is_not_printed_beside_that_of_the_run(tmp_path, monkeypatch):
