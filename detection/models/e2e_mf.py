@@ -330,7 +330,9 @@ def distinct_positions(dense: dict[str, Tensor], count: int) -> Tensor:
 
     A position is a copy if its box and the box of a position with a higher logit have an IoU above 0.7, of whatever
     class. An object then has few queries, so that the queries also suffice for crowded images (Zhang et al., Dense
-    Distinct Query, CVPR 2023). In contrast to non-maximum suppression, copies have copies, too: this needs no loop.
+    Distinct Query, CVPR 2023). Unlike in non-maximum suppression, a position can also be the copy of a copy. All pairs
+    are therefore compared at once, without a loop.
+
     Only ``8 * count`` positions are candidates: first peaks, then other positions, both by descending logit. Copies and
     padding are returned only if there are too few other candidates.
 
@@ -345,6 +347,7 @@ def distinct_positions(dense: dict[str, Tensor], count: int) -> Tensor:
     lowest = torch.finfo(scores.dtype).min
     # In torch.export, min() would be constant.
     number = torch.sym_min(CANDIDATES * count, scores.shape[1])
+    # Logits differ by less than 100, so that peaks come first.
     candidates = torch.where(dense["peaks"], scores, scores - 100).topk(number, dim=1).indices
     scores = scores.gather(1, candidates)
     boxes = dense["boxes"].detach().gather(1, candidates[..., None].expand(-1, -1, 4)).clamp(0, 1)
