@@ -26,6 +26,9 @@ _LABEL_COLUMNS = (
     "label", "labels", "class", "class_name", "class_label", "category", "target", "y", "species", "breed", "diagnosis",
 )  # fmt: skip
 _SPLIT_COLUMNS = ("split", "set", "subset", "partition", "dataset")
+_VALIDATION_COLUMN = ["is_valid"]  # of fastai: whether an image is in the validation split
+_MARKS = {"1": True, "1.0": True, "0": False, "0.0": False}
+_SPLIT_OF_MARK = {"true": "val", "false": "train"} | {mark: "val" if own else "train" for mark, own in _MARKS.items()}
 
 
 class Columns(NamedTuple):
@@ -118,12 +121,15 @@ def find_tables(root: Path, columns: Columns) -> dict[str, list[tuple[Table, lis
 def divided(table: Table) -> dict[str, list[tuple[Table, list[int]]]]:
     """Divide the rows of a table by its column of splits, and return a dictionary like :func:`find_tables`.
 
-    If the table has no such column, all rows are training images.
+    If the table has no such column, or other entries in it, all rows are training images.
     """
-    column = _column(table, _SPLIT_COLUMNS)
-    splits = [split_of(row.get(column, "")) if column else "train" for row in table.rows]
-    if column and None in splits:
-        splits = ["train"] * len(splits)
+    splits: list[str | None] = [None]
+    if column := _column(table, _SPLIT_COLUMNS):
+        splits = [split_of(row.get(column, "")) for row in table.rows]
+    elif column := _column(table, _VALIDATION_COLUMN):
+        splits = [_SPLIT_OF_MARK.get(row.get(column, "").lower()) for row in table.rows]
+    if None in splits:
+        splits = ["train"] * len(table.rows)
     numbers: dict[str, list[int]] = defaultdict(list)
     for number, split in enumerate(splits):
         numbers[split].append(number)
@@ -189,14 +195,16 @@ def _labels(table: Table, image: str, columns: Columns) -> list[str] | None:
     if columns.label is not None or len(others) < 2:
         return None
     # One column for each class, with 1 in the column of the image's class.
-    marks = {"1": True, "1.0": True, "0": False, "0.0": False}
-    names = []
-    for row in table.rows:
-        chosen = [name for name in others if marks.get(row.get(name, ""), False)]
-        if len(chosen) != 1 or any(row.get(name, "") not in marks for name in others):
-            return None
-        names.append(chosen[0])
-    return names
+    if any(row.get(name, "") not in _MARKS for row in table.rows for name in others):
+        return None
+    chosen = [[name for name in others if _MARKS[row[name]]] for row in table.rows]
+    if several := next((row[image] for row, own in zip(table.rows, chosen, strict=True) if len(own) > 1), None):
+        count = sum(len(own) > 1 for own in chosen)
+        raise InputError(
+            f"{table.path} marks several classes for {count} of {len(chosen)} images, such as {several}, but an image "
+            "has one class here: leave these images out, or give the table a column of labels"
+        )
+    return ["".join(own) for own in chosen]  # without a label if no class is marked
 
 
 def _plain(label: str) -> str:

@@ -1,6 +1,7 @@
 """Recognise and read data folders in YOLO's layout: a text file with normalised boxes or polygons for each image."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -74,6 +75,10 @@ def _layout(
     if not any(_label_path(path) for paths in splits.values() for path in paths):
         return None
     notes = [] if names else ["no file has class names, so the names of the classes are their numbers"]
+    counts = Counter((names or {}).values())
+    if repeated := [each for each, count in counts.items() if count > 1]:
+        names = {number: f"{each} ({number})" if counts[each] > 1 else each for number, each in names.items()}
+        notes.append(f"several classes are called {', '.join(repeated)}: their numbers are added to the name")
     note = "; ".join([*notes, *(f"{entry} does not exist and is left out" for entry in missing)])
     read = {split: partial(_read, paths, root, names, keypoints) for split, paths in splits.items()}
     return Layout(name, {split: Annotations(root, own) for split, own in read.items()}, lambda: note)

@@ -9,6 +9,7 @@ from mobile_former.training.cli.command import folder_of, require_writable
 from mobile_former.training.cli.lightning_parser import LightningParser
 from mobile_former.training.data.module import ImageData
 from mobile_former.training.data.splits import SPLIT_FILE
+from mobile_former.training.data.timed_loader import loader_error
 from mobile_former.training.run.shared_cores import SharedCores
 
 
@@ -80,9 +81,17 @@ def score(stage: str, trainer: Trainer, module: LightningModule, data: ImageData
 
     Returns:
         A dictionary from metric name to value.
+
+    Raises:
+        InputError: a process that loads images was killed or got no shared memory.
     """
     data.class_names = module.hparams.class_names
     trainer.callbacks.append(SharedCores())
     run = trainer.test if stage == "test" else trainer.validate
-    (metrics,) = run(module, data, verbose=False)
+    try:
+        (metrics,) = run(module, data, verbose=False)
+    except RuntimeError as error:
+        if lost := loader_error(error):
+            raise lost from error
+        raise
     return metrics

@@ -100,6 +100,7 @@ def _quieten_tensorboard() -> None:
 def _build(given: Namespace, folder: RunFolder) -> Logger:
     module, _, name = given.class_path.rpartition(".")
     kind = getattr(importlib.import_module(module), name)
+    kind = comet if kind is CometLogger else kind  # Lightning's own writes no offline archive
     options = dict(given.get("init_args") or {}) | dict(given.get("dict_kwargs") or {})
     package, named, placed = next((_KINDS[base] for base in kind.__mro__ if base in _KINDS), (name, (), ()))
     defaults = {each: parameter.default for each, parameter in inspect.signature(kind).parameters.items()}

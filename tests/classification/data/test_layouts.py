@@ -240,12 +240,38 @@ def test_metadata_of_hugging_face_is_read(flat, rows, name, split):
 def test_tables_of_roboflow_are_in_the_folders_of_the_splits(flat, rows):
     for split in ("train", "valid"):
         shutil.copytree(flat / "images", flat / split)
-        lines = [f"{name}, {int(label == 'blue')}, {int(label != 'blue')}" for name, label in rows]
-        (flat / split / "_classes.csv").write_text("\n".join(["filename, blue, other", *lines]))
+        write_roboflow(flat / split, rows, lambda label: "1, 0" if label == "blue" else "0, 1")
     layout = find_layout(flat)
     assert layout.name == "table (_classes.csv)"
     assert layout.splits.keys() == {"train", "val"}
     assert layout.splits["val"]().names == [label if label == "blue" else "other" for _, label in rows]
+
+
+def write_roboflow(folder, rows, marks):
+    lines = [f"{name}, {marks(label)}" for name, label in rows]
+    (folder / "_classes.csv").write_text("\n".join(["filename, blue, other", *lines]))
+
+
+def test_a_row_of_roboflow_with_several_classes_is_an_error_and_one_without_is_left_out(flat, rows, caplog):
+    shutil.copytree(flat / "images", flat / "train")
+    write_roboflow(flat / "train", rows, lambda label: "1, 0" if label == "blue" else "0, 0")
+    blue = sum(label == "blue" for _, label in rows)
+    assert set(read(flat).values()) == {"blue"}
+    assert len(read(flat)) == blue
+    assert f"rows without a label are left out: {len(rows) - blue}" in caplog.text
+    write_roboflow(flat / "train", rows, lambda label: "1, 1" if label == "blue" else "0, 1")
+    message = rf"_classes\.csv marks several classes for {blue} of {len(rows)} images, such as blue 0\.jpg, but"
+    with pytest.raises(InputError, match=message):
+        find_layout(flat)
+
+
+@pytest.mark.parametrize(("yes", "no"), [("True", "False"), ("1", "0")])
+def test_the_column_is_valid_of_fastai_divides_a_table(flat, rows, yes, no):
+    marked = [(name, label, yes if number % 3 == 0 else no) for number, (name, label) in enumerate(rows)]
+    write_table(flat / "labels.csv", [("fname", "labels", "is_valid"), *marked])
+    for split, own in (("train", no), ("val", yes)):
+        names = find_layout(flat).splits[split]().names
+        assert names == [label for _, label, mark in marked if mark == own]
 
 
 def test_rows_without_a_label_are_counted(flat, rows, caplog):

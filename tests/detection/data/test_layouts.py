@@ -390,6 +390,13 @@ def test_a_yaml_file_without_any_label_file_is_no_layout(tmp_path):
         find_layout(root)
 
 
+def test_classes_of_one_name_stay_apart(tmp_path):
+    config = "train: images/train\nval: images/val\nnames: [x, y, x]\n"
+    root = write_yolo(tmp_path, "0 0.5 0.5 0.5 0.5\n2 0.5 0.5 0.5 0.5", config=config)
+    assert [name for name, _ in objects(read(root))["a"]] == ["x (0)", "x (2)"]
+    assert find_layout(root).note() == "several classes are called x: their numbers are added to the name"
+
+
 def test_names_of_classes_must_be_text(tmp_path):
     config = "train: images/train\nnames: {0: {name: x}}\n"
     with pytest.raises(InputError, match=r"data\.yaml: names has \{'name': 'x'\}: give the name of each class as text"):

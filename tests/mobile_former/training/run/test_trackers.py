@@ -212,7 +212,8 @@ def test_mlflow_and_wandb_get_options_metrics_name_pictures_and_the_best_checkpo
     assert {"val/top1"} | {f"pictures/{name.removesuffix('.png')}" for name in pictures} <= logged
 
 
-def test_an_offline_experiment_of_comet_is_not_disabled_and_has_the_runs_name_and_folder(folder, monkeypatch):
+@pytest.mark.parametrize("name", ["comet", "pytorch_lightning.loggers.CometLogger"])
+def test_an_offline_experiment_of_comet_is_not_disabled_and_has_the_runs_name_and_folder(name, folder, monkeypatch):
     started = []
     experiment = SimpleNamespace(get_key=lambda: "key", project_name=None, log_other=lambda *_: None)
     comet = SimpleNamespace(
@@ -221,7 +222,7 @@ def test_an_offline_experiment_of_comet_is_not_disabled_and_has_the_runs_name_an
     monkeypatch.setitem(sys.modules, "comet_ml", comet)
     monkeypatch.setattr(loggers.comet, "_COMET_AVAILABLE", True)
     monkeypatch.setenv("COMET_DISABLE_AUTO_LOGGING", "1")  # Lightning sets it
-    build_loggers(parse("--trainer.logger", "comet", "--trainer.logger.online", "false"), folder, None)
+    build_loggers(parse("--trainer.logger", name, "--trainer.logger.online", "false"), folder, None)
     (options,) = started
     assert options["online"] is False
     assert options["experiment_config"] == {"name": "run", "offline_directory": str(folder.path)}
