@@ -8,6 +8,7 @@ from mobile_former.layers.checkpointing import recomputable
 from mobile_former.layers.conv_norm import ConvNorm, channel_shuffle, depthwise
 from mobile_former.layers.dynamic_relu import DynamicReLU
 from mobile_former.layers.padding import zero_padding
+from mobile_former.layers.pointwise import convolve
 from mobile_former.layers.stochastic_depth import StochasticDepth
 
 
@@ -64,7 +65,7 @@ class Mobile(nn.Module):
         """
         parts = (self.expand, self.expand_shuffle, self.expand_relu, self.depthwise, self.depthwise_relu, self.project)
         if can_train_activated_conv(x, *parts):  # the same computation, which stores fewer maps
-            hidden = self.expand.conv(x)
+            hidden = convolve(self.expand.conv, x)
             hidden = activated_conv(
                 hidden, self.expand.norm, self.expand_relu, self.depthwise.conv, tokens, mixing, padding
             )

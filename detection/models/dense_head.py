@@ -17,6 +17,7 @@ from detection.losses.mixed_precision import at_least_float32
 from mobile_former.layers.checkpointing import recomputable
 from mobile_former.layers.conv_norm import ConvNorm, depthwise
 from mobile_former.layers.padding import double, zero_padding
+from mobile_former.layers.pointwise import convolve
 
 _MAX_LOG_SCALE = 4.0  # bound of |log(side / (4 · stride))|
 
@@ -90,10 +91,10 @@ class DenseHead(nn.Module):
             shape = layer(shape, padding)
         height, width = x.shape[2:]
         centres = cell_centres((height, width), stride, x.device)
-        offsets = at_least_float32(_rows(self.box(shape)))
+        offsets = at_least_float32(_rows(convolve(self.box, shape)))
         size = 4 * stride * offsets[..., 2:].clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()
         extent = extent[:, None].to(offsets.dtype)
-        logits = self.classify(features)
+        logits = convolve(self.classify, features)
         best = logits.detach().amax(1, keepdim=True)
         if padding is not None:
             best = best.masked_fill(padding, torch.finfo(best.dtype).min)

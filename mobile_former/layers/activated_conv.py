@@ -20,6 +20,7 @@ from mobile_former.layers.dynamic_relu import (
 )
 from mobile_former.layers.eager import is_eager
 from mobile_former.layers.padding import zero_padding
+from mobile_former.layers.pointwise import batch_for_onednn, convolve, divide_positions, join_positions
 
 LARGE = 1 << 18  # for maps with fewer values, storing them is faster than computing them again
 
@@ -91,7 +92,7 @@ def activated_conv(
     """
     slopes = relu.slopes_of(guiding_tokens(tokens, mixing))
     if x.numel() < LARGE:
-        return conv(zero_padding(larger_product(norm(x), slopes, mixing), padding))
+        return convolve(conv, zero_padding(larger_product(norm(x), slopes, mixing), padding))
     with torch.no_grad():
         mean, variance = norm.running_mean.clone(), norm.running_var
         if norm.training:
@@ -128,6 +129,9 @@ class _ActivatedConv(torch.autograd.Function):
         ctx.eps, ctx.convolution = eps, convolution
         hidden = _activate(x, slopes, mixing, _scale_and_shift(weight, bias, mean, deviation), padding)
         stride, margin, groups = convolution
+        batch = batch_for_onednn(hidden) if _is_pointwise(kernel, convolution) else None
+        if batch is not None:
+            return join_positions(F.conv2d(divide_positions(hidden, batch), kernel), hidden)
         return F.conv2d(hidden, kernel, None, stride, margin, 1, groups)
 
     @staticmethod
@@ -165,9 +169,16 @@ def _convolution_gradient(of: int, gradient: Tensor, x: Tensor, kernel: Tensor, 
     """
     stride, margin, groups = convolution
     needed = (of == 0, of == 1, False)
-    return torch.ops.aten.convolution_backward(
-        gradient, x, kernel, None, stride, margin, (1, 1), False, (0, 0), groups, needed
+    batch = batch_for_onednn(x) if _is_pointwise(kernel, convolution) else None
+    maps = (gradient, x) if batch is None else (divide_positions(gradient, batch), divide_positions(x, batch))
+    found = torch.ops.aten.convolution_backward(
+        *maps, kernel, None, stride, margin, (1, 1), False, (0, 0), groups, needed
     )[of]
+    return join_positions(found, x) if of == 0 and batch is not None else found
+
+
+def _is_pointwise(kernel: Tensor, convolution: tuple) -> bool:
+    return kernel.shape[2:] == (1, 1) and convolution == ((1, 1), (0, 0), 1)
 
 
 def _scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from mobile_former.layers.pointwise import convolve
+
 
 class ConvNorm(nn.Module):
     """Bias-free convolution with "same" padding, followed by BatchNorm.
@@ -24,7 +26,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and normalise ``(B, in_channels, H, W)`` to ``(B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉)``."""
-        return self.norm(self.conv(x))
+        return self.norm(convolve(self.conv, x))
 
 
 def depthwise(channels: int, expansion: int, stride: int = 1) -> ConvNorm:

@@ -1,0 +1,57 @@
+"""Pointwise convolutions of small batches on a single thread, computed by oneDNN.
+
+On one thread, PyTorch gives a 1×1 convolution to oneDNN only if the batch has at least 16 images (``use_mkldnn`` in
+ATen's ``Convolution.cpp``). Otherwise it computes a matrix product, which takes up to twice as long. A pointwise
+convolution treats all positions alike, so the positions of a channels-last map can be viewed as those of 16 images.
+"""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from mobile_former.layers.eager import is_channels_last
+
+_FEWEST = 16  # images in a batch for oneDNN
+_MOST = 64  # with more images, which are smaller, oneDNN is slower
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Compute ``conv(x)`` for a feature map ``(B, C, H, W)``, for small batches on one thread by oneDNN.
+
+    A convolution with hooks is called with ``x`` itself, so that the hooks get the whole map.
+    """
+    pointwise = conv.kernel_size == (1, 1) and conv.groups == 1 and conv.stride == (1, 1) and conv.padding == (0, 0)
+    batch = batch_for_onednn(x) if pointwise and not (conv._forward_hooks or conv._forward_pre_hooks) else None
+    if batch is None or conv._backward_hooks or conv._backward_pre_hooks or _has_any_global_hook():
+        return conv(x)
+    return join_positions(conv(divide_positions(x, batch)), x)
+
+
+def batch_for_onednn(x: Tensor) -> int | None:
+    """Return the number of images as which the positions of a feature map ``(B, C, H, W)`` are to be viewed.
+
+    None: nothing is gained, or the map cannot be viewed in this way.
+    """
+    if not (x.is_cpu and len(x) < _FEWEST and x.dtype == torch.float32) or torch.get_num_threads() > 1:
+        return None
+    if torch.is_autocast_enabled("cpu") or not is_channels_last(x):
+        return None
+    return _divisor(x.numel() // x.shape[1])
+
+
+@functools.cache
+def _divisor(positions: int) -> int | None:
+    return next((count for count in range(_FEWEST, _MOST + 1) if positions % count == 0), None)
+
+
+def divide_positions(x: Tensor, batch: int) -> Tensor:
+    """View a channels-last feature map ``(B, C, H, W)`` as ``batch`` images, ``(batch, C, B·H·W / batch, 1)``."""
+    return x.permute(0, 2, 3, 1).reshape(batch, -1, 1, x.shape[1]).permute(0, 3, 1, 2)
+
+
+def join_positions(divided: Tensor, x: Tensor) -> Tensor:
+    """View the result of a convolution as a map with the batch size, height and width of ``x``."""
+    shape = (len(x), *x.shape[2:], divided.shape[1])
+    return divided.permute(0, 2, 3, 1).reshape(shape).permute(0, 3, 1, 2)
