@@ -62,12 +62,12 @@ def create_baseline(
 
 
 class TransformersClassifier(nn.Module):
-    """Classifier with a backbone of the library transformers, followed by dropout and a linear layer.
+    """Classifier with a backbone of Hugging Face Transformers, followed by dropout and a linear layer.
 
     The structure is that of the library's own classifiers.
 
     Args:
-        backbone: model of the library transformers that returns pooled features.
+        backbone: model of Hugging Face Transformers that returns pooled features.
         features: number of pooled features.
         num_classes: number of classes.
         dropout: dropout rate before the linear layer.

@@ -63,7 +63,7 @@ def detect(
     """Detect objects in images that were resized by :func:`detection.data.resizing.resize_to_fit`.
 
     Args:
-        model: detector in evaluation mode, or its inference form.
+        model: detector in evaluation mode, or its inference form (:func:`mobile_former.deploy`).
         images: list of images of any sizes, each ``(3, H, W)`` uint8.
         sizes: list with a tuple (height, width) for each image, usually its original size. Boxes are scaled to this
             size.

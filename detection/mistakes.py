@@ -16,7 +16,7 @@ _MISSED, _FALSE = 0, 1  # labels, which determine the colours of boxes
 def write_mistakes(matches: Sequence[ImageMatch], source: Source, folder: Path) -> list[str]:
     """Write all mistakes to ``mistakes.csv``. If there are any, draw the worst images in ``mistakes.png``.
 
-    The worst images have the highest sum of the number of missed objects and the scores of all false detections.
+    Images are ranked by the number of missed objects plus the sum of the scores of all false detections.
 
     Args:
         matches: matched detections and objects, see :meth:`detection.evaluation.CocoAP.match`.

@@ -30,7 +30,10 @@ def main() -> None:
 
 
 def end_with_standard_input() -> None:
-    """Kill this process when its standard input is closed. Checkpoints are written atomically, so none is damaged."""
+    """Wait until the standard input is closed, then kill this process. To be run in a thread.
+
+    No checkpoint is damaged, because checkpoints are written atomically.
+    """
     os.read(0, 1)
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -153,8 +153,8 @@ def weighted_sums(weights: Tensor, positions: Tensor) -> Tensor:
     """Compute weighted sums over the positions of a feature map for each attention head.
 
     Args:
-        weights: ``(B, heads, M, H·W)``.
-        positions: feature map, ``(B, C, H, W)``.
+        weights: weights of the positions for each of M tokens, ``(B, heads, M, H·W)``.
+        positions: feature map, ``(B, C, H, W)``. Each head sums its own C/heads channels.
 
     Returns:
         The sums, ``(B, heads, M, C/heads)``.

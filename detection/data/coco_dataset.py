@@ -409,9 +409,9 @@ class CocoDataset:
 
 
 def _distinct(names: Mapping[int, str]) -> list[str]:
-    """Return a list of the category names. If several categories share a name, their ids are added to the name.
+    """Return a list of the category names. If several categories share a name, the id of each is added to its name.
 
-    Names repeat if a category has the same name as its parent. ``names`` is a dictionary from id to name.
+    A category can have the name of its parent category. ``names`` is a dictionary from id to name.
     """
     counts = Counter(names.values())
     return [name if counts[name] == 1 else f"{name} ({category_id})" for category_id, name in names.items()]

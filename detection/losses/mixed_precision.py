@@ -17,8 +17,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Return a context manager that disables autocast on a device.
 
-    If autocast is not enabled on the device, a ``nullcontext`` is returned, because exporters of models do not support
-    calls of ``torch.autocast``.
+    If autocast is not enabled on the device, a ``nullcontext`` is returned, because model exporters do not support
+    ``torch.autocast``.
     """
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""Features of a map inside the boxes of object queries."""
+"""Sample a feature map inside the box of each object query, similar to RoIAlign."""
 
 from torch import Tensor, nn
 

@@ -2,9 +2,9 @@
 
     python -m experiments.app --ckpt runs/…/checkpoints/best.ckpt
 
-The predictions are classes or boxes. The attention is that between feature map and tokens
-(:mod:`mobile_former.bridge`). The page can be opened only on this machine, unless ``--host`` is given. It loads nothing
-from other servers.
+The predictions are classes or boxes. The attention shown is that between the feature map and the tokens
+(:mod:`mobile_former.bridge`). The page can be opened only on this machine, unless ``--host`` is given. The page loads
+nothing from other servers.
 """
 
 import os

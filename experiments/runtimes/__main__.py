@@ -121,7 +121,20 @@ def files(module: torch.nn.Module, names: list[str], image: torch.Tensor, stem: 
 
 
 def baseline_runs(baseline: str, names: list[str], image: torch.Tensor, stem: Path) -> dict[str, Run]:
-    """Open the network of ``--baseline`` in some runtimes. An ONNX file is left out where a runtime cannot read it."""
+    """Load the network of ``--baseline`` in several runtimes.
+
+    Args:
+        baseline: path of an ONNX file, or the name of a network of another library, which is exported first.
+        names: names of the runtimes. Those that cannot read ONNX files are skipped if ``baseline`` is such a file.
+        image: input of the network, ``(1, 3, H, W)``.
+        stem: path of the exported files without their suffixes.
+
+    Returns:
+        A dictionary from the name of a runtime to a function that runs the network in it.
+
+    Raises:
+        FileNotFoundError: the ONNX file does not exist.
+    """
     if not baseline.endswith(".onnx"):
         module = create_baseline(baseline, 1000, image_size=tuple(image.shape[2:])).eval()
         return {name: RUNTIMES[name].open(path) for name, path in files(module, names, image, stem).items()}

@@ -105,7 +105,7 @@ class Storm:
                 run.kill()
 
     def summary(self) -> str:
-        """Return a description of the storm in a few lines."""
+        """Return a summary of the disturbances and their effects in a few lines."""
         kinds = ", ".join(f"{kind} {count}" for kind, count in self.events.most_common())
         runs = f"{len(self.finished)} runs finished after {self.starts} starts"
         return f"{self.events.total()} events: {kinds}\n{runs}; {len(self.losses)} losses"

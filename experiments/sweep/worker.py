@@ -24,9 +24,10 @@ PAUSE = 0.5  # seconds between two looks at a training, or for a free trial
 
 
 def run_trials(sweep: Sweep, count: int) -> None:
-    """Run ``count`` trials at a time until all trials have ended, also those of other workers.
+    """Run up to ``count`` trials at a time, and return when all trials of the sweep have ended.
 
-    Ctrl-C and SIGTERM let the running trainings write their last checkpoints. The next worker resumes them.
+    The function also waits for the trials that other workers run. If Ctrl-C or SIGTERM stops it, the running trainings
+    write checkpoints, and the next worker resumes these trainings.
 
     Raises:
         InputError: the database failed.

@@ -98,9 +98,10 @@ class DeployedBackbone(nn.Module):
     def shifted_features(
         self, images: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[dict[int, Tensor], tuple[Tensor, ...]]:
-        """Compute the feature maps, and the tokens plus the constant vector ``shift``.
+        """Compute the feature maps and the shifted tokens: the constant vector ``shift`` has been added to each token.
 
-        The arguments are those of :meth:`forward`.
+        The layers that read shifted tokens compensate for the shift, see the docstring of this module. The arguments are
+        those of :meth:`forward`.
 
         Returns:
             A dictionary from stride to feature map, and a tuple ``(tokens, query, gate)``. The tokens ``(B·M, d)`` are
@@ -231,8 +232,8 @@ class TokenReads(InferenceModule):
     A row uses only the channels of its head. The other channels are 0.
 
     Because the other channels are 0, one matrix product with the feature map computes all heads. Separate products for
-    the heads would need only half as many multiplications, but would be slower, because they would have to split the
-    map's channels in memory.
+    the two heads would need half as many multiplications. They would still be slower, because the channels of the map
+    would have to be split in memory.
 
     Args:
         to_mobile: Former→Mobile bridge of the block; None if there is none.

@@ -37,12 +37,12 @@ def start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 @exported_forward(Start, onnx_only=True)
 def padded_start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """In ONNX graphs, compute the inputs of the first block from images ``(B, in_chans, H, W)``.
+    """Compute the inputs of the first block from images ``(B, in_chans, H, W)``. Replaces Start.forward in ONNX graphs.
 
     Returns:
-        The stem's output, which may be padded to 16 channels, and the tuple ``(tokens, query, gate)``. The tuple
+        The stem's output, to which channels may be added to make 16, and the tuple ``(tokens, query, gate)``. The tuple
         contains the initial tokens ``(B·M, d)``, and the query and gate of the first Mobile→Former bridge. The query
-        and gate are ``(B, heads·M, C)`` if the input map of this bridge is padded, otherwise
+        and gate are ``(B, heads·M, C)`` if channels were added to the input map of this bridge, otherwise
         ``(B, heads, M, C / heads)``.
     """
     if self.pads_stem:

@@ -72,8 +72,11 @@ def introduction(found: Sequence[str]) -> str:
     """Return the lines of the help that explain how to print the help on other topics.
 
     Args:
-        found: output of :func:`topics`. If the parser has the options of Lightning's Trainer, ``"trainer"`` is the
-            first topic. Otherwise, the result is an empty string.
+        found: output of :func:`topics`.
+
+    Returns:
+        The lines. They are empty if the first topic is not ``"trainer"``: the parser then has no options of Lightning's
+        Trainer.
     """
     lines = [f"Options of Lightning's Trainer, such as --{topic}.max_epochs: --help.{topic}" for topic in found[:1]]
     lines += [f"Classes for --{topic}: --help.{topic}" for topic in found[1:] if not topic.startswith(f"{_GROUP}.")]

@@ -35,7 +35,8 @@ def loader_error(error: Exception) -> InputError | None:
     """Return the error to report if a worker process of a data loader was killed or got no shared memory, else None.
 
     Args:
-        error: an exception that PyTorch has raised. A killed worker interrupts whatever the main process does.
+        error: an exception of the main process. It may come from any line: if a worker is killed, PyTorch raises an
+            exception wherever the main process is at that moment.
     """
     reason = str(error).strip().rpartition("\n")[2]
     if "DataLoader worker" in str(error) and "</torch_" in reason:  # a batch, which the worker passes on in such a file

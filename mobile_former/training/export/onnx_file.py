@@ -313,8 +313,9 @@ def _translations() -> dict:
 def _fold_constants(onnx: ModuleType, model: object) -> None:
     """Replace all nodes of an ONNX model that depend only on constants by their results.
 
-    ONNX Runtime does this when it loads a file. Other runtimes and tools refuse some operators on weights. The exporter
-    keeps these operators if the weights are large or the operator has several outputs.
+    PyTorch's exporter leaves such a node in the graph if its weights are large or if it has several outputs. ONNX
+    Runtime computes it when it loads the file, but some other runtimes and tools refuse it. The model is changed in
+    place.
     """
     from onnx.reference import ReferenceEvaluator
 

@@ -154,7 +154,7 @@ def file_size(path: Path) -> int:
 
 
 def add_time_row(table: Table, times: Sequence[float]) -> None:
-    """Add a row of times per image to the table that compares exported files with PyTorch.
+    """Add a row with the inference times per image to the table that compares exported files with PyTorch.
 
     Args:
         table: table to extend.

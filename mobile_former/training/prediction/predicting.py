@@ -30,20 +30,21 @@ def run_prediction(
     print_summary: Callable[[Sequence[dict]], None],
     files: Mapping[Path | None, Callable[[Any, Sequence[dict], Path], None]],
 ) -> None:
-    """Predict the inputs of a ``predict`` command, print the predictions, and write the files.
+    """Run a model on the inputs of a ``predict`` command, print the predictions, and write the output files.
 
     Args:
         options: options that :func:`mobile_former.training.cli.prediction.add_predict_options` adds.
         task: ``"classification"`` or ``"detection"``.
-        load_checkpoint: function of ``--ckpt_path``. It returns the predictor, such as a classifier.
-        load_exported: function that returns the predictor of an exported model.
-        predict: function of the predictor and the inputs that returns the result of :func:`predict_inputs`. It has the
-            keyword arguments ``batch_size``, ``keep_originals`` and ``max_frames``.
-        draw: function of an original image ``(H, W, 3)`` uint8 and its prediction that returns a picture of both.
+        load_checkpoint: function that takes the path ``--ckpt_path`` and returns the predictor, such as a classifier.
+        load_exported: function that takes an exported model and returns its predictor.
+        predict: function that takes the predictor and the inputs, and the keyword arguments ``batch_size``,
+            ``keep_originals`` and ``max_frames``. It returns the iterator of :func:`predict_inputs`.
+        draw: function that takes an original image ``(H, W, 3)`` uint8 and its prediction. It returns a picture that
+            shows both.
         print_rows: function that prints a row for each prediction.
         print_summary: function that prints a summary of the predictions.
-        files: dictionary from the path of each output file to the function of predictor, predictions and path that
-            writes it. The path None is skipped.
+        files: dictionary from the path of each output file to the function that writes it. The function takes the
+            predictor, the predictions and the path. An entry whose path is None is skipped.
 
     Raises:
         FileNotFoundError: an input does not exist.

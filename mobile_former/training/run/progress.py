@@ -50,7 +50,7 @@ class Throughput(Callback):
         self._start, self._steps = self._recent[0], 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        """Record the time of this step, and log ``images/s``, ``data_wait`` and ``gpu_memory_gb``."""
+        """Record the time of this step, and log the metrics that the docstring of the class lists."""
         self._recent.append((time.perf_counter(), len(batch["image"]), self._waited(trainer)))
         self._steps += 1
         seconds = self._recent[-1][0] - self._recent[0][0]

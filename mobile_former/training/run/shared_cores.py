@@ -60,7 +60,7 @@ class SharedCores(Callback):
         self._measure()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """End the idle threads that the callback has added."""
+        """Stop all threads that this callback has started."""
         self._set(False)
 
     def _measure(self) -> None:
