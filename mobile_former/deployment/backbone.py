@@ -100,8 +100,8 @@ class DeployedBackbone(nn.Module):
     ) -> tuple[dict[int, Tensor], tuple[Tensor, ...]]:
         """Compute the feature maps and the shifted tokens, to each of which the constant vector ``shift`` is added.
 
-        The layers that read shifted tokens compensate for the shift, see the docstring of this module. The arguments are
-        those of :meth:`forward`.
+        The layers that read shifted tokens compensate for the shift, see the docstring of this module. The arguments
+        are those of :meth:`forward`.
 
         Returns:
             A dictionary from stride to feature map, and a tuple ``(tokens, query, gate)``. The tokens ``(B·M, d)`` are
