@@ -5,9 +5,16 @@ In Mobile-Former, the slopes are computed from the tokens.
 For large maps on a CPU, :func:`larger_product` works in blocks that fit into the second-level cache. Otherwise, it
 would spend most of its time on memory: with different slopes at each position, the slopes alone are twice as large as
 the map.
+
+On a GPU, the operations on whole maps would spend their time on memory too. There, the Triton kernels of
+:mod:`mobile_former.layers.dynamic_relu_triton` are used if Triton is installed. ``torch.compile`` is no alternative
+without Triton, because its code for GPUs is Triton code.
 """
 
+import functools
+import importlib
 import math
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -116,14 +123,21 @@ class _LargerProduct(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, slopes, mixing = ctx.saved_tensors
         # With create_graph=True, autograd records the backward pass, which is possible only for whole maps.
-        if is_large(x) and is_eager(x, slopes, mixing, gradient) and not torch.is_grad_enabled():
-            return blocked_backward(gradient, x, slopes, mixing)
+        if is_eager(x, slopes, mixing, gradient) and not torch.is_grad_enabled():
+            if is_large(x):
+                return blocked_backward(gradient, x, slopes, mixing)
+            kernels = _kernels(x, slopes, mixing)
+            if kernels and (gradients := kernels.backward(gradient, x, slopes, mixing)):
+                return gradients
         return _whole_backward(gradient, x, slopes, mixing)
 
 
 def _forward(x: Tensor, slopes: Tensor, mixing: Tensor | None, overwrite: bool) -> Tensor:
     if not is_eager(x, slopes, mixing):
         return _whole_forward(x, slopes, mixing)
+    kernels = _kernels(x, slopes, mixing)
+    if kernels and (out := kernels.forward(x, slopes, mixing, overwrite=overwrite)) is not None:
+        return out
     if is_large(x):
         return blocked_forward(x, slopes, mixing, overwrite=overwrite)
     if not overwrite:
@@ -131,6 +145,23 @@ def _forward(x: Tensor, slopes: Tensor, mixing: Tensor | None, overwrite: bool) 
     slope1, slope2 = _slopes_at_positions(slopes, mixing)
     product = x * slope1
     return torch.maximum(product, x.mul_(slope2), out=product)
+
+
+def _kernels(x: Tensor, slopes: Tensor, mixing: Tensor | None) -> ModuleType | None:
+    """Return the module with the GPU kernels, or None if they cannot be used for these arguments."""
+    kernels = _kernels_for(x.device.type)
+    return kernels if kernels and kernels.fits(x, slopes, mixing) else None
+
+
+@functools.cache
+def _kernels_for(device: str) -> ModuleType | None:
+    """Return the module with the kernels for a type of device. None if it has no kernels or Triton is missing."""
+    if device != "cuda":
+        return None
+    try:
+        return importlib.import_module("mobile_former.layers.dynamic_relu_triton")
+    except ImportError:
+        return None
 
 
 def is_large(x: Tensor) -> bool:
@@ -197,7 +228,7 @@ def blocked_forward(
         The output map, ``(B, C, H, W)``.
     """
     dtype = torch.result_type(x, slopes)
-    x = _dense(x)
+    x = dense(x)
     out = x if overwrite and x.dtype == dtype else torch.empty_like(x, dtype=dtype)
     blocks = _Blocks(x, dtype, buffers=2 if affine is None else 3)
     slope1, slope2 = (_Slopes(part, mixing, blocks) for part in slopes.chunk(2, dim=-1))
@@ -242,8 +273,8 @@ def blocked_backward(
         The gradients with respect to the map after ``affine``, to ``slopes`` and to ``mixing``. The last one is None if
         ``mixing`` is None.
     """
-    x = _dense(x)
-    gradient = gradient.contiguous(memory_format=_layout(x))
+    x = dense(x)
+    gradient = gradient.contiguous(memory_format=layout(x))
     of_x = gradient if overwrite else torch.empty_like(x, dtype=gradient.dtype)
     blocks = _Blocks(x, gradient.dtype, buffers=4 if affine is None else 5)
     slope1, slope2 = slopes.chunk(2, dim=-1)
@@ -283,7 +314,7 @@ class _Blocks:
     """
 
     def __init__(self, x: Tensor, dtype: torch.dtype, *, buffers: int):
-        self.positions_first = _layout(x) == torch.channels_last
+        self.positions_first = layout(x) == torch.channels_last
         batch, rows, columns = self._matrices(x).shape
         limit = CACHED // buffers * torch.get_num_threads()
         self.images = min(batch, max(1, limit // (rows * columns)))
@@ -398,12 +429,12 @@ class _Slopes:
         return self.of_left.transpose(1, 2), self.of_right
 
 
-def _layout(x: Tensor) -> torch.memory_format:
+def layout(x: Tensor) -> torch.memory_format:
     """Return the memory format of a dense map ``(B, C, H, W)``. If both formats fit, return channels-last."""
     fits = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if fits else torch.contiguous_format
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
     """Return a map with the same values that is contiguous in one of the two memory formats."""
-    return x.contiguous(memory_format=_layout(x))
+    return x.contiguous(memory_format=layout(x))
