@@ -14,6 +14,7 @@ without Triton, because its code for GPUs is Triton code.
 import functools
 import importlib
 import math
+import warnings
 from types import ModuleType
 
 import torch
@@ -155,13 +156,45 @@ def _kernels(x: Tensor, slopes: Tensor, mixing: Tensor | None) -> ModuleType | N
 
 @functools.cache
 def _kernels_for(device: str) -> ModuleType | None:
-    """Return the module with the kernels for a type of device. None if it has no kernels or Triton is missing."""
+    """Return the module with the kernels for a type of device.
+
+    None if the device has no kernels, if Triton is missing, or if the kernels do not agree with PyTorch's operations.
+    """
     if device != "cuda":
         return None
     try:
-        return importlib.import_module("mobile_former.layers.dynamic_relu_triton")
+        kernels = importlib.import_module("mobile_former.layers.dynamic_relu_triton")
     except ImportError:
         return None
+    return kernels if _agree(kernels, device) else None
+
+
+def _agree(kernels: ModuleType, device: str) -> bool:
+    """Return whether kernels compute the same values as PyTorch's operations on a small map. If not, warn.
+
+    A wrong kernel would ruin a training without any error.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, gradient = torch.randn(2, 2, 24, 9, 11, generator=generator).to(device)
+    slopes = torch.randn(2, 3, 48, generator=generator).to(device)
+    mixing = torch.rand(2, 3, 9, 11, generator=generator).to(device)
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        for own_slopes, own_mixing in ((slopes[:, 0], None), (slopes, mixing)):
+            inputs = (x, own_slopes, own_mixing)
+            found = kernels.forward(*inputs), *(kernels.backward(gradient, *inputs) or ())
+            if found[0] is None or len(found) == 1:
+                return False  # the kernels have warned
+            expected = _whole_forward(*inputs), *_whole_backward(gradient, *inputs)
+            pairs = ((own, other) for own, other in zip(found, expected, strict=True) if own is not None)
+            # The tolerance allows for products of TensorFloat-32 in PyTorch's operations.
+            if not all(torch.allclose(own, other, rtol=0.02, atol=0.1) for own, other in pairs):
+                warnings.warn(
+                    "the Triton kernels of dynamic ReLU compute wrong values on this GPU, so slower operations of "
+                    "PyTorch are used: please report it with the GPU and the version of Triton",
+                    stacklevel=2,
+                )
+                return False
+    return True
 
 
 def is_large(x: Tensor) -> bool:

@@ -175,6 +175,8 @@ def test_the_kernels_are_used_only_for_arguments_that_they_support():
 
 
 def test_the_kernels_are_chosen_for_gpus_where_triton_is_installed(monkeypatch):
+    assert dynamic_relu._agree(dynamic_relu_triton, DEVICE)
+    monkeypatch.setattr(dynamic_relu, "_agree", lambda kernels, device: True)  # there may be no GPU
     choose = dynamic_relu._kernels_for.__wrapped__
     assert choose("cpu") is None
     assert choose("cuda") is dynamic_relu_triton
