@@ -1,5 +1,6 @@
 """LightningModule that trains and evaluates a classifier."""
 
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ from mobile_former.ablation import model_label
 from mobile_former.errors import InputError
 from mobile_former.training.optimisation import Optimisation
 from mobile_former.training.run.figures import draw_confusion
+
+_logger = logging.getLogger(__name__)
 
 _PER_CLASS = ("precision", "recall", "f1", "roc_auc")
 _ROC_CLASSES = 100  # classes; with more, ROC-AUC is left out, because it stores all probabilities of all images
@@ -138,7 +141,16 @@ class ClassificationModule(LightningModule):
         return self.model(images.contiguous(memory_format=torch.channels_last))
 
     def on_fit_start(self) -> None:
-        """Compute and print the class weights, if ``class_weights`` is ``"balanced"``."""
+        """Compute and print the class weights, if ``class_weights`` is ``"balanced"``.
+
+        Warn if the sampler of the training images balances the classes too.
+        """
+        balanced = getattr(self.trainer.datamodule, "class_balance", 0) > 0
+        if self.hparams.class_weights and balanced and self.trainer.is_global_zero:
+            _logger.warning(
+                "--model.class_weights and --data.class_balance both raise the share of rare classes in the loss: "
+                "leave one out"
+            )
         if self.hparams.class_weights == "balanced":
             counts = torch.from_numpy(self.trainer.datamodule.class_counts())
             self.class_weight.copy_(counts.sum() / (len(counts) * counts.clamp(min=1)))

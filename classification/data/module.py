@@ -159,6 +159,14 @@ class ClassificationData(ImageData):
             },
             logger=False,
         )
+        self.training_options = {
+            "crop_scale": list(crop_scale),
+            "flip": flip,
+            "rand_augment": rand_augment,
+            "random_erasing": random_erasing,
+            "class_balance": class_balance,
+            "train_transforms": train_transforms,
+        }
         self.class_balance = class_balance
         self.skip_damaged_shards = skip_damaged_shards
         self._sources: dict[tuple, LabelledImages] = {}  # so that files are listed and warnings are logged once

@@ -91,7 +91,8 @@ def find_tables(root: Path, columns: Columns) -> dict[str, list[tuple[Table, lis
         empty if there is no table with labels.
 
     Raises:
-        InputError: it is not clear which of several tables to use, or a table cannot be read.
+        InputError: it is not clear which of several tables to use, no table has a column that ``columns`` names, or a
+            table cannot be read.
     """
     named: dict[str, list[Table]] = defaultdict(list)
     for split, folder in split_folders(root).items():
@@ -106,6 +107,8 @@ def find_tables(root: Path, columns: Columns) -> dict[str, list[tuple[Table, lis
         (named[split] if split else unsplit).append(table)
     found = {split: own for split, tables in named.items() if (own := [t for t in tables if has_labels(t, columns)])}
     if not found:
+        for table in [*unsplit, *(table for tables in named.values() for table in tables)]:
+            _require_columns(table, columns)
         unsplit = [table for table in unsplit if has_labels(table, columns)]
         if len(unsplit) > 1:
             names = abridged([table.path.name for table in unsplit])
@@ -149,6 +152,7 @@ def read_labelled(table: Table, numbers: Sequence[int], split: str, columns: Col
         FileNotFoundError: an image does not exist.
         InputError: the table lacks the column of images, labels or groups, or the name of an image fits several files.
     """
+    _require_columns(table, columns)
     image = _image_column(table, columns)
     names = _labels(table, image, columns) if image else None
     if names is None:
@@ -163,10 +167,14 @@ def read_labelled(table: Table, numbers: Sequence[int], split: str, columns: Col
     known = {name for name in names if name}
     classes = sorted(known, key=int) if all(name.isdecimal() for name in known) else sorted(known)
     group = _column(table, [columns.group] if columns.group else GROUP_COLUMNS)
-    if columns.group and not group:
-        raise InputError(f"{table.path} has no column {columns.group!r} (it has {abridged(table.columns)})")
     groups: list[Hashable | None] | None = [table.rows[n].get(group) or None for n in numbers] if group else None
     return Labelled(table.path, paths, [names[number] for number in numbers], classes, groups)
+
+
+def _require_columns(table: Table, columns: Columns) -> None:
+    for option, name in zip(("--data.image_column", "--data.label_column", "--data.groups"), columns, strict=True):
+        if name is not None and not _column(table, [name]):
+            raise InputError(f"{table.path} has no column {name!r} ({option}): it has {abridged(table.columns)}")
 
 
 def _column(table: Table, names: Sequence[str]) -> str | None:
@@ -229,17 +237,23 @@ def _find_all(written: Sequence[str], table: Path, split: str) -> list[Path]:
         by_name[path.name].append(path)
         by_name[path.stem].append(path)
     own = split_folders(folder).get(split)
+    names = [name.replace("\\", "/").rpartition("/")[2] for name in written]
     for number, path in enumerate(paths):
         if path is not None:
             continue
         name = written[number].replace("\\", "/")
-        found = by_name.get(name.rpartition("/")[2], [])
+        found = by_name.get(names[number], [])
         if len(found) > 1:
             found = [path for path in found if path.as_posix().endswith(f"/{name}")] or found
         if len(found) > 1 and own is not None:
             found = [path for path in found if path.is_relative_to(own)] or found
         if not found:
-            raise FileNotFoundError(f"{table} names the image {written[number]!r}, which is not in {folder}")
+            missing = sum(path is None and not by_name.get(name) for path, name in zip(paths, names, strict=True))
+            more = f", like {missing - 1} other images" if missing > 1 else ""
+            raise FileNotFoundError(
+                f"{table} names the image {written[number]!r}, which is not in {folder}{more}: restore them, or remove "
+                "their rows"
+            )
         if len(found) > 1:
             raise InputError(
                 f"{table} names the image {written[number]!r}, but {found[0]} and {found[1]} have this name"

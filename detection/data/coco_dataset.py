@@ -361,7 +361,8 @@ class CocoDataset:
         ids, counts = np.unique(self._annotations["id"], return_counts=True)
         if (counts > 1).any():
             raise InputError(_duplicate(self.path, "annotations", int(ids[counts > 1][0])))
-        if 0 in ids:
+        self._given_ids = self._annotations["id"]
+        if 0 in ids:  # pycocotools counts detections that match an annotation with the id 0 as false
             self._annotations["id"] = np.arange(1, len(rows) + 1)
 
     def _choose_training_boxes(self) -> None:
@@ -392,11 +393,11 @@ class CocoDataset:
             effects += [f"left out of training: {reason} ({count})" for reason, count in self.left_out.items()]
             gone = sorted(set(annotations["label"].tolist()) - set(annotations["label"][kept].tolist()))
             _logger.warning(
-                "%s: boxes are %s (the first: annotation %d of image %d)%s%s",
+                "%s: boxes are %s (the first: annotation %d of %s)%s%s",
                 self.path,
                 " and ".join(effects),
-                annotations["id"][changed[0]],
-                self._image_ids[annotations["image"][changed[0]]],
+                self._given_ids[changed[0]],
+                self.name(int(annotations["image"][changed[0]])),
                 f"; {CROWD_ADVICE}" if crowd.any() and self._crowd == CROWD else "",
                 f"; no object is left of {_listed(self.class_names[label] for label in gone)}" if gone else "",
             )

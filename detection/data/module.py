@@ -148,6 +148,13 @@ class DetectionData(ImageData):
             },
             logger=False,
         )
+        self.training_options = {
+            "flip": flip,
+            "crop": crop,
+            "repeat_threshold": repeat_threshold,
+            "group_shapes": group_shapes,
+            "train_transforms": train_transforms,
+        }
         self.repeat_threshold = repeat_threshold
         self.group_shapes = group_shapes
         self.split = split

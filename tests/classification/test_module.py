@@ -98,14 +98,28 @@ def test_class_weights_multiply_the_terms_of_the_loss(smoothing):
     assert trainer.callback_metrics["train/cross_entropy"].item() == pytest.approx(np.mean(plain), rel=1e-4)
 
 
+class Counted(LightningDataModule):
+    class_balance = 0.0
+
+    def class_counts(self):
+        return np.array([12, 3, 5])
+
+    def train_dataloader(self):
+        return loader(batches(count=1))
+
+
+def test_weights_and_sampling_of_rare_classes_together_give_a_warning(caplog):
+    data = Counted()
+    trainer_with(max_epochs=1).fit(module_of(class_weights="balanced"), datamodule=data)
+    assert "--data.class_balance" not in caplog.text
+    data.class_balance = 0.5
+    trainer_with(max_epochs=1).fit(module_of(), datamodule=data)
+    assert "--data.class_balance" not in caplog.text
+    trainer_with(max_epochs=1).fit(module_of(class_weights="balanced"), datamodule=data)
+    assert "--model.class_weights and --data.class_balance both raise the share of rare classes" in caplog.text
+
+
 def test_balanced_class_weights_are_those_of_scikit_learn():
-    class Counted(LightningDataModule):
-        def class_counts(self):
-            return np.array([12, 3, 5])
-
-        def train_dataloader(self):
-            return loader(batches(count=1))
-
     module = module_of(class_weights="balanced")
     trainer_with(max_epochs=1).fit(module, datamodule=Counted())
     labels = np.repeat([0, 1, 2], [12, 3, 5])

@@ -312,6 +312,8 @@ class FitCLI(LightningCLI):
             self._remove_new_folder()
             if self.folder:
                 self.folder.release()
+            if isinstance(error, MisconfigurationException) and "backend found" in str(error):
+                raise InputError(f"--trainer.accelerator: {first_line(error)} Leave it out, or give cpu") from error
             if isinstance(error, RuntimeError):  # such as SLURM's options, which Lightning reads from the environment
                 raise InputError(f"cannot train: {textwrap.shorten(str(error), LONGEST_MESSAGE)}") from error
             raise

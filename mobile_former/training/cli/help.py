@@ -83,6 +83,11 @@ def introduction(found: Sequence[str]) -> str:
     return "\n".join(lines if found[:1] == [_GROUP] else [])
 
 
+def classes_of(formatter: HelpFormatter, action: Action) -> list[str]:
+    """Return a list with the paths of the classes that an option accepts."""
+    return _CLASSES.search(DefaultHelpFormatter._expand_help(formatter, action))[1].split(", ")
+
+
 def list_classes(formatter: HelpFormatter, action: Action) -> str:
     """Return a text with one line for each class that an option accepts: path and beginning of the docstring.
 
@@ -92,7 +97,7 @@ def list_classes(formatter: HelpFormatter, action: Action) -> str:
     """
     width = shutil.get_terminal_size().columns
     lines = []
-    for path in _CLASSES.search(DefaultHelpFormatter._expand_help(formatter, action))[1].split(", "):
+    for path in classes_of(formatter, action):
         # Base classes cannot be used, and fit adds its own callbacks and loggers itself.
         if path.startswith("mobile_former.") or path.rpartition(".")[2].startswith("Base"):
             continue

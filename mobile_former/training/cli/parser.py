@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._common import parser_context
 
 from mobile_former.errors import InputError, nearest
-from mobile_former.training.cli.help import HelpFormatter, introduction, list_classes, topics
+from mobile_former.training.cli.help import HelpFormatter, classes_of, introduction, list_classes, topics
 
 LONGEST_MESSAGE = 2_000  # characters; jsonargparse quotes values in full
 
@@ -89,11 +89,24 @@ class Parser(ArgumentParser):
         """
         if not self.exit_on_error:
             super().error(message, ex)
+        message = self._unknown_class(message) or message
         if len(message) > LONGEST_MESSAGE:
             message = f"{message[:LONGEST_MESSAGE]} …"
         print(f"error: {message}{self._suggestion(message)}", file=sys.stderr)
         print(f"all options: {self.prog} --help", file=sys.stderr)
         sys.exit(2)
+
+    def _unknown_class(self, message: str) -> str | None:
+        """Return an error message in one line if ``message`` is about an unknown class, otherwise None."""
+        found = re.search(
+            r'Parser key "([\w.]+)":.*Expected a dot import path string: (\w+)$', message, re.DOTALL | re.M
+        )
+        if found is None or f"--{found[1]}.help" not in self._options:
+            return None
+        with parser_context(parent_parser=self):
+            paths = classes_of(self._get_formatter(), self._options[f"--{found[1]}"])
+        names = [path.rpartition(".")[2] for path in paths]
+        return f"--{found[1]}: no class is named {found[2]!r}: {nearest(found[2], names)}"
 
     def _suggestion(self, message: str) -> str:
         """Return a line to append to an error message about an unknown option. It suggests a valid option.

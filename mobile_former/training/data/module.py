@@ -42,6 +42,7 @@ class ImageData(LightningDataModule):
     ``val_set`` and ``test_set``. A subclass also has the following members:
 
     - ``dataset_name``: name of the data set;
+    - ``training_options``: dictionary with the options that only training uses, for the trackers;
     - ``training_classes()``: return the list of class names;
     - ``describe()``: return a description of the data in one line;
     - ``draw_augmented(path)``: write a picture of augmented training images.

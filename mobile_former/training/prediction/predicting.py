@@ -74,7 +74,8 @@ def run_prediction(
             if not options.quiet:
                 print(f"written: {target}")
     if drawn and not options.quiet:
-        print(f"written: {len(drawings.written)} drawings in {options.drawings}/")
+        count = len(drawings.written)
+        print(f"written: {count} drawing{'s' * (count != 1)} in {options.drawings}/")
     exit_if_unreadable([prediction["error"] for prediction in predictions if "error" in prediction], len(predictions))
 
 

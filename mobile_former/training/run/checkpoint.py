@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from reprlib import repr as brief
 from typing import TYPE_CHECKING, TypeVar
@@ -73,10 +73,24 @@ def read_checkpoint(path: str | Path, task: str) -> dict:
             "checkpoints/best.ckpt of a run"
         )
     with naming_damage(path):
-        found = {name for name, option in _DATA_OPTIONS.items() if option in content["datamodule_hyper_parameters"]}
-        if found and task not in found:
-            raise InputError(f"{path} is a checkpoint of another task, not of {task}.fit")
+        require_task(path, content["datamodule_hyper_parameters"], task)
     return content
+
+
+def require_task(path: str | Path, options: Mapping[str, object], task: str) -> None:
+    """Check that a checkpoint is of a task.
+
+    Args:
+        path: path of the checkpoint, for the error message.
+        options: options of the data module in the checkpoint.
+        task: ``"classification"`` or ``"detection"``.
+
+    Raises:
+        InputError: the checkpoint is of another task.
+    """
+    found = {name for name, option in _DATA_OPTIONS.items() if option in options}
+    if found and task not in found:
+        raise InputError(f"{path} is a checkpoint of another task, not of {task}.fit")
 
 
 @contextlib.contextmanager

@@ -114,7 +114,7 @@ class RunReport(Callback):
                 },
                 "trainer": {name: getattr(trainer, name) for name in _TRAINER_OPTIONS},
                 "model": pl_module.hparams,
-                "data": trainer.datamodule.hparams,
+                "data": {**trainer.datamodule.hparams, **trainer.datamodule.training_options},
             },
         )
         augmented = self.folder.path / "augmented.png"

@@ -10,6 +10,7 @@ from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from mobile_former.errors import InputError
+from mobile_former.training.run.checkpoint import require_task
 from mobile_former.training.run.folder import RunFolder
 from mobile_former.training.run.given_callbacks import set_option
 from mobile_former.weights.files import read_file
@@ -159,6 +160,7 @@ def _require_fit(
         theirs, step = dict(content["hyper_parameters"]), content["global_step"]
     except (KeyError, TypeError, ValueError):
         raise InputError(f"--ckpt_path {checkpoint} is not a checkpoint of {task}.fit") from None
+    require_task(checkpoint, content.get("datamodule_hyper_parameters", {}), task)
     for option in ("class_names", *module.architecture, *_SWITCHES):
         before, now = theirs.get(option), module.hparams.get(option)
         if (bool(before) != bool(now)) if option in _SWITCHES else (before != now):

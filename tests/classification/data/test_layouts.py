@@ -216,6 +216,15 @@ def test_tables_of_splits_and_columns_by_option(flat, rows):
     assert data.class_names == ["blue", "green"]
 
 
+@pytest.mark.parametrize("option", ["image", "label"])
+def test_an_unknown_column_is_named_with_the_columns_of_the_table(flat, rows, option):
+    write_table(flat / "labels.csv", [("path", "label"), *rows])
+    message = rf"labels\.csv has no column 'breed' \(--data\.{option}_column\): it has 'path', 'label'"
+    for root in (flat, flat / "labels.csv"):
+        with pytest.raises(InputError, match=message):
+            read(root, columns=Columns(**{option: "breed"}))
+
+
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
 @pytest.mark.parametrize("split", [True, False])
 def test_metadata_of_hugging_face_is_read(flat, rows, name, split):
@@ -281,9 +290,12 @@ def test_rows_without_a_label_are_counted(flat, rows, caplog):
 
 
 def test_faults_of_tables_are_named(flat, rows):
-    write_table(flat / "labels.csv", [("path", "label"), *rows, ("gone.jpg", "red")])
-    with pytest.raises(FileNotFoundError, match=r"labels\.csv names the image 'gone\.jpg', which is not in"):
-        read(flat)
+    for gone, more in ((1, ""), (3, ", like 2 other images")):
+        lost = [(f"gone{number or ''}.jpg", "red") for number in range(gone)]
+        write_table(flat / "labels.csv", [("path", "label"), *rows, *lost])
+        message = rf"labels\.csv names the image 'gone\.jpg', which is not in {flat}{more}: restore them, or remove"
+        with pytest.raises(FileNotFoundError, match=message):
+            read(flat)
     (flat / "copies").mkdir()
     shutil.copy(flat / "images" / rows[0][0], flat / "copies" / rows[0][0])
     write_table(flat / "labels.csv", [("path", "label"), *rows])

@@ -185,7 +185,18 @@ def test_boxes_that_leave_their_image_or_have_no_area_are_clipped_or_dropped_wit
     assert "instances_train.json" in warning
     assert "clipped to their image (2)" in warning
     assert "left out of training: no area in their image (3)" in warning
-    assert "crowd regions with iscrowd 1 (2) (the first: annotation 4 of image 12)" in warning
+    assert "crowd regions with iscrowd 1 (2) (the first: annotation 4 of" in warning
+    assert str(folder / "images" / "a.png") in warning
+
+
+def test_a_warning_names_the_id_of_the_file_also_if_ids_begin_with_0(folder, content, caplog):
+    content["annotations"] = [
+        {"id": number, "image_id": 12, "category_id": 7, "bbox": box, "area": 100, "iscrowd": 0}
+        for number, box in enumerate([[5, 5, 10, 10], [5, 5, 10, 10], [45, 5, 10, 10]])
+    ]
+    load(folder, content)
+    (warning,) = warnings(caplog)
+    assert f"(the first: annotation 2 of {folder / 'images' / 'a.png'})" in warning
 
 
 def test_decimals_that_pass_the_border_by_rounding_are_no_matter_for_a_warning(folder, content, caplog):

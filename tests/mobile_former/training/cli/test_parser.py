@@ -99,6 +99,11 @@ def test_the_error_for_a_misspelt_key_of_a_config_suggests_the_right_one(
     assert f"'{meant}" in error[error.index("did you mean") :]
 
 
+def test_the_error_for_an_unknown_class_suggests_the_right_one(parser, capsys):
+    error = error_of(parser, capsys, "--trainer.logger", "CSVLoger")
+    assert error.startswith("error: --trainer.logger: no class is named 'CSVLoger': did you mean 'CSVLogger'")
+
+
 def test_options_cannot_be_abbreviated(parser, capsys):
     for abbreviation in ("--nam", "--ckpt", "--trainer.max_e", "--model.learn"):
         assert "did you mean" in error_of(parser, capsys, abbreviation, "1")

@@ -120,6 +120,15 @@ def test_a_checkpoint_with_other_averaged_or_frozen_weights_is_an_error(tmp_path
         start(tmp_path, str(tmp_path / "other.ckpt"))
 
 
+def test_a_checkpoint_of_another_task_is_an_error(tmp_path):
+    write_checkpoint(tmp_path / "other.ckpt", 1, class_names=["c"])
+    content = torch.load(tmp_path / "other.ckpt")
+    content["datamodule_hyper_parameters"] = {"crop_fraction": 0.875}
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(InputError, match=r"other\.ckpt is a checkpoint of another task, not of task\.fit"):
+        start(tmp_path, str(tmp_path / "other.ckpt"))
+
+
 def test_a_file_that_is_not_a_checkpoint_is_an_error(tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.pth")
     with pytest.raises(InputError, match=r"weights\.pth is not a checkpoint of task\.fit"):

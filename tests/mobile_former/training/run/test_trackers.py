@@ -191,6 +191,7 @@ def test_mlflow_and_wandb_get_options_metrics_name_pictures_and_the_best_checkpo
     assert found.info.status == "FINISHED"
     assert found.data.params["model/name"] == "mobile_former_26m"
     assert found.data.params["data/batch_size"] == "8"
+    assert found.data.params["data/class_balance"] == "0.0"
     assert "val/top1" in found.data.metrics
     assert found.data.tags["best_checkpoint"] == best
     assert {artifact.path for artifact in client.list_artifacts(found.info.run_id, "pictures")} == {
