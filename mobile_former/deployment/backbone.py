@@ -71,8 +71,8 @@ class DeployedBackbone(nn.Module):
 
     Args:
         backbone: trained backbone.
-        last: Mobile→Former bridge of the classifier. The last block computes its query and gate. None for a backbone
-            without a classifier.
+        last: Mobile→Former bridge of the classifier. The last block of the backbone computes the query and gate of this
+            bridge. None for a backbone without a classifier.
     """
 
     def __init__(self, backbone: Backbone, last: MobileToFormer | None = None):
@@ -100,8 +100,8 @@ class DeployedBackbone(nn.Module):
     ) -> tuple[dict[int, Tensor], tuple[Tensor, ...]]:
         """Compute the feature maps and the shifted tokens: the constant vector ``shift`` has been added to each token.
 
-        The layers that read shifted tokens compensate for the shift, see the docstring of this module. The arguments are
-        those of :meth:`forward`.
+        The layers that read shifted tokens compensate for the shift, see the docstring of this module. The arguments
+        are those of :meth:`forward`.
 
         Returns:
             A dictionary from stride to feature map, and a tuple ``(tokens, query, gate)``. The tokens ``(B·M, d)`` are
