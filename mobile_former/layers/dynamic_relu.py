@@ -2,9 +2,9 @@
 
 In Mobile-Former, the slopes are computed from the tokens.
 
-For large maps on a CPU, :func:`larger_product` works in blocks that fit into the second-level cache. Otherwise, it
-would spend most of its time on memory: with different slopes at each position, the slopes alone are twice as large as
-the map.
+For large maps on a CPU, :func:`larger_product` divides the map into blocks that fit into the second-level cache.
+Without blocks, most of the time would be spent on reading and writing memory: if the slopes differ between positions,
+they need twice as much memory as the map.
 """
 
 import math
@@ -134,7 +134,7 @@ def _forward(x: Tensor, slopes: Tensor, mixing: Tensor | None, overwrite: bool) 
 
 
 def is_large(x: Tensor) -> bool:
-    """Return whether to compute a map block by block. Only for large maps on a CPU, this is faster."""
+    """Return True for a large map on a CPU. Such a map is computed block by block, because this is faster."""
     return x.is_cpu and x.numel() > LARGE
 
 
@@ -145,7 +145,10 @@ def _whole_forward(x: Tensor, slopes: Tensor, mixing: Tensor | None) -> Tensor:
 
 
 def _slopes_at_positions(slopes: Tensor, mixing: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return both slopes at each position: ``(B, C, H, W)``, or ``(B, C, 1, 1)`` if equal at all positions."""
+    """Return the slopes ``a₁`` and ``a₂`` at each position, as two tensors ``(B, C, H, W)``.
+
+    If ``mixing`` is None, the slopes are the same at all positions, and both tensors are ``(B, C, 1, 1)``.
+    """
     if mixing is None:
         mixed = slopes[:, :, None, None]
     else:
@@ -189,9 +192,9 @@ def blocked_forward(
         x: feature map, ``(B, C, H, W)``.
         slopes: see :func:`larger_product`.
         mixing: see :func:`larger_product`.
-        affine: scale and shift of each channel, both ``(C,)``. They are applied to ``x`` first. None: ``x`` is not
-            changed.
-        overwrite: store the result in the memory of ``x`` if its type allows it.
+        affine: tuple (scale, shift) with a number for each channel, both ``(C,)``. The activation is then applied to
+            ``scale * x + shift`` instead of ``x``. None: it is applied to ``x``.
+        overwrite: store the result in the memory of ``x`` if ``x`` and the result have the same dtype.
 
     Returns:
         The output map, ``(B, C, H, W)``.
@@ -235,8 +238,9 @@ def blocked_backward(
         mixing: see :func:`blocked_forward`.
         affine: see :func:`blocked_forward`.
         overwrite: store the gradient with respect to the map in the memory of ``gradient``.
-        output: map in the shape and memory format of ``x``. The output of :func:`blocked_forward` is computed again and
-            stored in it. This takes less time here than a separate call. None: this output is not computed.
+        output: map in which the output of :func:`blocked_forward`, which is computed again, is stored. It has the shape
+            and memory format of ``x``. A separate call of :func:`blocked_forward` would take longer. None: the output
+            is not computed again.
 
     Returns:
         The gradients with respect to the map after ``affine``, to ``slopes`` and to ``mixing``. The last one is None if
@@ -399,11 +403,14 @@ class _Slopes:
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """Return the memory format of a dense map ``(B, C, H, W)``. If both formats fit, return channels-last."""
+    """Return the memory format of a dense map ``(B, C, H, W)``, channels-last or contiguous.
+
+    Some maps have both formats, for example if ``C`` is 1. Channels-last is then returned.
+    """
     fits = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if fits else torch.contiguous_format
 
 
 def _dense(x: Tensor) -> Tensor:
-    """Return a map with the same values that is contiguous in one of the two memory formats."""
+    """Return ``x`` itself if it is channels-last or contiguous, otherwise a contiguous copy."""
     return x.contiguous(memory_format=_layout(x))
