@@ -40,9 +40,10 @@ def padded_start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...
     """Compute the inputs of the first block from images ``(B, in_chans, H, W)``. Replaces Start.forward in ONNX graphs.
 
     Returns:
-        The stem's output, and the tuple ``(tokens, query, gate)``. The output has 16 channels if ``pads_stem`` is True.
-        The tuple contains the initial tokens ``(B·M, d)``, and the query and gate of the first Mobile→Former bridge.
-        The query and gate are ``(B, heads·M, C)`` if ``pads_bridge`` is True, otherwise ``(B, heads, M, C / heads)``.
+        The stem's output, and the tuple ``(tokens, query, gate)``. The tuple contains the initial tokens ``(B·M, d)``,
+        and the query and gate of the first Mobile→Former bridge. Two attributes of :class:`Start` determine the shapes:
+        the stem's output has 16 channels if ``pads_stem`` is True, and the query and gate are ``(B, heads·M, C)`` if
+        ``pads_bridge`` is True, otherwise ``(B, heads, M, C / heads)``.
     """
     if self.pads_stem:
         weight, bias = pad_with_copies(self.stem.weight), pad_with_copies(self.stem.bias)

@@ -166,7 +166,7 @@ def _convolution_gradient(of: int, gradient: Tensor, x: Tensor, kernel: Tensor, 
     """Return the gradient of a convolution with respect to its input (``of=0``) or its kernel (``of=1``).
 
     ``gradient`` is the gradient with respect to the output, and ``x`` is the input. For ``of=0``, only the shape and
-    the memory format of ``x`` are used.
+    the memory format of ``x`` are used. ``convolution`` is the tuple (stride, padding, groups).
     """
     stride, margin, groups = convolution
     needed = (of == 0, of == 1, False)

@@ -306,15 +306,25 @@ class _Blocks:
         return self.of_rows(self._matrices(x))
 
     def of_rows(self, matrices: Tensor) -> list[Tensor]:
-        """Return a list with the rows of ``matrices`` ``(B, R, …)`` that belong to each block, ``(b, r, …)``."""
+        """Divide a tensor with one entry for each row of each image, ``(B, R, …)``.
+
+        Return a list with the part ``(b, r, …)`` of each block.
+        """
         return [rows for images in matrices.split(self.images) for rows in images.split(self.rows, 1)]
 
     def of_images(self, matrices: Tensor) -> list[Tensor]:
-        """Return a list with the images of ``matrices`` ``(B, …)`` that belong to each block, ``(b, …)``."""
+        """Divide a tensor with one entry for each image, ``(B, …)``.
+
+        Return a list with the part ``(b, …)`` of each block. Blocks of the same image have the same part.
+        """
         return [images for images in matrices.split(self.images) for _ in range(self.in_image)]
 
     def of_channels(self, *vectors: Tensor) -> list[tuple[Tensor, ...]]:
-        """Return a list with a tuple for each block: the parts of ``vectors`` ``(C,)`` that broadcast to the block."""
+        """Divide vectors with one entry for each channel, ``(C,)``.
+
+        Return a list with one tuple for each block. The tuple contains the part of each vector that belongs to the
+        channels of the block, in a shape that broadcasts to the block.
+        """
         shape = (1, 1, -1) if self.positions_first else (1, -1, 1)
         vectors = [vector.reshape(shape) for vector in vectors]
         in_image = zip(
