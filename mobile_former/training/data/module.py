@@ -138,7 +138,7 @@ class ImageData(LightningDataModule):
         return {"skipped_images": len(over_processes(self.skipped))}
 
     def notes(self) -> list[str]:
-        """Return a list of lines about the data: layout, if it was recognised, and choice of validation images."""
+        """Return a list of lines about the data, such as how the validation images were chosen."""
         return [f"split  {self.split_text}"] if self.split_text else []
 
     def keep_split(self, new: Path | None, known: Path | None, *, only_known: bool = False) -> None:

@@ -100,7 +100,7 @@ def images_to_calibrate(options: Namespace, training: Callable[[], ImageSource])
         training: function that returns the training images.
 
     Raises:
-        InputError: a given folder has no images, or the training images are needed but missing.
+        InputError: a folder in ``--calibration_images`` has no images, or the training images are needed but missing.
         FileNotFoundError: a path or glob of ``--calibration_images`` matches nothing.
     """
     if options.calibration_images:

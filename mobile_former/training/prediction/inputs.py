@@ -39,7 +39,7 @@ class Input(NamedTuple):
 
     @property
     def file_name(self) -> str:
-        """Name of the file without its folders, for output files."""
+        """Name of the input without folders, from which names of output files are built."""
         if self.kind == "camera":
             return self.name.replace(":", "-")
         name = unquote(urlsplit(self.name).path) if _scheme(self.name) else self.name
