@@ -85,8 +85,8 @@ def test_imports_run_one_way():
     assert not [edge for edge in crossings(("mobile_former",), ("mobile_former.training",)) if edge[0] in backbone]
     for name in backbone:
         needed = {other.split(".")[0] for other in IMPORTS[name]} - sys.stdlib_module_names
-        optional = {"timm"} if name == "mobile_former.timm" else set()
-        assert needed <= {"mobile_former", "torch", "safetensors", "numpy"} | optional, name
+        optional = {"mobile_former.timm": "timm", "mobile_former.layers.dynamic_relu_triton": "triton"}
+        assert needed <= {"mobile_former", "torch", "safetensors", "numpy", optional.get(name)}, name
 
 
 def test_the_subpackages_of_a_task_do_not_import_its_commands():
@@ -97,11 +97,11 @@ def test_the_subpackages_of_a_task_do_not_import_its_commands():
     assert not crossings(("detection.losses",), ("detection.models",))
 
 
-def test_torchvision_timm_and_transformers_are_needed_nowhere():
+def test_torchvision_timm_triton_and_transformers_are_needed_nowhere():
     for name, imported in IMPORTS.items():
         libraries = {other.split(".")[0] for other in imported} & {"torchvision", "timm", "transformers"}
         assert libraries == ({"timm"} if name == "mobile_former.timm" else set()), name
-    assert not crossings(PACKAGES, ("mobile_former.timm",))
+    assert not crossings(PACKAGES, ("mobile_former.timm", "mobile_former.layers.dynamic_relu_triton"))
     pins = (ROOT / "constraints.txt").read_text()
     assert not re.search(r"^(torchvision|timm)\b", pins, re.MULTILINE)
     assert re.search(r"^torch==2\.13\.0$", pins, re.MULTILINE)

@@ -98,7 +98,7 @@ class DeployedBackbone(nn.Module):
     def shifted_features(
         self, images: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[dict[int, Tensor], tuple[Tensor, ...]]:
-        """Compute the feature maps and the shifted tokens: the constant vector ``shift`` has been added to each token.
+        """Compute the feature maps and the shifted tokens. A shifted token is a token plus the constant ``shift``.
 
         The layers that read shifted tokens compensate for the shift, see the docstring of this module. The arguments
         are those of :meth:`forward`.

@@ -5,9 +5,17 @@ In Mobile-Former, the slopes are computed from the tokens.
 For large maps on a CPU, :func:`larger_product` divides the map into blocks that fit into the second-level cache.
 Without blocks, most of the time would be spent on reading and writing memory: if the slopes differ between positions,
 they need twice as much memory as the map.
+
+On a GPU, operations on whole maps would also spend most of their time on reading and writing memory. The Triton kernels
+of :mod:`mobile_former.layers.dynamic_relu_triton` are therefore used there if Triton is installed. Without Triton,
+``torch.compile`` does not help, because its code for GPUs is Triton code.
 """
 
+import functools
+import importlib
 import math
+import warnings
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -116,14 +124,21 @@ class _LargerProduct(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, slopes, mixing = ctx.saved_tensors
         # With create_graph=True, autograd records the backward pass, which is possible only for whole maps.
-        if is_large(x) and is_eager(x, slopes, mixing, gradient) and not torch.is_grad_enabled():
-            return blocked_backward(gradient, x, slopes, mixing)
+        if is_eager(x, slopes, mixing, gradient) and not torch.is_grad_enabled():
+            if is_large(x):
+                return blocked_backward(gradient, x, slopes, mixing)
+            kernels = _kernels(x, slopes, mixing)
+            if kernels and (gradients := kernels.backward(gradient, x, slopes, mixing)):
+                return gradients
         return _whole_backward(gradient, x, slopes, mixing)
 
 
 def _forward(x: Tensor, slopes: Tensor, mixing: Tensor | None, overwrite: bool) -> Tensor:
     if not is_eager(x, slopes, mixing):
         return _whole_forward(x, slopes, mixing)
+    kernels = _kernels(x, slopes, mixing)
+    if kernels and (out := kernels.forward(x, slopes, mixing, overwrite=overwrite)) is not None:
+        return out
     if is_large(x):
         return blocked_forward(x, slopes, mixing, overwrite=overwrite)
     if not overwrite:
@@ -131,6 +146,59 @@ def _forward(x: Tensor, slopes: Tensor, mixing: Tensor | None, overwrite: bool) 
     slope1, slope2 = _slopes_at_positions(slopes, mixing)
     product = x * slope1
     return torch.maximum(product, x.mul_(slope2), out=product)
+
+
+def _kernels(x: Tensor, slopes: Tensor, mixing: Tensor | None) -> ModuleType | None:
+    """Return the module with the GPU kernels, or None if they cannot be used for these arguments."""
+    kernels = _kernels_for(x.device.type)
+    return kernels if kernels and kernels.fits(x, slopes, mixing) else None
+
+
+@functools.cache
+def _kernels_for(device: str) -> ModuleType | None:
+    """Return the module with the kernels for a type of device.
+
+    Return None if the device has no kernels, if Triton is missing, or if the kernels compute other values than PyTorch.
+    """
+    if device != "cuda":
+        return None
+    try:
+        kernels = importlib.import_module("mobile_former.layers.dynamic_relu_triton")
+    except ImportError:
+        return None
+    return kernels if _agree(kernels, device) else None
+
+
+def _agree(kernels: ModuleType, device: str) -> bool:
+    """Return whether kernels compute the same values as PyTorch's operations on a small map. If not, warn.
+
+    The check is needed because a wrong kernel would spoil a training without raising any error.
+
+    Args:
+        kernels: module with the kernels.
+        device: type of the device, such as ``"cuda"``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, gradient = torch.randn(2, 2, 24, 9, 11, generator=generator).to(device)
+    slopes = torch.randn(2, 3, 48, generator=generator).to(device)
+    mixing = torch.rand(2, 3, 9, 11, generator=generator).to(device)
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        for own_slopes, own_mixing in ((slopes[:, 0], None), (slopes, mixing)):
+            inputs = (x, own_slopes, own_mixing)
+            found = kernels.forward(*inputs), *(kernels.backward(gradient, *inputs) or ())
+            if found[0] is None or len(found) == 1:
+                return False  # the kernels have warned
+            expected = _whole_forward(*inputs), *_whole_backward(gradient, *inputs)
+            pairs = ((own, other) for own, other in zip(found, expected, strict=True) if own is not None)
+            # The tolerance allows for products of TensorFloat-32 in PyTorch's operations.
+            if not all(torch.allclose(own, other, rtol=0.02, atol=0.1) for own, other in pairs):
+                warnings.warn(
+                    "the Triton kernels of dynamic ReLU compute wrong values on this GPU, so slower operations of "
+                    "PyTorch are used: please report it with the GPU and the version of Triton",
+                    stacklevel=2,
+                )
+                return False
+    return True
 
 
 def is_large(x: Tensor) -> bool:
@@ -200,7 +268,7 @@ def blocked_forward(
         The output map, ``(B, C, H, W)``.
     """
     dtype = torch.result_type(x, slopes)
-    x = _dense(x)
+    x = dense(x)
     out = x if overwrite and x.dtype == dtype else torch.empty_like(x, dtype=dtype)
     blocks = _Blocks(x, dtype, buffers=2 if affine is None else 3)
     slope1, slope2 = (_Slopes(part, mixing, blocks) for part in slopes.chunk(2, dim=-1))
@@ -246,8 +314,8 @@ def blocked_backward(
         The gradients with respect to the map after ``affine``, to ``slopes`` and to ``mixing``. The last one is None if
         ``mixing`` is None.
     """
-    x = _dense(x)
-    gradient = gradient.contiguous(memory_format=_layout(x))
+    x = dense(x)
+    gradient = gradient.contiguous(memory_format=layout(x))
     of_x = gradient if overwrite else torch.empty_like(x, dtype=gradient.dtype)
     blocks = _Blocks(x, gradient.dtype, buffers=4 if affine is None else 5)
     slope1, slope2 = slopes.chunk(2, dim=-1)
@@ -287,7 +355,7 @@ class _Blocks:
     """
 
     def __init__(self, x: Tensor, dtype: torch.dtype, *, buffers: int):
-        self.positions_first = _layout(x) == torch.channels_last
+        self.positions_first = layout(x) == torch.channels_last
         batch, rows, columns = self._matrices(x).shape
         limit = CACHED // buffers * torch.get_num_threads()
         self.images = min(batch, max(1, limit // (rows * columns)))
@@ -412,7 +480,7 @@ class _Slopes:
         return self.of_left.transpose(1, 2), self.of_right
 
 
-def _layout(x: Tensor) -> torch.memory_format:
+def layout(x: Tensor) -> torch.memory_format:
     """Return the memory format of a dense map ``(B, C, H, W)``, channels-last or contiguous.
 
     Some maps have both formats, for example if ``C`` is 1. Channels-last is then returned.
@@ -421,6 +489,6 @@ def _layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if fits else torch.contiguous_format
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
     """Return ``x`` itself if it is channels-last or contiguous, otherwise a contiguous copy."""
-    return x.contiguous(memory_format=_layout(x))
+    return x.contiguous(memory_format=layout(x))

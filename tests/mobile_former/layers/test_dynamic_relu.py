@@ -1,6 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from mobile_former.layers import dynamic_relu
 from mobile_former.layers.dynamic_relu import LARGE, DynamicReLU, larger_product
 from tests.conftest import kept_for_backward
 
@@ -185,3 +188,21 @@ def test_dynamic_relu_trains_in_bfloat16(size, spatial):
         found = torch.autograd.grad(loss, [x, *relu.parameters()])
         for gradient, expected in zip(found, exact, strict=True):
             torch.testing.assert_close(gradient, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+
+
+def _kernels(forward=dynamic_relu._whole_forward, backward=dynamic_relu._whole_backward):
+    """Stand in for the module of GPU kernels."""
+    return SimpleNamespace(forward=forward, backward=backward)
+
+
+def test_gpu_kernels_that_compute_something_else_are_not_used():
+    assert dynamic_relu._agree(_kernels(), "cpu")
+    assert not dynamic_relu._agree(_kernels(forward=lambda *inputs: None, backward=lambda *inputs: None), "cpu")
+    for wrong in (
+        _kernels(forward=lambda x, slopes, mixing: -dynamic_relu._whole_forward(x, slopes, mixing)),
+        _kernels(backward=lambda *inputs: (2 * inputs[0], *dynamic_relu._whole_backward(*inputs)[1:])),
+    ):
+        with pytest.warns(
+            UserWarning, match="compute wrong values on this GPU, so slower operations of PyTorch are used"
+        ):
+            assert not dynamic_relu._agree(wrong, "cpu")
