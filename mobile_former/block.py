@@ -81,8 +81,16 @@ class MobileFormerBlock(nn.Module):
     def _mixing(self, logits: Tensor, x: Tensor, padding: Tensor | None) -> Tensor:
         """Compute the weight of each token at each output position, for the spatially aware dynamic ReLU.
 
-        The attention logits are averaged over the heads. If the block has stride 2, they are also average-pooled. A
-        softmax over the tokens then gives the weights, which are returned as ``(B, M, H', W')``.
+        The attention logits are averaged over the heads. If the block has stride 2, they are also average-pooled. The
+        weights are the softmax of these averages over the tokens.
+
+        Args:
+            logits: attention logits of the Mobile→Former bridge, ``(B, heads, M, H·W)``.
+            x: input map of the block, ``(B, C, H, W)``.
+            padding: ``(B, 1, H, W)`` bool, True where the input map is padding; None for no padding.
+
+        Returns:
+            The weights, ``(B, M, H', W')``.
         """
         logits = logits.mean(1).unflatten(2, x.shape[2:])
         if self.downsamples:

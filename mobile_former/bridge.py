@@ -57,8 +57,8 @@ class MobileToFormer(nn.Module):
             focus: bias that is added to the attention logits of every head, ``(B, M, H·W)``; None for no bias.
 
         Returns:
-            The updated tokens ``(B, M, d)``, and the scaled attention logits ``(B, heads, M, H·W)``. The logits are
-            returned before the focus, the padding mask and the softmax are applied.
+            The updated tokens ``(B, M, d)``, and the scaled attention logits ``(B, heads, M, H·W)``. Neither the focus,
+            nor the padding mask, nor the softmax has been applied to these logits.
         """
         keys, values = self.keys_and_values(x, map_position)
         query = _split_features(self.query(add_position(tokens, token_position)))  # (B, heads, M, C/heads)
@@ -132,11 +132,11 @@ def split_channels(x: Tensor) -> Tensor:
 
 
 def attention_logits(tokens: Tensor, positions: Tensor) -> Tensor:
-    """Compute the scalar products of tokens and the positions of a feature map for each attention head.
+    """Compute the scalar product of each token and the features at each position of a map, for each attention head.
 
     Args:
         tokens: ``(B, heads, M, C/heads)``.
-        positions: feature map, ``(B, C, H, W)``.
+        positions: feature map, ``(B, C, H, W)``. Each head uses its own C/heads channels.
 
     Returns:
         The products, ``(B, heads, M, H·W)``.
@@ -169,9 +169,9 @@ def distributed(weights: Tensor, tokens: Tensor, like: Tensor) -> Tensor:
     """Compute the weighted sum of the tokens at each position of a feature map for each attention head.
 
     Args:
-        weights: ``(B, heads, M, H·W)``.
+        weights: weight of each token at each position, ``(B, heads, M, H·W)``.
         tokens: ``(B, heads, M, C/heads)``.
-        like: feature map ``(B, C, H, W)``. The result has its shape and memory layout.
+        like: feature map ``(B, C, H, W)``. The result has the shape and memory layout of this map.
 
     Returns:
         The sums as a feature map, ``(B, C, H, W)``.
@@ -191,7 +191,8 @@ def _position_rows(x: Tensor) -> tuple[Tensor, ...]:
 def mask_logits(logits: Tensor, padding: Tensor) -> Tensor:
     """Set the attention logits of padded positions to the lowest finite number of their dtype.
 
-    With -inf, the softmax over an image that consists only of padding would be NaN.
+    This number is used instead of -inf, because with -inf the softmax over an image that consists only of padding would
+    be NaN.
     """
     return logits.masked_fill(padding, torch.finfo(logits.dtype).min)
 

@@ -152,7 +152,11 @@ class DownsamplingMobile(nn.Module):
         mixing: Tensor | None,
         padding: Tensor | None,
     ) -> Tensor:
-        """Compute a depthwise-separable convolution with the given modules."""
+        """Compute a depthwise-separable convolution: apply the given modules in the order of the arguments.
+
+        ``relu`` is a dynamic ReLU and also takes ``tokens`` and ``mixing``. Positions where ``padding`` is True are set
+        to zero first.
+        """
         x = zero_padding(x, padding)
         if can_train_activated_conv(x, depthwise, shuffle, relu, project):  # the same, with fewer stored maps
             hidden = depthwise.conv(x)

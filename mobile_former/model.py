@@ -98,8 +98,8 @@ class MobileFormer(HubModel, nn.Module):
         The class names in :attr:`usage` are removed.
 
         Args:
-            num_classes: number of classes. With 0, the last linear layer is removed, and the model returns its input,
-                ``(B, features)``.
+            num_classes: number of classes. With 0, the last linear layer is removed, and the model returns the features
+                that were the input of this layer, ``(B, features)``.
 
         Raises:
             InputError: the number is negative.

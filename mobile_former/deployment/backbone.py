@@ -71,8 +71,8 @@ class DeployedBackbone(nn.Module):
 
     Args:
         backbone: trained backbone.
-        last: Mobile→Former bridge of the classifier. The last block computes its query and gate. None for a backbone
-            without a classifier.
+        last: Mobile→Former bridge of the classifier. The last block of the backbone computes the query and gate of this
+            bridge. None for a backbone without a classifier.
     """
 
     def __init__(self, backbone: Backbone, last: MobileToFormer | None = None):
@@ -98,7 +98,7 @@ class DeployedBackbone(nn.Module):
     def shifted_features(
         self, images: Tensor, padding_mask: Tensor | None = None
     ) -> tuple[dict[int, Tensor], tuple[Tensor, ...]]:
-        """Compute the feature maps and the shifted tokens, to each of which the constant vector ``shift`` is added.
+        """Compute the feature maps and the shifted tokens. A shifted token is a token plus the constant ``shift``.
 
         The layers that read shifted tokens compensate for the shift, see the docstring of this module. The arguments
         are those of :meth:`forward`.

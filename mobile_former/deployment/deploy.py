@@ -53,9 +53,9 @@ def deploy(model: nn.Module) -> nn.Module:
 def inference_form(module: nn.Module) -> nn.Module:
     """Convert a module to its inference form, and return it. The given module may be modified in place.
 
-    If exactly the type of the module has an inference form, and no ablation has replaced a part of it, the whole module
-    is replaced. Any other module is kept, and this function is applied to its children. Subclasses and ablated
-    modules are kept because the inference form would compute other outputs than they do.
+    If the class of the module has an inference form, and no ablation has replaced a part of the module, the whole
+    module is replaced. Any other module is kept, and this function is applied to its children. An ablated module, or a
+    module of a subclass, is kept because its outputs would differ from those of the inference form.
     """
     # A compiled module exists only if torch._dynamo is loaded. Loading it takes as long as loading the rest of torch.
     dynamo = sys.modules.get("torch._dynamo")

@@ -40,10 +40,10 @@ def padded_start(self: Start, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...
     """Compute the inputs of the first block from images ``(B, in_chans, H, W)``. Replaces Start.forward in ONNX graphs.
 
     Returns:
-        The stem's output, to which channels may be added to make 16, and the tuple ``(tokens, query, gate)``. The tuple
-        contains the initial tokens ``(B·M, d)``, and the query and gate of the first Mobile→Former bridge. The query
-        and gate are ``(B, heads·M, C)`` if channels were added to the input map of this bridge, otherwise
-        ``(B, heads, M, C / heads)``.
+        The stem's output, and the tuple ``(tokens, query, gate)``. The tuple contains the initial tokens ``(B·M, d)``,
+        and the query and gate of the first Mobile→Former bridge. Two attributes of :class:`Start` determine the shapes:
+        the stem's output has 16 channels if ``pads_stem`` is True, and the query and gate are ``(B, heads·M, C)`` if
+        ``pads_bridge`` is True, otherwise ``(B, heads, M, C / heads)``.
     """
     if self.pads_stem:
         weight, bias = pad_with_copies(self.stem.weight), pad_with_copies(self.stem.bias)
@@ -112,8 +112,9 @@ def row_linear(self: RowLinear, x: Tensor) -> Tensor:
     """Compute a linear layer of the classifier as a 1×1 convolution, because ONNX Runtime computes this faster.
 
     The input ``(B, in)`` is treated as a feature map ``(B, in, 1, 1)``. The classifier's weights do not fit into a
-    processor's caches, so that the time depends on how they are read from memory. ONNX Runtime reads the weight of a
-    convolution in four parallel streams. It reads the weight of a matrix product in two, which takes a quarter longer.
+    processor's caches. The time therefore depends on how the weights are read from memory. ONNX Runtime reads the
+    weight of a convolution in four parallel streams. It reads the weight of a matrix product in two streams, which
+    takes a quarter longer.
     """
     return F.conv2d(x[..., None, None], self.weight.t()[..., None, None], self.bias).flatten(1)
 

@@ -34,9 +34,9 @@ def scaled(layer: nn.Linear, factor: float = 1) -> InferenceLinear:
 def with_unit_range(layer: nn.Linear) -> InferenceLinear:
     """Fold the scale and shift of a hard sigmoid into the linear layer before it, and return the new layer.
 
-    A hard sigmoid is ``(x / 6 + ½).clamp(0, 1)``. After the new layer, only the clamp is left to compute. The hard
-    sigmoid of the runtimes is not used, because OpenCV 5 mistakes each product of a hard sigmoid and another tensor for
-    a hard swish, and ignores the other tensor.
+    A hard sigmoid is ``(x / 6 + ½).clamp(0, 1)``. After the new layer, only the clamp is left to compute. Exported
+    graphs then contain no hard-sigmoid operator. OpenCV 5 would compute such an operator wrongly: it mistakes each
+    product of a hard sigmoid and another tensor for a hard swish, and ignores the other tensor.
     """
     return InferenceLinear(layer.weight / 6, layer.bias / 6 + 0.5)
 

@@ -168,7 +168,15 @@ class InferenceConv(InferenceModule):
         return self._convolve(x, self._parameters["weight"], self._parameters["bias"], self.groups)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int, part: int = 0) -> Tensor:
-        """Convolve a map with the given parts of the weight and the bias, and apply the activation function."""
+        """Convolve a map with the whole weight and bias or a part of them, and apply the activation function.
+
+        Args:
+            x: input map, ``(B, in, H, W)``.
+            weight: the weight, or a part of it that computes some of the output channels.
+            bias: the bias of these output channels.
+            groups: number of groups of the convolution with ``weight``.
+            part: number of the part, 0 for the whole weight. The weight in oneDNN's layout is stored under this number.
+        """
         if _runs_onednn(x) and not _needs_gradients(x, weight, bias):
             packed = self._packed_weight(weight, x, groups, part)
             if self._is_linear:

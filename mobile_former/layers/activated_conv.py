@@ -2,8 +2,9 @@
 
 Training with separate operations stores three large maps for the backward pass: the inputs of BatchNorm, of dynamic
 ReLU and of the convolution. The second and third are cheap to compute from the first. :func:`activated_conv` therefore
-stores only the first, and computes the others again in the backward pass. It also computes BatchNorm's scale and shift
-in the blocks of dynamic ReLU, so that the second map is never written to memory.
+stores only the first, and computes the others again in the backward pass. Dynamic ReLU is computed in blocks that fit
+into a cache, see :mod:`mobile_former.layers.dynamic_relu`. BatchNorm's scale and shift are applied to these blocks, so
+that the second map is never written to memory.
 """
 
 import torch
@@ -28,8 +29,8 @@ LARGE = 1 << 18  # for maps with fewer values, storing them is faster than compu
 def can_train_activated_conv(x: Tensor, *modules: nn.Module) -> bool:
     """Return whether :func:`activated_conv` can replace modules in a training step.
 
-    The result is False if a module has hooks, because they would not be called. It is also False if the class of a
-    module or of one of its parts is not the expected one.
+    The result is False if a module has hooks, because the hooks would not be called. It is also False if the class of a
+    module or of one of its submodules is not the expected one.
 
     Args:
         x: input map of the first module.
@@ -165,7 +166,7 @@ def _convolution_gradient(of: int, gradient: Tensor, x: Tensor, kernel: Tensor, 
     """Return the gradient of a convolution with respect to its input (``of=0``) or its kernel (``of=1``).
 
     ``gradient`` is the gradient with respect to the output, and ``x`` is the input. For ``of=0``, only the shape and
-    the memory format of ``x`` are used.
+    the memory format of ``x`` are used. ``convolution`` is the tuple (stride, padding, groups).
     """
     stride, margin, groups = convolution
     needed = (of == 0, of == 1, False)
@@ -182,7 +183,10 @@ def _is_pointwise(kernel: Tensor, convolution: tuple) -> bool:
 
 
 def _scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a tuple (scale, shift), both ``(C,)``, of the linear function that BatchNorm applies to each channel."""
+    """Return a tuple (scale, shift), both ``(C,)``, of the linear function that BatchNorm applies to each channel.
+
+    See :class:`_ActivatedConv` for the arguments.
+    """
     scale = weight / deviation
     return scale, bias - scale * mean
 
@@ -195,7 +199,11 @@ def _activate(
 
 
 def _differentiable_gradients(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Compute the gradients of :class:`_ActivatedConv` by differentiable operations. Return one per input."""
+    """Compute the gradients of :class:`_ActivatedConv` by operations that autograd can differentiate again.
+
+    ``gradient`` is the gradient with respect to the output. The result has one entry for each input of the autograd
+    function. An entry is None if its gradient is not needed.
+    """
     *inputs, mean, deviation, padding = ctx.saved_tensors
     # Views, because one input can depend on another one, but only the direct gradient of each input is needed.
     inputs = [None if part is None else part.view_as(part) for part in inputs]

@@ -2,13 +2,13 @@
 
 In Mobile-Former, the slopes are computed from the tokens.
 
-For large maps on a CPU, :func:`larger_product` works in blocks that fit into the second-level cache. Otherwise, it
-would spend most of its time on memory: with different slopes at each position, the slopes alone are twice as large as
-the map.
+For large maps on a CPU, :func:`larger_product` divides the map into blocks that fit into the second-level cache.
+Without blocks, most of the time would be spent on reading and writing memory: if the slopes differ between positions,
+they need twice as much memory as the map.
 
-On a GPU, the operations on whole maps would spend their time on memory too. There, the Triton kernels of
-:mod:`mobile_former.layers.dynamic_relu_triton` are used if Triton is installed. ``torch.compile`` is no alternative
-without Triton, because its code for GPUs is Triton code.
+On a GPU, operations on whole maps would also spend most of their time on reading and writing memory. The Triton kernels
+of :mod:`mobile_former.layers.dynamic_relu_triton` are therefore used there if Triton is installed. Without Triton,
+``torch.compile`` does not help, because its code for GPUs is Triton code.
 """
 
 import functools
@@ -158,7 +158,7 @@ def _kernels(x: Tensor, slopes: Tensor, mixing: Tensor | None) -> ModuleType | N
 def _kernels_for(device: str) -> ModuleType | None:
     """Return the module with the kernels for a type of device.
 
-    None if the device has no kernels, if Triton is missing, or if the kernels do not agree with PyTorch's operations.
+    Return None if the device has no kernels, if Triton is missing, or if the kernels compute other values than PyTorch.
     """
     if device != "cuda":
         return None
@@ -172,7 +172,11 @@ def _kernels_for(device: str) -> ModuleType | None:
 def _agree(kernels: ModuleType, device: str) -> bool:
     """Return whether kernels compute the same values as PyTorch's operations on a small map. If not, warn.
 
-    A wrong kernel would ruin a training without any error.
+    The check is needed because a wrong kernel would spoil a training without raising any error.
+
+    Args:
+        kernels: module with the kernels.
+        device: type of the device, such as ``"cuda"``.
     """
     generator = torch.Generator().manual_seed(0)
     x, gradient = torch.randn(2, 2, 24, 9, 11, generator=generator).to(device)
@@ -198,7 +202,7 @@ def _agree(kernels: ModuleType, device: str) -> bool:
 
 
 def is_large(x: Tensor) -> bool:
-    """Return whether to compute a map block by block. Only for large maps on a CPU, this is faster."""
+    """Return True for a large map on a CPU. Such a map is computed block by block, because this is faster."""
     return x.is_cpu and x.numel() > LARGE
 
 
@@ -209,7 +213,10 @@ def _whole_forward(x: Tensor, slopes: Tensor, mixing: Tensor | None) -> Tensor:
 
 
 def _slopes_at_positions(slopes: Tensor, mixing: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return both slopes at each position: ``(B, C, H, W)``, or ``(B, C, 1, 1)`` if equal at all positions."""
+    """Return the slopes ``a₁`` and ``a₂`` at each position, as two tensors ``(B, C, H, W)``.
+
+    If ``mixing`` is None, the slopes are the same at all positions, and both tensors are ``(B, C, 1, 1)``.
+    """
     if mixing is None:
         mixed = slopes[:, :, None, None]
     else:
@@ -253,9 +260,9 @@ def blocked_forward(
         x: feature map, ``(B, C, H, W)``.
         slopes: see :func:`larger_product`.
         mixing: see :func:`larger_product`.
-        affine: scale and shift of each channel, both ``(C,)``. They are applied to ``x`` first. None: ``x`` is not
-            changed.
-        overwrite: store the result in the memory of ``x`` if its type allows it.
+        affine: tuple (scale, shift) with a number for each channel, both ``(C,)``. The activation is then applied to
+            ``scale * x + shift`` instead of ``x``. None: it is applied to ``x``.
+        overwrite: store the result in the memory of ``x`` if ``x`` and the result have the same dtype.
 
     Returns:
         The output map, ``(B, C, H, W)``.
@@ -299,8 +306,9 @@ def blocked_backward(
         mixing: see :func:`blocked_forward`.
         affine: see :func:`blocked_forward`.
         overwrite: store the gradient with respect to the map in the memory of ``gradient``.
-        output: map in the shape and memory format of ``x``. The output of :func:`blocked_forward` is computed again and
-            stored in it. This takes less time here than a separate call. None: this output is not computed.
+        output: map in which the output of :func:`blocked_forward`, which is computed again, is stored. It has the shape
+            and memory format of ``x``. A separate call of :func:`blocked_forward` would take longer. None: the output
+            is not computed again.
 
     Returns:
         The gradients with respect to the map after ``affine``, to ``slopes`` and to ``mixing``. The last one is None if
@@ -366,15 +374,25 @@ class _Blocks:
         return self.of_rows(self._matrices(x))
 
     def of_rows(self, matrices: Tensor) -> list[Tensor]:
-        """Return a list with the rows of ``matrices`` ``(B, R, …)`` that belong to each block, ``(b, r, …)``."""
+        """Divide a tensor with one entry for each row of each image, ``(B, R, …)``.
+
+        Return a list with the part ``(b, r, …)`` of each block.
+        """
         return [rows for images in matrices.split(self.images) for rows in images.split(self.rows, 1)]
 
     def of_images(self, matrices: Tensor) -> list[Tensor]:
-        """Return a list with the images of ``matrices`` ``(B, …)`` that belong to each block, ``(b, …)``."""
+        """Divide a tensor with one entry for each image, ``(B, …)``.
+
+        Return a list with the part ``(b, …)`` of each block. Blocks of the same image have the same part.
+        """
         return [images for images in matrices.split(self.images) for _ in range(self.in_image)]
 
     def of_channels(self, *vectors: Tensor) -> list[tuple[Tensor, ...]]:
-        """Return a list with a tuple for each block: the parts of ``vectors`` ``(C,)`` that broadcast to the block."""
+        """Divide vectors with one entry for each channel, ``(C,)``.
+
+        Return a list with one tuple for each block. The tuple contains the part of each vector that belongs to the
+        channels of the block, in a shape that broadcasts to the block.
+        """
         shape = (1, 1, -1) if self.positions_first else (1, -1, 1)
         vectors = [vector.reshape(shape) for vector in vectors]
         in_image = zip(
@@ -463,11 +481,14 @@ class _Slopes:
 
 
 def layout(x: Tensor) -> torch.memory_format:
-    """Return the memory format of a dense map ``(B, C, H, W)``. If both formats fit, return channels-last."""
+    """Return the memory format of a dense map ``(B, C, H, W)``, channels-last or contiguous.
+
+    Some maps have both formats, for example if ``C`` is 1. Channels-last is then returned.
+    """
     fits = x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if fits else torch.contiguous_format
 
 
 def dense(x: Tensor) -> Tensor:
-    """Return a map with the same values that is contiguous in one of the two memory formats."""
+    """Return ``x`` itself if it is channels-last or contiguous, otherwise a contiguous copy."""
     return x.contiguous(memory_format=layout(x))

@@ -47,10 +47,10 @@ def fits(x: Tensor, slopes: Tensor, mixing: Tensor | None) -> bool:
 
 
 def _none_if_it_fails(function):
-    """Decorate a function so that it returns None after a failure of Triton, with a warning at the first one.
+    """Decorator: if Triton fails in the function, issue a warning and return None instead of raising the error.
 
-    An error is reported only if it occurs while a kernel is compiled or launched. Errors of a running kernel appear
-    later, in another operation.
+    Only errors that occur while a kernel is compiled or launched are caught. Errors of a running kernel are raised
+    later, by another operation.
     """
 
     @functools.wraps(function)
@@ -81,10 +81,10 @@ def forward(x: Tensor, slopes: Tensor, mixing: Tensor | None, *, overwrite: bool
         slopes: the slopes ``a₁``, followed by the slopes ``a₂``: ``(B, 2C)`` without ``mixing``, otherwise
             ``(B, M, 2C)``.
         mixing: weight of each token at each position, ``(B, M, H, W)``, or None. At most :data:`MAX_TOKENS` tokens.
-        overwrite: store the result in the memory of ``x`` if its type allows it.
+        overwrite: store the result in the memory of ``x`` if ``x`` and the result have the same dtype.
 
     Returns:
-        The output map, ``(B, C, H, W)``. None if Triton failed, now or earlier. In this case, ``x`` is not changed.
+        The output map, ``(B, C, H, W)``. None if Triton failed. In this case, ``x`` is not changed.
     """
     dtype = torch.result_type(x, slopes)
     x = dense(x)
@@ -113,7 +113,7 @@ def backward(
 
     Returns:
         The gradients with respect to ``x``, ``slopes`` and ``mixing``. The last one is None if ``mixing`` is None. The
-        result is None instead of a tuple if Triton failed, now or earlier.
+        result is None instead of a tuple if Triton failed.
     """
     x = dense(x)
     gradient = gradient.contiguous(memory_format=layout(x))
@@ -136,7 +136,10 @@ def backward(
 
 
 def _contiguous(mixing: Tensor | None, x: Tensor) -> Tensor:
-    """Return the contiguous mixing weights. Without them, return ``x``, an address that is never read."""
+    """Return the mixing weights in contiguous memory. If they are None, return ``x``.
+
+    The kernels need a tensor for this argument, but do not read it without mixing weights.
+    """
     return x if mixing is None else mixing.contiguous()
 
 
@@ -148,8 +151,8 @@ def _division(x: Tensor, mixing: Tensor | None) -> tuple[int, int, int, int, dic
     """Divide a dense map into tiles.
 
     Returns:
-        A tuple of the channels, the positions, the number of tiles for the positions, the number of tiles for the
-        channels, and the arguments of the kernels that Triton compiles as constants.
+        A tuple: number of channels C, number of positions H·W, number of tiles along the positions, number of tiles
+        along the channels, and a dictionary of the kernels' arguments that Triton compiles as constants.
     """
     channels, positions = x.shape[1], x.shape[2] * x.shape[3]
     # Long rows of positions: each one gives a part of the gradient with respect to the slopes. Channels-last tiles have
@@ -179,9 +182,10 @@ def _slopes_of_tile(
     slopes, mixing, c, p, channels, positions,
     mixed: tl.constexpr, tokens: tl.constexpr, tile_c: tl.constexpr, tile_p: tl.constexpr,
 ):  # fmt: skip
-    """Return both slopes for channels ``c`` and positions ``p`` of the image at ``slopes`` and ``mixing``.
+    """Return the slopes ``a₁`` and ``a₂`` at channels ``c`` and positions ``p`` of one image.
 
-    They have the shape (tile_c, tile_p), or (tile_c, 1) without mixing weights.
+    ``slopes`` and ``mixing`` are pointers to the slopes and mixing weights of this image. Both results have the shape
+    (tile_c, tile_p), or (tile_c, 1) without mixing weights.
     """
     if not mixed:
         slope1 = tl.load(slopes + c, mask=c < channels, other=0.0).to(tl.float32)
@@ -202,7 +206,7 @@ def _forward_kernel(
     x, slopes, mixing, out, channels, positions, mixed: tl.constexpr, tokens: tl.constexpr,
     channels_last: tl.constexpr, tile_c: tl.constexpr, tile_p: tl.constexpr,
 ):  # fmt: skip
-    """Compute one tile of ``out``."""
+    """Compute one tile of the output map ``out``. See :func:`forward` and :func:`_division` for the arguments."""
     chunks, blocks = tl.cdiv(channels, tile_c), tl.cdiv(positions, tile_p)
     program = tl.program_id(0)
     chunk, block, image = program % chunks, program // chunks % blocks, program // chunks // blocks
@@ -223,10 +227,13 @@ def _backward_kernel(
     mixed: tl.constexpr, tokens: tl.constexpr, rows: tl.constexpr,
     channels_last: tl.constexpr, tile_c: tl.constexpr, tile_p: tl.constexpr,
 ):  # fmt: skip
-    """Compute ``steps`` tiles of ``of_x`` with the same positions, and their parts of the other two gradients.
+    """Compute the gradients with respect to ``x``, ``slopes`` and ``mixing`` for ``steps`` tiles at the same positions.
 
-    ``of_slopes`` has the shape (blocks of positions, B, M, 2C), ``of_mixing`` (chunks of channels, B, M, H·W), and
-    ``rows`` is M rounded up to a power of 2. With ``d = a₁ − a₂``, the function is ``a₂·x + relu(d·x)``.
+    The gradient with respect to ``x`` is stored in ``of_x``. The other two gradients are sums over all tiles. The part
+    of these tiles is stored in ``of_slopes``, (blocks of positions, B, M, 2C), and ``of_mixing``, (chunks of channels,
+    B, M, H·W). ``rows`` is M rounded up to a power of 2.
+
+    The gradients are those of ``a₂·x + relu(d·x)`` with ``d = a₁ − a₂``, which equals ``max(a₁·x, a₂·x)``.
     """
     blocks = tl.cdiv(positions, tile_p)
     program = tl.program_id(0)

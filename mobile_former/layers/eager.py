@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 def is_eager(*tensors: Tensor | None) -> bool:
-    """Return whether PyTorch runs operations on the tensors immediately and lets them write into existing memory.
+    """Return whether PyTorch runs operations on the tensors immediately, and supports writing into existing memory.
 
     Compilers, tracers, dispatch modes and function transforms such as ``vmap`` do not support operations that write
     into existing memory, and choose memory formats themselves.

@@ -53,7 +53,10 @@ def zero_padding(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def mean_pool(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Average a feature map ``(B, C, H, W)`` over the positions that are not padding. The result is ``(B, C)``."""
+    """Average a feature map ``(B, C, H, W)`` over the positions that are not padding. The result is ``(B, C)``.
+
+    ``padding`` is ``(B, 1, H, W)`` bool, True on padding; None for no padding.
+    """
     if padding is None:
         return x.mean((2, 3))
     content = (~padding).sum((2, 3)).clamp(min=1)  # (B, 1)
@@ -63,7 +66,7 @@ def mean_pool(x: Tensor, padding: Tensor | None) -> Tensor:
 def halve(x: Tensor, padding: Tensor | None) -> Tensor:
     """Apply 2×2 average pooling with stride 2 to a feature map. The result is ``(B, C, ⌈H/2⌉, ⌈W/2⌉)``.
 
-    The mean ignores padded positions and positions beyond the border.
+    The means ignore positions beyond the border and positions where ``padding``, ``(B, 1, H, W)`` bool, is True.
     """
     if padding is None:
         return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)

@@ -2,7 +2,8 @@
 
 On one thread, PyTorch gives a 1×1 convolution to oneDNN only if the batch has at least 16 images (``use_mkldnn`` in
 ATen's ``Convolution.cpp``). Otherwise it computes a matrix product, which takes up to twice as long. A pointwise
-convolution treats all positions alike, so the positions of a channels-last map can be viewed as those of 16 images.
+convolution computes each position separately. The positions of a channels-last map can therefore be viewed as those of
+16 or more images, and oneDNN computes these.
 """
 
 import functools
@@ -18,9 +19,9 @@ _MOST = 64  # with more images, which are smaller, oneDNN is slower
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Compute ``conv(x)`` for a feature map ``(B, C, H, W)``, for small batches on one thread by oneDNN.
+    """Compute ``conv(x)`` for a feature map ``(B, C, H, W)``. If PyTorch uses one thread, give small batches to oneDNN.
 
-    A convolution with hooks is called with ``x`` itself, so that the hooks get the whole map.
+    A convolution with hooks is called with ``x`` itself, so that the hooks receive the whole map.
     """
     pointwise = conv.kernel_size == (1, 1) and conv.groups == 1 and conv.stride == (1, 1) and conv.padding == (0, 0)
     batch = batch_for_onednn(x) if pointwise and not (conv._forward_hooks or conv._forward_pre_hooks) else None
@@ -30,9 +31,9 @@ def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def batch_for_onednn(x: Tensor) -> int | None:
-    """Return the number of images as which the positions of a feature map ``(B, C, H, W)`` are to be viewed.
+    """Return the number of images into which :func:`divide_positions` should divide a feature map ``(B, C, H, W)``.
 
-    None: nothing is gained, or the map cannot be viewed in this way.
+    Return None if a division would not be faster, or if the map cannot be divided.
     """
     if not (x.is_cpu and len(x) < _FEWEST and x.dtype == torch.float32) or torch.get_num_threads() > 1:
         return None
@@ -52,6 +53,14 @@ def divide_positions(x: Tensor, batch: int) -> Tensor:
 
 
 def join_positions(divided: Tensor, x: Tensor) -> Tensor:
-    """View the result of a convolution as a map with the batch size, height and width of ``x``."""
+    """Reverse :func:`divide_positions` after a convolution.
+
+    Args:
+        divided: output of the convolution, ``(batch, C', B·H·W / batch, 1)``.
+        x: the map before it was divided, ``(B, C, H, W)``.
+
+    Returns:
+        The output of the convolution, viewed as a map ``(B, C', H, W)``.
+    """
     shape = (len(x), *x.shape[2:], divided.shape[1])
     return divided.permute(0, 2, 3, 1).reshape(shape).permute(0, 3, 1, 2)

@@ -257,7 +257,7 @@ class ExponentialAverage(WeightAveraging):
 
 
 def _statistics_window(trainer: Trainer, batch_idx: int) -> tuple[int, int]:
-    """Return the position of a batch, and of the first batch that is used to compute BatchNorm statistics.
+    """Return the position of a batch, and of the first batch from which BatchNorm statistics are computed.
 
     Training is divided into intervals. An interval ends at a validation, at the end of an epoch or at the end of
     training. The statistics are computed from the last tenth of the interval that contains the batch, but from at least
@@ -268,8 +268,8 @@ def _statistics_window(trainer: Trainer, batch_idx: int) -> tuple[int, int]:
         batch_idx: number of the batch in its epoch, from 0.
 
     Returns:
-        A tuple (position, start). Both count from the start of the epoch. If validations are not aligned with epochs,
-        they count from the start of training.
+        A tuple (position of the batch, position of the first batch for the statistics). Both are numbers of batches
+        since the start of the epoch or, if validations are not aligned with epochs, since the start of training.
     """
     total, first = trainer.num_training_batches, 0
     if trainer.check_val_every_n_epoch is None:

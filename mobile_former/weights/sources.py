@@ -37,7 +37,7 @@ def local_file(source: str | Path, sha256: str | None = None) -> Path:
         source: path of a file; ``hf://owner/name`` or ``hf://owner/name@revision`` for ``model.safetensors`` in a
             repository of the Hugging Face Hub; or an ``https://`` URL.
         sha256: SHA-256 of the file at a URL, 64 hexadecimal digits. It can also be given in the URL, which then ends in
-            ``#sha256=…``. It is required, so that a changed or damaged file is never loaded.
+            ``#sha256=…``. A URL without SHA-256 is refused, because a changed or damaged file would not be noticed.
 
     Raises:
         InputError: the file cannot be downloaded, or ``sha256`` is missing, invalid or not that of the file.

@@ -66,7 +66,10 @@ def require_finite(path: Path) -> None:
 
 
 def _count_values(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """Count the values under a YAML node, with aliases expanded. Return infinity if a node contains itself."""
+    """Count the values under a YAML node, with aliases expanded. Return infinity if a node contains itself.
+
+    ``known`` is a dictionary from the ``id`` of a node that was already counted to its count. It is extended in place.
+    """
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in known:

@@ -58,8 +58,8 @@ def output_folder(options: Namespace) -> Path:
 def keep_known_split(data: ImageData, checkpoint: str | Path, root: str | None) -> None:
     """Make a data module use the same validation images as the training run.
 
-    If the data folder of the evaluation is not that of the training run, and has no validation split, all of its images
-    are used.
+    If the evaluation uses another data folder than the training run, and this folder has no validation split, all
+    images of the folder are used.
 
     Args:
         data: data module of the evaluation.

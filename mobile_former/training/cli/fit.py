@@ -349,7 +349,11 @@ class FitCLI(LightningCLI):
         return step
 
     def _record(self, found: dict[str, float]) -> None:
-        """Write option values that a Lightning callback such as LearningRateFinder has found to a new run's config."""
+        """Write found option values to the config of a new run.
+
+        Args:
+            found: dictionary from option to the value that a Lightning callback, such as LearningRateFinder, has found.
+        """
         self._set_in_config(found)
         self.folder.write_config(self.parser.dump(self.config), resumed=False)
 

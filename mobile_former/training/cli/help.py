@@ -20,7 +20,10 @@ _CLASSES = re.compile(r",? known subclasses: ([^)]*)")
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """jsonargparse's formatter without reStructuredText markup, lists of classes and splitting of words."""
+    """jsonargparse's help formatter with three changes.
+
+    It removes reStructuredText markup, names a help topic instead of listing the classes, and never splits words.
+    """
 
     def add_usage(self, usage: str | None, actions: Iterable[Action], *args, **kwargs) -> None:
         """Add the usage line. It leaves out options in a group, such as ``--model.name``, unless they are required."""
@@ -75,8 +78,8 @@ def introduction(found: Sequence[str]) -> str:
         found: output of :func:`topics`.
 
     Returns:
-        The lines. They are empty if the first topic is not ``"trainer"``: the parser then has no options of Lightning's
-        Trainer.
+        The lines as one text. The text is empty if the first topic is not ``"trainer"``, because the parser then has no
+        options of Lightning's Trainer.
     """
     lines = [f"Options of Lightning's Trainer, such as --{topic}.max_epochs: --help.{topic}" for topic in found[:1]]
     lines += [f"Classes for --{topic}: --help.{topic}" for topic in found[1:] if not topic.startswith(f"{_GROUP}.")]

@@ -54,7 +54,10 @@ class Parser(ArgumentParser):
 
     @property
     def _links(self) -> object:
-        """Group of the arguments that are copied from another class, so they are no options. None: no such group."""
+        """Argument group of the linked arguments, or None if there are none.
+
+        The values of linked arguments are copied from other arguments, so users cannot set them.
+        """
         return next((group for group in self._action_groups if group.title == "Linked arguments"), None)
 
     @property

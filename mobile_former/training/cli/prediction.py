@@ -19,7 +19,7 @@ def add_predict_options(parser: Parser, task: str, *, output: str, batch_size: i
         task: ``"classification"`` or ``"detection"``.
         output: help text of ``--output``.
         batch_size: default of ``--batch_size``.
-        drawn: noun in the help text of ``--drawings`` for what is drawn on the images.
+        drawn: noun for what is drawn on the images, such as "boxes", for the help text of ``--drawings``.
     """
     parser.add_argument(
         "images",

@@ -82,17 +82,17 @@ MakeSample = Callable[[ImageSource, int, np.ndarray, "A.Compose"], dict]
 class TrainingImages(Dataset):
     """Data set of augmented training images.
 
-    The index of an item is a :class:`Draw`, not an integer. Each item is a dictionary. Its entries are those that
-    ``make_sample`` returns and ``"failures"``, a list of error messages. If an image cannot be read, its error message
-    is added to this list, and the item contains the next readable image of ``source`` instead. If any other error
-    occurs or no image can be read, the item contains no image, and its entry ``"error"`` is the error message.
+    The index of an item is a :class:`Draw`, not an integer. An item is the dictionary that ``make_sample`` returns,
+    with one more entry ``"failures"``, a list of error messages. If an image cannot be read, its error message is added
+    to this list, and the item contains the next readable image of ``source`` instead. If any other error occurs or no
+    image can be read, the item contains no image, and its entry ``"error"`` is the error message.
 
     Args:
         source: sequence of images.
         transforms: albumentations pipeline that is applied to an image and its labels.
         make_sample: function that takes ``source``, index, image and ``transforms``. It returns a dictionary with
             ``"image"`` ``(3, H, W)`` uint8 and the labels.
-        seed: seed of the run. The augmentation of an image depends only on this seed, the index and the epoch.
+        seed: seed of the run. The augmentation of an image depends only on this seed and the :class:`Draw`.
     """
 
     def __init__(self, source: ImageSource, transforms: "A.Compose", make_sample: MakeSample, seed: int):

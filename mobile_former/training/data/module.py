@@ -139,7 +139,7 @@ class ImageData(LightningDataModule):
         return {"skipped_images": len(over_processes(self.skipped))}
 
     def notes(self) -> list[str]:
-        """Return a list of lines about the data: layout, if it was recognised, and choice of validation images."""
+        """Return a list of lines about the data, such as how the validation images were chosen."""
         return [f"split  {self.split_text}"] if self.split_text else []
 
     def keep_split(self, new: Path | None, known: Path | None, *, only_known: bool = False) -> None:
@@ -147,10 +147,10 @@ class ImageData(LightningDataModule):
 
         Args:
             new: file to write if validation images are held out. None: no file is written.
-            known: file of an earlier run. The validation images in it are held out again. If it is None, or its images
-                are not those of the data, new validation images are chosen.
-            only_known: True if the data may not be the training data. Then no new validation images are chosen, and
-                only those in the file ``known`` are held out.
+            known: file that an earlier run has written. The validation images that it lists are held out again. If
+                ``known`` is None, or lists other images than those of the data, new validation images are chosen.
+            only_known: True if the data is possibly not the training data. No new validation images are then chosen,
+                and only the validation images that ``known`` lists are held out.
         """
         self._new_split, self._known_split, self._only_known = new, known, only_known
 
@@ -168,8 +168,8 @@ class ImageData(LightningDataModule):
             paths: path of each image.
             counts: ``(images, classes)``, how often each class occurs in each image.
             groups: group of each image, if the annotations have groups.
-            has_val: whether the data also has a validation split, which is not used in this case. The description,
-                ``split_text``, then mentions it.
+            has_val: whether the data also has its own validation split. This split is not used. The description, which
+                is stored in ``split_text``, then mentions this.
 
         Returns:
             Array ``(images,)`` bool, True for the validation images. None: the data is not the training data, and no
@@ -370,7 +370,10 @@ def _start_worker(number: int) -> None:
 
 
 def _quieten_orphan() -> None:
-    """Let this loading process end without a traceback if the main process is killed while receiving a batch."""
+    """Print no traceback in this loading process if the main process is killed.
+
+    Without this function, the threads that send batches to the main process would print one.
+    """
     parent = os.getppid()
 
     def unless_orphaned(report: Callable[..., None]) -> Callable[..., None]:

@@ -30,9 +30,9 @@ _CHECKED = 200_000  # maximum number of files to compare, because getting the si
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a folder or file name means, ``"train"``, ``"val"`` or ``"test"``, or None.
+    """Return the split that a folder or file name stands for: ``"train"``, ``"val"`` or ``"test"``, or None if none.
 
-    Case is ignored, and so is a year at the end, as in ``train2017``.
+    Upper and lower case are not distinguished. A number at the end is ignored, as in ``train2017``.
     """
     word = name.strip().lower().rstrip("0123456789").rstrip("-_ ")
     return next((split for split, names in _NAMES.items() if word in names), None)
@@ -62,7 +62,7 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def only_folder(root: Path) -> Path | None:
-    """Return the subfolder of a folder with exactly one subfolder, otherwise None.
+    """Return the only subfolder of ``root``, or None if there is no subfolder or more than one.
 
     Hidden folders and macOS's ``__MACOSX`` are not counted.
     """
@@ -217,11 +217,12 @@ def read_split(path: Path, names: Sequence[str], *, share: float = 0.5) -> np.nd
     Args:
         path: path of the file.
         names: name of each image.
-        share: fraction of the listed images that must be among ``names``.
+        share: minimum fraction of the images listed in the file that must be among ``names``.
 
     Returns:
-        Array ``(images,)`` bool, True for the validation images. None if the file does not exist, or does not belong to
-        these images: ``names`` has none of its validation images, or less than ``share`` of all images in it.
+        Array ``(images,)`` bool, True for the validation images. None if the file does not exist or belongs to other
+        images. The latter is assumed if ``names`` contains none of the validation images that the file lists, or less
+        than the fraction ``share`` of all images that it lists.
 
     Raises:
         InputError: the file is damaged.
@@ -240,10 +241,10 @@ def read_split(path: Path, names: Sequence[str], *, share: float = 0.5) -> np.nd
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Read a CSV file with one image and its group in each row, and return a dictionary from image name to group.
+    """Read a CSV file with one image and its group in each row, and return a dictionary from image path to group.
 
-    The first row of the file contains the column names: ``group`` (or ``group_id``) and one more, the path of the
-    image.
+    The first row of the file contains the column names. The column of the groups is called ``group`` or ``group_id``.
+    The first other column, which can have any name, contains the paths of the images.
 
     Raises:
         FileNotFoundError: the file does not exist.

@@ -1,4 +1,4 @@
-"""Options of the ``export`` commands, without PyTorch."""
+"""Options of the ``export`` commands. This module does not import PyTorch."""
 
 from collections.abc import Iterable
 from pathlib import Path

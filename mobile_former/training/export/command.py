@@ -30,7 +30,8 @@ class Exporter:
       InputError if the results differ. Return a tuple (name, value) for an additional row of the table that
       ``compare`` builds, or None for no additional row.
     - ``compare(files, images)``: build a table that compares PyTorch with exported models. ``files`` is a dictionary
-      from the name of a format to the exported model.
+      from the name of a format to the exported model, and ``images`` is a
+      :class:`mobile_former.training.export.options.CheckImages`.
 
     Args:
         module: trained module, see :func:`mobile_former.training.run.checkpoint.load_checkpoint`.

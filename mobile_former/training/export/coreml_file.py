@@ -23,20 +23,20 @@ def write_coreml(
     output_names: Sequence[str],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write a classifier as a Core ML package in half precision, which takes an RGB image.
+    """Write a classifier as a Core ML package in half precision. The package takes an RGB image and normalises it.
 
-    The package normalises the image. It returns the best class and the probabilities of all classes, by name.
-    The program before its conversion, with logits instead of probabilities, is written beside the package as a ``.pt2``
-    file. :class:`CoremlModel` runs it.
+    The package returns the name of the best class, and the probability of each class name. A ``.pt2`` file is also
+    written beside the package. It contains a program of ``torch.export`` that takes the same image, but returns logits
+    instead of probabilities. :class:`CoremlModel` runs this program.
 
     Args:
-        module: classifier in evaluation mode that takes normalised planes ``(1, 3, H, W)`` and returns logits.
-        inputs: example of the input, on the CPU. Its size becomes the input size of the program.
-        path: path of the package, a folder, in an existing folder.
-        input_names: name of the input; not used, because the input of the package is called ``image``.
-        output_names: name of the output of the program before its conversion.
-        metadata: dictionary of JSON-serialisable values to store in the package. The keys
-            ``"class_names"``, ``"mean"`` and ``"std"`` are required.
+        module: classifier in evaluation mode that takes normalised images ``(1, 3, H, W)`` and returns logits.
+        inputs: list with one example image on the CPU. Its size becomes the input size of the package.
+        path: path of the package. The package is a folder, and is created in an existing folder.
+        input_names: not used, because the input of the package is always called ``image``.
+        output_names: list with the name of the output in the ``.pt2`` file.
+        metadata: dictionary of JSON-serialisable values to store in the package. The keys ``"class_names"``,
+            ``"mean"``, ``"std"`` and ``"model"`` are required.
 
     Raises:
         InputError: the packages of the pip extra "coreml" are missing, or Core ML Tools cannot convert the module.
@@ -63,9 +63,10 @@ def write_coreml(
 
 
 class CoremlModel(ProgramModel):
-    """The program of a Core ML package before its conversion, run in PyTorch: Core ML runs on Apple's systems only.
+    """The ``.pt2`` program beside a Core ML package, run in PyTorch. Core ML itself runs only on Apple's systems.
 
-    The inputs are normalised, as for the other formats. The program gets the pixels that they were computed from.
+    The inputs are normalised images, as for the other formats. Because the program takes pixel values, the inputs are
+    converted back to pixel values before the program runs.
     """
 
     def load(self) -> tuple[str, int]:
@@ -76,7 +77,7 @@ class CoremlModel(ProgramModel):
         return loaded
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run the program once. Return its outputs."""
+        """Run the program once on a list with one normalised image ``(1, 3, H, W)``. Return the list of outputs."""
         mean, std = (np.float32(self.metadata[name])[:, None, None] for name in ("mean", "std"))
         pixels = np.rint(255 * (inputs[0] * std + mean)).astype(np.float32)
         return super().run([pixels])
@@ -86,7 +87,7 @@ class _ImageInput(nn.Module):
     """Module that normalises pixel values for another module.
 
     Args:
-        module: module that takes normalised planes.
+        module: module that takes normalised images ``(1, 3, H, W)``.
         mean: mean of each channel, in 0..1.
         std: standard deviation of each channel, in 0..1.
     """
@@ -99,5 +100,5 @@ class _ImageInput(nn.Module):
         self.register_buffer("offset", (-mean / std).float())
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the output for pixel values ``(1, 3, H, W)`` of 0..255."""
+        """Normalise an image with pixel values in 0..255, ``(1, 3, H, W)``, and return the module's output for it."""
         return self.module(image * self.scale + self.offset)

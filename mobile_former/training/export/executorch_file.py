@@ -76,7 +76,7 @@ class ExecutorchModel(FixedModel):
         return text, self._forward.metadata.input_tensor_meta(0).sizes()[0]
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run the program once. Return its outputs."""
+        """Run the program once, with one array for each input. Return a list with one array for each output."""
         return [
             output.numpy().copy() for output in self._forward.execute([torch.from_numpy(given) for given in inputs])
         ]

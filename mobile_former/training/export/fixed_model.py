@@ -67,14 +67,18 @@ class FixedModel:
 
 
 def metadata_text(input_names: Sequence[str], output_names: Sequence[str], metadata: Mapping[str, Any]) -> str:
-    """Return the metadata of a file as JSON: the given entries, the version of the format, and the names."""
+    """Return the metadata of a file as JSON text.
+
+    The metadata consists of the entries of ``metadata``, the version of the metadata format, and the names of the
+    inputs and outputs.
+    """
     names = {"mobile_former_format": FORMAT, "inputs": list(input_names), "outputs": list(output_names)}
     return json.dumps({**names, **metadata}, ensure_ascii=False)
 
 
 @contextmanager
 def reported(path: Path, stage: str) -> Iterator[None]:
-    """Context manager that converts any exception inside it to an InputError with a message of one line.
+    """Context manager that converts any exception in the ``with`` block to an InputError with a message of one line.
 
     Args:
         path: path of the file that is written, for the message.

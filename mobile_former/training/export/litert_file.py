@@ -66,7 +66,7 @@ class LitertModel(FixedModel):
         return text, int(details["args_0"]["shape"][0])
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run the model once. Return its outputs."""
+        """Run the model once, with one array for each input. Return a list with one array for each output."""
         given = zip(self._types.items(), inputs, strict=True)
         outputs = self._run(**{name: values.astype(kind, copy=False) for (name, kind), values in given})
         return [outputs[name] for name in sorted(outputs)]  # output_0, output_1

@@ -233,7 +233,7 @@ def quantise(path: Path, target: Path, calibration: Iterable[Sequence[np.ndarray
         """Iterator over the calibration inputs for onnxruntime's quantiser.
 
         The quantiser reads a few inputs at a time, because the activations of all inputs together would not fit into
-        memory. It sets the range of these inputs with ``set_range``.
+        memory. Each time, it first calls ``set_range`` with the indices of the inputs that it will read.
         """
 
         def __len__(self) -> int:
@@ -342,7 +342,10 @@ def _fold_constants(onnx: ModuleType, model: object) -> None:
 
 
 def _reshape_unsqueezes(onnx: ModuleType, graph: object) -> None:
-    """Replace each ``Unsqueeze`` node that appends several axes by a ``Reshape``: OpenCV 4 refuses such nodes."""
+    """Replace each ``Unsqueeze`` node that appends several axes by a ``Reshape`` node.
+
+    OpenCV 4 cannot read an ``Unsqueeze`` node with several axes.
+    """
     axes = {tensor.name: onnx.numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer}
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.output)}
     for node in graph.node:
@@ -369,7 +372,10 @@ def _part_sums(onnx: ModuleType, graph: object) -> None:
 
 
 def _ungroup_pointwise(onnx: ModuleType, graph: object) -> None:
-    """Make grouped pointwise convolutions ungrouped: OpenVINO 2026.4 computes their int8 form wrongly with AMX."""
+    """Convert grouped pointwise convolutions to ungrouped ones.
+
+    On processors with AMX, OpenVINO 2026.4 computes grouped pointwise convolutions wrongly in int8.
+    """
     weights = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         weight = weights.get(node.input[1]) if node.op_type == "Conv" else None
@@ -386,7 +392,7 @@ def _ungroup_pointwise(onnx: ModuleType, graph: object) -> None:
 
 
 def _remove_unused_weights(graph: object) -> None:
-    """Remove the initializers that no node reads: onnxruntime prints a warning for each."""
+    """Remove the initializers that no node reads, because onnxruntime prints a warning for each of them."""
     used, graphs = {value.name for value in graph.output}, [graph]
     while graphs:
         for node in graphs.pop().node:

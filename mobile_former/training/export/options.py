@@ -100,7 +100,7 @@ def images_to_calibrate(options: Namespace, training: Callable[[], ImageSource])
         training: function that returns the training images.
 
     Raises:
-        InputError: a given folder has no images, or the training images are needed but missing.
+        InputError: a folder in ``--calibration_images`` has no images, or the training images are needed but missing.
         FileNotFoundError: a path or glob of ``--calibration_images`` matches nothing.
     """
     if options.calibration_images:
@@ -148,7 +148,7 @@ def add_size_rows(table: Table, paths: Sequence[Path]) -> None:
 
 
 def file_size(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
+    """Return the size of a file, or the total size of all files in a folder, in bytes."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 

@@ -56,7 +56,7 @@ class ProgramModel(FixedModel):
         return files[METADATA], int(node.meta["val"].shape[0])
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run the program once. Return its outputs."""
+        """Run the program once, with one array for each input. Return a list with one array for each output."""
         with torch.no_grad():
             outputs = self._module(*map(torch.from_numpy, inputs))
         return [output.numpy() for output in ((outputs,) if isinstance(outputs, Tensor) else outputs)]

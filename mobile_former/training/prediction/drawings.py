@@ -17,11 +17,11 @@ _PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})  # images whose drawing
 
 
 def drawing_paths(inputs: Sequence[Input], folder: Path) -> dict[Input, Path]:
-    """Return the output path in ``folder`` for the drawing of each input.
+    """Return a dictionary from each input to the path of its drawing, a file in ``folder``.
 
-    The drawing of an image has the file name of its image. ``.png`` is appended unless the image is JPEG or PNG. The
-    drawing of a video is an MP4 file. If another drawing already has this name, the names of parent folders are put in
-    front.
+    The drawing of a JPEG or PNG image has the same file name as the image. For an image of another format, ``.png`` is
+    appended to the file name. The drawing of a video or camera is an MP4 file. If two drawings would have the same
+    name, the names of the input's parent folders, or a number, are put in front of the name of the second one.
 
     Raises:
         InputError: a drawing would replace one of the inputs.
@@ -51,7 +51,7 @@ def drawing_paths(inputs: Sequence[Input], folder: Path) -> dict[Input, Path]:
 
 
 class Drawings:
-    """Writes the drawings of a prediction. It is used as a context manager, which finishes the videos.
+    """Writer of the drawings of a prediction. It is a context manager that closes the last video at the end.
 
     Args:
         paths: output path of each input, see :func:`drawing_paths`.
@@ -64,7 +64,11 @@ class Drawings:
         self._open = ExitStack()
 
     def add(self, loaded: Loaded, picture: Image.Image) -> None:
-        """Save the picture of an image, or append it to the video of its input.
+        """Save the drawing of an image, or append the drawing of a frame to the video of its input.
+
+        Args:
+            loaded: the image or frame.
+            picture: the drawing.
 
         Raises:
             OSError: the file cannot be written.

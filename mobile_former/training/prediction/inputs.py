@@ -24,8 +24,9 @@ class Input(NamedTuple):
     """One input of a prediction.
 
     Attributes:
-        name: path or URL, or ``camera:N``.
-        kind: ``"file"`` (an image file), ``"url"`` (of an image), ``"video"`` (a file or a URL) or ``"camera"``.
+        name: path, URL, or ``camera:N`` with the number N of a camera.
+        kind: ``"file"`` (an image file), ``"url"`` (URL of an image), ``"video"`` (file or URL of a video) or
+            ``"camera"``.
     """
 
     name: str
@@ -33,12 +34,12 @@ class Input(NamedTuple):
 
     @property
     def moves(self) -> bool:
-        """Whether the input has frames: a video or a camera."""
+        """Whether the input is a video or a camera, which both have frames."""
         return self.kind in {"video", "camera"}
 
     @property
     def file_name(self) -> str:
-        """Name of the file without its folders, for output files."""
+        """Name of the input without folders, from which names of output files are built."""
         if self.kind == "camera":
             return self.name.replace(":", "-")
         name = unquote(urlsplit(self.name).path) if _scheme(self.name) else self.name
@@ -55,7 +56,7 @@ class Input(NamedTuple):
 
 
 def as_input(name: str | Path) -> Input:
-    """Return the :class:`Input` for a path, a URL or ``camera:N``. It is not checked whether it exists."""
+    """Return the :class:`Input` for a path, a URL or ``camera:N``. The function does not check that it exists."""
     name = str(name)
     if camera := _CAMERA.fullmatch(name):
         return Input(f"camera:{camera[1] or camera[2]}", "camera")
@@ -67,10 +68,12 @@ def as_input(name: str | Path) -> Input:
 
 
 def find_inputs(patterns: Sequence[str]) -> list[Input]:
-    """Expand paths, folders and globs to image files and videos. URLs and cameras are kept.
+    """Expand paths, folders and globs to image files and videos.
+
+    URLs and cameras are returned without checking that they exist.
 
     Args:
-        patterns: image files, videos, folders of images, globs, URLs, or ``camera:N`` with the number of a camera.
+        patterns: paths of image files, videos or folders, globs, URLs, or ``camera:N`` with the number of a camera.
 
     Returns:
         List of inputs without duplicates, in the order of ``patterns``.

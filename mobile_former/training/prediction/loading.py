@@ -19,19 +19,20 @@ from mobile_former.training.processors import available_cores
 
 _READY = 2  # batches that wait for the model at most
 _MOST_THREADS = 16
-_SMALL = 2**18  # bytes; larger images are not resized together, because copies of them would cost more than calls
+_SMALL = 2**18  # bytes; larger images are resized one by one, because stacking them takes longer than more calls
 
 
 class Loaded(NamedTuple):
-    """An image, or a frame of a video, that is ready for the model. Or the reason why there is none.
+    """An image or a frame of a video that is prepared for the model, or the error message if it could not be read.
 
     Attributes:
-        source: input of the image.
-        image: image ``(H, W, 3)`` uint8 RGB that the transform has prepared. None: it cannot be read.
-        size: height and width of the original image in pixels.
-        error: message if the image cannot be read.
-        original: original image ``(H, W, 3)`` uint8 RGB, if it was to be kept.
-        frame: frame of a video without its image. None: the input is an image.
+        source: input from which the image or frame comes.
+        image: image ``(H, W, 3)`` uint8 RGB, prepared for the model. None if it could not be read.
+        size: height and width of the original image in pixels, ``(0, 0)`` if it could not be read.
+        error: error message if the image could not be read, otherwise None.
+        original: original image ``(H, W, 3)`` uint8 RGB, or None if it was not kept.
+        frame: number, time and frame rate of a frame; the attribute ``image`` of this :class:`VideoFrame` is None.
+            For an image, ``frame`` itself is None.
     """
 
     source: Input
@@ -42,7 +43,10 @@ class Loaded(NamedTuple):
     frame: VideoFrame | None = None
 
     def place(self) -> dict:
-        """Return the first entries of a prediction: path, and for a video the number and time of the frame."""
+        """Return a dictionary with the entries of a prediction that identify its image.
+
+        These are ``path`` and, for a frame, ``frame`` (number of the frame) and ``seconds`` (time of the frame).
+        """
         place = {"path": self.source.name}
         if self.frame is not None:
             place |= {"frame": self.frame.number, "seconds": round(self.frame.seconds, 3)}
@@ -59,15 +63,16 @@ def load_batches(
 ) -> Iterator[list[Loaded]]:
     """Load images in background threads, and yield them in batches, in the order of ``inputs``.
 
-    While the model computes a batch, the next ones are read, decoded and resized. Decoding and resizing release
-    Python's global lock. The threads end when the iterator is closed.
+    While the model computes a batch, the threads read, decode and resize the images of the next batches. Decoding and
+    resizing release Python's global interpreter lock. The threads end when the iterator is closed.
 
     Args:
         inputs: images, videos and cameras.
-        transform: function that prepares images of one size, ``(B, H, W, 3)`` uint8.
+        transform: function that takes images of one size, ``(B, H, W, 3)`` uint8, and returns them prepared for the
+            model, ``(B, H', W', 3)`` uint8.
         batch_size: number of images in a batch. The last batch may be smaller.
         keep_originals: whether to keep the original images, for drawings.
-        max_frames: number of frames to read of each video at most.
+        max_frames: maximum number of frames to read from each video or camera. None: no limit.
     """
     batches: queue.Queue = queue.Queue(_READY)
     stop = threading.Event()
@@ -109,7 +114,10 @@ def _load(
     keep_originals: bool,
     max_frames: int | None,
 ) -> Iterator[Loaded]:
-    """Load images with a pool of threads, and yield them in order. About two batches are in memory."""
+    """Load images with a pool of threads, and yield them one by one in order. About two batches are in memory.
+
+    The arguments are those of :func:`load_batches`.
+    """
 
     def read(source: Input, frame: VideoFrame | ImageError | None) -> Loaded:
         try:
@@ -150,7 +158,10 @@ def _load(
 
 
 def _images(inputs: Iterable[Input], max_frames: int | None) -> Iterator[tuple[Input, VideoFrame | ImageError | None]]:
-    """Yield each image as a tuple (input, None), and each frame of a video or the error that ends it as (input, it)."""
+    """Yield a tuple (input, None) for each image, and a tuple (input, frame) for each frame of a video or camera.
+
+    If a video or camera cannot be read, the tuple (input, error) is yielded.
+    """
     for source in inputs:
         if not source.moves:
             yield source, None

@@ -93,10 +93,11 @@ def predict_inputs(
     Args:
         inputs: images, videos and cameras.
         transform: function that prepares images, see :func:`load_batches`.
-        predict_batch: function that returns the predictions of images that could be read, without their places.
+        predict_batch: function that takes images that could be read, and returns their predictions in the same order.
+            The predictions do not yet contain the entries of :meth:`Loaded.place`.
         batch_size: number of images in a batch.
         keep_originals: whether the yielded images contain the original pixels.
-        max_frames: number of frames to read of each video at most.
+        max_frames: maximum number of frames to read from each video or camera. None: no limit.
 
     Yields:
         A tuple (image, prediction) for each image or frame. The prediction of an image that cannot be read has only the

@@ -1,4 +1,4 @@
-"""Progress of a prediction: a bar with images a second, and a line at the end."""
+"""Progress of a prediction: a progress bar with the number of images per second, and a summary line at the end."""
 
 import signal
 import time
@@ -13,11 +13,11 @@ ROWS = 20  # images whose results are printed one by one; of more images, a summ
 
 
 class Pace:
-    """Iterates over predictions, shows a progress bar in a terminal, and measures the speed.
+    """Progress bar and speed measurement of a prediction. The bar is only shown in a terminal.
 
     Args:
         inputs: inputs of the prediction.
-        shown: whether to show the bar and the line.
+        shown: whether to show the progress bar and print the summary line.
     """
 
     def __init__(self, inputs: Sequence[Input], *, shown: bool):
@@ -29,9 +29,10 @@ class Pace:
         self.stopped = False
 
     def follow(self, predictions: Iterable) -> Iterator:
-        """Yield the predictions.
+        """Yield the predictions one by one, and update the progress bar and the speed.
 
-        If their number is unknown, as that of a camera, the first Ctrl-C ends them, so that results can be written.
+        For videos and cameras, the number of predictions is unknown. The first Ctrl-C then only ends this iterator, so
+        that the results so far can be written.
         """
         terminal = Console(stderr=True)
         columns = (TextColumn(self.noun), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
@@ -58,7 +59,7 @@ class Pace:
                     signal.signal(signal.SIGINT, earlier)
 
     def print_summary(self) -> None:
-        """Print how many images were predicted, in which time, and how many a second."""
+        """Print the number of predictions, the time they took, and the number per second, if there are at least two."""
         if self.shown and self.count > 1:
             end = "; stopped" if self.stopped else ""
             speed = self.count / max(self.seconds, 1e-9)
@@ -70,7 +71,13 @@ class Pace:
 
 
 def rows_shown(count: int, *, quiet: bool, verbose: bool) -> bool | None:
-    """Return whether to print a row for each of ``count`` images (True), a summary (False) or nothing (None)."""
+    """Return whether to print a row for each of ``count`` images (True), a summary (False) or nothing (None).
+
+    Args:
+        count: number of images.
+        quiet: print nothing.
+        verbose: print a row for each image, even if there are more than ``ROWS`` images.
+    """
     if quiet:
         return None
     return verbose or count <= ROWS

@@ -13,7 +13,7 @@ from mobile_former.training.data.images import ImageError
 from mobile_former.training.prediction.inputs import Input
 
 _CODEC = "mp4v"  # MPEG-4, which OpenCV's wheels can write on all systems
-_RATE = 30.0  # frames a second of streams that do not tell it
+_RATE = 30.0  # frames per second, for streams that do not report their frame rate
 
 
 class VideoFrame(NamedTuple):
@@ -23,7 +23,7 @@ class VideoFrame(NamedTuple):
         number: number of the frame, from 0.
         seconds: time from the start of the video.
         image: ``(H, W, 3)`` uint8 RGB, rotated upright.
-        rate: frames a second of the video.
+        rate: frame rate of the video, in frames per second.
     """
 
     number: int
@@ -37,7 +37,8 @@ def read_video(source: Input, max_frames: int | None = None) -> Iterator[VideoFr
 
     Args:
         source: video or camera.
-        max_frames: number of frames to read at most. None: to the end of the video, or until the reader is closed.
+        max_frames: maximum number of frames to read. None: read a video to its end, and a camera until the iterator is
+            closed.
 
     Raises:
         ImageError: the video or camera cannot be opened, or has no frames.
@@ -67,11 +68,11 @@ def read_video(source: Input, max_frames: int | None = None) -> Iterator[VideoFr
 
 
 class VideoWriter:
-    """Writer of an MP4 video. It is used as a context manager.
+    """Writer of an MP4 video. It is a context manager that closes the file at the end.
 
     Args:
         path: path of the file.
-        rate: frames a second.
+        rate: frame rate, in frames per second.
     """
 
     def __init__(self, path: Path, rate: float):

@@ -76,9 +76,9 @@ class LastCheckpoint(RunCheckpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         """Write a checkpoint after every ``every_n_steps`` optimiser steps.
 
-        After SIGTERM or Ctrl-C, write a checkpoint after the current step and stop the run. In both cases, batches are
-        skipped from which the run could not resume correctly: those that do not complete an optimiser step, and those
-        directly before a validation or the end of an epoch.
+        After SIGTERM or Ctrl-C, write a checkpoint after the current step and stop the run. In two cases nothing is
+        done, because the run could not resume correctly after this batch: the batch does not complete an optimiser
+        step, or a validation or the end of the epoch follows directly.
         """
         # A checkpoint does not hold accumulated gradients.
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
@@ -101,7 +101,10 @@ class LastCheckpoint(RunCheckpoint):
             self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the signal handlers that were active before training."""
+        """Restore the signal handlers that were active before training.
+
+        If the signal to requeue the SLURM job came in the last step, put the job back into the queue and exit.
+        """
         super().on_train_end(trainer, pl_module)
         self._restore_handlers()
         self._trained = True

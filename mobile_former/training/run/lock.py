@@ -104,7 +104,7 @@ def release_folder(folder: Path) -> None:
 
 
 def _is_at(file: FileIO, path: Path) -> bool:
-    """Return whether an open file is still the one at ``path``. It is not if it was moved or deleted."""
+    """Return whether an open file is still the file at ``path``. Return False if it was moved or deleted."""
     return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
@@ -127,10 +127,10 @@ def _lock(file: FileIO) -> bool:
 
 
 def _outwait(path: Path) -> None:
-    """Wait until the owner of a lock file counts as dead, because it no longer touches the file.
+    """Watch a lock file for ``GRACE`` seconds. Return if nobody has touched it, so that its owner counts as dead.
 
     Raises:
-        InUseError: the owner has touched the file, so it is alive.
+        InUseError: the owner has touched the file, so the owner is alive.
     """
 
     def look() -> tuple[int, dict]:

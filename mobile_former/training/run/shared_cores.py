@@ -112,7 +112,8 @@ def cpu_times() -> CpuTimes:
 def _hold_threads(release: threading.Event) -> None:
     """Make OpenMP create additional idle threads, and keep them until ``release`` is set.
 
-    OpenMP creates a team of threads for each thread that runs a parallel operation. The team ends with that thread.
+    This function runs in a thread of its own, because OpenMP creates a team of threads for each thread that runs a
+    parallel operation. When the function returns, its thread ends, and the team ends with it.
     """
     torch.zeros(2**20).add_(1)
     release.wait()

@@ -178,7 +178,10 @@ def _require_fit(
 
 
 def _changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """Return a list with one phrase for each option whose value differs between ``before`` and ``now``."""
+    """Return a list with one phrase for each changed option, such as ``"batch_size 64 (was 32)"``.
+
+    Both arguments are dictionaries from option to value.
+    """
     return [
         f"{name} {now[name]} (was {before[name]})"
         for name in sorted(before.keys() & now.keys())

@@ -84,9 +84,10 @@ def build_loggers(given: object, folder: RunFolder, resumed_step: int | None) ->
 
 @functools.cache  # once in a process, which can be a notebook with several runs
 def _quieten_tensorboard() -> None:
-    """Print no errors of the threads in which TensorBoard writes its files, such as that the disk is full.
+    """Suppress the tracebacks of the threads in which TensorBoard writes its files.
 
-    TensorBoard raises the error of such a thread in the main thread too, which then ends the run.
+    They are not needed: if such a thread fails, for example on a full disk, TensorBoard also raises its error in the
+    main thread, which ends the run with a message.
     """
     print_error = threading.excepthook
 
@@ -119,10 +120,10 @@ def _build(given: Namespace, folder: RunFolder) -> Logger:
 
 
 def connect(loggers: Sequence[Logger]) -> None:
-    """Start the runs of the trackers, which Lightning would do when training begins.
+    """Start the runs of the trackers now. Lightning would start them only when training begins.
 
     Raises:
-        InputError: a tracker refuses, such as without a login.
+        InputError: a tracker cannot be started, for example because the user is not logged in.
     """
     for logger in loggers:
         try:
