@@ -60,7 +60,7 @@ def write_mistakes(matches: Sequence[ImageMatch], source: Source, folder: Path) 
 
 
 def class_scores(matches: Sequence[ImageMatch], category_ids: Sequence[int]) -> list[dict[str, float | int | None]]:
-    """Count the objects of each class, and compute precision, recall and F1 score of its detections.
+    """For each class, count the objects, and compute precision, recall and F1 score of the detections.
 
     Args:
         matches: matched detections and objects. The scores of the detections have no effect.
