@@ -89,7 +89,7 @@ class Storm:
             subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
 
     def blow(self, events: int) -> None:
-        """Train runs one after another, each to its end, and disturb them by ``events`` events in total."""
+        """Train runs one after another, each to its end. In total, ``events`` events happen to them."""
         number = 0
         while self.events.total() < events:
             task = TASKS[number % len(TASKS)]
