@@ -1,4 +1,4 @@
-"""Classifiers of the libraries timm and transformers, which serve as baselines for Mobile-Former."""
+"""Classifiers of timm and Hugging Face Transformers, which serve as baselines for Mobile-Former."""
 
 import logging
 import re
@@ -24,9 +24,9 @@ def create_baseline(
     pretrained: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
 ) -> nn.Module:
-    """Build a classifier of the library timm or transformers. Nothing is downloaded.
+    """Build a classifier of timm or Hugging Face Transformers. Nothing is downloaded.
 
-    Its classification head is the one that the library builds.
+    The classification head is that of the library.
 
     Args:
         name: ``timm/NAME`` for any model of timm. ``transformers/mobilenet_v2_MULTIPLIER`` for a MobileNetV2, such as
@@ -100,7 +100,7 @@ class TransformersClassifier(nn.Module):
 
 
 def _backbone(name: str) -> tuple[nn.Module, int]:
-    """Build a backbone from the transformers library. Return a tuple (backbone, number of its pooled features)."""
+    """Build a backbone from Hugging Face Transformers. Return a tuple (backbone, number of its pooled features)."""
     transformers = import_library("transformers", f"transformers/{name}")
     multiplier = _MOBILENET.fullmatch(name)
     if not multiplier:

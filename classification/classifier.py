@@ -20,7 +20,7 @@ def create_classifier(
     dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> nn.Module:
-    """Build a Mobile-Former, or a classifier of the library timm or transformers.
+    """Build a Mobile-Former, or a classifier of timm or Hugging Face Transformers.
 
     The arguments are those of :class:`classification.module.ClassificationModule`.
 

@@ -66,8 +66,8 @@ def labelled_data(checkpoint: str, data_options: dict, given: Mapping) -> Classi
         checkpoint: path of the checkpoint. If its training run held validation images out of the training data, the
             same images are held out again.
         data_options: dictionary with the data module's options, as stored in the checkpoint.
-        given: dictionary with options that replace the stored options, such as ``root`` and ``batch_size``. If a value
-            is None, the stored value is kept. If ``root`` is given, the data set type is detected: tar shards or an
+        given: dictionary with options that replace the stored options, such as ``root`` and ``batch_size``. None: the
+            stored value is kept. If ``given`` has ``root``, the type of the data set is detected: tar shards or an
             image folder.
 
     Raises:

@@ -28,7 +28,7 @@ class Mistake(NamedTuple):
 
 
 class Mistakes(Callback):
-    """Callback that collects the wrong predictions of a test, sorted by descending confidence."""
+    """Callback that collects the wrong predictions of a test in the list ``rows``, sorted by descending confidence."""
 
     def __init__(self):
         self.rows: list[Mistake] = []
@@ -36,7 +36,7 @@ class Mistakes(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: torch.Tensor, batch: dict, batch_idx: int
     ) -> None:
-        """Add the mistakes of a batch. ``outputs`` are the class probabilities ``(B, K)``."""
+        """Add the mistakes in a batch to ``rows``. ``outputs`` are the class probabilities ``(B, K)``."""
         scores, predicted = outputs.max(1)
         wrong = (predicted != batch["label"]).nonzero().flatten().tolist()
         if not wrong:

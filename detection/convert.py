@@ -49,7 +49,10 @@ def main() -> None:
 
 
 def _copy(images: CocoDataset, records: list[dict], folder: Path, split: str) -> None:
-    """Copy the images of a split to ``folder``, and change the file names in ``records`` to those of the copies."""
+    """Copy the images of a split to ``folder``, and change the file names in ``records`` to those of the copies.
+
+    ``records`` is the list ``images`` of the split's dictionary in COCO format.
+    """
     console = Console(stderr=True)
     shown = track(range(len(images)), f"copying {split}", console=console, disable=not sys.stderr.isatty())
     taken: set[str] = set()

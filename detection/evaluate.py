@@ -84,7 +84,10 @@ def evaluate(stage: str) -> None:
 
 
 def _write_classes(module: DetectionModule, rows: Sequence[dict], path: Path) -> None:
-    """Write a CSV file with a row for each class: number of objects, AP, and the scores in ``rows``."""
+    """Write a CSV file with a row for each class: number of objects, AP, and the scores in ``rows``.
+
+    ``rows`` is the output of :func:`detection.mistakes.class_scores`.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "AP", *rows[0]])
@@ -98,9 +101,9 @@ def labelled_data(data_options: dict, given: Mapping, checkpoint: str | None = N
 
     Args:
         data_options: dictionary with the data module's options, as stored in a checkpoint.
-        given: dictionary with options that replace the stored options, such as ``root`` and ``batch_size``. If a value
-            is None, the stored value is kept. If ``root`` or ``annotations`` is given, all stored paths are ignored,
-            and the layout of the data set is recognised.
+        given: dictionary with options that replace the stored options, such as ``root`` and ``batch_size``. None: the
+            stored value is kept. If ``given`` has ``root`` or ``annotations``, no stored path is used, and the layout
+            of the data set is recognised.
         checkpoint: path of the checkpoint. If its training run held validation images out of the training data, the
             same images are held out again.
 

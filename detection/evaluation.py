@@ -205,7 +205,8 @@ def _mean(values: np.ndarray) -> float:
 def _detections(rows: list[dict], ground_truth: COCO) -> COCO:
     """Build a pycocotools ``COCO`` object from a list of detections in COCO results format.
 
-    pycocotools' own function ``loadRes`` is not used, because it rejects an empty list.
+    pycocotools' own function ``loadRes`` is not used, because it rejects an empty list. ``ground_truth`` is the object
+    with the images and categories of the detections.
     """
     annotations = [
         row | {"area": row["bbox"][2] * row["bbox"][3], "id": number, "iscrowd": 0}

@@ -84,7 +84,9 @@ def detect(
 def category_ids(options: Mapping[str, Any]) -> list[int]:
     """Return a list with the COCO category id of each class, in the order of the labels.
 
+    The ids are 1, 2, 3 and so on, if ``options`` has no ``category_ids``.
+
     Args:
-        options: hyperparameters of a detector. Without ``category_ids``, the ids are 1, 2, 3 and so on.
+        options: hyperparameters of a detector, with ``class_names``.
     """
     return list(options.get("category_ids") or range(1, len(options["class_names"]) + 1))

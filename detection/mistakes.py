@@ -60,15 +60,15 @@ def write_mistakes(matches: Sequence[ImageMatch], source: Source, folder: Path) 
 
 
 def class_scores(matches: Sequence[ImageMatch], category_ids: Sequence[int]) -> list[dict[str, float | int | None]]:
-    """Count the objects of each class, and compute precision, recall and F1 score of its detections.
+    """For each class, count the objects, and compute precision, recall and F1 score of the detections.
 
     Args:
-        matches: matched detections and objects. The scores of the detections have no effect.
+        matches: matched detections and objects. The confidence of a detection is not used.
         category_ids: COCO category ids in the order of the labels.
 
     Returns:
         A list with one dictionary for each class, with the keys ``objects``, ``precision``, ``recall`` and ``f1``. A
-        score is None if it would be 0/0.
+        value is None if it would be 0/0.
     """
     right, false, missed = (
         Counter(row["category_id"] for match in matches for row in getattr(match, kind))

@@ -1,6 +1,7 @@
 """Drawing of images with boxes and captions.
 
-Captions shrink if they would overlap or hide objects. If they still do, a legend of the colours replaces them.
+Captions get a smaller font if they would overlap or hide objects. If even small captions would do so, a legend of the
+colours replaces the captions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -190,7 +191,10 @@ def _grid(cells: Sequence[Image.Image], columns: int, title: str) -> Image.Image
 def _with_legend(
     picture: Image.Image, labels: Sequence[int], class_names: Mapping[int, str], letters: int
 ) -> Image.Image:
-    """Return a copy of a picture with a legend below it: the colour and class name of each label in ``labels``."""
+    """Return a copy of a picture with a legend below it: the colour and class name of each label in ``labels``.
+
+    ``class_names`` is a dictionary from label to class name. ``letters`` is the font size in pixels.
+    """
     names: dict[str, list[str]] = {}
     for label in sorted(set(labels)):  # some of many classes have the same colour
         names.setdefault(COLOURS[label % len(COLOURS)], []).append(class_names[label])
@@ -240,8 +244,8 @@ def _draw(
         letters: font size in pixels. It is reduced if the captions need more room.
 
     Returns:
-        A tuple (picture, bool). The bool is True if the picture has captions. They are left out if even small captions
-        would overlap or hide objects.
+        A tuple (picture, bool). The bool is True if the captions are drawn. It is False if they are left out, because
+        even small captions would overlap or hide objects.
     """
     picture = Image.fromarray(image)
     if scale != 1:
@@ -312,8 +316,11 @@ def _are_legible(
     """Return whether most captions are legible and most boxes visible.
 
     A caption is illegible if earlier captions cover more than a twentieth of it. A box is hidden if captions cover more
-    than half of it. The result is True if at most a tenth of the captions are illegible, at most a tenth of the boxes
-    are hidden and, with more than five captions, all captions together cover at most an eighth of the picture.
+    than half of it. The result is True if all of these conditions hold:
+
+    - at most a tenth of the captions are illegible;
+    - at most a tenth of the boxes are hidden;
+    - there are at most five captions, or all captions together cover at most an eighth of the picture.
 
     Args:
         places: rectangle of each caption, xyxy in pixels.
@@ -353,9 +360,9 @@ def _free_place(
     """Choose the position of a caption near its bounding box. Return the rectangle of the caption, xyxy in pixels.
 
     The candidates are above, below and inside the bounding box. All candidates are inside the picture. The candidate
-    that overlaps other captions by the fewest pixels is chosen. Among candidates with the same overlap, those that
-    cover at most a quarter of the bounding box are preferred, and among these the one that covers the smallest area of
-    all bounding boxes.
+    that overlaps other captions by the fewest pixels is chosen. If several candidates have the same overlap, those that
+    cover at most a quarter of the object's own bounding box are preferred. If several of these are left, the one that
+    covers the fewest pixels of all bounding boxes is chosen.
 
     Args:
         frame: bounding box, xyxy in pixels.

@@ -198,11 +198,13 @@ def coverage(
         target: ``labels`` ``(n,)`` and ``boxes`` ``(n, 4)``, cxcywh, normalised to 0..1.
 
     Returns:
-        A tuple of two tensors. The first one is ``(n, 1)``: the highest IoU of each object with the box of a query. The
-        second one is ``(Q, 4)``. It has a row for each query. Column 0 is the IoU of the query with its matched object
-        or, without a match, the highest IoU with any object. Column 1 is 1 if the query is matched, else 0. Column 2 is
-        1 if the query's best class is the class of its matched object, else 0. Column 3 is the query's highest class
-        probability.
+        A tuple of two tensors. The first tensor is ``(n, 1)``: the highest IoU of each object with the box of a query.
+        The second tensor ``(Q, 4)`` has a row for each query, with four columns:
+
+        - IoU of the query's box with its matched object or, without a match, the highest IoU with any object;
+        - 1 if the query is matched, else 0;
+        - 1 if the query's best class is the class of its matched object, else 0;
+        - highest class probability of the query.
     """
     if len(target["labels"]) == 0:
         return boxes.new_zeros(0, 1), torch.stack([*boxes.new_zeros(3, len(boxes)), scores.amax(1)], dim=1)

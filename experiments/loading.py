@@ -157,7 +157,7 @@ def report(recipe: str, paths: list[Path], rounds: int) -> None:
 
 
 def stage_times(side: Side, paths: list[Path]) -> dict[str, float]:
-    """Load every image once, in batches, and time each step.
+    """Load every image once, in batches, and time each step of ``side``.
 
     Returns:
         Dictionary from the name of a step to its mean time per image in milliseconds.

@@ -144,7 +144,7 @@ def require_free_options(arguments: Sequence[str], own: Iterable[str]) -> None:
 
 
 def require_options(task: str, arguments: Sequence[str]) -> None:
-    """Check the arguments of a training with the parser of ``fit``. If one is invalid, print the error and exit."""
+    """Check the arguments of a training with the task's ``fit`` parser. If one is invalid, print the error and exit."""
     words = [f"{task}.fit", *arguments, "--print_config"]
     try:
         with mock.patch.object(sys, "argv", words), contextlib.redirect_stdout(io.StringIO()):

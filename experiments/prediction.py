@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 python -m experiments.prediction classification IMAGES --ckpt_path runs/…/best.ckpt
     OMP_NUM_THREADS=1 python -m experiments.prediction detection IMAGES --ckpt_path runs/…/best.ckpt
 
-The two take turns in one process, and their time is that of the processor, of all threads. ``predict`` runs without the
-start of the process and the loading of the checkpoint. It finds, reads, decodes, resizes and normalises images, runs
-the model, makes the predictions, prints a summary, and writes a CSV file. The model runs on the same images in the same
-batches, which were normalised before. The postprocessing of detectors belongs to the model.
+``predict`` and the model take turns in one process. Their times are processor times, summed over all threads. The time
+of ``predict`` covers everything after the loading of the checkpoint: it finds, reads, decodes, resizes and normalises
+images, runs the model, makes the predictions, prints a summary, and writes a CSV file. The time of the model covers
+only the forward pass and, for detectors, the postprocessing. It runs on the same images in the same batches, which are
+resized and normalised before the timing starts.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ BATCH = {"classification": 32, "detection": 8}
 
 
 def main() -> None:
-    """Time ``predict`` and its model with the options of the command line, and print both and the ratio."""
+    """Parse the command line, time ``predict`` and its model, and print both times and the ratio of the two speeds."""
     parser = Parser(prog="python -m experiments.prediction", description=__doc__.partition("\n")[0])
     parser.add_argument("task", choices=list(BATCH), help="the task of the checkpoint")
     parser.add_argument("images", type=str, nargs="+", help="images, folders of images and quoted globs")
@@ -61,7 +62,10 @@ def main() -> None:
 def command_of(
     task: str, predictor: CheckpointClassifier | CheckpointDetector, names: list[str], output: Path
 ) -> Callable[[], None]:
-    """Return a function that runs the task's ``predict`` command on image files with a loaded predictor."""
+    """Return a function that runs the task's ``predict`` command on image files with a loaded predictor.
+
+    ``names`` are the paths of the images, and ``output`` is the path of the CSV file.
+    """
     predict, results, draw = {
         "classification": (classify, classes, classes.with_classes),
         "detection": (find_objects, boxes, boxes.with_boxes),
@@ -91,7 +95,10 @@ def command_of(
 def model_of(
     predictor: CheckpointClassifier | CheckpointDetector, names: list[str], batch_size: int
 ) -> Callable[[], None]:
-    """Return a function that runs the predictor's model on the normalised images, which are loaded now."""
+    """Load and normalise images. Return a function that runs the predictor's model on them.
+
+    ``names`` are the paths of the images.
+    """
     images = [each.read() for each in find_inputs(names)]
     prepared = list(map(predictor.transform, images))
     starts = range(0, len(images), batch_size)

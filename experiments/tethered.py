@@ -7,7 +7,7 @@ closed and this process kills itself. LOCK is the path of a file that this proce
 same LOCK waits until the lock is free. RESULT is the path of a file that the module writes at its end. If RESULT exists
 when the lock is obtained, the module is not run.
 
-The worker of a sweep runs this file by its path. ``python -m`` would import the package an additional time.
+The worker of a sweep runs this file by its path, because ``python -m`` would also import the package ``experiments``.
 """
 
 import fcntl

@@ -43,7 +43,7 @@ def collate(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
     The entries are ``image`` ``(B, 3, H, W)`` uint8, ``label`` ``(B,)``, ``name`` (list of B strings), ``failures`` and
     ``errors``. ``failures`` are error messages about unreadable images, which are left out. ``errors`` are messages
     about faults that must stop the run, see :func:`split_messages`. If no image is readable, the dictionary has only
-    these two entries.
+    the entries ``failures`` and ``errors``.
     """
     readable, messages = split_messages(samples)
     columns = [{name: sample[name] for name in ("image", "label", "name")} for sample in readable]

@@ -147,6 +147,6 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def abridged(names: Sequence[str], most: int = 10) -> str:
-    """Return the first ``most`` names in quotes, as one text. If N names are left, "and N more" is appended."""
+    """Return the first ``most`` names in quotes, as one text that ends with "and N more" if N names are left out."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + rest

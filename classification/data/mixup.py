@@ -34,7 +34,7 @@ def mixup(
 def cutmix(
     images: Tensor, labels: Tensor, num_classes: int, alpha: float, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Replace a rectangle of each image by the same rectangle of another image, and blend the labels by the areas.
+    """Replace a rectangle of each image by that of another image, and blend the labels in proportion to the areas.
 
     Source: Yun et al., CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features, ICCV
     2019. The sides of a rectangle are √(1-λ) times the sides of the image, with λ from a Beta distribution. Its centre

@@ -375,7 +375,7 @@ class ClassificationData(ImageData):
         return self._sources[key]
 
     def _part(self, split: str) -> Labelled:
-        """Return the images of a split. Validation images may be held out of the training images."""
+        """Return the images of a split. Images that are held out for validation are in "val", not in "train"."""
         splits = self.layout.splits
         divides = self.hold_out.is_asked_for or ("val" not in splits and "train" in splits)
         if split == "test" or not divides:

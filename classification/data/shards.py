@@ -395,8 +395,8 @@ class ShardSampler(Sampler[BatchDraw]):
 def collate_shards(samples: list[dict]) -> dict[str, torch.Tensor | list[str]]:
     """Build a batch (a dictionary) with :func:`collate`, and add the entry ``damages``.
 
-    ``damages`` is a sorted list of error messages, one for each damaged shard of the batch. The samples of a damaged
-    shard are replaced by samples of another shard.
+    ``damages`` is a sorted list of error messages, one for each damaged shard whose samples were replaced by samples of
+    another shard in this batch.
     """
     return collate(samples) | {"damages": sorted({sample["damage"] for sample in samples if sample.get("damage")})}
 

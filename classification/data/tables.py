@@ -32,7 +32,7 @@ _SPLIT_OF_MARK = {"true": "val", "false": "train"} | {mark: "val" if own else "t
 
 
 class Columns(NamedTuple):
-    """Column names that the user gives. For None, usual names such as "label" are searched for in the table."""
+    """Names of the columns as given by the user. None: the column is found by usual names, such as "label"."""
 
     image: str | None = None
     label: str | None = None
@@ -84,7 +84,7 @@ def read_table(path: Path) -> Table:
 
 
 def find_tables(root: Path, columns: Columns) -> dict[str, list[tuple[Table, list[int]]]]:
-    """Find the tables of labelled images in a folder, or in the subfolders for its splits.
+    """Find the tables of labelled images in the folder ``root``, or in its subfolders for the splits.
 
     Returns:
         A dictionary from a split to a list with one tuple (table, indices of the rows of this split). The dictionary is
@@ -124,7 +124,7 @@ def find_tables(root: Path, columns: Columns) -> dict[str, list[tuple[Table, lis
 def divided(table: Table) -> dict[str, list[tuple[Table, list[int]]]]:
     """Divide the rows of a table by its column of splits, and return a dictionary like :func:`find_tables`.
 
-    If the table has no such column, or other entries in it, all rows are training images.
+    All rows are training images if there is no such column, or if an entry of the column is not the name of a split.
     """
     splits: list[str | None] = [None]
     if column := _column(table, _SPLIT_COLUMNS):
@@ -146,7 +146,9 @@ def has_labels(table: Table, columns: Columns) -> bool:
 
 
 def read_labelled(table: Table, numbers: Sequence[int], split: str, columns: Columns) -> Labelled:
-    """Return the images in the rows ``numbers`` of a table. Rows without a label are left out.
+    """Return the images in the rows ``numbers`` of a table, which belong to ``split``.
+
+    Rows without a label are left out, with a warning.
 
     Raises:
         FileNotFoundError: an image does not exist.
@@ -193,7 +195,13 @@ def _image_column(table: Table, columns: Columns) -> str | None:
 
 
 def _labels(table: Table, image: str, columns: Columns) -> list[str] | None:
-    """Return a list with the class name of each row, or None if the table has no labels."""
+    """Return a list with the class name of each row, or None if the table has no labels.
+
+    ``image`` is the name of the column of images. A class name is empty if the row has no label.
+
+    Raises:
+        InputError: the table has one column for each class, and an image has several classes.
+    """
     label = _column(table, [columns.label] if columns.label else _LABEL_COLUMNS)
     others = [name for name in table.columns if name != image]
     if label is None and columns.label is None and len(others) == 1:

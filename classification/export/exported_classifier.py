@@ -24,7 +24,7 @@ Preprocessing = Literal["none", "normalise", "resize_and_normalise"]
 
 
 class ClassifierGraph(nn.Module):
-    """Module that is exported: it applies some preprocessing to images and then runs a classifier on them.
+    """Wrapper of a classifier for the export. It preprocesses images and then classifies them.
 
     Args:
         model: classifier in evaluation mode that maps normalised images ``(B, 3, H, W)`` to logits ``(B, K)``.

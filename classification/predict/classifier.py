@@ -38,7 +38,7 @@ class CheckpointClassifier:
     """Classifier from a checkpoint, with the interface of :class:`Classifier`. It runs on the GPU if available.
 
     Args:
-        model: trained classifier, or its inference form.
+        model: trained classifier, or its inference form (:func:`mobile_former.deploy`).
         options: hyperparameters in the checkpoint, with ``class_names``.
         data_options: options of the data module in the checkpoint.
     """
@@ -112,9 +112,9 @@ def predict(classifier: Classifier, paths: Sequence[str | Path], *, top_k: int =
     Returns:
         List with one dictionary for each image, in the given order. It has the keys ``path``, ``class``,
         ``probability`` and ``top_k``. ``class`` is the name of the most probable class. ``top_k`` is a list of
-        dictionaries with the keys ``class`` and ``probability``, most probable first. A video has one dictionary for
-        each frame, also with ``frame``, its number, and ``seconds``, its time. If an image cannot be read, its
-        dictionary has only the keys ``path`` and ``error`` (a message).
+        dictionaries with the keys ``class`` and ``probability``, most probable first. For a video, there is one
+        dictionary for each frame. It also has the keys ``frame`` (number of the frame) and ``seconds`` (time of the
+        frame). If an image cannot be read, its dictionary has only the keys ``path`` and ``error`` (a message).
     """
     inputs = list(map(as_input, paths))
     return [prediction for _, prediction in classify(classifier, inputs, top_k=top_k, batch_size=batch_size)]

@@ -21,7 +21,10 @@ SHEET_MOST = 60  # images; more would be too small to look at
 
 
 def print_rows(predictions: Sequence[dict]) -> None:
-    """Print a table with a row for each image: the best class, its probability, and the next two classes."""
+    """Print a table with a row for each image: the best class, its probability, and the next two classes.
+
+    ``predictions`` is a list of the dictionaries that :func:`classification.predict.classifier.predict` returns.
+    """
     table = Table("image", "class", "probability", "next")
     for prediction in predictions:
         place = prediction["path"] + (f" {prediction['seconds']:.2f} s" if "frame" in prediction else "")
@@ -35,7 +38,10 @@ def print_rows(predictions: Sequence[dict]) -> None:
 
 
 def print_summary(predictions: Sequence[dict]) -> None:
-    """Print a table with a row for each predicted class: number of images and mean probability."""
+    """Print a table with a row for each predicted class: number of images and mean probability.
+
+    ``predictions`` is a list of the dictionaries that :func:`classification.predict.classifier.predict` returns.
+    """
     found = defaultdict(list)
     for prediction in predictions:
         if "error" not in prediction:
@@ -47,7 +53,10 @@ def print_summary(predictions: Sequence[dict]) -> None:
 
 
 def write_file(_: Classifier, predictions: Sequence[dict], path: Path) -> None:
-    """Write the predictions to a ``.json`` or ``.csv`` file."""
+    """Write the predictions to a ``.json`` or ``.csv`` file.
+
+    ``predictions`` is a list of the dictionaries that :func:`classification.predict.classifier.predict` returns.
+    """
     if path.suffix == ".json":
         path.write_text(json.dumps(predictions, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return
@@ -64,7 +73,10 @@ def write_file(_: Classifier, predictions: Sequence[dict], path: Path) -> None:
 
 
 def draw_sheet(_: Classifier, predictions: Sequence[dict], path: Path) -> None:
-    """Write a picture of the first images with their classes.
+    """Write a picture that shows up to 60 images with their best classes.
+
+    Video frames and unreadable images are left out. ``predictions`` is a list of the dictionaries that
+    :func:`classification.predict.classifier.predict` returns.
 
     Raises:
         InputError: none of the images could be read.
@@ -87,7 +99,10 @@ def draw_sheet(_: Classifier, predictions: Sequence[dict], path: Path) -> None:
 
 
 def with_classes(image: np.ndarray, prediction: dict) -> Image.Image:
-    """Write the best classes and their probabilities below a copy of an image ``(H, W, 3)`` uint8, and return it."""
+    """Return a copy of an image ``(H, W, 3)`` uint8, with its best classes and their probabilities below it.
+
+    ``prediction`` is a dictionary that :func:`classification.predict.classifier.predict` returns.
+    """
     from matplotlib import get_data_path  # for its font only
 
     height, width = image.shape[:2]

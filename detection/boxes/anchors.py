@@ -66,8 +66,8 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
         anchors: ``(n, 4)``, cxcywh in pixels, sides above 0.
 
     Returns:
-        Offsets ``(n, 4)``. The first two values are the difference of the centres, divided by the sides of the anchor.
-        The last two are the logarithms of the ratios of the sides, box to anchor.
+        Offsets ``(n, 4)``. The first two values are the centre of the box minus the centre of the anchor, divided by
+        the sides of the anchor. The last two are the logarithms of the box's sides divided by the anchor's sides.
     """
     centres = (boxes[:, :2] - anchors[:, :2]) / anchors[:, 2:]
     return torch.cat([centres, (boxes[:, 2:] / anchors[:, 2:]).log()], dim=1)
@@ -76,8 +76,10 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 def decode(offsets: Tensor, anchors: Tensor) -> Tensor:
     """Return the boxes at the given offsets from anchors. This is the inverse of :func:`encode`.
 
+    The last two offsets, which are logarithms, are first limited to at most log(1000 / 16).
+
     Args:
-        offsets: ``(..., n, 4)``. The last two values, the logarithms, are limited to at most log(1000 / 16).
+        offsets: ``(..., n, 4)``, see :func:`encode`.
         anchors: ``(n, 4)``, cxcywh in pixels.
 
     Returns:

@@ -73,10 +73,10 @@ def sampling_weights(
 ) -> tuple[Tensor, Tensor]:
     """Return weights that sample a feature map at the points of a regular grid in each box.
 
-    A sample is a weighted mean over the rows and columns of the map. The weight decreases linearly with the distance
-    between a cell and the point. It reaches 0 at a distance of one cell, as in bilinear interpolation. If
-    neighbouring grid points are further apart than one cell, it reaches 0 at their distance. The samples of a large box
-    thus cover all of its cells.
+    The sample at a grid point is a weighted mean of the map's cells. The weight of a cell is the product of a weight of
+    its row and a weight of its column. These weights decrease linearly with the distance from the point. They reach 0
+    at a distance of one cell, as in bilinear interpolation, or of one grid spacing if the grid points are further apart
+    than one cell. The samples of a large box thus cover all of its cells.
 
     Args:
         boxes: ``(B, Q, 4)``, cxcywh, normalised by the size of the image without padding.

@@ -46,7 +46,7 @@ class CocoDataset:
             category of the file that is not in the list must have no objects. None: the categories of the file are the
             classes.
         content: content of the file, a dictionary in COCO format. None: read the file.
-        crowd: what messages call annotations with ``iscrowd`` 1, such as "difficult objects".
+        crowd: name for annotations with ``iscrowd`` 1 in messages, such as "difficult objects".
         crowd_as_objects: whether annotations with ``iscrowd`` 1 are treated as normal objects.
 
     Attributes:
@@ -83,7 +83,10 @@ class CocoDataset:
     def open(
         cls, annotations: Annotations, class_names: Sequence[str] | None = None, *, crowd_as_objects: bool = False
     ) -> "CocoDataset":
-        """Read the annotations of a split, and return the data set. The class describes arguments and exceptions."""
+        """Read the annotations of a split, and return the data set of the split.
+
+        For ``class_names``, ``crowd_as_objects`` and the exceptions, see the docstring of the class.
+        """
         content, folder = annotations.read()
         return cls(
             annotations.path,
@@ -235,6 +238,11 @@ class CocoDataset:
 
     def _shared(self, names: dict[int, str], class_names: Sequence[str], annotations: list) -> dict[int, str]:
         """Select the categories of the file that are classes of a model. Return a dictionary from id to name.
+
+        Args:
+            names: dictionary from the id of each category in the file to its name.
+            class_names: class names of the model.
+            annotations: annotations in the file. They show which categories have objects.
 
         Raises:
             InputError: a category with objects is not a class of the model, or no category of the file is one.
@@ -423,7 +431,10 @@ def _id_or_position(record: dict, position: int) -> str:
 
 
 def _whole(record: dict, name: str, what: str) -> int:
-    """Return the field ``name`` of a JSON object as an integer. Raise InputError if it is not a whole number."""
+    """Return the field ``name`` of the JSON object ``record`` as an integer.
+
+    Raise InputError if the field is not a whole number. ``what`` is the name of the object in the error message.
+    """
     value = record.get(name)
     if not _is_number(value) or value != int(value) or abs(value) >= 2**63:
         raise InputError(f"{what} has {name!r} {brief(value)}, where a whole number is needed")

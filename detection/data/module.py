@@ -405,8 +405,8 @@ class DetectionData(ImageData):
     def _divided(self, names: tuple[str, ...] | None) -> dict[tuple, CocoDataset]:
         """Divide the training images into two data sets, one for training and one for validation.
 
-        ``names`` are the class names of the model; None: those of the data. Return a dictionary with two keys, the
-        tuples (split, ``names``), and the data sets as values.
+        ``names`` are the class names of the model; None: those of the data. Return a dictionary from the keys
+        ``("train", names)`` and ``("val", names)`` to the data sets.
         """
         images = self._training_images if names is None else self._read("train", names)
         if self._held is None:

@@ -126,7 +126,8 @@ class ExportedDetector:
     ) -> list[dict[str, Tensor]]:
         """Return the detections of each image of a batch, for a graph that returns raw logits and boxes.
 
-        The conversion is that of the detector's ``postprocess`` in PyTorch.
+        The detections are computed as in the detector's PyTorch method ``postprocess``. Arguments and result are
+        those of :meth:`_in_frames`, except that ``outputs`` contains raw logits and boxes.
         """
         logits, boxes = outputs["logits"], outputs["boxes"]
         if not self.of_anchors:

@@ -16,7 +16,7 @@ DECODED_OUTPUTS = ("boxes", "scores", "labels", "counts")
 
 
 class DetectionGraph(nn.Module):
-    """Module that is exported: a wrapper of a detector whose inputs and outputs are only tensors.
+    """Wrapper of a detector for the export. All of its inputs and outputs are tensors.
 
     Args:
         model: detector in evaluation mode.

@@ -219,8 +219,8 @@ class DetectorExporter(Exporter):
             source: data set with the images for the comparison.
 
         Returns:
-            With ``--preprocessing``, a tuple (label, value) for an additional row in the table of :meth:`compare`. The
-            value contains the largest differences of boxes, in pixels, and of scores. Otherwise None.
+            None without ``--preprocessing``. Otherwise, a tuple (label, value) for an additional row in the table of
+            :meth:`compare`. The value contains the largest differences of boxes, in pixels, and of scores.
 
         Raises:
             InputError: the detections differ by more than ``BOX_TOLERANCE`` or ``SCORE_TOLERANCE``.

@@ -103,7 +103,8 @@ class SetCriterion(nn.Module):
         """Return a tensor ``(2,)`` with two divisors of losses: number of objects and sum of class weights.
 
         The sum is over all queries. The class weight of a query is 1 if the query is matched with an object, else
-        ``no_object_weight``.
+        ``no_object_weight``. In training, both divisors are averaged over processes. ``boxes`` ``(B, Q, 4)`` are the
+        predicted boxes; only their shape, dtype and device are used.
         """
         queries = boxes.shape[1]
         counts = [len(target["labels"]) for target in targets]

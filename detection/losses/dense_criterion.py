@@ -32,8 +32,9 @@ class DenseCriterion(nn.Module):
     factor is chosen so that the highest target score of the object equals the highest IoU of these positions.
 
     In the box losses, each object has the same weight, which its positions share in proportion to their target scores.
-    In TOOD, the target score itself is the weight. Small objects then have little weight: they take few positions, and
-    as long as their boxes are poor, their target scores are low (experiments/README.md).
+    In TOOD, the target score itself is the weight. This is not done here, because small objects would have little
+    weight: they take few positions, and their target scores are low as long as their predicted boxes are poor
+    (experiments/README.md).
     """
 
     def forward(self, dense: dict[str, Tensor], targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -48,10 +49,10 @@ class DenseCriterion(nn.Module):
             A dictionary from name to scalar. Each loss except ``total`` is unweighted. The divisors below are at least
             1. In training, they are averaged over processes.
 
-            - ``loss_dense_ce``: cross-entropy with the target scores. Easy negatives are down-weighted. It is divided
-              by the sum of the target scores.
+            - ``loss_dense_ce``: cross-entropy with the target scores, divided by the sum of the target scores. Easy
+              negatives are down-weighted.
             - ``loss_dense_bbox``: L1 distance of the boxes, averaged over the objects with positions.
-            - ``loss_dense_giou``: generalised IoU loss, averaged likewise.
+            - ``loss_dense_giou``: generalised IoU loss, averaged over the same objects.
             - ``total``: weighted sum of these losses.
         """
         with without_autocast(dense["logits"].device):

@@ -90,7 +90,7 @@ class HungarianMatcher:
         """Return the matching costs ``(L, B, Q, N)`` of L layers, B images and Q queries.
 
         N is the largest number of objects in an image. For an image with fewer objects, the columns after its last
-        object have no meaning.
+        object have no meaning. ``logits`` and ``boxes`` are the predictions of all layers, ``(L, B, Q, …)``.
         """
         labels = pad_sequence([target["labels"].to(logits.device) for target in targets], batch_first=True)
         objects = pad_sequence([target["boxes"].to(boxes) for target in targets], batch_first=True, padding_value=0.5)

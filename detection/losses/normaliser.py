@@ -9,7 +9,7 @@ def normaliser(count: Tensor, *, training: bool) -> Tensor:
 
     Gradients are averaged over processes. With the averaged divisor, the averaged gradients equal the gradients of one
     process that holds the whole batch. In training, every process must call this function. In evaluation, each process
-    uses its own count. Processes may then have different numbers of batches, so a reduction could wait forever.
+    uses its own count, because processes may have different numbers of batches, and averaging could then wait forever.
 
     Args:
         count: number of objects or sum of weights in this process, of any shape.

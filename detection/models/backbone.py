@@ -165,9 +165,9 @@ def timm_features(name: str, weights: Path | None = None) -> nn.Module:
     """Build a network of timm that returns a list of feature maps.
 
     In general, the maps are those of timm's ``features_only``. For the EfficientNet, MobileNet and GhostNet families,
-    the list instead has the last map of each stride before the classifier. There, ``features_only`` would return the
-    first map of each stride (GhostNet), or include a pointwise convolution to 960 channels that belongs to the
-    classifier (MobileNetV3 and V4).
+    the list instead has the last map of each stride before the classifier. ``features_only`` is not used for these
+    families, because it returns the first map of each stride (GhostNet), or includes a pointwise convolution to 960
+    channels that belongs to the classifier (MobileNetV3 and V4).
 
     Args:
         name: name of the network in timm.
@@ -185,9 +185,9 @@ def timm_features(name: str, weights: Path | None = None) -> nn.Module:
 
 
 def _last_maps(network: nn.Module) -> list[dict]:
-    """Return the last map at each stride as a list of dictionaries in the format of timm's ``feature_info``.
+    """Describe the last feature map at each stride, in a list of dictionaries in the format of timm's ``feature_info``.
 
-    ``network`` has the modules of timm's EfficientNet.
+    ``network`` must have the modules of timm's EfficientNet.
     """
     side, ends, hooks = 64, {}, []
     for number, stage in enumerate(network.blocks):

@@ -28,7 +28,8 @@ class BoxFeatures(nn.Module):
     def forward(self, x: Tensor, down: Tensor, across: Tensor) -> Tensor:
         """Return one feature vector for each of the Q boxes: ``(B, Q, d)``.
 
-        The weights are those of :func:`detection.boxes.reference_boxes.sampling_weights`, with G = ``GRID``.
+        ``down`` and ``across`` are the output of :func:`detection.boxes.reference_boxes.sampling_weights`, with
+        G = ``GRID``.
 
         Args:
             x: feature map ``(B, C, H, W)``.

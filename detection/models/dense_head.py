@@ -26,7 +26,8 @@ class DenseHead(nn.Module):
     """Module that predicts class logits and a box at each position of the feature maps.
 
     A top-down path comes first: it adds each coarser feature map to the next finer one. Classes and boxes are then
-    predicted by separate stacks of convolutions (towers). Object queries train only the features of the class tower.
+    predicted by separate stacks of convolutions (towers). If object queries start from the output of this head, their
+    losses train the class tower but not the box tower.
 
     Args:
         width: channels of the feature maps.

@@ -113,7 +113,7 @@ class E2EMobileFormer(nn.Module):
             - ``logits``: ``(B, Q, K+1)``, or ``(B, Q, K)`` with ``focal``. The additional class K is "no object".
             - ``boxes``: ``(B, Q, 4)``, cxcywh, normalised to 0..1 by the size of the image without padding.
             - ``one_to_many``: class logits ``(B, Q, K)`` of a second classifier, see :class:`PredictionHeads`. It is
-              missing without ``choose_queries`` and in the inference form.
+              missing without ``choose_queries`` and in the inference form (:func:`mobile_former.deploy`).
             - ``auxiliary``: list with one dictionary for each block except the last. It contains the ``logits``,
               ``boxes`` and ``one_to_many`` predicted after this block.
             - ``dense``: output of :class:`DenseHead`; missing if the dense head did not run.
@@ -235,6 +235,12 @@ class E2EMobileFormer(nn.Module):
 
         ``x`` is upsampled and added to the backbone's map, and a depthwise convolution is applied to the sum. If ``x``
         is None, the backbone's map is returned unchanged.
+
+        Args:
+            x: feature map of the previous block, at twice the stride ``stride``; None before the first block.
+            entering: map of the backbone.
+            stride: stride of ``entering`` in pixels.
+            padding: dictionary from stride to mask ``(B, 1, H, W)``, True on padding; empty if there is no padding.
         """
         if x is None:
             return entering
@@ -328,13 +334,13 @@ def scale_gradient(x: Tensor, share: float) -> Tensor:
 def distinct_positions(dense: dict[str, Tensor], count: int) -> Tensor:
     """For each image, return the indices of positions with high class logits and distinct boxes.
 
-    A position is a copy if its box and the box of a position with a higher logit have an IoU above 0.7, of whatever
-    class. An object then has few queries, so that the queries also suffice for crowded images (Zhang et al., Dense
-    Distinct Query, CVPR 2023). Unlike in non-maximum suppression, a position can also be the copy of a copy. All pairs
-    are therefore compared at once, without a loop.
+    A position is a copy if its box and the box of a position with a higher logit have an IoU above 0.7. The classes of
+    the two positions do not matter. Without copies, each object has few queries, so that the queries also suffice for
+    crowded images (Zhang et al., Dense Distinct Query, CVPR 2023). In contrast to non-maximum suppression, the position
+    with the higher logit may itself be a copy. All pairs can therefore be compared at once, without a loop.
 
     Only ``8 * count`` positions are candidates: first peaks, then other positions, both by descending logit. Copies and
-    padding are returned only if there are too few other candidates.
+    positions on padding are returned only if there are too few other candidates.
 
     Args:
         dense: ``logits``, ``boxes`` and ``peaks`` of P positions, see :class:`detection.models.dense_head.DenseHead`.
@@ -367,7 +373,8 @@ class HeadBlock(nn.Module):
         channels: channels of the feature map.
         query_dim: dimension of a query.
         expansion: expansion of the inverted bottleneck.
-        sample_boxes: add samples of the feature map in the boxes of the queries to the features of the queries.
+        sample_boxes: whether to sample the feature map inside the box of each query, and add the result to the features
+            of the query.
 
     Attributes:
         updates_map: whether the block updates the feature map and the position embeddings. In the last block of a

@@ -15,8 +15,8 @@ class E2EVariant:
         blocks: one tuple (stride, expansion) for each block of the head, from first to last. ``stride`` is the stride
             of the feature map that the block works on, 32, 16 or 8. It never increases from block to block.
             ``expansion`` is the expansion ratio of the block's inverted bottleneck.
-        separable: whether the convolutions of the dense head are depthwise separable. Otherwise the dense head of a
-            large detector would cost more than the rest.
+        separable: whether the convolutions of the dense head are depthwise separable. If not, the dense head of a large
+            detector costs more than all of its other parts together.
     """
 
     backbone: str

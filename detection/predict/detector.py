@@ -51,7 +51,7 @@ class CheckpointDetector:
     """Detector from a checkpoint, with the interface of :class:`Detector`.
 
     Args:
-        model: trained detector, or its inference form.
+        model: trained detector, or its inference form (:func:`mobile_former.deploy`).
         options: hyperparameters in the checkpoint, with ``class_names`` and ``category_ids``.
         data_options: options of the data module in the checkpoint.
         frame: maximum height and width of the resized images in pixels. Default: no limit.
@@ -115,9 +115,9 @@ def predict(
     Yields:
         One dictionary for each image, in the given order. It has the keys ``path``, ``width``, ``height`` and
         ``detections``. ``detections`` is a list of dictionaries, sorted by descending score, with the keys ``label``,
-        ``class`` (name of the class), ``score`` and ``box`` (xyxy in pixels of the image). A video has one dictionary
-        for each frame, also with ``frame``, its number, and ``seconds``, its time. If an image cannot be read, its
-        dictionary has only the keys ``path`` and ``error`` (a message).
+        ``class`` (name of the class), ``score`` and ``box`` (xyxy in pixels of the image). For a video, there is one
+        dictionary for each frame. It also has the keys ``frame`` (number of the frame) and ``seconds`` (time of the
+        frame). If an image cannot be read, its dictionary has only the keys ``path`` and ``error`` (a message).
     """
     inputs = list(map(as_input, paths))
     with closing(find_objects(detector, inputs, score_threshold=score_threshold, batch_size=batch_size)) as found:

@@ -18,7 +18,10 @@ _LISTED = 3  # detections per image in the printed table
 
 
 def print_rows(predictions: Sequence[dict]) -> None:
-    """Print a table with a row for each image: number of detections, and classes and scores of the best ones."""
+    """Print a table with a row for each image: number of detections, and classes and scores of the best detections.
+
+    ``predictions`` is a list of the dictionaries that :func:`detection.predict.detector.predict` yields.
+    """
     table = Table(Column("image", overflow="fold"), "detections", Column("best", overflow="fold"))
     for prediction in predictions:
         place = prediction["path"] + (f" {prediction['seconds']:.2f} s" if "frame" in prediction else "")
@@ -34,7 +37,11 @@ def print_rows(predictions: Sequence[dict]) -> None:
 
 
 def print_summary(predictions: Sequence[dict]) -> None:
-    """Print a table with a row for each detected class: number of objects, of images that have one, and mean score."""
+    """Print a table with a row for each detected class: number of objects, number of images, and mean score.
+
+    The number of images counts the images with at least one object of the class. ``predictions`` is a list of the
+    dictionaries that :func:`detection.predict.detector.predict` yields.
+    """
     scores, images = defaultdict(list), Counter()
     for prediction in predictions:
         found = prediction.get("detections", ())
@@ -50,7 +57,10 @@ def print_summary(predictions: Sequence[dict]) -> None:
 
 
 def write_file(detector: Detector, predictions: Sequence[dict], path: Path) -> None:
-    """Write the predictions to a ``.json`` file in COCO's format, or to a ``.csv`` file."""
+    """Write the predictions to a ``.json`` file in COCO's format, or to a ``.csv`` file.
+
+    ``predictions`` is a list of the dictionaries that :func:`detection.predict.detector.predict` yields.
+    """
     if path.suffix == ".json":
         _write_json(detector, predictions, path)
     else:
@@ -104,7 +114,10 @@ def _write_csv(predictions: Sequence[dict], path: Path) -> None:
 
 
 def with_boxes(image: np.ndarray, prediction: dict) -> Image.Image:
-    """Draw the detections of an image on a copy of its pixels ``(H, W, 3)`` uint8, and return it."""
+    """Draw the detections of an image on a copy of the image ``(H, W, 3)`` uint8, and return the copy.
+
+    ``prediction`` is a dictionary that :func:`detection.predict.detector.predict` yields.
+    """
     from detection.pictures import caption, with_detections  # imports matplotlib
 
     detections = prediction["detections"]

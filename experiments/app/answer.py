@@ -22,7 +22,7 @@ class Answer:
 
     Attributes:
         problem: error message if the image cannot be read, otherwise an empty string.
-        image: image ``(H, W, 3)`` uint8, with at most 1024 pixels on the longer side. None if it cannot be read.
+        image: image ``(H, W, 3)`` uint8, with at most 1024 pixels on the longer side. None if the file cannot be read.
         size: width and height in pixels of the image in the file.
         prediction: predictions and attention of the model. None if the image cannot be read.
     """

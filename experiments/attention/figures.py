@@ -111,7 +111,8 @@ def draw_boxes(
 
     Returns:
         A figure with one picture per block. The picture shows the boxes after the block, in one colour per query. Two
-        charts show the score of each query, and the IoU of its box with its last box, after each block.
+        charts show how two values of each query change from block to block: its score, and the IoU of its box with its
+        box after the last block.
     """
     captions = best_queries(steps, class_names, index=index, score_threshold=score_threshold, most=BOXES)
     queries = list(captions)
@@ -266,7 +267,15 @@ class _Page:
         self.y = y + 0.06
 
     def row(self, block: BlockAttention, index: int, head: int | None, tokens: list[int], size: tuple) -> None:
-        """Add a row of panels that show the attention in one block. ``size`` is the height and width of the image."""
+        """Add a row of panels that show the attention in one block.
+
+        Args:
+            block: attention of the block.
+            index: index of the image in the batch.
+            head: number of the attention head, counted from 1. None: the mean over all heads.
+            tokens: indices of the tokens that have a panel.
+            size: height and width of the image in pixels, without padding.
+        """
         height, width = (-(-side // block.input_stride) for side in size)  # of the map, without padding
         looks = _select_head(block.to_former[index], head)[:, :height, :width] * (height * width)
         most = max(2.0, float(looks[tokens].max()))
@@ -362,7 +371,10 @@ def _select_head(attention: Tensor, head: int | None) -> np.ndarray:
 
 
 def _colour(values: np.ndarray, least: float, most: float) -> np.ndarray:
-    """Map values to colours ``(..., 3)`` on a logarithmic scale. Values below ``least`` are clamped to ``least``."""
+    """Map values to colours ``(..., 3)`` on a logarithmic scale from ``least`` to ``most``.
+
+    Values below ``least`` get the colour of ``least``.
+    """
     return _COLOUR_MAP(np.log(np.maximum(values, least) / least) / np.log(most / least))[..., :3]
 
 

@@ -159,9 +159,14 @@ def block_names(model: nn.Module) -> list[str]:
 
 @dataclass(frozen=True)
 class _Bridge:
-    """A block with attention between feature map and tokens, and facts about its place in the model.
+    """A block with attention between feature map and tokens.
 
-    ``map_is_used`` is False if no layer reads the output map of the block.
+    Attributes:
+        name: name of the block, see :class:`BlockAttention`.
+        block: the block.
+        stride: stride of its output map in pixels.
+        input_stride: stride of its input map in pixels.
+        map_is_used: whether any layer uses its output map.
     """
 
     name: str

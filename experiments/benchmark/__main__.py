@@ -311,7 +311,7 @@ def trainable(options: Namespace) -> dict[tuple[str, str, str], Callable[[], tor
         Dictionary from a tuple (name of the model, form, memory layout) to a function that builds the model.
 
     Raises:
-        InputError: a name is unknown, or a peer cannot be trained.
+        InputError: a name is unknown, or a network of ``--peers`` cannot be trained.
     """
     for name in options.models:
         if name not in (known := [*mobile_former.list_models(), *detection.list_detectors()]):
@@ -417,7 +417,9 @@ def compiling() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar and yield a function that advances the bar by one. Without a terminal, only print the title.
+    """Show a progress bar of ``total`` steps, and yield a function that advances the bar by one step.
+
+    If the output is not a terminal, only the title is printed.
 
     The bar has no refresh thread, because a thread would disturb the timing.
     """

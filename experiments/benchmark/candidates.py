@@ -176,7 +176,7 @@ def _pop_package() -> dict:
 
 
 def prepare_module(network: nn.Module) -> Prepare:
-    """Return the function :attr:`Candidate.prepare` for a PyTorch module."""
+    """Return a function that runs a PyTorch module as :attr:`Candidate.prepare` requires."""
     return lambda threads, images: lambda: network(images)
 
 

@@ -153,11 +153,13 @@ def _allocated(device: torch.device) -> int:
 def _peak(device: torch.device, step: Callable[[], None], resident: int) -> int | None:
     """Return the peak GPU memory of a model's training step in bytes, or None on a CPU.
 
+    The peak includes ``resident``. Other memory that is in use before the step, such as that of other models, is not
+    counted.
+
     Args:
         device: device of the step.
         step: function that runs one training step.
-        resident: bytes that the model, its optimiser and its images occupy between two steps. All other memory that is
-            in use before the step is not counted.
+        resident: bytes that the model, its optimiser and its images occupy between two steps.
     """
     if device.type != "cuda":
         return None

@@ -38,10 +38,11 @@ def report(sweep: Sweep, split: str) -> None:
 
 
 def compare(sweep: Sweep, split: str) -> list[dict]:
-    """Return the scores of the finished runs (one for each of ``seeds``), and the cost and latency of each model.
+    """Return a dictionary for each model, with the scores of its finished runs, its cost and its latency.
 
-    ``scores`` maps a score to its lists ``last`` (last epoch), ``best`` (best epoch) and, for the split "test",
-    ``test`` (best epoch, on the test data). ``seconds`` are the times of training. ``latency`` is in milliseconds.
+    ``latency`` is in milliseconds. The lists ``seeds`` and ``seconds`` (training times) have an entry for each run.
+    ``scores`` is a dictionary from the name of a score to a dictionary of such lists: ``last`` (last epoch), ``best``
+    (best epoch) and, if ``split`` is "test", ``test`` (best epoch, on the test data).
     """
     rows, models, trials = [], [], sweep.last_attempts()
     for setting in group(trials, sweep.plan):

@@ -456,7 +456,7 @@ def _states() -> dict[str, dict]:
 
 
 def _checkpoint(module: LightningModule, data: LightningDataModule) -> dict[str, Any]:
-    """Return a dictionary with the same keys as a checkpoint of this project. All weights are zero."""
+    """Return a dictionary with the keys of a checkpoint of ``module`` and ``data``. All weights are zero."""
     return {
         "state_dict": _repeated(module.state_dict()),
         "hyper_parameters": dict(module.hparams),
@@ -628,6 +628,11 @@ def _saved(content: Any, pickle_module: Any, *, as_zip: bool) -> bytes:
 
     The older layout contains the memory addresses of the tensors. Because addresses change from run to run, they are
     replaced by the numbers 0, 1, 2, …. The order of the tensors still depends on the addresses.
+
+    Args:
+        content: object to save.
+        pickle_module: module that ``torch.save`` uses to pickle ``content``.
+        as_zip: whether to use the zip layout.
     """
     file = io.BytesIO()
     torch.save(content, file, pickle_module=pickle_module, _use_new_zipfile_serialization=as_zip)

@@ -43,8 +43,9 @@ class Kind(NamedTuple):
     """A kind of file, such as images or configs.
 
     Attributes:
-        make: function that makes a file of this kind from a random generator.
-        readers: dictionary from a name to a function that reads files of this kind.
+        make: function that takes a random generator and returns a file of this kind.
+        readers: dictionary from a name to a function under test. The function takes the path of a file of this kind,
+            and returns an error message or None.
     """
 
     make: Callable[[random.Random], damage.File]
@@ -65,6 +66,12 @@ def read_for_detection(path: Path) -> str | None:
 
 def _read_image(path: Path, evaluate: Callable, train: Callable, **boxes) -> str | None:
     """Read an image, and apply the transforms of evaluation and those of training to it.
+
+    Args:
+        path: path of the image file.
+        evaluate: transform of evaluation, a function that takes the image.
+        train: albumentations transforms of training.
+        **boxes: further keyword arguments of ``train``.
 
     Returns:
         The error message if the image cannot be read, otherwise None.

@@ -25,7 +25,7 @@ LONGEST_MESSAGE = 5_000  # characters
 
 
 class Worker:
-    """A process that makes files and reads them. If a file crashes it, a new process reads the next file.
+    """A process that makes files and reads them. If a file crashes the process, a new one reads the next file.
 
     Args:
         kinds: dictionary from the name of a kind of file to the :class:`~experiments.fuzz.readers.Kind`.
@@ -154,7 +154,8 @@ def attempt(read: Reader, path: Path) -> str | None:
 def limit_memory() -> None:
     """Limit the address space of this process, so that a huge allocation fails instead of blocking the machine.
 
-    The address space can grow by at most 2 GiB more than the memory limit ``GIGABYTES``. Core dumps are disabled.
+    The new limit is the current size of the address space, plus the memory limit ``GIGABYTES``, plus 2 GiB. Core dumps
+    are disabled.
     """
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = int(pages * resource.getpagesize() + (GIGABYTES + 2) * 2**30)

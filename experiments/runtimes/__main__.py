@@ -5,12 +5,18 @@
         --baseline mobilenetv3_large_100.onnx         # any network in an ONNX file with images of this size
     python -m experiments.runtimes --ckpt_path runs/classification/mobile_former_26m-images/checkpoints/best.ckpt
 
-Each model of ``--models`` has random weights, and is run on embedded digits. A checkpoint is run on the validation
-images of its data set. The columns are the file size, the largest difference of the logits from PyTorch's relative to
-their scale, the fraction of images with the same class, the accuracy of the file and of PyTorch (for checkpoints), the
-milliseconds per image, and the ratio to the time of the baseline in the same runtime with its quartiles. All runtimes
-and models take turns in one process, with one thread each. Times and ratios are medians. A time is that of the
-processor, so that other processes on the machine change it less. For runtimes that do not read ONNX files, the baseline
+Each model of ``--models`` has random weights, and is run on scikit-learn's handwritten digits. A checkpoint is run on
+the validation images of its data set. The table has a row for each model in each runtime, with these columns:
+
+- ``MB``: size of the exported file
+- ``difference``: largest difference between the logits and PyTorch's logits, relative to the scale of the logits
+- ``same class``: fraction of the images with the same predicted class as in PyTorch
+- ``top1`` and ``PyTorch``: accuracy in the runtime and in PyTorch, only for checkpoints
+- ``ms``: milliseconds per image
+- ``ratio``: this time divided by the baseline's time in the same runtime, with the quartiles of the ratio
+
+All runtimes and models take turns in one process, with one thread each. Times and ratios are medians. Processor time is
+measured, because other processes on the machine change it less. For runtimes that do not read ONNX files, the baseline
 must be a model of timm, such as timm/mobilenetv3_large_100.
 """
 
@@ -40,7 +46,7 @@ from mobile_former.training.export.onnx_file import relative_difference
 
 
 def main() -> None:
-    """Parse the command line, export and run the models, and print a table for each."""
+    """Parse the command line, export and run the models, and print the table."""
     options = parse()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -73,7 +79,7 @@ def main() -> None:
 
 
 def classifiers(options: argparse.Namespace) -> Iterator[Classifier]:
-    """Yield the classifiers of ``--ckpt_path`` or ``--models``."""
+    """Yield the classifier of ``--ckpt_path``, or otherwise the classifiers of ``--models``."""
     if options.ckpt_path:
         yield trained_classifier(options.ckpt_path, options.images)
     else:
@@ -82,18 +88,32 @@ def classifiers(options: argparse.Namespace) -> Iterator[Classifier]:
 
 
 def run_module(module: torch.nn.Module, images: np.ndarray) -> np.ndarray:
-    """Run a module in PyTorch on images ``(1, 3, S, S)``. Return the logits ``(1, K)``."""
+    """Run a module in PyTorch on one image ``(1, 3, S, S)``. Return the logits ``(1, K)``."""
     with torch.inference_mode():
         return module(torch.from_numpy(images)).numpy()
 
 
 def outputs(run: Run, classifier: Classifier) -> np.ndarray:
-    """Return the logits ``(N, K)`` of the images of a classifier, which are run one at a time."""
+    """Run a classifier on its images, one image at a time. Return the logits ``(N, K)``.
+
+    Args:
+        run: function that takes an image ``(1, 3, S, S)`` and returns the logits ``(1, K)``.
+        classifier: classifier with the images.
+    """
     return np.concatenate([run(image[None].numpy()) for image in classifier.images])
 
 
 def compared(found: np.ndarray, expected: np.ndarray, labels: np.ndarray | None) -> dict[str, str]:
-    """Compare the logits ``(N, K)`` of a file with those of PyTorch. Return cells of the table, by column."""
+    """Compare the logits of an exported file with those of PyTorch.
+
+    Args:
+        found: logits of the file ``(N, K)``.
+        expected: logits of PyTorch ``(N, K)``.
+        labels: true label of each image, ``(N,)``. None: no accuracy is computed.
+
+    Returns:
+        Dictionary from the name of a column of the table to the text of its cell.
+    """
     classes, right = found.argmax(1), expected.argmax(1)
     cells = {"difference": f"{relative_difference(found, expected):.1e}"}
     cells["same class"] = f"{(classes == right).mean():.3f}"
@@ -103,16 +123,16 @@ def compared(found: np.ndarray, expected: np.ndarray, labels: np.ndarray | None)
 
 
 def files(module: torch.nn.Module, names: list[str], image: torch.Tensor, stem: Path) -> dict[str, Path]:
-    """Write the files of a classifier for some runtimes.
+    """Export a classifier to the files that some runtimes read.
 
     Args:
         module: classifier in evaluation mode.
         names: names of the runtimes.
-        image: example of its input, ``(1, 3, S, S)``.
-        stem: path of the files without suffix.
+        image: example of the classifier's input, ``(1, 3, S, S)``.
+        stem: path of the files without their suffixes.
 
     Returns:
-        Dictionary from the name of a runtime to the path of its file. Runtimes may have the same file.
+        Dictionary from the name of a runtime to the path of its file. Several runtimes may read the same file.
     """
     paths = {name: stem.with_name(stem.name + RUNTIMES[name].suffix) for name in names}
     for path in dict.fromkeys(paths.values()):

@@ -35,7 +35,7 @@ class Classifier:
 
 
 def digit_images(split: str, side: int) -> torch.Tensor:
-    """Return the embedded digits as images ``(N, 3, side, side)`` in -1..1."""
+    """Return a split of scikit-learn's handwritten digits, as images ``(N, 3, side, side)`` in -1..1."""
     digits = Digits(split)
     planes = torch.stack([to_planes(digits.read(index)) for index in range(len(digits))])
     return normalise(F.interpolate(planes, (side, side), mode="bilinear", antialias=True), MEAN, STD)

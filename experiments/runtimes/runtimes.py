@@ -25,12 +25,13 @@ NCNN = ".ncnn.param"  # beside it, pnnx writes a .ncnn.bin file
 
 @dataclass(frozen=True)
 class Runtime:
-    """A runtime with its options.
+    """A runtime, with the options that it is run with.
 
     Attributes:
-        package: name of the Python package to import.
-        suffix: suffix of the files that it runs.
-        open: function that loads a file and returns a function that runs it.
+        package: name of its Python package.
+        suffix: suffix of the files that the runtime reads.
+        open: function that takes the path of a file, loads the file, and returns a function. The returned function
+            takes a normalised image ``(1, 3, S, S)`` and returns the logits ``(1, K)``.
     """
 
     package: str
@@ -39,11 +40,11 @@ class Runtime:
 
 
 def write_file(module: nn.Module, images: Tensor, path: Path) -> None:
-    """Write a classifier as a file for a runtime.
+    """Export a classifier to a file for a runtime.
 
     Args:
         module: classifier in evaluation mode. It may be modified.
-        images: example of its input, ``(1, 3, S, S)``.
+        images: example of the classifier's input, ``(1, 3, S, S)``.
         path: path of the file, with the suffix of a :class:`Runtime`.
 
     Raises:

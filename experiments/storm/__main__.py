@@ -5,9 +5,10 @@
 
 Both tasks are trained, with one or two processes. An event happens to a run at a random moment. There are two kinds:
 
-- The options stay the same: the run is killed, stopped, suspended, started a second time, or requeued by SLURM's signal
-  (a script replaces SLURM's program scontrol); or its disk is full; or the kernel of its notebook dies.
-- The run is restarted with another batch size, more epochs or another number of processes.
+- The run is disturbed, and its options stay the same. It is killed, stopped, suspended, started a second time, or
+  requeued by SLURM's signal (a script replaces SLURM's program scontrol), the disk is full, or the kernel of the run's
+  notebook dies.
+- The run is restarted with other options: another batch size, more epochs or another number of processes.
 
 After each event, the newest undamaged checkpoint must be at most one checkpoint interval old. Every error message must
 have one line, and no file of a finished run may have changed. If the options of a run never changed, its final weights
@@ -62,7 +63,7 @@ def main() -> None:
 
 
 class Storm:
-    """A sequence of random events in training runs of both tasks.
+    """A sequence of random events, such as kills, that happen to training runs of both tasks.
 
     Args:
         output: folder of the data and the runs. An existing one is deleted.
@@ -88,7 +89,7 @@ class Storm:
             subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
 
     def blow(self, events: int) -> None:
-        """Train runs one after another, each to its end, and disturb them by ``events`` events in total."""
+        """Train runs one after another, each to its end. In total, ``events`` events happen to them."""
         number = 0
         while self.events.total() < events:
             task = TASKS[number % len(TASKS)]
@@ -111,7 +112,7 @@ class Storm:
         return f"{self.events.total()} events: {kinds}\n{runs}; {len(self.losses)} losses"
 
     def _train(self, run: Run, kinds: list[str]) -> None:
-        """Train a run to its end, and disturb it before by one event of each kind in ``kinds``, in this order."""
+        """Train a run to its end. Before the end, one event of each kind in ``kinds`` happens to it, in this order."""
         run.segments.append((0, run.steps_per_epoch, run.epochs))
         ended = False
         for kind in kinds:

@@ -1,12 +1,12 @@
-"""Train a tiny run for many epochs, and report whether it becomes slower or larger with its age.
+"""Train a tiny run for many epochs, and report whether later epochs need more time or memory.
 
     python -m experiments.storm.aging                   # 2000 epochs
     python -m experiments.storm.aging --epochs 300
 
-The report compares the last hundred epochs with the second hundred: median processor time of an epoch, and median
-resident memory. (In a run of less than 400 epochs, it compares the last quarter with the second one.) It also lists the
-files that have grown since the second hundred. The time to resume this run is compared with the time to
-resume a run of ten epochs. This command needs Linux.
+The report compares the last hundred epochs with the second hundred (epochs 101 to 200): median processor time of an
+epoch, and median resident memory. In a run of less than 400 epochs, quarters of the run replace the hundreds. The
+report also lists the files that have grown since the second hundred. The time to resume this run is compared with the
+time to resume a run of ten epochs. This command needs Linux.
 """
 
 import argparse
@@ -88,7 +88,14 @@ def _sizes(folder: Path) -> str:
 
 
 def fit(output: Path, name: str, epochs: int, *more: str) -> float:
-    """Train a new or resumed run to its end. Return the seconds that pass before training starts."""
+    """Start or resume a run, and train it to its end. Return the seconds that pass before training starts.
+
+    Args:
+        output: folder of the runs.
+        name: name of the run.
+        epochs: number of epochs.
+        *more: further command-line options of ``classification.fit``.
+    """
     options = (*_OPTIONS, "--runs_folder", str(output), "--name", name, "--trainer.max_epochs", str(epochs), *more)
     start = time.perf_counter()
     with subprocess.Popen([sys.executable, "-m", "classification.fit", *options], stdout=-1, text=True) as process:

@@ -1,4 +1,4 @@
-"""Checks of a training run after each event of a storm, and at the end of the run."""
+"""Checks of a training run after each event of a storm (:mod:`experiments.storm`), and at the end of the run."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""Options and processes of the tiny training runs in a storm."""
+"""Options and processes of the tiny training runs in a storm, see :mod:`experiments.storm`."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ class Run:
     Args:
         task: "classification" or "detection".
         data: folder of the images.
-        output: folder of the storm.
+        output: output folder of the storm.
         name: name of the run.
         processes: number of training processes.
 
@@ -221,7 +221,13 @@ class Run:
 
 
 def _job(rank: int, processes: int, port: int) -> dict[str, str]:
-    """Return a dictionary of the environment variables that SLURM sets for the process ``rank`` of a job."""
+    """Return a dictionary of the environment variables that SLURM sets for one process of a job.
+
+    Args:
+        rank: index of the process.
+        processes: number of processes in the job.
+        port: port that the processes connect to.
+    """
     job = {"JOB_ID": "100", "JOB_NAME": "storm", "NODELIST": "localhost", "NODEID": "0"}
     sizes = {"NTASKS": processes, "NTASKS_PER_NODE": processes, "PROCID": rank, "LOCALID": rank}
     variables = {f"SLURM_{name}": str(value) for name, value in {**job, **sizes}.items()}

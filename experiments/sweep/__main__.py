@@ -15,7 +15,7 @@ from mobile_former.training.extras import import_extra
 def main() -> None:
     """Run the trials of a sweep, then write the report."""
     parser = trainings_parser("sweep", __doc__, config="the sweep, see experiments/configs/sweep_*.yaml", each="trial")
-    parser.add_argument("--trials", type=int, help="number of trials, or of a grid's first points (default: config's)")
+    parser.add_argument("--trials", type=int, help="number of trials; a grid runs its first ones (default: config's)")
     options, others = parser.parse_known_args()
     import_extra("optuna", "sweep", "a sweep needs Optuna")
     from experiments.sweep.command import run_sweep

@@ -1,4 +1,4 @@
-"""What the commands ``sweep`` and ``compare`` do: run the trials, then write the report."""
+"""Code that the commands ``sweep`` and ``compare`` share: run the trials, then write the report."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ def run_sweep(
 ) -> None:
     """Run the trials of a sweep or comparison, then write its report. If trials have failed, exit with status 1.
 
-    ``options`` are those of :func:`~experiments.options.trainings_parser`, and ``others`` are passed to every trial.
+    ``options`` come from :func:`~experiments.options.trainings_parser`. ``others`` are ``fit`` options for all trials.
     """
     require_whole("--workers", options.workers, 0)
     require_free_options(others, plan.space)

@@ -12,7 +12,7 @@ pyplot.switch_backend("agg")
 
 
 def draw(trials: dict[int, FrozenTrial], plan: Plan) -> dict[str, Figure]:
-    """Return a dictionary from a file name to a figure of trials by number, if there are enough trials for it."""
+    """Return a dictionary from file name to figure. A figure is left out if too few trials are complete for it."""
     study, figures = optuna.create_study(direction=plan.direction), {}  # in memory, of the last attempts only
     for number in range(max(trials) + 1):
         ended = number in trials and trials[number].state.is_finished()

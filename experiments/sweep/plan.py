@@ -29,15 +29,15 @@ class Plan:
         task: "classification" or "detection".
         config: file name or path of the task's training config.
         space: the search space, a dictionary from an option of ``fit`` to the distribution of its values.
-        points: the parameters of each trial that are fixed before it starts: all in a grid, none with other samplers.
+        points: a dictionary for each trial: its parameters in a grid; empty with the other samplers, which choose them.
         options: dictionary from an option of ``fit`` to the value that all trials share.
-        models: the options that each value of the parameter "model" stands for, if the space has this parameter.
+        models: dictionary from each value of the parameter "model" to the options that it sets; empty in a sweep.
         metric: the score or loss to optimise, a column of ``metrics.csv``.
         direction: "maximize" or "minimize".
         score: the epoch by which a trial is rated, "best" or "last".
         sampler: "tpe", "random" or "grid".
-        pruner: options of Optuna's median pruner. No trial is pruned (stopped early) before ``n_startup_trials`` trials
-            have finished, or in its own first epochs, less than ``n_warmup_steps``. None: never.
+        pruner: options of Optuna's median pruner, which stops poor trials early; None for no pruner. It needs
+            ``n_startup_trials`` complete trials, and stops no trial before epoch ``n_warmup_steps``.
         seed: the seed of the sampler.
         runs: the folder of the runs, which several sweeps may share; None for the output folder of the sweep.
     """
@@ -67,17 +67,17 @@ class Plan:
         return ["--config", self.config, *as_arguments(self.options | own | self.models.get(params.get("model"), {}))]
 
     def run_name(self, number: int, params: dict) -> str:
-        """Return the name of a trial's run. In a shared folder, the same run has the same name in every sweep."""
+        """Return the name of a trial's run: its parameters in a comparison or a shared folder, otherwise its number."""
         return plain(shown_params(params)) if self.runs or self.models else f"trial-{number}"
 
     def identity(self) -> dict:
-        """Return the settings that all calls of a sweep share, as JSON. Trials and the seeds of a grid may be added."""
+        """Return the settings that must not change during a sweep, as JSON values. Trials and seeds may be added."""
         space = {name: distributions.distribution_to_json(domain) for name, domain in self.space.items()}
         return json.loads(json.dumps(vars(self) | {"space": space, "points": None, "runs": None}))
 
 
 def read_plan(path: Path, trials: int | None = None) -> Plan:
-    """Read a sweep's config. ``trials`` is the number of trials, or of a grid's first points, if not the config's.
+    """Read a sweep's config. ``trials`` replaces its number of trials, or limits a grid to its first points.
 
     Raises:
         InputError: the file is not the config of a sweep, or ``trials`` is less than 1.
@@ -92,10 +92,10 @@ def read_plan(path: Path, trials: int | None = None) -> Plan:
 
 
 def read_comparison(path: Path, seeds: Sequence[int] | None = None) -> tuple[Plan, str]:
-    """Read the config file of a comparison, with other ``seeds`` if they are given.
+    """Read the config file of a comparison. If ``seeds`` are given, they replace those in the file.
 
     Returns:
-        A tuple of the sweep, and the split: "val", or "test" to score the best checkpoints on the test data too.
+        A tuple (plan, split). The split is "val", or "test" to score the best checkpoints on the test data too.
 
     Raises:
         InputError: the file is not the config of a comparison.

@@ -11,10 +11,10 @@ from experiments.tables import paired_difference
 
 @dataclass(frozen=True)
 class Setting:
-    """Complete trials that differ only in the options that repeat a setting, such as the seed.
+    """A combination of parameters, and its complete trials, which differ only in the repetition: seed, fold or both.
 
     Attributes:
-        params: dictionary from the name of each other parameter to its value in all these trials.
+        params: dictionary from the name of a parameter to its value, without seed and fold.
         trials: dictionary from the repetition as text, such as "0" for seed 0, to the number of its trial.
         values: dictionary from the repetition to the score.
         cost: the model's parameters and its multiply-adds for one image; None if they were not computed.
@@ -29,7 +29,7 @@ class Setting:
 
 
 def group(trials: dict[int, FrozenTrial], plan: Plan) -> list[Setting]:
-    """Return the settings of the complete trials, in the order of their first trials; empty if nothing is repeated."""
+    """Group complete trials into settings, ordered by first trial. The list is empty without seeds and folds."""
     repeats = [name for name in plan.space if name in REPEATS]
     complete = {n: trial for n, trial in trials.items() if repeats and trial.state == TrialState.COMPLETE}
     groups: dict[str, dict[str, int]] = {}
@@ -47,6 +47,6 @@ def group(trials: dict[int, FrozenTrial], plan: Plan) -> list[Setting]:
 
 
 def baseline(plan: Plan) -> dict:
-    """Return the setting with which a grid is compared: None for each option that allows it, else the first value."""
+    """Return a grid's baseline: for each parameter None if the grid has this value, otherwise the first value."""
     values = {name: [point[name] for point in plan.points] for name in plan.space if name not in REPEATS}
     return {name: None if None in choices else choices[0] for name, choices in values.items()}

@@ -18,7 +18,6 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")  # the worker starts Optuna's heartbeat
 
 SQLITE = {"timeout": 600, "isolation_level": None}  # wait for the lock; send no BEGIN but those below
-
 # Statements that wait for a lock, which ends with the connection. A year: with -1, MariaDB gives no lock.
 _LOCKS = {"postgresql": "SELECT pg_advisory_lock(1108)", "mysql": "SELECT GET_LOCK('mobile_former', 31536000)"}
 _PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}  # of drivers
@@ -27,7 +26,7 @@ retry = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
 
 @contextlib.contextmanager
 def alone(url: str) -> Iterator[None]:
-    """Let one worker at a time run the body of the ``with`` statement, on all machines that use the database."""
+    """Let only one worker at a time run the body of the ``with`` statement, on all machines with this database."""
     parsed = sqlalchemy.make_url(url)
     if parsed.get_backend_name() == "sqlite":  # for one machine
         with open(f"{parsed.database}.lock", "a") as file:
@@ -40,7 +39,7 @@ def alone(url: str) -> Iterator[None]:
 
 
 def open_storage(url: str, *, may_begin: bool = True) -> RDBStorage:
-    """Open Optuna's storage in a database, with heartbeats. ``may_begin``: create a missing SQLite file.
+    """Open the database ``url`` as Optuna's storage with heartbeats. ``may_begin``: create a missing SQLite file.
 
     Raises:
         InputError: the database cannot be opened. The message hides the password in the URL.

@@ -34,8 +34,7 @@ class Sweep:
         may_begin: whether the sweep may be new.
 
     Raises:
-        InputError: the database cannot be opened, has no such sweep (unless ``may_begin``), or one that was begun with
-            another config or by an earlier version of the command.
+        InputError: the database cannot be opened, has no such sweep, or has one of another config or earlier version.
     """
 
     def __init__(self, plan: Plan, name: str, output: Path, url: str, others: Sequence[str], *, may_begin: bool = True):
@@ -71,8 +70,8 @@ class Sweep:
     def claim(self) -> optuna.Trial | None:
         """Take the next trial and return it with all of its parameters, or None if no trial is free.
 
-        Only one worker at a time takes a trial, so that none is taken twice or added beyond the budget, in any
-        database. Trials whose worker was stopped or killed are taken before new ones.
+        Only one worker at a time takes a trial, so that no trial is taken twice, and no more are added than planned.
+        Trials whose worker was stopped or killed are taken before new trials.
         """
         with alone(self.url):
             optuna.storages.fail_stale_trials(self.study)
@@ -89,7 +88,7 @@ class Sweep:
             return self.study.ask(self.plan.space)
 
     def repeat(self, state: str) -> None:
-        """Let the trials in a state, "failed" or "unfinished", run again, except those that are waiting or running."""
+        """Queue the trials in ``state`` ("failed" or "unfinished") again, except those that are waiting or running."""
         for trial in self.last_attempts().values():
             if trial.state == TrialState.FAIL and state_of(trial) == state:
                 retry(self.study, copy.deepcopy(trial))

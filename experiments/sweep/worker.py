@@ -51,7 +51,7 @@ def run_trials(sweep: Sweep, count: int) -> None:
 
 
 def _run_trials(sweep: Sweep, count: int, stopped: threading.Event) -> None:
-    """Run one trial at a time until all trials have ended or the worker is stopped."""
+    """Run one trial at a time until all trials have ended or ``stopped`` is set. ``count`` threads do this."""
     while not stopped.is_set():
         if (trial := sweep.claim()) is not None:
             with get_heartbeat_thread(trial._trial_id, sweep.storage):
@@ -63,7 +63,7 @@ def _run_trials(sweep: Sweep, count: int, stopped: threading.Event) -> None:
 
 
 class _Attempt:
-    """One attempt at a trial."""
+    """One attempt to run a trial. It ends when the trial ends or the worker is stopped."""
 
     def __init__(self, sweep: Sweep, trial: optuna.Trial, stopped: threading.Event):
         self.sweep, self.trial, self.stopped, self.training = sweep, trial, stopped, sweep.training(trial)
@@ -71,7 +71,7 @@ class _Attempt:
         self.reported = {*sweep.study.get_trials(deepcopy=False)[trial.number].intermediate_values}  # epochs
 
     def run(self, count: int) -> None:
-        """Train the trial and record its result; ``count`` trainings run at the same time."""
+        """Train the trial and record its result. ``count`` is the number of trainings that run at the same time."""
         known = {"host": socket.gethostname(), "folder": str(self.folder.path), "log": str(self.training.log)}
         try:
             for name, value in {**known, "error": None}.items():
@@ -91,7 +91,7 @@ class _Attempt:
         print(f"[{over}/{total}] trial {self.number}: {params}  {self.plan.metric} {result}", flush=True)
 
     def _train(self, count: int) -> tuple[int, bool]:
-        """Train until the trial ends or is pruned, or the worker is stopped. Return the exit status, and if pruned."""
+        """Train until the trial ends, is pruned or is stopped. Return a tuple (exit status, whether it is pruned)."""
         status, pruned, seen = 0, False, None
         if not self.folder.is_finished:
             if self.folder.has_checkpoint:
@@ -121,7 +121,7 @@ class _Attempt:
         return bool(new) and self.trial.should_prune()
 
     def _result(self, status: int, pruned: bool) -> tuple[TrialState, float | None, str]:
-        """Return a tuple of the state, the score and both as text; raise :class:`InputError` if the training failed."""
+        """Return a tuple (state, score, text of both). Raise :class:`InputError` if the training failed."""
         values = list(self.training.values(self.plan.metric).values())
         self.trial.set_user_attr("epochs", len(values))
         if self.folder.is_finished and status == 0:

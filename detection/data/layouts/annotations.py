@@ -20,7 +20,7 @@ class Annotations(NamedTuple):
         path: path of the file or folder with the annotations. It is used in messages.
         read: function that reads the annotations. It returns a tuple (dictionary in COCO format, image folder). The
             file names in the dictionary are relative to this folder.
-        crowd: what messages call annotations with ``iscrowd`` 1, such as "difficult objects".
+        crowd: name for annotations with ``iscrowd`` 1 in messages, such as "difficult objects".
     """
 
     path: Path
@@ -104,10 +104,10 @@ def to_coco(images: Iterable[LabelledImage], folder: Path, class_names: Sequence
 
 
 def class_names(images: Mapping[str, Callable[[], Iterable[LabelledImage]]], split: str) -> list[str]:
-    """Return the sorted names of all classes that occur in ``split``, in the training or in the validation images.
+    """Return the sorted names of all classes that occur in ``split``, in the split "train" or in the split "val".
 
-    This function is for layouts without a list of classes. A single split may lack objects of a class, so several
-    splits are read.
+    This function is for layouts without a list of classes. Three splits are read, because a single split may lack
+    objects of a class.
 
     Args:
         images: dictionary from a split to a function that reads the images of the split.
@@ -120,7 +120,8 @@ def class_names(images: Mapping[str, Callable[[], Iterable[LabelledImage]]], spl
 def size_of(image: Path, width: object, height: object) -> tuple[int, int]:
     """Return the height and width of an image in pixels.
 
-    ``width`` and ``height`` are used if both are positive numbers. Otherwise the size is read from the image file.
+    ``width`` and ``height`` are the values in the annotation file. They are used if both are positive numbers.
+    Otherwise the size is read from the image file.
 
     Raises:
         ImageError: the size must be read from the image file, but the file cannot be read.
@@ -133,7 +134,7 @@ def size_of(image: Path, width: object, height: object) -> tuple[int, int]:
 
 
 def progress(paths: Sequence[Path], folder: Path) -> Iterable[Path]:
-    """Yield each of ``paths``, and show a progress bar if the output is a terminal."""
+    """Yield each of ``paths``, and show a progress bar with the name of ``folder`` if the output is a terminal."""
     console = Console(stderr=True)
     return track(paths, f"reading {folder.name}", console=console, transient=True, disable=not sys.stderr.isatty())
 

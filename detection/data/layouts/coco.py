@@ -37,7 +37,7 @@ _MOST_FOLDERS = 1000  # folders that are searched for images
 
 
 def find_coco(root: Path) -> Layout | None:
-    """Recognise a folder with COCO files by the usual file names."""
+    """Return the :class:`Layout` of a folder whose COCO files have usual names, or None for any other folder."""
     files: dict[str, Path] = {}
     tools: list[str] = []
     for path in sorted((root / "annotations").glob("*.json"), key=_preference):
@@ -62,7 +62,10 @@ def find_coco(root: Path) -> Layout | None:
 
 
 def find_any_coco(root: Path) -> Layout | None:
-    """Recognise a folder with COCO files by the content of the files, whatever their names are."""
+    """Return the :class:`Layout` of a folder with COCO files of any names, or None for any other folder.
+
+    COCO files are recognised by their content.
+    """
     files: dict[str, Path] = {}
     for folder in (root, root / "annotations", root / "labels"):
         for path in _coco_files(folder):
@@ -133,7 +136,7 @@ def _split_of_file(stem: str) -> str | None:
     """Return the split that a COCO file name contains, such as "train" for ``instances_train2017``.
 
     Return None if there is no split in ``stem``, the file name without suffix. COCO's ``image_info`` files have no
-    annotations and therefore only count as the test split.
+    annotations. For them, the only possible split is "test".
     """
     if stem.lower().startswith("image_info"):
         return "test" if re.search(r"test(-dev)?(2017)?$", stem) else None
@@ -189,7 +192,13 @@ def _read(path: Path, split: str, root: Path, images: Path | None) -> tuple[dict
 
 
 def _image_folders(path: Path, split: str, root: Path) -> list[Path]:
-    """Return a list of the folders that may contain the images of an annotation file, the likeliest first."""
+    """Return a list of the folders that may contain the images of an annotation file, the likeliest first.
+
+    Args:
+        path: path of the annotation file.
+        split: split of the images.
+        root: data folder.
+    """
     own = path.stem.rpartition("_")[2]
     folders = [root / "images" / own, root / "images", root / own]
     if own[-1:].isdigit():
@@ -206,7 +215,7 @@ def _with_slashes(name: str) -> str:
 
 
 def _last_part(name: str) -> str:
-    """Return the file name at the end of ``name``, which can be a path, URL or file name in a COCO file."""
+    """Return the file name at the end of ``name``, the path or URL of an image in a COCO file."""
     return PurePosixPath(unquote(_with_slashes(name).partition("?")[0])).name
 
 

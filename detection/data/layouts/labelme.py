@@ -95,7 +95,10 @@ def _image_of(path: Path, content: dict) -> Path:
 
 
 def _objects(shapes: list, path: Path) -> list[LabelledObject]:
-    """Return a list of the objects of an image. Shapes with equal ``label`` and ``group_id`` form one object."""
+    """Return a list of the objects of an image. Shapes with equal ``label`` and ``group_id`` form one object.
+
+    ``shapes`` is the list in the JSON file. ``path`` is the path of the file, for error messages.
+    """
     parts: dict[object, tuple[str, list]] = {}
     skipped: Counter[str] = Counter()
     for number, shape in enumerate(shapes, 1):

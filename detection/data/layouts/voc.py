@@ -113,7 +113,10 @@ def _image_folder(base: Path) -> Path:
 
 
 def _pairs(annotations: Path, images: Path) -> list[tuple[Path, Path | None]]:
-    """Return a list of tuples (path of an image, path of its XML file). The second path is None if it is missing."""
+    """Return a list of tuples (path of an image, path of its XML file or None), one for each image.
+
+    ``annotations`` is the folder of the XML files, and ``images`` is the folder of the images.
+    """
     found = find_images(images).images
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in found:
@@ -234,8 +237,9 @@ def _corner_texts(element: ElementTree.Element) -> list[str]:
 def _shifted(image: LabelledImage, origin: int) -> LabelledImage:
     """Return a copy of an image in which the corners of the objects are coordinates that start at 0.
 
-    If ``origin`` is 1, the corners are the numbers of the first and the last pixel of an object. Pixel n extends from
-    n - 1 to n, so 1 is subtracted only from left and top.
+    If ``origin`` is 0, nothing is changed. If ``origin`` is 1, the corners in the file are pixel numbers: those of the
+    first and the last pixel of the object. Pixel n extends from coordinate n - 1 to n, so 1 is subtracted only from
+    left and top.
     """
     shifted = [
         known._replace(corners=(known.corners[0] - origin, known.corners[1] - origin, *known.corners[2:]))

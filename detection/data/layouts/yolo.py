@@ -141,7 +141,7 @@ def _label_path(image: Path) -> Path | None:
 
 
 def _standard_splits(root: Path) -> dict[str, Path]:
-    """Return a dictionary from each split to its image folder, found by the standard names of folders."""
+    """Return a dictionary from each split to its image folder, such as ``images/train`` or ``train/images``."""
     if (root / "images").is_dir() and _has_labels(root / "labels"):
         return split_folders(root / "images") or {"train": root / "images"}
     return {
@@ -162,9 +162,14 @@ def _has_labels_beside_images(folder: Path) -> bool:
 def _splits_of_yaml(content: dict, path: Path, root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """Return a dictionary from each split in a YAML file to the paths of its images, and a list of missing paths.
 
-    If no path in the file exists, the splits are those of :func:`_standard_splits`. A path is relative to the file's
-    entry ``path`` or to the folder of the file. Exports of Roboflow write ``../`` before paths that are relative to the
-    folder of the file.
+    If no path in the file exists, the splits are those of :func:`_standard_splits`. A path can be relative to the
+    file's entry ``path`` or to the folder of the file. If the path begins with ``../``, it is also tried without this
+    beginning, because exports of Roboflow add ``../`` to paths that are relative to the folder of the file.
+
+    Args:
+        content: content of the file.
+        path: path of the file.
+        root: data folder, for :func:`_standard_splits`.
     """
     bases = [path.parent]
     if isinstance(content.get("path"), str) and content["path"]:
@@ -202,6 +207,11 @@ def _existing(entry: str, bases: Sequence[Path]) -> Path | None:
 def _listed(entry: str, folder: Path, base: Path) -> list[Path]:
     """Return a list of the image paths in a text file, one per line. The list is empty if the file is missing.
 
+    Args:
+        entry: path of the text file. It can be relative to ``folder`` or ``base``.
+        folder: first folder that relative paths can start from.
+        base: second folder that relative paths can start from.
+
     Raises:
         InputError: an image does not exist.
     """
@@ -218,7 +228,11 @@ def _listed(entry: str, folder: Path, base: Path) -> list[Path]:
 
 
 def _of_another_machine(entry: str, bases: Sequence[Path]) -> Path | None:
-    """Return the path of the file that ends with the longest part of ``entry``, or None if there is no such file."""
+    """Find the file for a path that was written on another machine, where the data was in another folder.
+
+    Leading folders are removed from the path ``entry``, one by one, until the rest is the path of a file in one of the
+    folders ``bases``. Return the path of this file, or None if there is no such file.
+    """
     parts = PurePosixPath(entry.replace("\\", "/")).parts
     endings = (Path(*parts[position:]) for position in range(1, len(parts)))
     return next((path for ending in endings for base in bases if (path := base / ending).is_file()), None)
