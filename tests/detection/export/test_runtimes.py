@@ -9,6 +9,8 @@ import detection
 import mobile_former
 from detection.boxes.anchors import cell_centres
 from detection.export.onnx_graph import RAW_OUTPUTS, DetectionGraph
+from detection.models.retinanet import STRIDES
+from mobile_former.layers.padding import padding_pyramid
 from mobile_former.training.export.onnx_file import write_onnx
 
 SHAPES = ((128, 160), (96, 64), (64, 64))  # the last with padding: fewer positions than queries
@@ -35,6 +37,29 @@ def test_opencv_gives_the_centres_of_maps_of_any_size(tmp_path):
         network.setInput(np.zeros((1, 3, height, width), np.float32))
         expected = cell_centres((height, width), 8, torch.device("cpu")).numpy()
         np.testing.assert_array_equal(network.forward(), expected)
+
+
+class Masks(torch.nn.Module):
+    """The padding masks of a RetinaNet's maps."""
+
+    def forward(self, x):
+        return tuple(mask.float() for mask in padding_pyramid(x[:, 0] > 0, STRIDES).values())
+
+
+def test_openvino_gives_the_masks_of_small_images_after_those_of_large_ones(runtimes, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    names = [f"mask{stride}" for stride in STRIDES]
+    write_onnx(
+        Masks(), [torch.zeros(1, 3, 256, 320)], tmp_path / "x.onnx",
+        input_names=["x"], output_names=names, dynamic_axes=open_sizes(), metadata={"task": "detection"},
+    )  # fmt: skip
+    model = openvino.Core().compile_model(tmp_path / "x.onnx", "CPU")
+    for height, width in ((416, 576), *SHAPES, (32, 32)):
+        x = torch.zeros(1, 3, height, width)
+        x[..., 20:] = x[:, :, 25:] = 1
+        found = model({"x": x.numpy()})
+        for name, expected in zip(names, Masks()(x), strict=True):
+            np.testing.assert_array_equal(found[name], expected)
 
 
 def outputs_of_opencv(path, images, sizes):
