@@ -15,7 +15,7 @@ timm, such as timm/mobilenetv3_large_100.
 
 ONNX Runtime Web runs in Node.js. Install its package in the current folder:
 
-    npm install --no-save onnxruntime-web@1.30.0
+    npm install onnxruntime-web@1.30.0
 """
 
 import argparse

@@ -39,7 +39,7 @@ class WebSession:
     def __init__(self, path: Path):
         if not is_installed():
             raise InputError(
-                f"node cannot find {PACKAGE}: install Node.js, then run npm install --no-save {PACKAGE} in this folder"
+                f"node cannot find {PACKAGE}: install Node.js, then run npm install {PACKAGE} in this folder"
             )
         command = ["node", str(_SCRIPT), str(path)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
