@@ -54,7 +54,7 @@ def cell_centres(size: tuple[int, int], stride: int, device: torch.device) -> Te
     height, width = size
     # Without a reshape of a map, because torch.export would restrict dynamic sizes to maps wider than one position.
     positions = torch.arange(height * width, device=device)
-    ys = positions // width
+    ys = torch.div(positions, width, rounding_mode="trunc")  # OpenCV 5.0 refuses the ONNX operators of //
     return (torch.stack([positions - width * ys, ys], dim=-1) + 0.5) * stride
 
 

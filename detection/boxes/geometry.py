@@ -28,7 +28,7 @@ def generalised_iou(first: Tensor, second: Tensor) -> Tensor:
     """
     intersection, union = _intersection_and_union(first, second)
     outer = torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
-    enclosing = outer.prod(-1)
+    enclosing = _product(outer)
     tiny = torch.finfo(first.dtype).tiny
     iou = torch.where(union > 0, intersection / union.clamp(min=tiny), (enclosing == 0).to(first.dtype))
     gap = torch.where(enclosing > 0, (enclosing - union) / enclosing.clamp(min=tiny), 0)
@@ -51,9 +51,14 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
 
 def _intersection_and_union(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     inner = (torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])).clamp(0)
-    intersection = inner.prod(-1)
+    intersection = _product(inner)
     return intersection, _area(first) + _area(second) - intersection
 
 
 def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(0).prod(-1)
+    return _product((boxes[..., 2:] - boxes[..., :2]).clamp(0))
+
+
+def _product(sides: Tensor) -> Tensor:
+    """Return width times height of sides ``(..., 2)``. Core ML Tools 9.0 do not know ``prod`` along an axis."""
+    return sides[..., 0] * sides[..., 1]

@@ -21,8 +21,6 @@ def main() -> None:
     options = _parse()
     output = output_path(options)
     require_format(output, options, ("dynamic_batch", "int8", "preprocessing"))
-    if output.suffix == ".mlpackage":
-        raise InputError(f"{output}: Core ML packages are for classifiers; give another ending, such as .onnx")
     if output.suffix != ".onnx" and (options.decode or options.image_size is None):
         raise InputError(
             f"{output} has fixed sizes and no non-maximum suppression: add --decode false and, for example, "

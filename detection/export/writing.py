@@ -212,7 +212,8 @@ class DetectorExporter(Exporter):
     def check(self, file: ExportedDetector, source: ImageSource) -> tuple[str, str] | None:
         """Check that the exported model and the PyTorch model have the same detections on the same resized images.
 
-        Detections are compared by :func:`differences`.
+        Detections are compared by :func:`differences`. If the detector chooses its queries, one image may differ, see
+        :func:`worst_difference`.
 
         Args:
             file: exported detector, as returned by :meth:`read`.
@@ -233,21 +234,25 @@ class DetectorExporter(Exporter):
         # RetinaNet's detections and E2E-MF's chosen queries are the best of many, so the last ones may differ.
         start = getattr(self.module.model, "start", None)
         complete = not (file.of_anchors or getattr(start, "choose_queries", False))
-        worst, compared = np.zeros(2), 0
+        per_image, compared = [], 0
         for part in (slice(0, 1), slice(1, 3), slice(3, None)):  # a dynamic batch has to take any number
             if images[part]:
                 expected, found = (_detect(each, images[part], sizes[part]) for each in (self.checkpoint, file))
-                pairs = zip(found, expected, strict=True)
                 most = self.module.model.max_detections
-                worst = np.maximum(
-                    worst, np.max([differences(*pair, most, complete=complete) for pair in pairs], axis=0)
-                )
+                for pair in zip(found, expected, strict=True):
+                    per_image.append(differences(*pair, most, complete=complete))
                 compared += sum(len(each["scores"]) for each in expected)
-        if not (worst[0] <= BOX_TOLERANCE and worst[1] <= SCORE_TOLERANCE):  # NaN too
+        worst = worst_difference(per_image, allow_one=getattr(start, "choose_queries", False))
+        if not within_tolerance(worst):
             raise InputError(
                 f"the file's boxes differ from PyTorch's by {worst[0]:.2g} pixels and its scores by {worst[1]:.1e}, "
                 f"where {BOX_TOLERANCE} and {SCORE_TOLERANCE:.0e} are allowed; it was not written. Please report it, "
                 "with the versions of torch and onnxruntime"
+            )
+        if not all(map(within_tolerance, per_image)):
+            print(
+                f"note: in one of the {len(per_image)} images, rounding decides which queries are chosen; it is left out "
+                "of the comparison"
             )
         if not compared:
             print(
@@ -297,6 +302,26 @@ class DetectorExporter(Exporter):
             times.append(milliseconds(lambda: detector.detect(prepared, [image.shape[:2]]), 5))  # noqa: B023
         add_time_row(table, times)
         return table
+
+
+def within_tolerance(difference: tuple[float, float]) -> bool:
+    """Return whether a result of :func:`differences` is at most ``BOX_TOLERANCE`` and ``SCORE_TOLERANCE``."""
+    return difference[0] <= BOX_TOLERANCE and difference[1] <= SCORE_TOLERANCE  # false for NaN
+
+
+def worst_difference(found: Sequence[tuple[float, float]], *, allow_one: bool) -> tuple[float, float]:
+    """Return the largest differences of boxes and scores in several images.
+
+    Args:
+        found: result of :func:`differences` for each image.
+        allow_one: whether one image of at least four may be outside the tolerance. It is then left out. E2E-MF chooses
+            its queries by comparisons, and in about 1 % of the images, rounding decides one of them. A query is then
+            another, and changes the scores of the rest.
+    """
+    outside = [difference for difference in found if not within_tolerance(difference)]
+    if allow_one and len(outside) == 1 and len(found) >= 4:
+        found = [difference for difference in found if within_tolerance(difference)]
+    return tuple(np.max(found, axis=0)) if found else (0.0, 0.0)
 
 
 def differences(

@@ -353,15 +353,18 @@ def distinct_positions(dense: dict[str, Tensor], count: int) -> Tensor:
     lowest = torch.finfo(scores.dtype).min
     # In torch.export, min() would be constant.
     number = torch.sym_min(CANDIDATES * count, scores.shape[1])
-    # Logits differ by less than 100, so that peaks come first.
-    candidates = torch.where(dense["peaks"], scores, scores - 100).topk(number, dim=1).indices
+    # Logits differ by less than 100, so that peaks come first. Of equal values, topk() may return any: an exported file
+    # must choose the same padding.
+    places = torch.arange(scores.shape[1], dtype=scores.dtype, device=scores.device)
+    preference = torch.where(scores == lowest, -1e4 - places, torch.where(dense["peaks"], scores, scores - 100))
+    candidates = preference.topk(number, dim=1).indices
     scores = scores.gather(1, candidates)
     boxes = dense["boxes"].detach().gather(1, candidates[..., None].expand(-1, -1, 4)).clamp(0, 1)
     corners = cxcywh_to_xyxy(boxes)
     overlaps = iou(corners[:, :, None], corners[:, None]) > COPY_IOU
-    copies = (overlaps & (scores[:, None] > scores[:, :, None])).any(-1)
+    copies = torch.logical_and(overlaps, scores[:, None] > scores[:, :, None]).any(-1)  # Core ML Tools do not know &
     rank = torch.arange(scores.shape[1], dtype=scores.dtype, device=scores.device)
-    order = torch.where(copies | (scores == lowest), rank + scores.shape[1], rank)
+    order = torch.where(torch.logical_or(copies, scores == lowest), rank + scores.shape[1], rank)
     best = order.topk(torch.sym_min(count, scores.shape[1]), dim=1, largest=False).indices
     return candidates.gather(1, best)[..., None]
 

@@ -15,17 +15,19 @@ the validation images of its data set. The table has a row for each model in eac
 - ``ms``: milliseconds per image
 - ``ratio``: this time divided by the baseline's time in the same runtime, with the quartiles of the ratio
 
-All runtimes and models take turns in one process, with one thread each. Times and ratios are medians. Processor time is
+All runtimes and models take turns, with one thread each. Times and ratios are medians. Processor time is
 measured, because other processes on the machine change it less. For runtimes that do not read ONNX files, the baseline
 must be a model of timm, such as timm/mobilenetv3_large_100.
+
+ONNX Runtime Web runs in Node.js. Install its package in the current folder:
+
+    npm install onnxruntime-web@1.30.0
 """
 
 import argparse
-import importlib.util
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -38,7 +40,7 @@ import mobile_former
 from classification.baselines import create_baseline
 from experiments.interleaved import interleave, paired, quartiles
 from experiments.runtimes.classifiers import Classifier, random_classifier, trained_classifier
-from experiments.runtimes.runtimes import RUNTIMES, Run, size, write_file
+from experiments.runtimes.runtimes import RUNTIMES, Run, processor_time, size, write_file
 from experiments.tables import as_table
 from mobile_former.errors import InputError
 from mobile_former.training.cli.command import run_command
@@ -50,7 +52,9 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    names = options.runtimes or [name for name in RUNTIMES if importlib.util.find_spec(RUNTIMES[name].package)]
+    names = options.runtimes or [name for name, runtime in RUNTIMES.items() if runtime.is_installed()]
+    if missing := [name for name in RUNTIMES if not (options.runtimes or name in names)]:
+        print(f"not installed: {', '.join(missing)}", file=sys.stderr)
     rows, runs = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for classifier in classifiers(options):
@@ -67,7 +71,7 @@ def main() -> None:
                 runs[f"baseline {name}"] = run
         seconds = interleave(
             {label: partial(run, image.numpy()) for label, run in runs.items()},
-            rounds=options.rounds, warmup=2, clock=time.process_time, repeat=5,
+            rounds=options.rounds, warmup=2, clock=processor_time, repeat=5,
         )  # fmt: skip
     for row in rows:
         own = seconds[f"{row['model']} {row['runtime']}"]

@@ -1,7 +1,9 @@
 """Files of a classifier for several runtimes, and functions that run them on one thread."""
 
+import importlib.util
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from experiments.runtimes import web
 from mobile_former.errors import InputError
 from mobile_former.training.export.fixed_model import without_stderr
 from mobile_former.training.export.formats import IMPLEMENTATIONS
@@ -28,7 +31,7 @@ class Runtime:
     """A runtime, with the options that it is run with.
 
     Attributes:
-        package: name of its Python package.
+        package: name of its Python package, or of Node.js's package ``onnxruntime-web``.
         suffix: suffix of the files that the runtime reads.
         open: function that takes the path of a file, loads the file, and returns a function. The returned function
             takes a normalised image ``(1, 3, S, S)`` and returns the logits ``(1, K)``.
@@ -37,6 +40,10 @@ class Runtime:
     package: str
     suffix: str
     open: Callable[[Path], Run]
+
+    def is_installed(self) -> bool:
+        """Return whether the package of the runtime is installed."""
+        return web.is_installed() if self.package == web.PACKAGE else bool(importlib.util.find_spec(self.package))
 
 
 def write_file(module: nn.Module, images: Tensor, path: Path) -> None:
@@ -137,6 +144,7 @@ def _exported(path: Path) -> Run:
 
 RUNTIMES = {
     "ONNX Runtime": Runtime("onnxruntime", ".onnx", _onnxruntime),
+    "ONNX Runtime Web": Runtime(web.PACKAGE, ".onnx", web.WebSession),
     "OpenVINO f32": Runtime("openvino", ".onnx", _openvino("f32")),
     "OpenVINO bf16": Runtime("openvino", ".onnx", _openvino("bf16")),
     "OpenCV": Runtime("cv2", ".onnx", _opencv),
@@ -151,3 +159,8 @@ def size(path: Path) -> int:
     """Return the bytes of a file. For ncnn, this includes the file with the weights."""
     weights = path.with_suffix(".bin")
     return os.path.getsize(path) + (os.path.getsize(weights) if path.name.endswith(NCNN) else 0)
+
+
+def processor_time() -> float:
+    """Return the processor time of this process, and of ONNX Runtime Web's processes in their runs, in seconds."""
+    return time.process_time() + web.WebSession.processor_seconds

@@ -17,10 +17,14 @@ def padding_pyramid(padding_mask: Tensor, strides: tuple[int, ...]) -> dict[int,
         pixels that it covers are padding.
     """
     content = (~padding_mask)[:, None].float()
-    return {
-        stride: F.max_pool2d(content, stride, stride, ceil_mode=True) == 0 if stride > 1 else content == 0
-        for stride in strides
-    }
+    return {stride: (_pool(content, stride) if stride > 1 else content) == 0 for stride in strides}
+
+
+def _pool(content: Tensor, stride: int) -> Tensor:
+    if stride <= 32:  # the smallest image
+        return F.max_pool2d(content, stride, stride, ceil_mode=True)
+    # OpenVINO 2026.4 fails, or returns the previous outputs, if a window is larger than the map.
+    return F.max_pool2d(F.pad(content, (0, stride - 1, 0, stride - 1)), stride, stride)
 
 
 def content_size(images: Tensor, padding_mask: Tensor | None) -> Tensor:

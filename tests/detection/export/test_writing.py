@@ -14,7 +14,7 @@ import torch
 from detection.data.module import DetectionData
 from detection.data.scenes import write_coco
 from detection.export.exported_detector import ExportedDetector
-from detection.export.writing import differences
+from detection.export.writing import differences, within_tolerance, worst_difference
 from detection.module import DetectionModule
 from mobile_former.training.export.onnx_file import OnnxModel
 from tests.conftest import run_module
@@ -89,6 +89,19 @@ def test_what_differs_counts_whatever_its_order():
     assert differences(expected, other, 100, complete=True)[1] > 0.4
 
 
+def test_one_of_several_images_may_differ_if_queries_are_chosen():
+    same, other = (0.01, 1e-6), (300.0, 0.1)
+    assert worst_difference([same] * 7 + [other], allow_one=True) == same
+    for found, allow_one in (
+        ([same] * 7 + [other], False),
+        ([same] * 6 + [other] * 2, True),
+        ([same] * 2 + [other], True),
+        ([same] * 7 + [(np.inf, np.inf)] * 2, True),
+    ):
+        assert not within_tolerance(worst_difference(found, allow_one=allow_one))
+    assert not within_tolerance((np.nan, 0))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -96,6 +109,7 @@ def test_what_differs_counts_whatever_its_order():
         (["--batch_size", "2", "--dynamic_batch", "true"], "give one of them"),
         (["--calibration_images", "x"], "--int8 true"),
         (["--output", "model.pt"], "ends in .onnx"),
+        (["--output", "x.mlpackage"], "--decode false"),
     ],
 )
 def test_options_that_do_not_fit_are_told_before_the_work(command, arguments, message):

@@ -159,6 +159,16 @@ def test_padding_is_chosen_after_copies():
     assert distinct_positions(dense, 4)[0, :, 0].tolist() == [2, 3, 0, 1]
 
 
+def test_padding_is_chosen_in_its_order_so_that_exported_files_choose_the_same():
+    logits = torch.full((1, 1000, 1), torch.finfo(torch.float32).min)
+    logits[0, 500:510, 0] = torch.arange(10)
+    boxes = (
+        torch.rand(1, 1000, 4, generator=torch.Generator().manual_seed(0)) * 0.01 + torch.arange(1000)[:, None] / 1e3
+    )
+    dense = {"logits": logits, "boxes": boxes, "peaks": torch.ones(1, 1000, dtype=torch.bool)}
+    assert distinct_positions(dense, 50)[0, :, 0].tolist() == [*range(509, 499, -1), *range(40)]
+
+
 def expected_positions(dense: dict[str, torch.Tensor], image: int, count: int) -> list[int]:
     """Choose the positions of an image one after the other, with the IoU of pycocotools."""
     scores = dense["logits"][image].max(1).values.tolist()

@@ -66,7 +66,8 @@ def written(module, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", FLOAT32)
 def test_a_runtime_gives_pytorch_s_logits_and_accuracy(runtimes, digits, written, runtime):
-    pytest.importorskip(RUNTIMES[runtime].package)
+    if not RUNTIMES[runtime].is_installed():
+        pytest.skip(f"{RUNTIMES[runtime].package} is not installed")
     if RUNTIMES[runtime].suffix == NCNN:
         pytest.importorskip("pnnx")
     assert_same(RUNTIMES[runtime].open(written(RUNTIMES[runtime].suffix)), *digits)
@@ -113,6 +114,14 @@ def test_the_command_prints_a_row_for_each_runtime(module, tmp_path, monkeypatch
         assert float(row[3]) < 1e-4
         assert row[4] == "1.000"
         assert float(row[5]) == float(row[6]) > 0.8
+
+
+def test_onnx_runtime_web_without_its_package_is_an_error_that_says_how_to_install_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    runtime = RUNTIMES["ONNX Runtime Web"]
+    assert not runtime.is_installed()
+    with pytest.raises(InputError, match="npm install onnxruntime-web"):
+        runtime.open(tmp_path / "x.onnx")
 
 
 def test_an_unknown_runtime_is_an_error(monkeypatch):

@@ -32,6 +32,20 @@ class Tiny(nn.Module):
         return self.linear(self.conv(images).relu().mean((2, 3)))
 
 
+class TinyDetector(nn.Module):
+    """A detector of two classes that uses the size of the image, and operations that Core ML Tools do not know."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 6, 3, stride=4)
+
+    def forward(self, images, sizes):
+        values = self.conv(images).flatten(2).transpose(1, 2)
+        boxes = values[..., 2:].sigmoid().clamp(1e-4, 1 - 1e-4).logit().sigmoid().detach()
+        return values[..., :2], boxes / sizes.repeat(1, 2)[:, None]
+
+
 def write(path):
     names = {"input_names": ["images"], "output_names": ["logits"]}
     IMPLEMENTATIONS[path.suffix].write(Tiny().eval(), [torch.zeros(1, 3, 16, 16)], path, **names, metadata=METADATA)
@@ -62,6 +76,42 @@ def test_a_core_ml_package_takes_an_image_and_has_the_class_labels(runtimes, tmp
     assert image.type.imageType.colorSpace == image.type.imageType.RGB
     assert {output.name for output in description.output} == {"classLabel", "classLabel_probs"}
     assert json.loads(description.metadata.userDefined["mobile_former"]).items() >= METADATA.items()
+
+
+@pytest.mark.slow
+def test_a_core_ml_package_of_a_detector_takes_an_image_with_its_size_and_computes_in_float32(runtimes, tmp_path):
+    coremltools = pytest.importorskip("coremltools")
+    path, (height, width) = tmp_path / "x.mlpackage", (32, 48)
+    names = {"input_names": ["images", "sizes"], "output_names": ["logits", "boxes"]}
+    inputs, metadata = (
+        [torch.zeros(1, 3, height, width), torch.tensor([[height, width]])],
+        METADATA | {"task": "detection"},
+    )
+    IMPLEMENTATIONS[".mlpackage"].write(TinyDetector().eval(), inputs, path, **names, metadata=metadata)
+    specification = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
+    image, sizes = specification.description.input
+    assert (image.name, image.type.imageType.width, image.type.imageType.height) == ("image", width, height)
+    assert (sizes.name, list(sizes.type.multiArrayType.shape)) == ("sizes", [1, 2])
+    assert [output.name for output in specification.description.output] == ["logits", "boxes"]
+    assert json.loads(specification.description.metadata.userDefined["mobile_former"]).items() >= metadata.items()
+    types = {
+        output.type.tensorType.dataType
+        for function in specification.mlProgram.functions.values()
+        for block in function.block_specializations.values()
+        for operation in block.operations
+        for output in operation.outputs
+    }
+    assert coremltools.proto.MIL_pb2.FLOAT32 in types
+    assert coremltools.proto.MIL_pb2.FLOAT16 not in types
+
+    model = IMPLEMENTATIONS[".mlpackage"].read(path, "detection")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, height, width)).astype(np.float32)
+    mean, std = (np.float32(METADATA[name])[:, None, None] for name in ("mean", "std"))
+    images, sizes = (pixels / 255 - mean) / std, np.array([[32, 48], [20, 40]])
+    with torch.no_grad():
+        expected = TinyDetector()(torch.from_numpy(images), torch.from_numpy(sizes))
+    for name, values in zip(names["output_names"], expected, strict=True):
+        np.testing.assert_allclose(model(images, sizes)[name], values, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
