@@ -251,8 +251,8 @@ class DetectorExporter(Exporter):
             )
         if not all(map(within_tolerance, per_image)):
             print(
-                f"note: in one of the {len(per_image)} images, rounding decides which queries are chosen; it is left out "
-                "of the comparison"
+                f"note: in one of the {len(per_image)} images, rounding decides which queries are chosen; it is left "
+                "out of the comparison"
             )
         if not compared:
             print(
