@@ -101,11 +101,11 @@ def labelled_data(data_options: dict, given: Mapping, checkpoint: str | None = N
 
     Args:
         data_options: dictionary with the data module's options, as stored in a checkpoint.
-        given: dictionary with options that replace the stored options, such as ``root`` and ``batch_size``. None: the
-            stored value is kept. If ``given`` has ``root`` or ``annotations``, no stored path is used, and the layout
-            of the data set is recognised.
-        checkpoint: path of the checkpoint. If its training run held validation images out of the training data, the
-            same images are held out again.
+        given: dictionary with options that replace the stored options, such as ``root`` and ``batch_size``. An option
+            whose value is None keeps its stored value. If ``root`` or ``annotations`` is given, all stored paths are
+            ignored, and the layout of the data set is detected anew.
+        checkpoint: path of the checkpoint. If its training run took its validation images from the training data, they
+            are the validation images here too.
 
     Raises:
         InputError: an option is out of range.

@@ -130,7 +130,7 @@ class Ablated:
 
 
 class StaticReLU(Ablated, nn.Module):
-    """ReLU that replaces :class:`DynamicReLU` and takes the same arguments."""
+    """Plain ReLU with the interface of :class:`DynamicReLU`. It ignores tokens and mixing weights."""
 
     def forward(self, x: Tensor, tokens: Tensor, mixing: Tensor | None = None) -> Tensor:
         """Apply ReLU to the feature map ``x``, ``(B, C, H, W)``. The other arguments are ignored."""

@@ -232,7 +232,8 @@ def _find_all(written: Sequence[str], table: Path, split: str) -> list[Path]:
     """Return a list with the path of each image in a table.
 
     Args:
-        written: entry of the table for each image: a path relative to the table, or a file name with or without suffix.
+        written: the table's entry for each image. An entry is a path relative to the table, or a file name with or
+            without suffix.
         table: path of the table.
         split: split of the images. If an entry fits several files, the file in the folder of this split is chosen.
     """

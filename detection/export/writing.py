@@ -305,7 +305,10 @@ class DetectorExporter(Exporter):
 
 
 def within_tolerance(difference: tuple[float, float]) -> bool:
-    """Return whether a result of :func:`differences` is at most ``BOX_TOLERANCE`` and ``SCORE_TOLERANCE``."""
+    """Return whether the differences of boxes and scores are within ``BOX_TOLERANCE`` and ``SCORE_TOLERANCE``.
+
+    ``difference`` is a result of :func:`differences`.
+    """
     return difference[0] <= BOX_TOLERANCE and difference[1] <= SCORE_TOLERANCE  # false for NaN
 
 

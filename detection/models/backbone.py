@@ -165,9 +165,9 @@ def timm_features(name: str, weights: Path | None = None) -> nn.Module:
     """Build a network of timm that returns a list of feature maps.
 
     In general, the maps are those of timm's ``features_only``. For the EfficientNet, MobileNet and GhostNet families,
-    the list instead has the last map of each stride before the classifier. ``features_only`` is not used for these
-    families, because it returns the first map of each stride (GhostNet), or includes a pointwise convolution to 960
-    channels that belongs to the classifier (MobileNetV3 and V4).
+    which timm builds alike, the list instead has the last map of each stride before the classifier. ``features_only``
+    is not used for these families, because it returns the first map of each stride (GhostNet), or includes a pointwise
+    convolution to 960 channels that belongs to the classifier (MobileNetV3 and V4).
 
     Args:
         name: name of the network in timm.

@@ -50,7 +50,7 @@ class Answer:
     def rows(self, score_threshold: float = 0.3) -> list[list]:
         """Return a list of one row per detection: class, score, left, top, right and bottom.
 
-        Detections with a score below the threshold are left out. Positions are in pixels of the image in the file.
+        Detections with a score below the threshold are left out. Positions are in pixels of the original image file.
         """
         found = self.prediction.above(score_threshold)
         return [[each["class"], round(each["score"], 3), *(round(value) for value in each["box"])] for each in found]

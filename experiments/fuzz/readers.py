@@ -43,7 +43,7 @@ class Kind(NamedTuple):
     """A kind of file, such as images or configs.
 
     Attributes:
-        make: function that takes a random generator and returns a file of this kind.
+        make: function that takes a random generator and returns the name and the content of a file of this kind.
         readers: dictionary from a name to a function under test. The function takes the path of a file of this kind,
             and returns an error message or None.
     """

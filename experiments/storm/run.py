@@ -79,7 +79,7 @@ class Run:
 
     @property
     def steps_since_start(self) -> int:
-        """Value of :attr:`steps`, but 0 as long as the run has taken no step since it was last started."""
+        """0 until the run has taken a step since it was last started. Then the value of :attr:`steps`."""
         table = self.folder.metrics_csv
         return self.steps if table.is_file() and table.stat().st_mtime > self._started else 0
 
@@ -121,7 +121,7 @@ class Run:
             self.members = [self._process(command, {})]
 
     def second_start(self) -> tuple[int, str]:
-        """Start the run a second time while it is running, in one process.
+        """Try to start the run a second time while it is running. The second start uses a single process.
 
         Return a tuple (exit status, output) of the second start.
         """

@@ -48,7 +48,7 @@ def can_train_activated_conv(x: Tensor, *modules: nn.Module) -> bool:
 
 
 def _is_unchanged(module: nn.Module) -> bool:
-    """Return True if a module and all its parts have known classes and no hooks."""
+    """Return True if a module is of a class that this file supports, and no part of it has hooks."""
     if type(module) is ConvNorm:
         norm = module.norm
         if (

@@ -20,7 +20,7 @@ class Annotations(NamedTuple):
         path: path of the file or folder with the annotations. It is used in messages.
         read: function that reads the annotations. It returns a tuple (dictionary in COCO format, image folder). The
             file names in the dictionary are relative to this folder.
-        crowd: name for annotations with ``iscrowd`` 1 in messages, such as "difficult objects".
+        crowd: what messages call the annotations with ``iscrowd`` 1, such as "difficult objects".
     """
 
     path: Path

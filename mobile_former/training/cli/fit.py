@@ -329,8 +329,9 @@ class FitCLI(LightningCLI):
     def _start_run(self, found: Sequence[str]) -> int | None:
         """Choose the run folder and the checkpoint to resume from, and save the config in the folder.
 
-        The options in ``found`` take their values from the checkpoint, if the run resumes from one. Return the
-        optimiser step to resume from, or None if the folder is new.
+        ``found`` has the names of the options that a callback determines, such as a batch size finder. If the run
+        resumes from a checkpoint, these options get their values from it. Return the optimiser step of the checkpoint,
+        or None if the run does not resume.
         """
         default = f"{self.model.label}-{self.datamodule.dataset_name}".replace("/", "-")
         if task := array_task():

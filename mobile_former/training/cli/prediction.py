@@ -44,7 +44,7 @@ def add_predict_options(parser: Parser, task: str, *, output: str, batch_size: i
     parser.add_argument(
         "--max_frames", type=int | None, default=None, help="number of frames to read of a video or camera at most"
     )
-    parser.add_argument("--quiet", action="store_true", help="print nothing except errors")
+    parser.add_argument("--quiet", action="store_true", help="print nothing except warnings and errors")
     parser.add_argument("--verbose", action="store_true", help="print a row for each image, of more than 20 images too")
 
 

@@ -22,7 +22,8 @@ class SharedCores(Callback):
     This is the fastest way to wait if only one process uses the cores. If several processes use them, their busy loops
     slow each other down, and a training step can take 20 to 100 times as long. According to the manual of libgomp
     (``GOMP_SPINCOUNT``), a busy loop lasts only some microseconds if a process has more threads than cores. While other
-    processes are busy, this callback therefore adds idle threads. PyTorch's operations still run on the same number of
+    processes are busy, this callback therefore adds idle threads, so that the process has more threads than cores.
+    PyTorch's operations still run on the same number of
     threads, so the results do not change.
 
     The callback does nothing if the system is not Linux, if PyTorch uses only one thread, or if the user has set
