@@ -39,7 +39,7 @@ runtimes: $(VENV)/runtimes/installed
 
 $(VENV)/runtimes/installed: $(VENV)/installed
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps --upgrade --target $(VENV)/runtimes \
-	    openvino ncnn pnnx coremltools cattrs pyaml
+	    openvino ncnn pnnx coremltools cattrs pyaml tract
 	touch $@
 
 venv: $(VENV)/installed

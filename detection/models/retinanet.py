@@ -160,8 +160,9 @@ def best_candidates(logits: Tensor, boxes: Tensor, levels: Sequence[int]) -> dic
         places.append(index + start * num_classes)
         start = start + anchors.shape[1]
     scores, places = torch.cat(scores, dim=1), torch.cat(places, dim=1)
-    boxes = boxes.gather(1, (places // num_classes)[..., None].expand(-1, -1, 4))
-    return {"boxes": boxes, "scores": scores, "labels": places % num_classes}
+    anchors = torch.div(places, num_classes, rounding_mode="trunc")  # tract refuses the ONNX operators of // and %
+    boxes = boxes.gather(1, anchors[..., None].expand(-1, -1, 4))
+    return {"boxes": boxes, "scores": scores, "labels": places - num_classes * anchors}
 
 
 def suppress_candidates(

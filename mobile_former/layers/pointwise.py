@@ -35,9 +35,9 @@ def batch_for_onednn(x: Tensor) -> int | None:
 
     Return None if a division would not be faster, or if the map cannot be divided.
     """
-    if not (x.is_cpu and len(x) < _FEWEST and x.dtype == torch.float32) or torch.get_num_threads() > 1:
+    if not (x.is_cpu and is_channels_last(x)):  # first, because it is false for compilers, which allow no other check
         return None
-    if torch.is_autocast_enabled("cpu") or not is_channels_last(x):
+    if len(x) >= _FEWEST or x.dtype != torch.float32 or torch.get_num_threads() > 1 or torch.is_autocast_enabled("cpu"):
         return None
     return _divisor(x.numel() // x.shape[1])
 

@@ -141,7 +141,7 @@ def test_the_frames_of_a_video_are_classified_and_drawn(checkpoint, command, ima
     frames = read_frames(tmp_path / "drawn" / "clip.mp4")
     assert len(frames) == 7
     assert frames[0].shape[0] > 64  # the classes are below the image
-    assert "1 drawings in drawn/" in output
+    assert "1 drawing in drawn/" in output
     status, _, errors = command("classification.predict", "clip.mp4", "--ckpt_path", checkpoint, "--output", "x.csv")
     assert status == 0, errors
     with (tmp_path / "x.csv").open() as file:

@@ -8,7 +8,7 @@ import torch
 import detection
 import mobile_former
 from detection.boxes.anchors import cell_centres
-from detection.export.onnx_graph import RAW_OUTPUTS, DetectionGraph
+from detection.export.onnx_graph import DECODED_OUTPUTS, RAW_OUTPUTS, DetectionGraph, translations
 from detection.models.retinanet import STRIDES
 from mobile_former.layers.padding import padding_pyramid
 from mobile_former.training.export.onnx_file import write_onnx
@@ -107,3 +107,38 @@ def test_e2e_mf_of_open_sizes_gives_the_outputs_of_the_model(runtimes, exported,
             expected = [values.numpy() for values in module(images, sizes)]
         for found, values in zip(run(path, images.numpy(), sizes.numpy()), expected, strict=True):
             np.testing.assert_allclose(found, values, rtol=0, atol=1e-4 * np.abs(values).max())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_tract_runs_classifiers_and_decoded_retinanets(runtimes, tmp_path):
+    tract = pytest.importorskip("tract")
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    def outputs(path, inputs):
+        """Outputs of ONNX Runtime and of tract. The interface of tract has no counts and labels."""
+        expected = onnxruntime.InferenceSession(path).run(None, inputs)
+        found = tract.onnx().load(str(path)).into_model().into_runnable().run(list(inputs.values()))
+        return [(values, result.to_numpy()) for values, result in zip(expected[:2], found, strict=False)]
+
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 128, 160)
+    classifier = mobile_former.deploy(mobile_former.create_model("mobile_former_26m", num_classes=10).eval())
+    options = {"input_names": ["images"], "output_names": ["logits"], "metadata": {"task": "classification"}}
+    write_onnx(classifier, [images], tmp_path / "classifier.onnx", **options)
+    ((expected, found),) = outputs(tmp_path / "classifier.onnx", {"images": images.numpy()})
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+    detector = detection.create_detector("retinanet_mf_26m", 3)
+    torch.nn.init.normal_(detector.classify.bias, std=2)  # distinct scores
+    sizes = torch.tensor([[128, 160]])
+    write_onnx(
+        DetectionGraph(mobile_former.deploy(detector.eval()), decode=True).eval(), [images, sizes],
+        tmp_path / "detector.onnx", input_names=["images", "sizes"], output_names=DECODED_OUTPUTS,
+        metadata={"task": "detection"}, translations=translations(),
+    )  # fmt: skip
+    inputs = {"images": images.numpy(), "sizes": sizes.numpy()}
+    (boxes, found_boxes), (scores, found_scores) = outputs(tmp_path / "detector.onnx", inputs)
+    assert (scores > 0.05).sum() > 10
+    np.testing.assert_allclose(found_scores, scores, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found_boxes, boxes, rtol=0, atol=1e-2)

@@ -89,3 +89,12 @@ class _Module(nn.Module):
 
     def forward(self, x):
         return convolve(self.conv, x)
+
+
+def test_a_compiler_sees_the_convolution_alone():
+    torch.set_num_threads(1)
+    explained = torch._dynamo.explain(_Module(nn.Conv2d(24, 16, 1)))(image(4))
+    assert explained.graph_break_count == 0
+    (program,) = explained.graphs
+    operations = [node for node in program.graph.nodes if node.op in {"call_function", "call_method"}]
+    assert [node.target for node in operations if node.users] == [torch.conv2d]

@@ -60,6 +60,18 @@ def assert_same(model, module, batch):
         assert relative_difference(one, other.numpy()) < 1e-6
 
 
+def test_onnx_runtimes_dynamic_quantisation_accepts_a_classifier(tmp_path):
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    torch.manual_seed(0)
+    model, batch = mobile_former.create_model("mobile_former_26m", num_classes=10).eval(), images(2, 3, 64, 64)
+    options = {"input_names": ["images"], "output_names": ["logits"], "metadata": {}}
+    write_onnx(mobile_former.deploy(model), [batch], tmp_path / "float.onnx", **options)
+    quantization.quantize_dynamic(tmp_path / "float.onnx", tmp_path / "int8.onnx")
+    (found,) = onnxruntime.InferenceSession(tmp_path / "int8.onnx").run(None, {"images": batch.numpy()})
+    with torch.no_grad():
+        assert relative_difference(found, model(batch).numpy()) < 0.1
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_file_with_a_fixed_batch_equals_the_module_for_any_number_of_images(written, count):
     path, module = written
