@@ -40,6 +40,7 @@ runtimes: $(VENV)/runtimes/installed
 $(VENV)/runtimes/installed: $(VENV)/installed
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps --upgrade --target $(VENV)/runtimes \
 	    openvino ncnn pnnx coremltools cattrs pyaml tract
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/opencv4 opencv-python-headless==4.14.0.94
 	touch $@
 
 venv: $(VENV)/installed

@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = Path(__file__).parent / "reference"
 # `make baselines` installs timm into a folder, so that only the tests that need torchvision see it.
 TIMM_PATHS = (ROOT / "tests" / "torchvision_operators", ROOT / ".venv" / "timm")
-RUNTIMES = ROOT / ".venv" / "runtimes"  # `make runtimes` installs OpenVINO, ncnn, pnnx and coremltools into it
+RUNTIMES = ROOT / ".venv" / "runtimes"  # `make runtimes` installs OpenVINO, ncnn, pnnx, coremltools and tract into it
+OPENCV_4 = ROOT / ".venv" / "opencv4"  # … and OpenCV 4.14 into this folder
 # Started last, these files would keep one process busy while the others have ended.
 LONGEST = (
     "test_layout.py",

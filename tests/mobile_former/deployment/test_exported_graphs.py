@@ -1,6 +1,9 @@
 """Exported graphs of the inference form: the outputs of the trained model, in ONNX Runtime and in other runtimes."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -10,6 +13,7 @@ import torch
 
 import mobile_former
 from mobile_former.training.export.onnx_file import OnnxModel, write_onnx
+from tests.conftest import OPENCV_4
 from tests.mobile_former.deployment.test_deploy import error, trained
 
 
@@ -60,6 +64,26 @@ def test_opencv_gives_the_outputs_of_the_model(exported, name, spatial):
     network.setInput(images.numpy())
     with torch.no_grad():
         assert error(torch.from_numpy(network.forward()), model(images.double())) < 2e-5
+
+
+@pytest.mark.parametrize(("name", "spatial"), [("mobile_former_26m", False), ("mobile_former_96m", True)])
+def test_opencv_4_gives_the_outputs_of_the_model(exported, name, spatial, tmp_path):
+    if not OPENCV_4.is_dir():
+        pytest.skip("make runtimes installs OpenCV 4.14")
+    model, path = exported(name, spatial=spatial)
+    images = torch.randn(1, 3, 64, 96)
+    np.save(tmp_path / "images.npy", images.numpy())
+    # In a process of its own, because cv2 is OpenCV 5 here.
+    program = (
+        "import sys, cv2, numpy; assert cv2.__version__.startswith('4.'), cv2.__version__\n"
+        "network = cv2.dnn.readNetFromONNX(sys.argv[1])\n"
+        "network.setInput(numpy.load('images.npy'))\n"
+        "numpy.save('logits.npy', network.forward())"
+    )
+    environment = os.environ | {"PYTHONPATH": str(OPENCV_4)}
+    subprocess.run([sys.executable, "-c", program, path], cwd=tmp_path, env=environment, check=True)
+    with torch.no_grad():
+        assert error(torch.from_numpy(np.load(tmp_path / "logits.npy")), model(images.double())) < 2e-5
 
 
 @pytest.mark.parametrize(("name", "spatial"), [("mobile_former_26m", False), ("mobile_former_96m", True)])
