@@ -63,12 +63,12 @@ def labelled_data(checkpoint: str, data_options: dict, given: Mapping) -> Classi
     """Build the data module that reads the images and labels for an evaluation.
 
     Args:
-        checkpoint: path of the checkpoint. If its training run held validation images out of the training data, the
-            same images are held out again.
+        checkpoint: path of the checkpoint. If its training run took its validation images from the training data, they
+            are the validation images here too.
         data_options: dictionary with the data module's options, as stored in the checkpoint.
-        given: dictionary with options that replace the stored options, such as ``root`` and ``batch_size``. None: the
-            stored value is kept. If ``given`` has ``root``, the type of the data set is detected: tar shards or an
-            image folder.
+        given: dictionary with options that replace the stored options, such as ``root`` and ``batch_size``. An option
+            whose value is None keeps its stored value. If ``root`` is given, the type of the data set is detected: tar
+            shards or an image folder.
 
     Raises:
         InputError: an option is out of range, or the stored root is a shell command (``pipe:``) and ``given`` has no

@@ -154,10 +154,11 @@ def chosen_positions(dense: dict[str, Tensor], count: int) -> dict[str, Tensor]:
 
     Args:
         dense: output of :class:`detection.models.dense_head.DenseHead` with P positions.
-        count: number of queries Q.
+        count: number of queries.
 
     Returns:
-        A dictionary with ``logits`` ``(B, Q, K)`` and ``boxes`` ``(B, Q, 4)``, cxcywh, clipped to 0..1. Q is at most P.
+        A dictionary with ``logits`` ``(B, Q, K)`` and ``boxes`` ``(B, Q, 4)``, cxcywh, clipped to 0..1. Q is the
+        smaller one of ``count`` and P.
     """
     best = distinct_positions(dense, count)
     return {

@@ -336,9 +336,9 @@ def differences(
     differ if scores are nearly equal. Two detections can match if they have the same class and their box coordinates
     differ by less than a pixel. The matching minimises the total difference of boxes and scores.
 
-    The score of a detection without a match is compared with the score that a detection needs to be in the other set.
-    If the other set has the maximum length, this is the lowest score in that set. If it is shorter, this is RetinaNet's
-    score threshold.
+    The score of a detection without a match is compared with the lowest score that the other set accepts. If the other
+    set is full (``max_detections``), this is its lowest score. Otherwise it is the score threshold of RetinaNet, the
+    only detector that drops detections because of their scores.
 
     Args:
         found: dictionary with ``boxes`` ``(n, 4)``, xyxy in pixels, ``scores`` ``(n,)`` and ``labels`` ``(n,)``.

@@ -101,8 +101,8 @@ class SlopesReLU(InferenceModule):
     A block has two dynamic ReLUs. The first layers of both MLPs are merged into one linear layer of the block. Each
     dynamic ReLU receives its half of this layer's output as the argument ``guide`` of :meth:`forward`.
 
-    The preceding convolution doubles its output, so that the input map is ``2x`` instead of ``x``. This removes
-    constants from the formula: ``max(a₁·x, a₂·x) = max(θ₁·2x, (θ₂ − ½)·2x)``, with the notation of ``DynamicReLU``.
+    The preceding convolution doubles its output, so that the input map is ``2x`` instead of ``x``. The slopes are then
+    simpler: ``max(a₁·x, a₂·x) = max(θ₁·2x, (θ₂ − ½)·2x)``, with the notation of ``DynamicReLU``.
 
     Args:
         relu: trained dynamic ReLU.

@@ -42,7 +42,7 @@ class _Parsed(NamedTuple):
 
 
 def find_voc(root: Path) -> Layout | None:
-    """Return the :class:`Layout` of a folder in the layout of Pascal VOC, or None for any other folder.
+    """Return the :class:`Layout` of a Pascal VOC data set in ``root`` or a subfolder, or None if there is none.
 
     Raises:
         InputError: several folders in ``root`` have this layout.

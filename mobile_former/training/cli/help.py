@@ -22,7 +22,8 @@ _CLASSES = re.compile(r",? known subclasses: ([^)]*)")
 class HelpFormatter(DefaultHelpFormatter):
     """jsonargparse's help formatter with three changes.
 
-    It removes reStructuredText markup, names a help topic instead of listing the classes, and never splits words.
+    It removes reStructuredText markup and never splits words. For an option whose value is a class, it names the topic
+    ``--help.OPTION`` instead of listing all classes that the option accepts.
     """
 
     def add_usage(self, usage: str | None, actions: Iterable[Action], *args, **kwargs) -> None:

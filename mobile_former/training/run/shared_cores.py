@@ -40,7 +40,8 @@ class SharedCores(Callback):
     def shares(self) -> bool:
         """Whether other processes were busy in the last measurement.
 
-        If so, this callback has added idle threads to this process, so that PyTorch's threads wait passively.
+        If so, this callback has added idle threads to this process. With more threads than cores, OpenMP's waiting
+        threads sleep instead of running busy loops.
         """
         return self._release is not None
 
