@@ -232,8 +232,8 @@ class DetectorExporter(Exporter):
         images = [self.checkpoint.transform(image) for image in read]
         sizes = [image.shape[:2] for image in read]
         # RetinaNet's detections and E2E-MF's chosen queries are the best of many, so the last ones may differ.
-        start = getattr(self.module.model, "start", None)
-        complete = not (file.of_anchors or getattr(start, "choose_queries", False))
+        chooses_queries = getattr(getattr(self.module.model, "start", None), "choose_queries", False)
+        complete = not (file.of_anchors or chooses_queries)
         per_image, compared = [], 0
         for part in (slice(0, 1), slice(1, 3), slice(3, None)):  # a dynamic batch has to take any number
             if images[part]:
@@ -242,7 +242,7 @@ class DetectorExporter(Exporter):
                 for pair in zip(found, expected, strict=True):
                     per_image.append(differences(*pair, most, complete=complete))
                 compared += sum(len(each["scores"]) for each in expected)
-        worst = worst_difference(per_image, allow_one=getattr(start, "choose_queries", False))
+        worst = worst_difference(per_image, allow_one=chooses_queries)
         if not within_tolerance(worst):
             raise InputError(
                 f"the file's boxes differ from PyTorch's by {worst[0]:.2g} pixels and its scores by {worst[1]:.1e}, "

@@ -130,7 +130,7 @@ class _ActivatedConv(torch.autograd.Function):
         ctx.eps, ctx.convolution = eps, convolution
         hidden = _activate(x, slopes, mixing, _scale_and_shift(weight, bias, mean, deviation), padding)
         stride, margin, groups = convolution
-        batch = batch_for_onednn(hidden) if _is_pointwise(kernel, convolution) else None
+        batch = batch_for_onednn(hidden, kernel, *convolution)
         if batch is not None:
             return join_positions(F.conv2d(divide_positions(hidden, batch), kernel), hidden)
         return F.conv2d(hidden, kernel, None, stride, margin, 1, groups)
@@ -170,16 +170,12 @@ def _convolution_gradient(of: int, gradient: Tensor, x: Tensor, kernel: Tensor, 
     """
     stride, margin, groups = convolution
     needed = (of == 0, of == 1, False)
-    batch = batch_for_onednn(x) if _is_pointwise(kernel, convolution) else None
+    batch = batch_for_onednn(x, kernel, *convolution)
     maps = (gradient, x) if batch is None else (divide_positions(gradient, batch), divide_positions(x, batch))
     found = torch.ops.aten.convolution_backward(
         *maps, kernel, None, stride, margin, (1, 1), False, (0, 0), groups, needed
     )[of]
     return join_positions(found, x) if of == 0 and batch is not None else found
-
-
-def _is_pointwise(kernel: Tensor, convolution: tuple) -> bool:
-    return kernel.shape[2:] == (1, 1) and convolution == ((1, 1), (0, 0), 1)
 
 
 def _scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:

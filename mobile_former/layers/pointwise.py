@@ -19,23 +19,28 @@ _MOST = 64  # with more images, which are smaller, oneDNN is slower
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Compute ``conv(x)`` for a feature map ``(B, C, H, W)``. If PyTorch uses one thread, give small batches to oneDNN.
+    """Compute ``conv(x)`` for a feature map ``(B, C, H, W)``. On one thread, oneDNN computes small batches too.
 
     A convolution with hooks is called with ``x`` itself, so that the hooks receive the whole map.
     """
-    pointwise = conv.kernel_size == (1, 1) and conv.groups == 1 and conv.stride == (1, 1) and conv.padding == (0, 0)
-    batch = batch_for_onednn(x) if pointwise and not (conv._forward_hooks or conv._forward_pre_hooks) else None
-    if batch is None or conv._backward_hooks or conv._backward_pre_hooks or _has_any_global_hook():
+    batch = batch_for_onednn(x, conv.weight, conv.stride, conv.padding, conv.groups)
+    hooks = conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks
+    if batch is None or hooks or _has_any_global_hook():
         return conv(x)
     return join_positions(conv(divide_positions(x, batch)), x)
 
 
-def batch_for_onednn(x: Tensor) -> int | None:
+def batch_for_onednn(
+    x: Tensor, kernel: Tensor, stride: tuple[int, int], padding: str | tuple[int, int], groups: int
+) -> int | None:
     """Return the number of images into which :func:`divide_positions` should divide a feature map ``(B, C, H, W)``.
 
-    Return None if a division would not be faster, or if the map cannot be divided.
+    Return None if a division would not be faster, if the map cannot be divided, or if the convolution with the given
+    kernel and options is not pointwise.
     """
-    if not (x.is_cpu and is_channels_last(x)):  # first, because it is false for compilers, which allow no other check
+    if kernel.shape[2:] != (1, 1) or (stride, padding, groups) != ((1, 1), (0, 0), 1):
+        return None
+    if not (x.is_cpu and is_channels_last(x)):  # false for compilers, which allow none of the checks below
         return None
     if len(x) >= _FEWEST or x.dtype != torch.float32 or torch.get_num_threads() > 1 or torch.is_autocast_enabled("cpu"):
         return None

@@ -19,6 +19,10 @@ def image(batch=1, height=8, width=10, channels=24):
     return torch.randn(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
 
 
+def divided_into(x):
+    return batch_for_onednn(x, torch.zeros(16, 24, 1, 1), (1, 1), (0, 0), 1)
+
+
 def backend(x, conv):
     options = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
     return torch._C._select_conv_backend(x, conv.weight, None, *options)
@@ -27,7 +31,7 @@ def backend(x, conv):
 def test_pytorch_chooses_onednn_only_for_the_divided_map():
     conv, x = nn.Conv2d(24, 16, 1, bias=False), image()
     assert "Slow" in str(backend(x, conv))
-    divided = divide_positions(x, batch_for_onednn(x))
+    divided = divide_positions(x, divided_into(x))
     assert "Mkldnn" in str(backend(divided, conv))
     assert divided.data_ptr() == x.data_ptr()  # a view
 
@@ -47,16 +51,16 @@ def test_result_and_gradients_are_those_of_the_convolution(shape):
 
 
 def test_only_small_batches_of_float32_maps_in_channels_last_are_divided():
-    assert batch_for_onednn(image(1, 8, 10)) == 16
-    assert batch_for_onednn(image(1, 25, 34)) == 17
-    assert batch_for_onednn(image(1, 7, 11)) is None  # 77 positions have no divisor from 16 to 64
-    assert batch_for_onednn(image(16)) is None
-    assert batch_for_onednn(image().double()) is None
-    assert batch_for_onednn(image().contiguous()) is None
+    assert divided_into(image(1, 8, 10)) == 16
+    assert divided_into(image(1, 25, 34)) == 17
+    assert divided_into(image(1, 7, 11)) is None  # 77 positions have no divisor from 16 to 64
+    assert divided_into(image(16)) is None
+    assert divided_into(image().double()) is None
+    assert divided_into(image().contiguous()) is None
     with torch.autocast("cpu"):
-        assert batch_for_onednn(image()) is None
+        assert divided_into(image()) is None
     torch.set_num_threads(2)
-    assert batch_for_onednn(image()) is None
+    assert divided_into(image()) is None
 
 
 @pytest.mark.parametrize("options", [{"kernel_size": 3, "padding": 1}, {"kernel_size": 1, "stride": 2}, {"groups": 2}])
